@@ -1,0 +1,213 @@
+"""Checkpoints: sharded, written beside training, published in one rename, and checked before they are trusted."""
+
+import json
+import os
+import random
+import shutil
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.sharding import full_weights
+from fastgrpo.ranks import Ranks
+
+SHARDS, EXPORT, STATE = "shards", "hf", "state.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says what to do."""
+
+
+class Checkpointer:
+    """Writes ``folder/step_000020/{shards, hf, state.json}``; at most one write is under way.
+
+    ``shards`` is torch's distributed checkpoint, which any number of ranks can load; ``hf`` loads with
+    ``from_pretrained``; ``state.json`` holds the trainer's progress and the size and checksum of every file, and is
+    written last: a folder without it was never finished.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, keep_last: int, export_dtype: torch.dtype, tokenizer: Any) -> None:
+        self.folder, self.ranks, self.keep_last = folder, ranks, keep_last
+        self.export_dtype, self.tokenizer = export_dtype, tokenizer
+        # The write's own collectives must not mix with training's.
+        self.group = dist.new_group(backend="gloo", timeout=None)
+        self.under_way: tuple[Path, Future[Any], threading.Thread | None, list[BaseException]] | None = None
+        if ranks.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".step_*"):
+                shutil.rmtree(leftover)
+        ranks.barrier()
+
+    def save(self, step: int, learner: Learner, progress: dict[str, Any]) -> None:
+        """Copies the state and returns; the files are written while training goes on. All ranks take part."""
+        self.finish()
+        partial = self.folder / f".step_{step:06d}"
+        self._require_space(learner)
+        _save_random_state(partial, self.ranks.rank)
+        model, optimizer = get_state_dict(learner.policy, learner.optimizer)
+        shards = dcp.async_save(
+            {"model": model, "optimizer": optimizer}, checkpoint_id=partial / SHARDS, process_group=self.group
+        )
+        weights = {n: _to_cpu(w, self.export_dtype, self.ranks.is_first) for n, w in full_weights(learner.policy)}
+        writer, errors = None, []
+        if self.ranks.is_first:
+            writer = threading.Thread(
+                target=self._write_export, args=(partial, learner, weights, progress, shards, errors)
+            )
+            writer.start()
+        self.under_way = (partial, shards, writer, errors)
+
+    def finish(self) -> None:
+        """Waits for the write under way and publishes it. Raises CheckpointError if it failed, on all ranks."""
+        if self.under_way is None:
+            return
+        partial, shards, writer, errors = self.under_way
+        self.under_way = None
+        try:
+            shards.result()
+        except Exception as error:  # whatever the storage raised, the user must hear of it
+            errors.append(error)
+        if writer is not None:
+            writer.join()
+        if self.ranks.any(bool(errors)):
+            reason = errors[0] if errors else "another rank failed"
+            raise CheckpointError(f"checkpoint {partial.name[1:]} in {self.folder} was not written: {reason}") from (
+                errors[0] if errors else None
+            )
+        if self.ranks.is_first:
+            os.replace(partial, self.folder / partial.name[1:])
+            for old in published(self.folder)[: -self.keep_last]:
+                shutil.rmtree(old)
+        self.ranks.barrier()
+
+    def load(self, path: Path, learner: Learner) -> dict[str, Any]:
+        """Overwrites weights and optimizer; returns the progress that was saved with them. All ranks take part."""
+        model, optimizer = get_state_dict(learner.policy, learner.optimizer)
+        state = {"model": model, "optimizer": optimizer}
+        dcp.load(state, checkpoint_id=path / SHARDS, process_group=self.group)
+        set_state_dict(
+            learner.policy,
+            learner.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+        _load_random_state(path, self.ranks.rank)
+        return json.loads((path / STATE).read_text())["progress"]
+
+    def _write_export(
+        self,
+        partial: Path,
+        learner: Learner,
+        weights: dict[str, Tensor],
+        progress: dict[str, Any],
+        shards: Future[Any],
+        errors: list[BaseException],
+    ) -> None:
+        try:
+            export = partial / EXPORT
+            export.mkdir(parents=True, exist_ok=True)
+            save_torch_state_dict(weights, export, metadata={"format": "pt"})
+            config = type(learner.policy.model.config).from_dict(learner.policy.model.config.to_dict())
+            config.dtype = self.export_dtype
+            config.architectures = [type(learner.policy.model).__name__.removeprefix("FSDP")]
+            config.save_pretrained(export)
+            if learner.policy.model.generation_config is not None:
+                learner.policy.model.generation_config.save_pretrained(export)
+            self.tokenizer.save_pretrained(export)
+            shards.result()
+            files = {str(f.relative_to(partial)): [f.stat().st_size, checksum(f)] for f in _files(partial)}
+            state = {"progress": progress, "files": files}
+            (partial / STATE).write_text(json.dumps(state, indent=1))
+        except BaseException as error:  # told to every rank by finish()
+            errors.append(error)
+
+    def _require_space(self, learner: Learner) -> None:
+        needed = checkpoint_bytes(learner.policy.model.num_parameters(), self.export_dtype)
+        free = shutil.disk_usage(self.folder).free
+        if self.ranks.any(free < needed):
+            raise CheckpointError(
+                f"{self.folder} has {free / 2**30:.2f} GiB free and a checkpoint needs {needed / 2**30:.2f} GiB: "
+                f"make room and continue with --resume"
+            )
+
+
+def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype) -> int:
+    """Disk that one checkpoint takes: float32 weights and two AdamW moments, the export, and a tenth to spare."""
+    return int(num_parameters * (12 + export_dtype.itemsize) * 1.1)
+
+
+def published(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if p.is_dir())
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint, or an empty string."""
+    try:
+        files = json.loads((path / STATE).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE} cannot be read ({error})"
+    for name, (size, crc) in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if checksum(file) != crc:
+            return f"{name} has another checksum than when it was written"
+    return ""
+
+
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from, and a line about each damaged one that was passed over."""
+    complaints = []
+    for path in reversed(published(folder)):
+        if not (reason := damage(path)):
+            return path, complaints
+        complaints.append(f"checkpoint {path} is damaged: {reason}")
+    return None, complaints
+
+
+def checksum(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as f:
+        while chunk := f.read(1 << 24):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (f for f in sorted(folder.rglob("*")) if f.is_file())
+
+
+def _to_cpu(weight: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """A copy that training does not change; ranks that do not write keep nothing of it."""
+    return weight.detach().to("cpu", dtype, copy=True) if keep else torch.empty(0)
+
+
+def _save_random_state(partial: Path, rank: int) -> None:
+    """No draw of ours uses global generators; a model's or a recipe's code may."""
+    partial.mkdir(parents=True, exist_ok=True)
+    state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    torch.save(state, partial / f"random_state_{rank}.pt")
+
+
+def _load_random_state(path: Path, rank: int) -> None:
+    file = path / f"random_state_{rank}.pt"
+    if file.exists():  # a rank that the saved run did not have keeps its own
+        state = torch.load(file, weights_only=False)
+        torch.set_rng_state(state["torch"])
+        np.random.set_state(state["numpy"])
+        random.setstate(state["python"])

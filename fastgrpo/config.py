@@ -1,0 +1,295 @@
+"""Every setting of a run, its meaning and its default, once.
+
+The defaults are JustRL's (arXiv 2512.16649, table 2, and the launch script released with it): one stage, fixed
+hyper-parameters, plain GRPO. A recipe states what differs, the command line overrides a recipe.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    """Hub id or local folder of a causal language model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Compute dtype of the policy; auto is bfloat16 on CUDA and float32 on CPU. Master weights are float32 or wider."""
+    attention: Literal["auto", "varlen", "flash_attn", "padded", "sdpa", "eager"] = "auto"
+    """Attention over packed rows; auto is flash_attn where it is installed, else varlen, on CUDA, and padded on CPU."""
+    liger: bool = True
+    """Use liger-kernel's layers on CUDA where the architecture has them."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, a third more time."""
+    head_chunk_tokens: int = 4096
+    """Response tokens whose logits exist at one time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    replicas: int = 1
+    """Groups of ranks that each hold all weights (HSDP); 1 shards over all ranks. Several nodes: one per node."""
+    timeout_s: float = 1800.0
+    """Longest wait for another rank before the run stops with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str = "BytedTsinghua-SIA/DAPO-Math-17k"
+    """Training problems: a .parquet, .jsonl or .json file, a folder of them, or a hub data set."""
+    held_out: str = ""
+    """Problems for the accuracy that a run reports, never trained on; empty evaluates nothing."""
+    suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    """Appended to every problem that does not end in it."""
+    chat_template: bool = True
+    """Wrap the problem as one user message in the tokenizer's chat template."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts are dropped and counted."""
+    prompts_per_step: int = 256
+    """Problems in one step, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    engine: Literal["builtin"] = "builtin"
+    """What draws the responses: builtin is a decode loop over the transformers model."""
+    group_size: int = 8
+    """Responses per problem, compared with each other."""
+    max_response_tokens: int = 15360
+    """A response is cut here and judged as it stands."""
+    temperature: float = 1.0
+    """One value for sampler and trainer."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a response; empty takes the end token of the model's generation settings."""
+    ignore_eos: bool = False
+    """Sample every response to its full length; for benchmarks."""
+    max_sequences: int = 1024
+    """Sequences that a rank decodes at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    correct: float = 1.0
+    """Reward of a response that the verifier accepts."""
+    wrong: float = -1.0
+    """Reward of any other response, also of one whose verifier hung or died."""
+    workers: int = 1
+    """Verifier processes per rank."""
+    timeout_s: float = 10.0
+    """Time that one response may take to judge before its process is killed."""
+    memory_limit_gib: float = 4.0
+    """Address space of one verifier process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    clip_low: float = 0.2
+    """The ratio counts down to 1 - clip_low."""
+    clip_high: float = 0.28
+    """The ratio counts up to 1 + clip_high."""
+    dual_clip: float = 10.0
+    """With a negative advantage, the loss of a token is at most this times the advantage."""
+    old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
+    """Denominator of the ratio: a forward pass before the first update, or what the sampler returned (cheaper)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-6
+    """Constant after the warm-up."""
+    warmup_steps: int = 10
+    """Steps over which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging."""
+    eps: float = 1e-8
+    """AdamW's denominator floor."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    updates_per_step: int = 4
+    """Optimizer updates on the responses of one step, each on its own share of the problems."""
+    tokens_per_microbatch: int = 32768
+    """Tokens that one forward and backward pass may hold on a rank."""
+    max_skipped_updates: int = 3
+    """Non-finite updates in a row after which the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    every_steps: int = 50
+    """Steps between evaluations on the held-out problems; 0 evaluates only before and after."""
+    samples_per_prompt: int = 8
+    """Responses per problem for the sampled accuracy (avg@k)."""
+    temperature: float = 1.0
+    """Of the sampled accuracy; the greedy accuracy is reported besides."""
+    max_problems: int = 512
+    """Held-out problems that are used, from the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 50
+    """Steps between checkpoints; 0 writes only the last one."""
+    keep_last: int = 2
+    """Older checkpoints are removed."""
+    rollouts_per_step: int = 16
+    """Rollouts of a step that are kept for the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    name: str = "run"
+    """Folder of the run inside runs_dir."""
+    runs_dir: str = "runs"
+    """Where run folders are made."""
+    steps: int = 4380
+    """Rollout steps of the whole run."""
+    seed: int = 1
+    """Data order and sampling noise are functions of it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is cuda where a GPU is visible."""
+    resume: bool = False
+    """Go on from the newest intact checkpoint of this run."""
+    overwrite: bool = False
+    """Start anew although the run folder holds a run; its base model is kept."""
+    dry_run: bool = False
+    """Print the resolved configuration and the arithmetic of a step, and stop."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.data.prompts_per_step * self.rollout.group_size
+
+    @property
+    def prompts_per_update(self) -> int:
+        return self.data.prompts_per_step // self.optimizer.updates_per_step
+
+    @property
+    def run_dir(self) -> str:
+        return f"{self.runs_dir}/{self.name}"
+
+
+def with_run_dir(config: Config) -> Config:
+    """The configuration with ``{run_dir}`` in its paths filled in: a recipe can start from what it makes itself."""
+
+    def fill(path: str) -> str:
+        return path.replace("{run_dir}", config.run_dir)
+
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=fill(config.model.path)),
+        data=dataclasses.replace(config.data, train=fill(config.data.train), held_out=fill(config.data.held_out)),
+    )
+
+
+# Settings that may differ between a run and its continuation.
+_FREE_ON_RESUME = {
+    "steps", "resume", "overwrite", "dry_run", "runs_dir", "name", "device",
+    "parallel.timeout_s", "checkpoint.every_steps", "checkpoint.keep_last", "evaluation.every_steps",
+}  # fmt: skip
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting by its command-line name, as JSON holds it."""
+    tree = json.loads(json.dumps(dataclasses.asdict(config)))
+
+    def walk(prefix: str, node: Any) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        return {
+            k: v for name, child in node.items() for k, v in walk(f"{prefix}.{name}" if prefix else name, child).items()
+        }
+
+    return walk("", tree)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What keeps `new` from continuing a run that was started as `old`; both as `flatten` gives them."""
+    names = sorted((old.keys() | new.keys()) - _FREE_ON_RESUME)
+    return [f"--{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)]
+
+
+_AT_LEAST_ONE = (
+    "steps", "model.head_chunk_tokens", "parallel.replicas", "data.max_prompt_tokens", "data.prompts_per_step",
+    "rollout.max_response_tokens", "rollout.max_sequences", "reward.workers", "optimizer.updates_per_step",
+    "optimizer.tokens_per_microbatch", "optimizer.max_skipped_updates", "evaluation.samples_per_prompt",
+    "evaluation.max_problems", "checkpoint.keep_last",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "seed", "optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every_steps", "evaluation.temperature",
+    "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high",
+)  # fmt: skip
+_POSITIVE = (
+    "rollout.temperature", "parallel.timeout_s", "reward.timeout_s", "reward.memory_limit_gib", "optimizer.eps",
+    "optimizer.learning_rate", "optimizer.max_grad_norm",
+)  # fmt: skip
+
+
+def validate(config: Config, num_ranks: int) -> None:
+    """Refuses what cannot run, before anything is loaded. Raises ValueError with the range or the numbers."""
+    values = flatten(config)
+
+    def require(name: str, ok: bool, wanted: str) -> None:
+        if not ok:
+            raise ValueError(f"--{name} must be {wanted}, got {values[name]!r}")
+
+    for name in _AT_LEAST_ONE:
+        require(name, values[name] >= 1, "at least 1")
+    for name in _NOT_NEGATIVE:
+        require(name, values[name] >= 0, "0 or more")
+    for name in _POSITIVE:
+        require(name, values[name] > 0, "above 0")
+    require("rollout.group_size", config.rollout.group_size >= 2, "at least 2: a response is compared with its group")
+    require("objective.clip_low", 0 <= config.objective.clip_low < 1, "in [0, 1)")
+    require("objective.dual_clip", config.objective.dual_clip > 1, "above 1")
+    require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
+    _validate_arithmetic(config, num_ranks)
+
+
+def _validate_arithmetic(config: Config, num_ranks: int) -> None:
+    prompts, updates = config.data.prompts_per_step, config.optimizer.updates_per_step
+    if prompts % updates:
+        raise ValueError(
+            f"--data.prompts_per_step {prompts} cannot be split into --optimizer.updates_per_step {updates} equal "
+            f"updates: {prompts} / {updates} = {prompts / updates:g}. Take {prompts - prompts % updates or updates} "
+            f"or {prompts - prompts % updates + updates} prompts."
+        )
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if config.optimizer.tokens_per_microbatch < longest:
+        raise ValueError(
+            f"--optimizer.tokens_per_microbatch {config.optimizer.tokens_per_microbatch} cannot hold one longest "
+            f"sequence of {config.data.max_prompt_tokens} prompt + {config.rollout.max_response_tokens} response "
+            f"= {longest} tokens. Raise it, or lower --rollout.max_response_tokens."
+        )
+    if num_ranks % config.parallel.replicas:
+        raise ValueError(
+            f"--parallel.replicas {config.parallel.replicas} does not divide the {num_ranks} ranks of this launch."
+        )
+
+
+def arithmetic(config: Config, num_ranks: int) -> dict[str, str]:
+    """The derived numbers of a step, as the dry run prints them."""
+    update = config.prompts_per_update
+    group = config.rollout.group_size
+    return {
+        "ranks": f"{num_ranks} ({config.parallel.replicas} x {num_ranks // config.parallel.replicas} shards)",
+        "prompts per step": f"{config.data.prompts_per_step}",
+        "responses per step": f"{config.data.prompts_per_step} prompts x {group} = {config.responses_per_step}",
+        "updates per step": f"{config.optimizer.updates_per_step}, each on {update} prompts x {group} = {update * group} responses",
+        "tokens a micro-batch": f"at most {config.optimizer.tokens_per_microbatch} on each rank",
+        "longest sequence": f"{config.data.max_prompt_tokens} prompt + {config.rollout.max_response_tokens} response tokens",
+        "tokens a step": f"at most {config.responses_per_step * config.rollout.max_response_tokens:,} sampled",
+        "optimizer updates in all": f"{config.steps} steps x {config.optimizer.updates_per_step} = {config.steps * config.optimizer.updates_per_step:,}",
+    }

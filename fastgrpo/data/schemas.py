@@ -1,0 +1,140 @@
+"""What the columns of a row mean: the schemas of public mathematics data, and the wrappings that they put around a
+problem and its answer."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fastgrpo.data.read import Row
+
+# DAPO-Math-17k puts these around every problem. JustRL trains without them (thunlp/JustRL issue 1).
+DAPO_PREFIX = (
+    "Solve the following math problem step by step. The last line of your response should be of the form "
+    "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+)
+DAPO_SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
+# The second is a published slip: a format string that was never formatted (thunlp/OPD: dapo-math-17k-processed).
+INSTRUCTIONS = (
+    "Please reason step by step, and put your final answer within \\boxed{}.",
+    "Please reason step by step, and put your final answer within \\boxed{{}}.",
+)
+_SEPARATORS = ("\n\n", "\n", " ")
+
+Extract = Callable[[dict[str, Any]], tuple[Any, Any]]  # the columns of a row -> (problem, answer), unchecked
+
+
+class Item(NamedTuple):
+    body: str  # the problem as it was written, its white space included, without anybody's instructions
+    answer: str  # empty where the data set has none
+    level: int | None
+
+
+def parse(row: Row, extract: Extract, suffix: str) -> Item:
+    """One row by its schema. Raises ValueError, naming file and row, for what is missing or has the wrong type."""
+    try:
+        problem, answer = extract(row.values)
+        if not isinstance(problem, str):
+            raise ValueError(f"the problem must be text, got {_shown(problem)}")
+        body = unwrap_problem(problem, suffix)
+        if not body.strip():
+            raise ValueError("the problem is empty")
+        return Item(body, unwrap_answer(answer_text(answer)), level_number(row.values.get("level")))
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}.") from None
+
+
+def schema_of(row: Row) -> Extract:
+    """How to get (problem, answer) out of rows like this one. Raises ValueError where no schema fits."""
+    for columns, extract in SCHEMAS.items():
+        if all(c in row.values for c in columns):
+            return extract
+    known = "; ".join(" and ".join(columns) for columns in SCHEMAS)
+    raise ValueError(f"{row.where}: no known schema has the columns {', '.join(row.values)}. Known: {known}.")
+
+
+def _verl(values: dict[str, Any]) -> tuple[Any, Any]:
+    """verl's: ``prompt`` is a chat, ``reward_model.ground_truth`` the answer."""
+    messages, reward_model = values.get("prompt"), values.get("reward_model")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError(f"prompt must be a list of messages, got {_shown(messages)}")
+    roles = [m.get("role") for m in messages]
+    if roles != ["user"]:
+        raise ValueError(f"prompt must be exactly one user message, got the roles {roles}")
+    if not isinstance(reward_model, dict):
+        raise ValueError(f"reward_model must be an object with a ground_truth, got {_shown(reward_model)}")
+    return messages[0].get("content"), reward_model.get("ground_truth")
+
+
+def _plain(values: dict[str, Any]) -> tuple[Any, Any]:
+    """MathArena's, which BRUMO25, CMIMC25 and HMMT25 have."""
+    return values.get("problem"), values.get("answer")
+
+
+def _gsm8k(values: dict[str, Any]) -> tuple[Any, Any]:
+    """GSM8K's: a worked solution whose last line is ``#### 1,234``. An answer of one line is taken as it is."""
+    question, answer = values.get("question"), values.get("answer")
+    if isinstance(answer, str):
+        _, mark, final = answer.rpartition("####")
+        if not mark and "\n" in answer.strip():
+            raise ValueError("the answer has several lines, none of which begins with ####")
+        # The usual graders compare without the commas of thousands.
+        answer = final.replace(",", "") if mark else answer
+    return question, answer
+
+
+SCHEMAS: dict[tuple[str, ...], Extract] = {
+    ("prompt", "reward_model"): _verl,
+    ("problem", "answer"): _plain,
+    ("question", "answer"): _gsm8k,
+}
+
+
+def unwrap_problem(text: str, suffix: str) -> str:
+    """The problem without DAPO's and JustRL's instructions and without `suffix`.
+
+    Its own white space stays, because it tells two rows of DAPO-Math-17k apart: of an instruction goes with it only
+    the one separator that was put before it.
+    """
+    text = text.removeprefix(DAPO_PREFIX).removesuffix(DAPO_SUFFIX)
+    for instruction in (*INSTRUCTIONS, suffix.strip()):
+        shorter = text.rstrip().removesuffix(instruction)
+        if instruction and shorter != text.rstrip():
+            separator = next((s for s in _SEPARATORS if shorter.endswith(s)), "")
+            return shorter.removesuffix(separator)
+    return text
+
+
+def unwrap_answer(answer: str) -> str:
+    r"""``\boxed{204}`` -> ``204``; anything but one single box stays."""
+    if not (answer.startswith("\\boxed{") and answer.endswith("}")):
+        return answer
+    inside = answer[len("\\boxed{") : -1]
+    depth = 0
+    for char in re.sub(r"\\[{}]", "", inside):
+        depth += (char == "{") - (char == "}")
+        if depth < 0:  # the first box was closed before the end
+            return answer
+    return inside.strip() if depth == 0 else answer
+
+
+def answer_text(answer: Any) -> str:
+    """The answer as text. A whole number that a table turned into a float becomes whole again."""
+    if isinstance(answer, str):
+        return answer.strip()
+    if answer is None or (isinstance(answer, float) and not math.isfinite(answer)):
+        raise ValueError("the row has no answer")
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        raise ValueError(f"the answer must be text or a number, got {_shown(answer)}")
+    return str(int(answer)) if isinstance(answer, int) or answer.is_integer() else str(answer)
+
+
+def level_number(level: Any) -> int | None:
+    """3 of 3, 3.0, "3" and "Level 3" (MATH's); None of anything else, as MATH's "Level ?"."""
+    match = re.fullmatch(r"(?:Level )?(\d+)(?:\.0)?", str(level))
+    return int(match[1]) if match else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

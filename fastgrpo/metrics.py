@@ -1,0 +1,48 @@
+"""The figures of a run, as lines of JSON that survive a kill and continue without a gap or a repeat."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """An append-only file of records that carry a ``step``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, records: Iterable[dict[str, Any]]) -> None:
+        """Writes whole lines in one go; a number that is not finite becomes null, which JSON can hold."""
+        lines = "".join(json.dumps(_finite(r), ensure_ascii=False) + "\n" for r in records)
+        with self.path.open("a", encoding="utf-8", errors="surrogatepass") as file:
+            file.write(lines)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records; a last line that a kill tore is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def keep_until(self, step: int) -> None:
+        """Drops what was written after a step's checkpoint, and a torn last line."""
+        kept = [r for r in self.read() if r["step"] <= step]
+        self.path.unlink(missing_ok=True)
+        self.append(kept)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces the file in one rename: a reader sees the old or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""The trained weights: model, attention, sharding, optimizer."""

@@ -1,0 +1,106 @@
+"""The gradient of an update, and the update."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.objective import grpo_loss
+from fastgrpo.packing import SequenceCost, pack, plan_microbatches
+from fastgrpo.policy.model import Policy
+from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer
+from fastgrpo.policy.sharding import accumulate, reshard
+from fastgrpo.ranks import Ranks
+from fastgrpo.types import PackedBatch, Sequence
+
+
+@dataclass(frozen=True)
+class Update:
+    """This rank's micro-batches of one optimizer update, and the tokens that all ranks have in it together."""
+
+    batches: list[PackedBatch]
+    num_loss_tokens: int
+
+
+@dataclass
+class TokenSums:
+    """Sums over this rank's response tokens; divided by the tokens of all ranks they are the step's metrics."""
+
+    values: Tensor  # [5] float64
+
+    NAMES = ("num_tokens", "entropy", "clipped", "rollout_kl", "logprob_diff_above_001")
+
+    @classmethod
+    def zero(cls) -> "TokenSums":
+        return cls(torch.zeros(len(cls.NAMES), dtype=torch.float64))
+
+    def add(self, entropy: Tensor, clipped: Tensor, old_logprobs: Tensor, rollout_logprobs: Tensor) -> None:
+        difference = rollout_logprobs - old_logprobs
+        sums = (entropy.sum(), clipped.sum(), difference.sum(), (difference.abs() > 0.01).sum())
+        self.values += torch.stack([torch.tensor(len(entropy)), *(s.detach().cpu() for s in sums)]).double()
+
+
+class Learner:
+    """Owns the sharded policy and its optimizer."""
+
+    def __init__(
+        self, policy: Policy, ranks: Ranks, cost: SequenceCost, objective: ObjectiveConfig, optimizer: OptimizerConfig
+    ) -> None:
+        self.policy, self.ranks, self.cost = policy, ranks, cost
+        self.objective, self.config = objective, optimizer
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, optimizer)
+
+    def pack(self, sequences: Seq[Sequence]) -> Update:
+        """This rank's share of one update. Every rank must be given the same sequences."""
+        budget = self.config.tokens_per_microbatch
+        plan = plan_microbatches([s.num_input_tokens for s in sequences], self.ranks.count, budget, self.cost)
+        batches = [pack([sequences[i] for i in chosen]) for chosen in plan[self.ranks.rank]]
+        return Update([b.to(self.ranks.device) for b in batches], sum(len(s.response) for s in sequences))
+
+    @torch.no_grad()
+    def with_old_logprobs(self, update: Update) -> Update:
+        """The update with the logprobs of the current weights, before any update of the step changes them."""
+        batches = [replace(b, old_logprobs=self.policy(b)[0]) for b in update.batches]
+        reshard(self.policy)
+        return replace(update, batches=batches)
+
+    def with_rollout_logprobs(self, update: Update) -> Update:
+        """The update with the sampler's logprobs for old ones, which spares a forward pass."""
+        batches = [replace(b, old_logprobs=b.rollout_logprobs[b.response_mask]) for b in update.batches]
+        return replace(update, batches=batches)
+
+    def backward(self, update: Update, sums: TokenSums) -> None:
+        """Adds the gradient of one update, summed over ranks, to the parameters."""
+        for i, batch in enumerate(update.batches):
+            accumulate(self.policy, is_last=i == len(update.batches) - 1)
+            logprobs, entropy = self.policy(batch)
+            old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            loss, clipped = grpo_loss(
+                logprobs,
+                old_logprobs,
+                batch.advantages[batch.response_mask],
+                update.num_loss_tokens,
+                clip_low=self.objective.clip_low,
+                clip_high=self.objective.clip_high,
+                dual_clip=self.objective.dual_clip,
+            )
+            loss.backward()
+            sums.add(entropy, clipped, old_logprobs, batch.rollout_logprobs[batch.response_mask])
+
+    def apply(self, learning_rate: float) -> float:
+        """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.
+
+        A norm that is not finite leaves the weights and the optimizer's state as they are.
+        """
+        gradients = local_gradients(self.parameters)
+        norm = gradient_norm(gradients, self.ranks.mesh)
+        if torch.isfinite(norm):
+            clip(gradients, norm, self.config.max_grad_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)

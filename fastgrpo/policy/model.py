@@ -1,0 +1,132 @@
+"""The policy: a transformers causal LM whose forward pass ends in logprobs, not in logits."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastgrpo_kernels import linear_logprobs
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from fastgrpo.attention import choose_attention, packed_kwargs
+from fastgrpo.config import ModelConfig
+from fastgrpo.packing import SequenceCost
+from fastgrpo.types import PackedBatch
+
+
+class Policy(nn.Module):
+    """Root module of the trained weights.
+
+    The LM head is applied inside this forward, in chunks and to response rows alone: no ``[T, V]`` tensor exists, and
+    under FSDP2 the head's weight is gathered only here.
+    """
+
+    def __init__(self, model: PreTrainedModel, temperature: float, head_chunk_tokens: int) -> None:
+        super().__init__()
+        _refuse_scaled_logits(model.config)
+        self.model = model
+        self.temperature = temperature
+        self.head_chunk_tokens = head_chunk_tokens
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:  # logprobs [R], entropy [R]
+        """At the R response tokens of the batch, in order: float32, entropy detached from nothing."""
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            **packed_kwargs(batch.cu_seqlens, batch.max_seqlen),
+        ).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        return linear_logprobs(
+            hidden[batch.response_mask],
+            head.weight,
+            batch.target_ids[batch.response_mask],
+            bias=head.bias,
+            temperature=self.temperature,
+            chunk_tokens=self.head_chunk_tokens,
+        )
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.dtype)
+
+
+def master_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Dtype that the optimizer updates: never below float32."""
+    return torch.promote_types(compute_dtype(config, device), torch.float32)
+
+
+def load_causal_lm(config: ModelConfig, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """A causal LM of a hub id or folder, in evaluation mode: dropout would make logprobs random."""
+    model = AutoModelForCausalLM.from_pretrained(
+        config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+    )
+    if config.liger and device.type == "cuda":
+        _apply_liger(model)
+    return model.to(device).eval()
+
+
+def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
+    attention = choose_attention(config.attention, device)
+    model = load_causal_lm(config, device, master_dtype(config, device), attention)
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode only; _refuse_dropout keeps it deterministic
+    _refuse_dropout(model)
+    return Policy(model, temperature, config.head_chunk_tokens)
+
+
+def sequence_cost(model_config: Any) -> SequenceCost:
+    """FLOPs by sequence length of a decoder of this transformers configuration."""
+    d_head = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+    num_kv = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
+    return SequenceCost.of_transformer(
+        num_layers=model_config.num_hidden_layers,
+        d_model=model_config.hidden_size,
+        d_feed_forward=model_config.intermediate_size,
+        d_key_value=num_kv * d_head,
+    )
+
+
+def check_vocabulary(config: ModelConfig, tokenizer_size: int) -> None:
+    """Raises ValueError if the tokenizer can make ids that the model has no row for. Loads no weights."""
+    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    if tokenizer_size > model_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {model_config.vocab_size} "
+            f"rows: use the tokenizer that belongs to the model, or resize the model's embeddings"
+        )
+
+
+def find_model(path: str) -> None:
+    """Raises ValueError if ``path`` looks like a local folder that is not there or holds no model."""
+    folder = Path(path)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if folder.exists() or looks_local:
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"--model.path {path} holds no config.json: give a model folder or a hub id owner/name")
+
+
+def _apply_liger(model: PreTrainedModel) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("liger_kernel") is None:
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
+
+    # Only the layers: its fused losses stand where our own head does.
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def _refuse_scaled_logits(model_config: Any) -> None:
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model_config, name, None)
+        if value not in (None, 1, 1.0):
+            raise ValueError(f"this model transforms its logits ({name} = {value}), which the policy's head lacks")
+
+
+def _refuse_dropout(model: PreTrainedModel) -> None:
+    if model.training and (p := getattr(model.config, "attention_dropout", 0.0)):
+        raise ValueError(f"attention_dropout is {p} in the model's config: set it to 0, logprobs must not be random")

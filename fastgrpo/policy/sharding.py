@@ -1,0 +1,46 @@
+"""FSDP2: sharded master weights, gathered to compute."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from fastgrpo.policy.model import Policy
+
+
+def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
+    """Shards every layer and the root over the mesh; weights are gathered and computed with in ``dtype``.
+
+    Gradients are summed over ranks, never averaged: the loss is already divided by the tokens of the whole update.
+    """
+    axes = mesh if mesh.shape[0] > 1 else mesh["shard"]
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
+    for module in (*policy.model.base_model.layers, policy):
+        fully_shard(module, mesh=axes, mp_policy=precision)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return policy
+
+
+def accumulate(policy: Policy, *, is_last: bool) -> None:
+    """Says whether the coming backward pass is the last of an update: only that one reduces gradients over ranks."""
+    assert isinstance(policy, FSDPModule)
+    policy.set_requires_gradient_sync(is_last)
+    policy.set_reshard_after_backward(is_last)
+
+
+def reshard(policy: Policy) -> None:
+    """Frees gathered weights that no backward pass will free, and that the next update would leave stale."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its checkpoint name, gathered one at a time. All ranks must take part."""
+    for name, parameter in policy.model.named_parameters():
+        value = parameter.data
+        yield name, value.full_tensor() if isinstance(value, DTensor) else value

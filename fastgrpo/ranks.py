@@ -1,0 +1,83 @@
+"""The processes of a launch, and what they tell each other besides tensors of the model."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from fastgrpo.config import ParallelConfig
+
+T = TypeVar("T")
+
+
+def launched_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) as torchrun tells them; (0, 1) without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def choose_device(setting: str) -> torch.device:
+    """This rank's device. Raises ValueError if a GPU is asked for and none is visible."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a visible CUDA GPU, and this torch sees none: use --device cpu")
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank among all. Objects travel over gloo, beside the group that tensors use."""
+
+    rank: int
+    count: int
+    device: torch.device
+    mesh: DeviceMesh  # ("replica", "shard")
+    control: dist.ProcessGroup
+
+    @classmethod
+    def connect(cls, device: torch.device, config: ParallelConfig) -> "Ranks":
+        """Joins the launch. A lone process is a group of one, so that there is one code path."""
+        rank, count = launched_ranks()
+        store = dist.HashStore() if "MASTER_PORT" not in os.environ else None
+        timeout = timedelta(seconds=config.timeout_s)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+        shape = (config.replicas, count // config.replicas)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))
+        return cls(rank, count, device, mesh, dist.new_group(backend="gloo", timeout=timeout))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share_of(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's contiguous part; the parts of all ranks differ in length by at most one."""
+        return items[len(items) * self.rank // self.count : len(items) * (self.rank + 1) // self.count]
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """The items of all ranks, in rank order, on every rank."""
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, list(items), group=self.control)
+        return [item for part in parts for item in part]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise over ranks, on the CPU."""
+        values = values.cpu()
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)

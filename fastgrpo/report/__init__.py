@@ -1,0 +1,8 @@
+"""A run as one self-contained page: its curves, its headline numbers and its rollouts to read.
+
+``python -m fastgrpo.report RUN`` writes ``report.html`` into the run folder. The page needs no network and no server.
+"""
+
+from fastgrpo.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,137 @@
+"""Which charts the page has, in its order, and what each shows of a healthy run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One chart over the steps. `healthy` completes the sentence "Healthy: ..."."""
+
+    metric: str  # the first one; also the chart's name in the page and in run.json's published bands
+    title: str
+    unit: str
+    healthy: str
+    about: str = ""
+    series: Mapping[str, str] = field(default_factory=dict)  # metric -> name, where there is more than one
+    hover: str = ".4~r"  # d3-format
+    ticks: str = ""
+    averaged: bool = True
+    stacked: bool = False
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        return self.series or {self.metric: self.title.lower()}
+
+
+CURVES: Mapping[str, tuple[Curve, ...]] = {
+    "Learning": (
+        Curve(
+            metric="reward",
+            title="Mean reward",
+            unit="reward per response",
+            healthy="climbs steadily and flattens late, without a sudden fall.",
+        ),
+        Curve(
+            metric="entropy",
+            title="Entropy",
+            unit="nats per token",
+            about="Entropy is the mean over response tokens of the full-vocabulary entropy at the sampling "
+            "temperature.",
+            healthy="drifts slowly within a band. Near 0 the policy has stopped exploring, a climb ends in noise.",
+        ),
+        Curve(
+            metric="response_length",
+            title="Response length",
+            unit="tokens per response",
+            hover=",.0f",
+            healthy="settles well below the limit. Growth up to the limit is rambling, a collapse is guessing.",
+        ),
+    ),
+    "Accuracy and updates": (
+        Curve(
+            metric="held_out_accuracy",
+            title="Held-out accuracy",
+            unit="share of answers correct",
+            series={"held_out_accuracy": "sampled", "held_out_greedy": "greedy"},
+            hover=".1%",
+            ticks=".0%",
+            averaged=False,
+            healthy="follows the reward. Where the reward climbs alone, the policy overfits or games the verifier.",
+        ),
+        Curve(
+            metric="clip_frac",
+            title="Clip fraction",
+            unit="share of response tokens",
+            hover=".3~%",
+            ticks="~%",
+            healthy="small and steady. Growth means that updates stray from the policy that sampled.",
+        ),
+        Curve(
+            metric="grad_norm",
+            title="Gradient norm",
+            unit="L2 norm before clipping",
+            healthy="level, with rare and isolated spikes.",
+        ),
+    ),
+    "Sampler and data": (
+        Curve(
+            metric="rollout_kl",
+            title="Sampler to trainer KL",
+            unit="nats per token",
+            hover=".3~e",
+            ticks=".1~e",
+            healthy="flat and close to 0. A rise means that sampler and trainer no longer hold the same distribution.",
+        ),
+        Curve(
+            metric="logprob_diff_above_001_frac",
+            title="Log-probabilities that differ",
+            unit="share of response tokens",
+            about="Tokens on which sampler and trainer differ by more than 0.01.",
+            hover=".3~%",
+            ticks="~%",
+            healthy="constant. A jump points to a weight sync that went wrong.",
+        ),
+        Curve(
+            metric="truncated_frac",
+            title="Truncated and without signal",
+            unit="share of responses",
+            series={"truncated_frac": "cut at the limit", "zero_advantage_frac": "zero advantage"},
+            hover=".1%",
+            ticks=".0%",
+            healthy="truncation falls early. Groups all right or all wrong teach nothing, and grow only as skill does.",
+        ),
+    ),
+    "Speed": (
+        Curve(
+            metric="tokens_per_s",
+            title="Throughput",
+            unit="tokens/s, all ranks",
+            hover=",.0f",
+            healthy="level. It moves with the response length, and no dip lasts.",
+        ),
+        Curve(
+            metric="total_tokens",
+            title="Cumulative tokens",
+            unit="tokens",
+            hover=",.0f",
+            averaged=False,
+            healthy="a straight line, which bends with the response length.",
+        ),
+        Curve(
+            metric="step_s",
+            title="Time per phase",
+            unit="seconds per step",
+            series={
+                "rollout_s": "rollout",
+                "update_s": "update",
+                "old_logprobs_s": "old logprobs",
+                "reward_s": "reward",
+                "sync_s": "weight sync",
+                "rest_s": "rest",
+            },
+            stacked=True,
+            healthy="rollout and update fill the step. Sync, reward and the rest stay thin.",
+        ),
+    ),
+}

@@ -1,0 +1,94 @@
+"""The few numbers that say how a run went, as the page's header shows them."""
+
+from dataclasses import dataclass
+
+from fastgrpo.report.read import Run, number
+from fastgrpo.report.words import amount, counted, duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A number with its name; `before` where it is a change."""
+
+    label: str
+    value: str
+    before: str = ""
+    detail: str = ""
+
+
+def headline(run: Run) -> list[Fact]:
+    """The accuracies first. What the run did not record is left out."""
+    samples, temperature = run.setting("evaluation.samples_per_prompt"), run.setting("evaluation.temperature")
+    how = f"mean of {samples} samples, temperature {temperature}" if samples and temperature is not None else ""
+    facts = [
+        _accuracy(run, "Held-out accuracy, sampled", "accuracy", "held_out_accuracy", how),
+        _accuracy(run, "Held-out accuracy, greedy", "greedy", "held_out_greedy", "one response a problem"),
+        _steps(run),
+        _train_time(run),
+        _throughput(run),
+    ]
+    return [fact for fact in facts if fact]
+
+
+def incidents(run: Run) -> list[str]:
+    """What went wrong and was survived, in plain words. Empty is the healthy case."""
+    counts = {"skipped update": run.total("skipped_updates"), "verifier failure": run.total("verifier_failures")}
+    return [counted(count, name) for name, count in counts.items() if count]
+
+
+def subtitle(run: Run) -> list[str]:
+    """Model, recipe, machine and seed."""
+    about = run.about
+    ranks = number(about.get("num_ranks"))
+    machine = [str(about["device"])] if about.get("device") else []
+    machine += [counted(ranks, "rank")] if ranks else []
+    seed = run.summary.get("seed", run.setting("seed"))
+    parts = [about.get("model"), about.get("recipe"), ", ".join(machine), f"seed {seed}" if seed is not None else ""]
+    return [str(part) for part in parts if part]
+
+
+def _accuracy(run: Run, label: str, name: str, metric: str, how: str) -> Fact | None:
+    """From the summary; while the run goes on, its first and its latest evaluation."""
+    known = [value for value in run.column(metric) if value is not None]
+    before, after = (number(run.summary.get(f"{name}_{when}")) for when in ("before", "after"))
+    if before is None and known:
+        before = known[0]
+    if after is None and len(known) > 1:
+        after = known[-1]
+    if before is None and after is None:
+        return None
+    if before is None or after is None:
+        return Fact(label=label, value=f"{before if after is None else after:.1%}", detail=how)
+    points = 100 * (after - before)
+    detail = f"{points:+.1f} points" + (f" · {how}" if how else "")
+    return Fact(label=label, before=f"{before:.1%}", value=f"{after:.1%}", detail=detail)
+
+
+def _steps(run: Run) -> Fact:
+    planned = number(run.setting("steps"))
+    unfinished = f"of {planned:,}, not finished" if planned else "not finished"
+    state = "finished" if run.summary else unfinished
+    tokens = run.last("total_tokens")
+    return Fact(
+        label="Steps", value=f"{run.num_steps:,}", detail=state + (f" · {amount(tokens)} tokens" if tokens else "")
+    )
+
+
+def _train_time(run: Run) -> Fact | None:
+    seconds = number(run.summary.get("train_s")) or run.total("step_s")
+    if not seconds:
+        return None
+    per_step = f"{seconds / run.num_steps:.3g} s a step" if run.num_steps else ""
+    return Fact(label="Training time", value=duration(seconds), detail=per_step)
+
+
+def _throughput(run: Run) -> Fact | None:
+    speed = number(run.summary.get("tokens_per_s"))
+    if speed is None:
+        seconds, tokens = run.total("step_s"), run.last("total_tokens")
+        speed = tokens / seconds if seconds and tokens else None
+    if speed is None:
+        return None
+    ranks = number(run.about.get("num_ranks"))
+    detail = f"{speed / ranks:,.0f} a rank" if ranks and ranks > 1 else ""
+    return Fact(label="Tokens per second", value=f"{speed:,.0f}", detail=detail)

@@ -1,0 +1,296 @@
+"""Verifiers in processes that can be killed."""
+
+import math
+import os
+import select
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from fastgrpo.rewards import wire
+from fastgrpo.rewards.handle import WorkerHandle
+
+Failure = Literal["", "timeout", "died", "raised"]
+
+SELF_TEST: tuple[tuple[str, str, bool], ...] = (
+    ("Six times seven is 42, so the answer is \\boxed{42}.", "42", True),
+    ("Six times seven is 41, so the answer is \\boxed{41}.", "42", False),
+    ("", "42", False),
+)
+
+MAX_CHUNK_ITEMS = 128
+MAX_CHUNK_CHARS = 1 << 20
+MAX_FAILED_STARTS = 3
+BREATH_S = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``failure`` says why there was no judgement, in which case the response counts as wrong."""
+
+    correct: bool
+    failure: Failure = ""
+
+
+class VerifierPool:
+    """Judges responses in ``workers`` processes, each of which can be killed without loss.
+
+    Args:
+        verifier: ``"package.module:function"`` or ``"/path/to/recipe.py:function"``, a function
+            (response text, answer) -> bool. A file is read once, here.
+        workers: processes. Each is a fresh interpreter, not a fork; it is replaced when it hangs or dies.
+        timeout_s: wall-clock seconds that one item may take.
+        memory_limit_gib: address space of one process, shared libraries included (Linux only).
+        self_test: (response text, answer, expected verdict) that every process must judge rightly before it starts.
+        start_timeout_s: for a process to load the verifier and to pass the self-test.
+
+    Raises:
+        ValueError: the arguments make no sense, or the verifier cannot be loaded.
+        RuntimeError: it failed the self-test, or a process did not start.
+
+    What a verifier prints is dropped. ``last_error`` is what the latest failed item left behind: a traceback, or how
+    the process ended. Calls from several threads take turns.
+    """
+
+    def __init__(
+        self,
+        verifier: str,
+        workers: int,
+        timeout_s: float,
+        memory_limit_gib: float,
+        self_test: Sequence[tuple[str, str, bool]] = SELF_TEST,
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        _check_positive(workers=workers, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib)
+        verifier, source = _locate(verifier)
+        self._setup = wire.Setup(verifier, source, tuple(self_test), os.getpid(), timeout_s, memory_limit_gib)
+        self._num_workers = workers
+        self._start_timeout_s = start_timeout_s
+        self._failed_starts = 0
+        self._workers: list[WorkerHandle] = []
+        self._lock = threading.RLock()  # a signal handler may close the pool in the middle of a call
+        # Linux ends a worker when the thread that started it ends, so one thread that lives as long as the pool
+        # starts them all.
+        self._spawner = ThreadPoolExecutor(1, "verifier-spawner")
+        self._finalize = weakref.finalize(self, _shut_down, self._workers, self._spawner, os.getpid())
+        self.last_error = ""
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process; returns when they are gone. May be called again."""
+        with self._lock:
+            self._finalize()
+
+    def score(self, items: Sequence[wire.Item]) -> list[Verdict]:
+        """Verdicts on (response text, answer) pairs, in order.
+
+        Takes at most about ``len(items) * timeout_s / workers``, and the restart of a process for each failure.
+        RuntimeError if a process could not be replaced.
+        """
+        _check_texts(items)
+        with self._lock:
+            if not self._finalize.alive or os.getpid() != self._setup.parent_pid:
+                raise RuntimeError("this VerifierPool is closed or belongs to the parent process; make another one")
+            job = _Job(items)
+            try:
+                self._run(job)
+            except BaseException:
+                # A worker in the middle of this job would answer the next job with this one's verdicts.
+                _kill_all(self._workers)
+                raise
+            return job.verdicts()
+
+    def _start(self) -> None:
+        self._fill()
+        while any(worker.starting for worker in self._workers):
+            self._wait()
+            self._advance(_Job([]), max_failed_starts=1)
+
+    def _run(self, job: "_Job") -> None:
+        self._advance(job)  # some may have died since the last call
+        while not job.done:
+            self._fill()
+            self._deal(job)
+            self._wait()
+            self._advance(job)
+
+    def _fill(self) -> None:
+        """Starts the processes that are missing."""
+        missing = self._num_workers - len(self._workers)
+        hired = [self._spawner.submit(self._hire) for _ in range(missing)]
+        for future in wait(hired).done:
+            future.result()
+
+    def _hire(self) -> None:
+        self._workers.append(WorkerHandle(self._setup, self._start_timeout_s))
+
+    def _deal(self, job: "_Job") -> None:
+        """Gives each process its next items before it runs out, and ever fewer towards the end, so that none waits."""
+        for worker in self._workers:
+            num_items = min(MAX_CHUNK_ITEMS, math.ceil(len(job.waiting) / (2 * self._num_workers - 1)))
+            if job.waiting and worker.can_take and 2 * len(worker.pending) <= num_items:
+                numbers = job.take_chunk(num_items)
+                worker.assign(numbers, [job.items[number] for number in numbers])
+
+    def _wait(self) -> None:
+        """Until a process has something to say, or can take more, or is late."""
+        poll = select.poll()
+        for worker in self._workers:
+            poll.register(worker.reply_fd, select.POLLIN)
+            if worker.wants_to_write:
+                poll.register(worker.request_fd, select.POLLOUT)
+        now = time.monotonic()
+        left_s = min((worker.deadline for worker in self._workers), default=now) - now
+        poll.poll(max(0, math.ceil(min(left_s, 3600.0) * 1000)))
+        time.sleep(BREATH_S)  # quick verdicts come one by one; taken together they cost this process less
+
+    def _advance(self, job: "_Job", max_failed_starts: int = MAX_FAILED_STARTS) -> None:
+        """Takes in what the processes said, and ends those that are late or gone."""
+        now = time.monotonic()  # before reading: who answered while this process slept is not late
+        for worker in list(self._workers):
+            for code, body in worker.pump():
+                self._hear(job, worker, code, body)
+            if worker.gone or worker.deadline < now:
+                self._lose(job, worker, max_failed_starts)
+
+    def _hear(self, job: "_Job", worker: WorkerHandle, code: bytes, body: bytes) -> None:
+        if worker.starting:
+            self._hear_start(worker, code, body)
+        elif code in (wire.ACCEPTED, wire.REJECTED) and worker.pending:
+            job.settle(worker.judged(), Verdict(code == wire.ACCEPTED))
+        elif code in (wire.RAISED, wire.RETIRED) and worker.pending:
+            self.last_error = body.decode("utf-8", "replace")
+            job.settle(worker.judged(), Verdict(False, "raised"))
+            if code == wire.RETIRED:
+                job.give_back(worker.surrender())
+        else:
+            worker.gone = True  # not in its right mind
+
+    def _hear_start(self, worker: WorkerHandle, code: bytes, body: bytes) -> None:
+        """Raises if the worker says that this verifier will not do: another process would say the same."""
+        reason = body.decode("utf-8", "replace")
+        if code == wire.NOT_LOADED:
+            raise ValueError(f"cannot load the verifier {self._setup.verifier!r}: {reason}{_memory_hint(reason)}")
+        if code == wire.NOT_PASSED:
+            raise RuntimeError(
+                f"the verifier {self._setup.verifier!r} failed its self-test: {reason}. "
+                "Mend it, or give a self_test that fits what it judges"
+            )
+        worker.started()
+        self._failed_starts = 0
+
+    def _lose(self, job: "_Job", worker: WorkerHandle, max_failed_starts: int) -> None:
+        """Ends a process; the item in its hand is wrong, the others go back."""
+        self._workers.remove(worker)
+        late = not worker.gone
+        status = worker.kill()
+        if worker.starting:
+            self._lose_starting(worker, late, status, max_failed_starts)
+        elif worker.pending:
+            late = late or status == -signal.SIGXCPU
+            self.last_error = f"no verdict in {self._setup.timeout_s} s" if late else f"exit status {status}"
+            job.settle(worker.pending.popleft(), Verdict(False, "timeout" if late else "died"))
+            job.give_back(worker.pending)
+
+    def _lose_starting(self, worker: WorkerHandle, late: bool, status: int | None, max_failed_starts: int) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= max_failed_starts:
+            how = f"was not ready after {self._start_timeout_s} s" if late else f"ended with exit status {status}"
+            raise RuntimeError(
+                f"a process of the verifier {self._setup.verifier!r} {how} before its first item, "
+                f"{self._failed_starts} time(s) in a row. It printed: {worker.last_words or 'nothing'}"
+            )
+
+
+class _Job:
+    """The items of one call: which wait for a worker, and what was found about the others."""
+
+    def __init__(self, items: Sequence[wire.Item]) -> None:
+        self.items = [(str(text), str(answer)) for text, answer in items]  # numpy's str would cost an import over there
+        self.waiting = deque(range(len(items)))
+        self._verdicts: list[Verdict | None] = [None] * len(items)
+        self._num_open = len(items)
+
+    @property
+    def done(self) -> bool:
+        return self._num_open == 0
+
+    def take_chunk(self, max_items: int) -> list[int]:
+        """Numbers of the next items for one worker, at least one, of a bounded length together."""
+        chunk = [self.waiting.popleft()]
+        num_chars = len(self.items[chunk[0]][0])
+        while self.waiting and len(chunk) < max_items and num_chars < MAX_CHUNK_CHARS:
+            chunk.append(self.waiting.popleft())
+            num_chars += len(self.items[chunk[-1]][0])
+        return chunk
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        self.waiting.extendleft(reversed(numbers))
+
+    def settle(self, number: int, verdict: Verdict) -> None:
+        assert self._verdicts[number] is None
+        self._verdicts[number] = verdict
+        self._num_open -= 1
+
+    def verdicts(self) -> list[Verdict]:
+        assert self.done
+        return [verdict for verdict in self._verdicts if verdict is not None]
+
+
+def _kill_all(workers: list[WorkerHandle]) -> None:
+    while workers:
+        workers.pop().kill()
+
+
+def _shut_down(workers: list[WorkerHandle], spawner: ThreadPoolExecutor, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # a fork of the owner has the handles, not the processes
+        _kill_all(workers)
+        spawner.shutdown(wait=False)
+
+
+def _locate(verifier: str) -> tuple[str, bytes | None]:
+    """The name with an absolute path, and the file's content if it names a file."""
+    place, _, function = verifier.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ValueError(f"a verifier is 'package.module:function' or '/path/to/recipe.py:function', got {verifier!r}")
+    if not place.endswith(".py"):
+        return verifier, None
+    path = Path(place).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"no file {path}, named by the verifier {verifier!r}")
+    return f"{path}:{function}", path.read_bytes()
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be more than 0 and finite, got {value}")
+
+
+def _check_texts(items: Sequence[wire.Item]) -> None:
+    for number, (text, answer) in enumerate(items):
+        if not (isinstance(text, str) and isinstance(answer, str)):
+            kinds = f"({type(text).__name__}, {type(answer).__name__})"
+            raise ValueError(f"item {number} must be (response text, answer), both str, got {kinds}")
+
+
+def _memory_hint(reason: str) -> str:
+    memory = "MemoryError" in reason or "failed to map segment" in reason or "Cannot allocate memory" in reason
+    return "\nIts imports may need more address space: raise memory_limit_gib." if memory else ""

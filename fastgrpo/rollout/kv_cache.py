@@ -1,0 +1,113 @@
+"""Keys and values of the sequences that are being decoded, and the attention that reads and writes them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgrpo.attention import padded_attention, register, varlen_attention
+
+ATTENTION = "fastgrpo_rollout"
+
+
+class Prefill:
+    """Collects the keys and values of packed prompts, layer by layer."""
+
+    def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
+        self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
+        self.layers: list[tuple[Tensor, Tensor]] = []  # each [K, T, E]
+
+    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        self.layers.append((key[0], value[0]))
+        attention = varlen_attention if query.is_cuda else padded_attention
+        layout = {"cu_seq_lens_q": self.cu_seqlens, "max_length_q": self.max_seqlen}
+        return attention(module, query, key, value, None, **layout, **kwargs)[0]
+
+
+class SlotCache:
+    """One slot per sequence that is being decoded, [slots, K, capacity, E] a layer; the capacity grows as needed."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.lengths = torch.zeros(0, dtype=torch.int64)  # [slots] tokens whose keys and values are stored
+        self._mask = torch.zeros(0, dtype=torch.bool)
+        self._rows = torch.zeros(0, dtype=torch.int64)
+        self._reach = 0
+
+    def admit(self, slots: Tensor, prefill: Prefill, prompts: Tensor) -> None:
+        """Copies prompt ``prompts[i]`` of a prefill into ``slots[i]``: a group shares one prefill."""
+        starts, lengths = prefill.cu_seqlens[:-1].long(), prefill.cu_seqlens.diff().long()
+        self._reserve(prefill.max_seqlen + 1, prefill.layers)
+        columns = torch.arange(prefill.max_seqlen, device=slots.device)
+        # Columns beyond a prompt repeat its last token; they are overwritten before they are ever attended to.
+        tokens = starts[prompts, None] + torch.minimum(columns, lengths[prompts, None] - 1)  # [B, L]
+        for (keys, values), (new_keys, new_values) in zip(self.layers, prefill.layers, strict=True):
+            keys[slots, :, : prefill.max_seqlen] = new_keys[:, tokens].transpose(0, 1)
+            values[slots, :, : prefill.max_seqlen] = new_values[:, tokens].transpose(0, 1)
+        self.lengths[slots] = lengths[prompts]
+
+    def keep(self, slots: Tensor) -> None:
+        """Drops all other slots; the kept ones move to the front in order."""
+        self.layers = [(keys[slots], values[slots]) for keys, values in self.layers]
+        self.lengths = self.lengths[slots]
+        self.num_slots = len(slots)
+
+    def begin_token(self) -> None:
+        """Makes room for one more token in every slot."""
+        self._reach = int(self.lengths.max()) + 1
+        self._reserve(self._reach, self.layers)
+        columns = torch.arange(self._reach, device=self.lengths.device)
+        self._mask = (columns <= self.lengths[:, None])[:, None, None]  # [slots, 1, 1, L]
+        self._rows = torch.arange(self.num_slots, device=self.lengths.device)
+
+    def end_token(self) -> None:
+        self.lengths += 1
+
+    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        keys, values = self.layers[module.layer_idx]
+        keys[self._rows, :, self.lengths] = key[:, :, 0]
+        values[self._rows, :, self.lengths] = value[:, :, 0]
+        keys, values = keys[:, :, : self._reach], values[:, :, : self._reach]
+        slots, heads, _, width = query.shape
+        # The query heads that share a key/value head stand as its queries: nothing is repeated.
+        grouped = query.view(slots, keys.shape[1], heads // keys.shape[1], width)
+        mask = self._windowed(kwargs.get("sliding_window"))
+        output = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=kwargs["scaling"])
+        return output.reshape(slots, 1, heads, width)
+
+    def _windowed(self, sliding_window: int | None) -> Tensor:
+        if sliding_window is None or self._reach <= sliding_window:
+            return self._mask
+        columns = torch.arange(self._reach, device=self.lengths.device)
+        return self._mask & (columns > self.lengths[:, None] - sliding_window)[:, None, None]
+
+    def _reserve(self, capacity: int, like: list[tuple[Tensor, Tensor]]) -> None:
+        if not self.layers:
+            shapes = [(k.shape[-3], capacity, k.shape[-1]) for k, _ in like]
+            kinds = [{"dtype": k.dtype, "device": k.device} for k, _ in like]
+            self.layers = [
+                (torch.zeros(self.num_slots, *s, **d), torch.zeros(self.num_slots, *s, **d))
+                for s, d in zip(shapes, kinds, strict=True)
+            ]
+            self.lengths = torch.zeros(self.num_slots, dtype=torch.int64, device=kinds[0]["device"])
+        elif (grown := capacity - self.layers[0][0].shape[2]) > 0:
+            extra = max(grown, self.layers[0][0].shape[2] // 2)
+            self.layers = [(F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in self.layers]
+
+
+def _rollout_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    kv: Prefill | SlotCache,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    return kv.attend(module, query, key, value, **kwargs), None
+
+
+register(ATTENTION, _rollout_attention)

@@ -1,0 +1,308 @@
+"""A run from its first check to its report."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fastgrpo.checkpoint import Checkpointer, newest_intact
+from fastgrpo.config import Config
+from fastgrpo.data import EncodedPrompts, PromptStream, encode, held_out_prompts, load_problems, load_tokenizer
+from fastgrpo.display import Display
+from fastgrpo.metrics import write_json
+from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.model import (
+    check_vocabulary,
+    compute_dtype,
+    find_model,
+    load_causal_lm,
+    load_policy,
+    sequence_cost,
+)
+from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.ranks import Ranks
+from fastgrpo.recipe import Recipe
+from fastgrpo.report import write_report
+from fastgrpo.rewards import VerifierPool
+from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.kv_cache import ATTENTION
+from fastgrpo.run_folder import RunFolder
+from fastgrpo.trainer import Progress, Scored, Trainer
+from fastgrpo.types import Prompt, Sampling
+
+EXIT_INTERRUPTED = 75
+"""Exit code of a run that a signal ended after it saved: go on with ``--resume``."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end, and it saved its state."""
+
+
+def train(recipe: Recipe, config: Config, ranks: Ranks) -> None:
+    """The whole run. Raises ValueError for what the user can mend, before any weight is loaded."""
+    folder = RunFolder(Path(config.run_dir))
+    with Display(config.steps, quiet=not ranks.is_first) as display:
+        prepare(recipe, config, folder, ranks, display)
+        inputs = load_inputs(config, display)
+        with VerifierPool(
+            recipe.reward, config.reward.workers, config.reward.timeout_s, config.reward.memory_limit_gib
+        ) as pool:
+            trainer = setup(config, ranks, inputs, pool, folder)
+            checkpointer = Checkpointer(
+                folder.checkpoints,
+                ranks,
+                config.checkpoint.keep_last,
+                compute_dtype(config.model, ranks.device),
+                inputs.tokenizer,
+            )
+            run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
+            run.resume_or_start()
+            run.steps()
+            run.finish()
+
+
+def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
+    """Claims the run folder and lets the recipe make what it starts from, on the first rank."""
+    if ranks.is_first:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "name": config.name,
+            "recipe": recipe.path.name,
+            "model": config.model.path,
+            "device": _device_name(ranks.device),
+            "num_ranks": ranks.count,
+            "published": recipe.published,
+        }
+        folder.open(config, facts)
+        if recipe.prepare is not None:
+            recipe.prepare(config, folder.base, display.say)
+    ranks.barrier()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    tokenizer: PreTrainedTokenizerBase
+    train: EncodedPrompts
+    held_out: list[Prompt]
+
+
+def load_inputs(config: Config, display: Display) -> Inputs:
+    """Tokenizer and problems, checked before any weight is loaded."""
+    find_model(config.model.path)
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    check_vocabulary(config.model, len(tokenizer))
+    encoded = _load_prompts(config, config.data.train, tokenizer, display)
+    held_out = []
+    if config.data.held_out:
+        held_out = held_out_prompts(
+            _load_prompts(config, config.data.held_out, tokenizer, display), config.evaluation.max_problems
+        )
+    return Inputs(tokenizer, encoded, held_out)
+
+
+def _load_prompts(config: Config, source: str, tokenizer: PreTrainedTokenizerBase, display: Display) -> EncodedPrompts:
+    problems = load_problems(source, config.data.suffix)
+    encoded = encode(
+        problems,
+        tokenizer,
+        chat_template=config.data.chat_template,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    dropped = {
+        "duplicates": problems.num_duplicates,
+        "without an answer": problems.num_unanswered,
+        f"over {config.data.max_prompt_tokens} tokens": encoded.num_too_long,
+    }
+    notes = ", ".join(f"{n} {what}" for what, n in dropped.items() if n) or "none dropped"
+    display.say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems ({notes})")
+    return encoded
+
+
+def setup(config: Config, ranks: Ranks, inputs: Inputs, pool: VerifierPool, folder: RunFolder) -> Trainer:
+    """Loads the weights twice: sharded to be trained, and whole to be sampled from."""
+    dtype = compute_dtype(config.model, ranks.device)
+    policy = load_policy(config.model, config.rollout.temperature, ranks.device)
+    cost = sequence_cost(policy.model.config)
+    learner = Learner(shard(policy, ranks.mesh, dtype), ranks, cost, config.objective, config.optimizer)
+    engine = BuiltinEngine(load_causal_lm(config.model, ranks.device, dtype, ATTENTION), config.rollout.max_sequences)
+    return Trainer(
+        config=config,
+        ranks=ranks,
+        stream=PromptStream(inputs.train, config.seed),
+        tokenizer=inputs.tokenizer,
+        engine=engine,
+        pool=pool,
+        learner=learner,
+        sampling=Sampling(
+            group_size=config.rollout.group_size,
+            max_response_tokens=config.rollout.max_response_tokens,
+            temperature=config.rollout.temperature,
+            stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, engine.model.generation_config),
+            seed=config.seed,
+        ),
+        run_dir=folder.path,
+    )
+
+
+def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
+    """The recipe's, or the end tokens of the model's generation settings."""
+    if config.rollout.stop_token_ids:
+        return config.rollout.stop_token_ids
+    ids = generation_config.eos_token_id
+    if ids is None:
+        raise ValueError(f"{config.model.path} names no end token: give --rollout.stop_token_ids")
+    return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+@dataclass
+class Run:
+    """The steps of a run, and everything around a step that is not the algorithm."""
+
+    recipe: Recipe
+    config: Config
+    folder: RunFolder
+    display: Display
+    trainer: Trainer
+    checkpointer: Checkpointer
+    held_out: list[Prompt]
+
+    def resume_or_start(self) -> None:
+        path = self._checkpoint_to_resume() if self.config.resume else None
+        if path is not None:
+            self.trainer.progress = Progress(**self.checkpointer.load(path, self.trainer.learner))
+            self.trainer.engine.load_weights(full_weights(self.trainer.learner.policy))
+            self.display.say(f"continuing from {path}")
+        if self.trainer.ranks.is_first:
+            self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
+            self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
+        if path is None:
+            self._evaluate_before()
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        """Chosen on the first rank: others must not see another folder state."""
+        found: list[Path | None] = []
+        if self.trainer.ranks.is_first:
+            path, complaints = newest_intact(self.folder.checkpoints)
+            for complaint in complaints:
+                self.display.say(complaint)
+            if path is None:
+                self.display.say(f"no checkpoint in {self.folder.checkpoints}: starting at step 0")
+            found = [path]
+        return self.trainer.ranks.gather(found)[0]
+
+    def _evaluate_before(self) -> None:
+        if self.held_out:
+            accuracy, greedy = self.trainer.accuracy(self.held_out)
+            self.trainer.progress.accuracy_before, self.trainer.progress.greedy_before = accuracy, greedy
+            self.display.say(f"before: held-out accuracy {accuracy:.3f} sampled, {greedy:.3f} greedy")
+            self._write({"step": 0, "held_out_accuracy": accuracy, "held_out_greedy": greedy})
+
+    def steps(self) -> None:
+        progress, last = self.trainer.progress, self.config.steps
+        self.display.begin(progress.step)
+        with _signals_noted() as signals:
+            while progress.step < last:
+                metrics, scored = self.trainer.step()
+                if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
+                    metrics["held_out_accuracy"], metrics["held_out_greedy"] = self.trainer.accuracy(self.held_out)
+                self._write(metrics, self._rollouts(scored))
+                self.display.show(metrics)
+                stop = self.trainer.ranks.any(bool(signals))
+                if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
+                    self.checkpointer.save(progress.step, self.trainer.learner, asdict(progress))
+                if stop and progress.step < last:
+                    self.checkpointer.finish()
+                    raise Interrupted(f"saved step {progress.step}; go on with --resume")
+        self.checkpointer.finish()
+
+    def _write(self, metrics: dict[str, Any], rollouts: list[dict[str, Any]] | None = None) -> None:
+        if self.trainer.ranks.is_first:
+            self.folder.metrics.append([metrics])
+            self.folder.rollouts.append(rollouts or [])
+
+    def _rollouts(self, scored: Scored) -> list[dict[str, Any]]:
+        """An even choice from the first rank's responses, for the report."""
+        rows = [(g.prompt, r) for g in scored.groups for r in g.responses][: len(scored.texts)]
+        count = min(self.config.checkpoint.rollouts_per_step, len(rows))
+        chosen = np.linspace(0, len(rows) - 1, count).astype(int)
+        return [
+            {
+                "step": self.trainer.progress.step,
+                "prompt": rows[i][0].text,
+                "response": scored.texts[i],
+                "answer": rows[i][0].answer,
+                "reward": float(scored.rewards[i]),
+                "advantage": float(scored.advantages[i]),
+                "num_response_tokens": len(rows[i][1]),
+                "finish_reason": rows[i][1].finish_reason,
+            }
+            for i in chosen
+        ]
+
+    def finish(self) -> None:
+        """Writes summary and report and says where everything is."""
+        if not self.trainer.ranks.is_first:
+            return
+        progress = self.trainer.progress
+        records = self.folder.metrics.read()
+        after = next((r for r in reversed(records) if r.get("held_out_accuracy") is not None), {})
+        summary = {
+            "accuracy_before": progress.accuracy_before,
+            "accuracy_after": after.get("held_out_accuracy"),
+            "greedy_before": progress.greedy_before,
+            "greedy_after": after.get("held_out_greedy"),
+            "train_s": progress.train_s,
+            "tokens_per_s": progress.total_tokens / progress.train_s if progress.train_s else None,
+            "steps": progress.step,
+            "seed": self.config.seed,
+            "total_tokens": progress.total_tokens,
+            "policy_version": progress.policy_version,
+            "skipped_updates": progress.skipped_updates,
+            "verifier_failures": progress.verifier_failures,
+            "num_ranks": self.trainer.ranks.count,
+            "device": _device_name(self.trainer.ranks.device),
+        }
+        write_json(self.folder.summary, summary)
+        report = write_report(self.folder.path)
+        if self.held_out:
+            self.display.say(
+                f"held-out accuracy: sampled {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f}, "
+                f"greedy {summary['greedy_before']:.3f} -> {summary['greedy_after']:.3f}, "
+                f"in {progress.train_s:.0f} s of training"
+            )
+        for path in (self.folder.metrics.path, self.folder.summary, report, self.folder.checkpoints):
+            self.display.say(f"  {path}")
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+@contextlib.contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C are noted and acted on after the step; a second one ends the process at once."""
+    noted: list[int] = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+    for s in before:
+        signal.signal(s, note)
+    try:
+        yield noted
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -1,0 +1,106 @@
+"""``torchrun --nproc_per_node N -m fastgrpo.train [recipes/NAME.py] [--section.field value ...]``"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from fastgrpo.config import Config, arithmetic, flatten, validate, with_run_dir
+from fastgrpo.ranks import Ranks, choose_device, launched_ranks
+from fastgrpo.recipe import Recipe, find_recipe, load_recipe
+
+EXIT_USER_ERROR = 2
+EXIT_FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains. Returns the exit code: 0 done, 2 refused, 75 saved on a signal, 1 anything else."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    rank, num_ranks = launched_ranks()
+    is_first = rank == 0
+    try:
+        recipe = load_recipe(find_recipe(_recipe_name(arguments, is_first)))
+        config = parse(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
+        validate(config, num_ranks)
+        if config.dry_run:
+            _print_dry_run(recipe, config, num_ranks) if is_first else None
+            return 0
+        device = choose_device(config.device)
+    except ValueError as error:
+        return _refuse(error, is_first)
+    return _train(recipe, config, device, is_first)
+
+
+def _train(recipe: Recipe, config: Config, device: torch.device, is_first: bool) -> int:
+    from fastgrpo.checkpoint import CheckpointError
+    from fastgrpo.run import EXIT_INTERRUPTED, Interrupted, train
+    from fastgrpo.trainer import TrainingError
+
+    try:
+        ranks = Ranks.connect(device, config.parallel)
+        train(recipe, config, ranks)
+        ranks.barrier()
+    except ValueError as error:
+        return _refuse(error, is_first)
+    except Interrupted as interrupted:
+        print(f"fastgrpo: {interrupted}") if is_first else None
+        return EXIT_INTERRUPTED
+    except (TrainingError, CheckpointError) as error:
+        print(f"fastgrpo: stopped: {error}", file=sys.stderr) if is_first else None
+        return EXIT_FAILED
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Config:
+    """The recipe's configuration with what the command line says otherwise. Exits on --help and unknown flags."""
+    parsed = tyro.cli(
+        Config,
+        prog="fastgrpo.train",
+        description=f"Train by GRPO. Defaults are those of {recipe.path.name}.",
+        args=arguments,
+        default=recipe.config,
+        config=(tyro.conf.AvoidSubcommands,),
+        use_underscores=True,
+        console_outputs=is_first,
+    )
+    return with_run_dir(parsed)
+
+
+def _is_recipe(argument: str) -> bool:
+    return not argument.startswith("-")
+
+
+def _recipe_name(arguments: Sequence[str], is_first: bool) -> str:
+    if arguments and _is_recipe(arguments[0]):
+        return arguments[0]
+    name, why = (
+        ("justrl_deepseek_1_5b", f"{torch.cuda.device_count()} CUDA GPUs are visible")
+        if torch.cuda.is_available()
+        else ("quickstart", "no CUDA GPU is visible")
+    )
+    if is_first:
+        print(f"fastgrpo: no recipe given, taking {name}: {why}", flush=True)
+    return name
+
+
+def _print_dry_run(recipe: Recipe, config: Config, num_ranks: int) -> None:
+    print(f"recipe {recipe.path}\n")
+    for name, value in flatten(config).items():
+        print(f"  --{name} {value}")
+    print()
+    for name, value in arithmetic(config, num_ranks).items():
+        print(f"  {name}: {value}")
+
+
+def _refuse(error: ValueError, is_first: bool) -> int:
+    print(f"fastgrpo: {error}", file=sys.stderr) if is_first else None
+    return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What travels between the parts of a step.
+
+``Prompt -> (rollout) Group of Responses -> (rewards, advantages) -> (packing) PackedBatch -> (policy, objective)``
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One visit to one row of a data set.
+
+    ``position`` counts visits: it is the prompt's place in the endless, seeded order of the data, and with the seed
+    and the sample number it keys the sampling noise, so that two visits to a row draw different responses.
+    """
+
+    position: int
+    row: int
+    text: str
+    prompt_ids: np.ndarray  # [num_prompt_tokens] int32
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the sampler drew for one prompt, as token ids; text is derived from it and never fed back."""
+
+    response_ids: np.ndarray  # [num_response_tokens] int32, the end token included if it was sampled
+    rollout_logprobs: np.ndarray  # [num_response_tokens] float32, log-softmax(logits / temperature) of the sampled ids
+    finish_reason: FinishReason
+    policy_version: int  # optimizer updates behind the weights that sampled it
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt and the ``group_size`` responses that are compared with each other."""
+
+    prompt: Prompt
+    responses: list[Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn. The temperature is the one that the trainer's logprobs use too."""
+
+    group_size: int
+    max_response_tokens: int
+    temperature: float = 1.0  # 0 takes the most probable token
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One response with its prompt and what training needs to know of it: a row before packing."""
+
+    prompt_ids: np.ndarray  # [num_prompt_tokens] int32
+    response: Response
+    advantage: float
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Tokens that the model reads: the last sampled token is only ever a target."""
+        return len(self.prompt_ids) + len(self.response) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Sequences laid end to end, without padding. ``target_ids[t]`` follows ``input_ids[t]`` in its sequence."""
+
+    input_ids: Tensor  # [T] int64
+    target_ids: Tensor  # [T] int64
+    position_ids: Tensor  # [T] int64, restarts at every sequence
+    cu_seqlens: Tensor  # [S + 1] int32
+    max_seqlen: int
+    response_mask: Tensor  # [T] bool, true where the policy sampled target_ids[t]
+    advantages: Tensor  # [T] float32
+    rollout_logprobs: Tensor  # [T] float32, 0 outside response_mask
+    old_logprobs: Tensor | None = None  # [R] float32 at the R response tokens; None stands for the current ones
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int(self.response_mask.sum())
+
+    def to(self, device: torch.device) -> Self:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})

@@ -1,0 +1,387 @@
+"""What a verifier can do to the pool, and what the pool makes of it. The verifiers are functions of one file."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fastgrpo.rewards import Verdict, VerifierPool
+
+RIGHT, WRONG = Verdict(True), Verdict(False)
+TIMEOUT, DIED, RAISED = Verdict(False, "timeout"), Verdict(False, "died"), Verdict(False, "raised")
+
+STRICT = "fastgrpo.rewards.strict_boxed:strict_boxed"
+
+# A response is a word that says what the verifier does with it; any other response is judged by strict_boxed.
+RECIPE = """
+    import ctypes, os, re, resource, signal, subprocess, sys, time
+    from fastgrpo.rewards import strict_boxed
+
+    hoard = []
+
+    def naughty(response, answer):
+        if response in globals():
+            return globals()[response](answer)
+        return strict_boxed(response, answer)
+
+    def spin(answer):
+        while True:
+            pass
+
+    def spin_in_c(answer):
+        re.match("(a+)+$", "a" * 50 + "b")
+
+    def spin_on_a_big_integer(answer):
+        return 3 ** 10 ** 9
+
+    def nap(answer):
+        time.sleep(0.2)
+        return True
+
+    def leave(answer):
+        os._exit(0)
+
+    def crash(answer):
+        ctypes.string_at(0)
+
+    def recurse(answer):
+        def deeper():
+            return deeper()
+        deeper()
+
+    def say_exit(answer):
+        sys.exit(answer)
+
+    def complain(answer):
+        raise KeyError(answer)
+
+    def hoard_memory(answer):
+        while True:
+            hoard.append(bytes(10**7))
+
+    def close_everything(answer):
+        os.closerange(0, 100)
+
+    def shout(answer):
+        for stream in (sys.stdout, sys.stderr):
+            print("\\\\boxed{" * 100_000, file=stream, flush=True)
+        os.write(1, b"1" * 100_000)
+        subprocess.run([sys.executable, "-c", "print('0' * 100_000)"])
+        return True
+
+    def read_input(answer):
+        return sys.stdin.read() == ""
+
+    def start_a_child_and_hang(answer):
+        child = subprocess.Popen(["sleep", "1000"])
+        with open(answer, "w") as file:
+            file.write(str(child.pid))
+        spin(answer)
+
+    def ask_to_end(answer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    def outrun_the_cpu_limit(answer):
+        os.kill(os.getpid(), signal.SIGXCPU)
+
+    def cpu_time_is_limited(answer):
+        return 0 < resource.getrlimit(resource.RLIMIT_CPU)[0] < 1000
+
+    def torch_is_loaded(answer):
+        return "torch" in sys.modules
+
+    def reward(answer):
+        return -1.0
+
+    def echo(response, answer):
+        return response == answer
+
+    def always(response, answer):
+        return True
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(textwrap.dedent(RECIPE))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pool(recipe: str) -> Iterator[VerifierPool]:
+    """One pool for all: each test finds it as the test before left it."""
+    with VerifierPool(f"{recipe}:naughty", workers=2, timeout_s=1.0, memory_limit_gib=1.0) as pool:
+        yield pool
+
+
+def boxes(num: int) -> list[tuple[str, str]]:
+    """Every third one wrong."""
+    return [(f"\\boxed{{{i}}}", str(i) if i % 3 else "no") for i in range(num)]
+
+
+def verdicts_on_boxes(num: int) -> list[Verdict]:
+    return [RIGHT if i % 3 else WRONG for i in range(num)]
+
+
+def workers_of(pid: int) -> set[int]:
+    found = set()
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
+            if any("fastgrpo.rewards.worker" in word for word in child.cmdline()):
+                found.add(child.pid)
+    return found
+
+
+def wait_until_gone(pid: int, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def test_verdicts_keep_the_order_of_the_items(pool: VerifierPool) -> None:
+    assert pool.score(boxes(1000)) == verdicts_on_boxes(1000)
+
+
+def test_no_items_have_no_verdicts(pool: VerifierPool) -> None:
+    assert pool.score([]) == []
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("spin", TIMEOUT),
+        ("spin_in_c", TIMEOUT),
+        ("spin_on_a_big_integer", TIMEOUT),
+        ("leave", DIED),
+        ("crash", DIED),
+        ("close_everything", DIED),
+        ("recurse", RAISED),
+        ("say_exit", RAISED),
+        ("complain", RAISED),
+        ("hoard_memory", RAISED),
+        ("reward", RAISED),
+        ("shout", RIGHT),
+        ("read_input", RIGHT),
+        ("ask_to_end", RIGHT),
+        ("torch_is_loaded", WRONG),
+        ("outrun_the_cpu_limit", TIMEOUT),
+        ("cpu_time_is_limited", RIGHT),
+    ],
+)
+def test_a_misbehaving_item_costs_its_own_verdict_only(pool: VerifierPool, response: str, expected: Verdict) -> None:
+    items, verdicts = boxes(40), verdicts_on_boxes(40)
+    items[5], verdicts[5] = (response, "a"), expected
+    assert pool.score(items) == verdicts
+
+
+def test_a_response_that_is_slow_but_in_time_is_right_in_any_number(pool: VerifierPool) -> None:
+    assert pool.score([("nap", "")] * 8) == [RIGHT] * 8
+
+
+def test_a_job_of_nothing_but_failures_ends(pool: VerifierPool) -> None:
+    items = [("leave", ""), ("spin", ""), ("hoard_memory", ""), ("complain", "")] * 2
+    assert pool.score(items) == [DIED, TIMEOUT, RAISED, RAISED] * 2
+
+
+def test_the_last_error_says_what_happened(pool: VerifierPool) -> None:
+    pool.score([("complain", "needle")])
+    assert "KeyError: 'needle'" in pool.last_error
+    pool.score([("leave", "")])
+    assert "exit status 0" in pool.last_error
+
+
+def test_a_worker_killed_between_calls_costs_no_verdict(pool: VerifierPool) -> None:
+    for pid in workers_of(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+    assert pool.score(boxes(20)) == verdicts_on_boxes(20)
+
+
+def test_what_a_hanging_verifier_started_is_ended_with_it(pool: VerifierPool, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    assert pool.score([("start_a_child_and_hang", str(pid_file))]) == [TIMEOUT]
+    wait_until_gone(int(pid_file.read_text()))
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next(pool: VerifierPool) -> None:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.score([("nap", "")] * 50)
+    assert pool.score(boxes(20)) == verdicts_on_boxes(20)
+
+
+def test_the_thread_that_made_the_pool_may_end_in_the_middle_of_a_call(recipe: str) -> None:
+    made: list[VerifierPool] = []
+
+    def make() -> None:
+        made.append(VerifierPool(f"{recipe}:naughty", 1, timeout_s=5, memory_limit_gib=1))
+        time.sleep(0.3)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    while not made:
+        time.sleep(0.01)
+    with made[0] as pool:
+        assert pool.score([("nap", "")] * 4) == [RIGHT] * 4
+    assert not thread.is_alive()
+
+
+def test_calls_from_several_threads_take_turns(pool: VerifierPool) -> None:
+    found: list[list[Verdict]] = []
+    threads = [threading.Thread(target=lambda: found.append(pool.score(boxes(200)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [verdicts_on_boxes(200)] * 3
+
+
+def test_texts_of_any_kind_and_length_arrive_unchanged(recipe: str) -> None:
+    texts = ["", "\0", "a\0b", "\ud800", "\udfff\ud800", "\r\n\x1b[0m\x7f", "\U0001f600\ufeff", "\\boxed{" * 200_000]
+    with VerifierPool(f"{recipe}:echo", 2, timeout_s=10, memory_limit_gib=2, self_test=[]) as pool:
+        assert pool.score([(text, text) for text in texts]) == [RIGHT] * len(texts)
+        assert pool.score([(text, text + "x") for text in texts]) == [WRONG] * len(texts)
+        big = "é" * 1_000_000
+        assert pool.score([(big, big)] * 16) == [RIGHT] * 16
+
+
+def test_no_process_is_left_after_closing() -> None:
+    before = workers_of(os.getpid())
+    with VerifierPool(STRICT, workers=3, timeout_s=5, memory_limit_gib=1) as pool:
+        started = workers_of(os.getpid()) - before
+        assert len(started) == 3
+    pool.close()
+    assert not any(psutil.pid_exists(pid) for pid in started)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.score([("", "")])
+
+
+def test_a_forgotten_pool_ends_its_processes() -> None:
+    before = workers_of(os.getpid())
+    pool = VerifierPool(STRICT, workers=1, timeout_s=5, memory_limit_gib=1)
+    (pid,) = workers_of(os.getpid()) - before
+    del pool
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("response", ["\\boxed{42}", "spin_in_c"], ids=["idle", "hanging"])
+def test_no_process_is_left_when_the_parent_is_killed(recipe: str, response: str) -> None:
+    script = f"""
+        import threading, time
+        from fastgrpo.rewards import VerifierPool
+        pool = VerifierPool({recipe + ":naughty"!r}, workers=2, timeout_s=1000, memory_limit_gib=1)
+        threading.Thread(target=pool.score, args=([({response!r}, "42")] * 2,)).start()
+        time.sleep(0.3)
+        print("ready", flush=True)
+        time.sleep(1000)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
+    with parent, contextlib.ExitStack() as stack:
+        stack.callback(parent.kill)
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        workers = workers_of(parent.pid)
+        assert len(workers) == 2
+        parent.kill()
+        for pid in workers:
+            wait_until_gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "words"),
+    [
+        ("strict_boxed", "package.module:function"),
+        (":f", "package.module:function"),
+        ("fastgrpo.rewards:", "package.module:function"),
+        ("/no/such/recipe.py:f", "no file /no/such/recipe.py"),
+        ("no_such_package.module:f", "No module named 'no_such_package'"),
+        ("fastgrpo.rewards.strict_boxed:f", "no function 'f'; it has strict_boxed"),
+        ("fastgrpo.rewards.strict_boxed:BOX", "no function 'BOX'"),
+    ],
+)
+def test_a_name_that_names_no_verifier_is_refused(verifier: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        VerifierPool(verifier, workers=1, timeout_s=1, memory_limit_gib=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        ("import no_such_package", ValueError, "No module named 'no_such_package'"),
+        ("x = (", ValueError, "SyntaxError"),
+        ("import sys; sys.exit(3)", ValueError, "SystemExit"),
+        ("a = bytes(2 * 2**30)", ValueError, "raise memory_limit_gib"),
+        ("import os; os.write(2, b'oh dear'); os._exit(3)", RuntimeError, "(?s)exit status 3.*oh dear"),
+        ("import time; print('zzz', flush=True); time.sleep(99)", RuntimeError, "(?s)not ready after 1.5 s.*zzz"),
+    ],
+)
+def test_a_recipe_that_does_not_load_is_refused(
+    tmp_path: Path, source: str, error: type[Exception], words: str
+) -> None:
+    before = workers_of(os.getpid())
+    path = tmp_path / "recipe.py"
+    path.write_text(source)
+    with pytest.raises(error, match=words):
+        VerifierPool(f"{path}:f", 2, timeout_s=1, memory_limit_gib=1, start_timeout_s=1.5)
+    assert workers_of(os.getpid()) == before
+
+
+@pytest.mark.parametrize(
+    ("function", "words"), [("always", "needed False .* got True"), ("reward", "takes 1 positional argument")]
+)
+def test_a_verifier_that_fails_the_self_test_is_refused(recipe: str, function: str, words: str) -> None:
+    with pytest.raises(RuntimeError, match=f"(?s){words}"):
+        VerifierPool(f"{recipe}:{function}", workers=1, timeout_s=1, memory_limit_gib=1)
+
+
+def test_a_self_test_of_ones_own_replaces_the_default(recipe: str) -> None:
+    with VerifierPool(f"{recipe}:always", 1, timeout_s=1, memory_limit_gib=1, self_test=[("", "", True)]) as pool:
+        assert pool.score([("", "1")]) == [RIGHT]
+    with pytest.raises(RuntimeError, match="self-test: needed True"):
+        VerifierPool(STRICT, 1, timeout_s=1, memory_limit_gib=1, self_test=[("42", "42", True)])
+
+
+def test_an_edit_of_the_recipe_in_mid_run_changes_no_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.py"
+    path.write_text("import os\ndef f(response, answer):\n    return os._exit(1) if response else True\n")
+    with VerifierPool(f"{path}:f", 1, timeout_s=1, memory_limit_gib=1, self_test=[]) as pool:
+        path.write_text("def f(response, answer):\n    return False\n")
+        assert pool.score([("die", ""), ("", "")]) == [DIED, RIGHT]
+
+
+def test_a_worker_that_cannot_be_replaced_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.py"
+    flag = tmp_path / "flag"
+    path.write_text(f"import os\nif os.path.exists({str(flag)!r}): os._exit(7)\ndef f(response, answer): os._exit(1)\n")
+    with VerifierPool(f"{path}:f", 1, timeout_s=1, memory_limit_gib=1, self_test=[]) as pool:
+        flag.touch()
+        with pytest.raises(RuntimeError, match=r"exit status 7 before its first item, 3 time\(s\) in a row"):
+            pool.score([("", "")] * 3)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 1), (1, 0, 1), (1, float("inf"), 1), (1, 1, -1), (1, float("nan"), 1)])
+def test_limits_that_make_no_sense_are_refused(arguments: tuple[int, float, float]) -> None:
+    with pytest.raises(ValueError, match="more than 0 and finite"):
+        VerifierPool(STRICT, *arguments)
+
+
+def test_an_item_that_is_not_two_texts_is_refused(pool: VerifierPool) -> None:
+    with pytest.raises(ValueError, match=r"item 1 must be .* got \(str, int\)"):
+        pool.score([("", ""), ("\\boxed{42}", 42)])  # type: ignore[list-item]
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, fastgrpo.rewards; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
