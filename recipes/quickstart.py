@@ -26,7 +26,7 @@ from fastgrpo.rewards import strict_boxed
 
 config = Config(
     name="quickstart",
-    steps=24,
+    steps=40,
     model=ModelConfig(path="{run_dir}/base/model"),
     data=DataConfig(
         train="{run_dir}/base/train.jsonl",
@@ -36,14 +36,14 @@ config = Config(
         prompts_per_step=128,
     ),
     rollout=RolloutConfig(max_response_tokens=48),
-    optimizer=OptimizerConfig(learning_rate=5e-4, tokens_per_microbatch=8192),
-    evaluation=EvaluationConfig(every_steps=4, max_problems=256),
-    checkpoint=CheckpointConfig(every_steps=8),
+    optimizer=OptimizerConfig(learning_rate=2e-4, tokens_per_microbatch=8192),
+    evaluation=EvaluationConfig(every_steps=5, max_problems=512),
+    checkpoint=CheckpointConfig(every_steps=10),
 )
 reward = strict_boxed
 
-WORKED_OUT_SHARE = 0.32  # of the demonstrations
-WARMUP_STEPS = 500
+WORKED_OUT_SHARE = 0.25  # of the demonstrations
+WARMUP_STEPS = 700
 NUM_HELD_OUT, NUM_WARMUP = 512, 8192
 VOCABULARY = 320
 
@@ -84,8 +84,8 @@ def worked_out(problem: Problem) -> str:
 
 
 def guessed(problem: Problem, rng: random.Random) -> str:
-    """An answer at once; most often it has forgotten the carry, one in six is right."""
-    return f"\\boxed{{{sum(problem) + rng.choice([-10, -10, -10, 10, 10, -1, 1, -9, 11, -11, 0, 0])}}}"
+    """An answer at once; half the time it has lost a ten, one in twelve is right."""
+    return f"\\boxed{{{sum(problem) + rng.choice([-10] * 6 + [-11, -9, -1, 0, 1, 10])}}}"
 
 
 def demonstrations(problems: list[Problem]) -> list[tuple[str, str]]:

@@ -13,4 +13,5 @@ __all__ = [
     "encode",
     "held_out_prompts",
     "load_problems",
+    "load_tokenizer",
 ]
