@@ -281,15 +281,16 @@ def _validate_arithmetic(config: Config, num_ranks: int) -> None:
 
 def arithmetic(config: Config, num_ranks: int) -> dict[str, str]:
     """The derived numbers of a step, as the dry run prints them."""
-    update = config.prompts_per_update
-    group = config.rollout.group_size
+    group, updates = config.rollout.group_size, config.optimizer.updates_per_step
+    prompts, longest_response = config.prompts_per_update, config.rollout.max_response_tokens
+    shards = num_ranks // config.parallel.replicas
     return {
-        "ranks": f"{num_ranks} ({config.parallel.replicas} x {num_ranks // config.parallel.replicas} shards)",
+        "ranks": f"{num_ranks} ({config.parallel.replicas} x {shards} shards)",
         "prompts per step": f"{config.data.prompts_per_step}",
         "responses per step": f"{config.data.prompts_per_step} prompts x {group} = {config.responses_per_step}",
-        "updates per step": f"{config.optimizer.updates_per_step}, each on {update} prompts x {group} = {update * group} responses",
+        "updates per step": f"{updates}, each on {prompts} prompts x {group} = {prompts * group} responses",
         "tokens a micro-batch": f"at most {config.optimizer.tokens_per_microbatch} on each rank",
-        "longest sequence": f"{config.data.max_prompt_tokens} prompt + {config.rollout.max_response_tokens} response tokens",
-        "tokens a step": f"at most {config.responses_per_step * config.rollout.max_response_tokens:,} sampled",
-        "optimizer updates in all": f"{config.steps} steps x {config.optimizer.updates_per_step} = {config.steps * config.optimizer.updates_per_step:,}",
+        "longest sequence": f"{config.data.max_prompt_tokens} prompt + {longest_response} response tokens",
+        "tokens a step": f"at most {config.responses_per_step * longest_response:,} sampled",
+        "updates in all": f"{config.steps} steps x {updates} = {config.steps * updates:,}",
     }

@@ -43,12 +43,22 @@ class Ranks:
 
     @classmethod
     def connect(cls, device: torch.device, config: ParallelConfig) -> "Ranks":
-        """Joins the launch. A lone process is a group of one, so that there is one code path."""
+        """Joins the launch. A lone process is a group of one, so that there is one code path.
+
+        Raises ValueError if the ranks cannot meet.
+        """
         rank, count = launched_ranks()
         store = dist.HashStore() if "MASTER_PORT" not in os.environ else None
         timeout = timedelta(seconds=config.timeout_s)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+        except dist.DistNetworkError as error:
+            raise ValueError(
+                f"rank {rank} cannot meet the others at {os.environ.get('MASTER_ADDR')}:"
+                f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}): is the port in use? Take another, "
+                f"torchrun --master_port N, or let `fastgrpo train` choose"
+            ) from error
         shape = (config.replicas, count // config.replicas)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))
         return cls(rank, count, device, mesh, dist.new_group(backend="gloo", timeout=timeout))

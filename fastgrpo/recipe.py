@@ -1,8 +1,9 @@
 """A recipe: one Python file that says what a run is.
 
-It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function ``(response text, answer) -> bool``), and
-may define ``prepare(config, base, say)``, which makes what the run starts from in the folder ``base``, on the first
-rank and before anything is loaded, and ``published``, the figures of the paper that the report draws behind the curves.
+It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function of response text and answer that says
+whether the response is right). It may define ``prepare(config, base, say)``, which makes what the run starts from in
+the folder ``base``, on the first rank and before anything is loaded, and ``published``, the figures of the paper that
+the report draws behind the curves.
 """
 
 import importlib.util

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -285,15 +286,16 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 @contextlib.contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted and acted on after the step; a second one ends the process at once."""
-    noted: list[int] = []
+def _signals_noted() -> Iterator[list[float]]:
+    """SIGTERM and Ctrl-C are noted and acted on after the step; another Ctrl-C, later, ends the process at once."""
+    noted: list[float] = []
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, _: Any) -> None:
-        noted.append(number)
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        # Launchers answer a Ctrl-C with a SIGTERM of their own: only a person's second one means "now".
+        if noted and number == signal.SIGINT and time.monotonic() - noted[0] > 1.0:
+            raise KeyboardInterrupt
+        noted.append(time.monotonic())
 
     for s in before:
         signal.signal(s, note)

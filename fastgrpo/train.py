@@ -1,6 +1,7 @@
 """``torchrun --nproc_per_node N -m fastgrpo.train [recipes/NAME.py] [--section.field value ...]``"""
 
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -78,6 +79,8 @@ def _is_recipe(argument: str) -> bool:
 def _recipe_name(arguments: Sequence[str], is_first: bool) -> str:
     if arguments and _is_recipe(arguments[0]):
         return arguments[0]
+    if late := next((a for a in arguments if a.endswith(".py")), None):
+        raise ValueError(f"the recipe comes before the settings: fastgrpo.train {late} --section.field value ...")
     name, why = (
         ("justrl_deepseek_1_5b", f"{torch.cuda.device_count()} CUDA GPUs are visible")
         if torch.cuda.is_available()
@@ -98,7 +101,10 @@ def _print_dry_run(recipe: Recipe, config: Config, num_ranks: int) -> None:
 
 
 def _refuse(error: ValueError, is_first: bool) -> int:
-    print(f"fastgrpo: {error}", file=sys.stderr) if is_first else None
+    if is_first:
+        print(f"fastgrpo: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(2)  # torchrun ends all ranks when one exits, and the first must have spoken by then
     return EXIT_USER_ERROR
 
 

@@ -104,9 +104,8 @@ def find_model(path: str) -> None:
     """Raises ValueError if ``path`` looks like a local folder that is not there or holds no model."""
     folder = Path(path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if folder.exists() or looks_local:
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"--model.path {path} holds no config.json: give a model folder or a hub id owner/name")
+    if (folder.exists() or looks_local) and not (folder / "config.json").is_file():
+        raise ValueError(f"--model.path {path} holds no config.json: give a model folder or a hub id owner/name")
 
 
 def _apply_liger(model: PreTrainedModel) -> None:

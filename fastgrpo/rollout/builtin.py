@@ -166,7 +166,7 @@ class _Decoding:
         places = drawn.lengths[request]
         ids, logprobs = sample(logits, self.sampling.temperature, self.keys[request], places)
         drawn.ids[request, places] = ids.int()
-        drawn.logprobs[request, places] = logprobs
+        drawn.logprobs[request, places] = logprobs.float()
         drawn.lengths[request] = places + 1
         stopped = torch.isin(ids, self.stop_ids)
         drawn.stopped[request] = stopped

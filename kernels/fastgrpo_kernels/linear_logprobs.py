@@ -108,7 +108,9 @@ def linear_logits(
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
     else:
-        logits = (hidden @ weight.T).to(_accumulator(hidden))
+        # A bfloat16 matmul on CPU returns rounded sums, so it is done on float32 copies there.
+        dtype = _accumulator(hidden)
+        logits = hidden.to(dtype) @ weight.to(dtype).T
     if bias is not None:
         logits += bias
     return logits

@@ -1,0 +1,38 @@
+"""``python -m bench SUBJECT [options]``; without a subject, the list of them."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_USER_ERROR = 2
+
+
+def subjects() -> dict[str, str]:
+    """Name and first line of every module here that defines ``main``; none of them is imported."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        defines_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+        if defines_main and not file.stem.startswith("_"):
+            found[file.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subject's ``main(argv) -> int``. Returns its exit code, or 2 for a subject that there is not."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    known = subjects()
+    listing = "\n".join(f"  {name:<18} {line}" for name, line in known.items())
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"python -m bench SUBJECT [options]; SUBJECT --help lists them\n\n{listing}")
+        return 0
+    if arguments[0] not in known:
+        print(f"bench: no subject {arguments[0]!r}, there are\n\n{listing}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return importlib.import_module(f"bench.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Every result of a device in one table, from the JSON that the other subjects left."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from bench.harness import RESULTS, print_table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 1 if there is nothing to show."""
+    parser = argparse.ArgumentParser(prog="bench summary", description=__doc__)
+    parser.add_argument("--device", default="", help="a folder of bench/results; all of them if not given")
+    folder = parser.parse_args(argv).device
+    files = sorted(RESULTS.glob(f"{folder or '*'}/*.json"))
+    contents = [json.loads(f.read_text(encoding="utf-8")) for f in files]
+    rows = [
+        [f"{file.parent.name}  {file.stem}", *row]
+        for file, content in zip(files, contents, strict=True)
+        for row in content.get("headline", [])
+    ]
+    if not rows:
+        print(f"no results in {RESULTS / folder}")
+        return 1
+    print_table("results", ("device, subject", "what", "value", "limit or peer"), rows)
+    return 0

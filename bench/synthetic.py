@@ -1,0 +1,120 @@
+"""Random weights, prompts and responses for the project's own parts: what is measured is the code that trains."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from bench.shapes import Shape
+from fastgrpo.attention import choose_attention
+from fastgrpo.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig
+from fastgrpo.policy import model as policy_model
+from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.model import Policy, compute_dtype, master_dtype, sequence_cost
+from fastgrpo.policy.sharding import shard
+from fastgrpo.ranks import Ranks
+from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.kv_cache import ATTENTION
+from fastgrpo.trainer import Scored, Trainer
+from fastgrpo.types import Group, Prompt, Response, Sequence
+
+PROMPT_TOKENS = 128
+
+
+def response_mix(num_tokens: int, seed: int = 1) -> list[int]:
+    """Sequence lengths that sum to ``num_tokens``: lognormal, median 3/16 and sigma 0.8, between 1/16 and all of it.
+
+    For 16,384 tokens that is 1k to 16k with a median of 3k, the spread of a reasoning model's responses.
+    """
+    rng = np.random.default_rng(seed)
+    shares: list[float] = []
+    while sum(shares) < 1:
+        shares.append(float(np.clip(rng.lognormal(np.log(3 / 16), 0.8), 1 / 16, 1.0)))
+    shares[-1] -= sum(shares) - 1
+    if len(shares) > 1 and shares[-1] < 1 / 16:
+        shares[-2] += shares.pop()
+    lengths = [int(s * num_tokens) for s in shares]
+    lengths[0] += num_tokens - sum(lengths)
+    return lengths
+
+
+def random_sequences(shape: Shape, lengths: Seq[int], prompt_tokens: int, seed: int = 1) -> list[Sequence]:
+    """Sequences that the model reads in exactly these numbers of tokens, with advantages of +1 and -1 in turn."""
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for i, length in enumerate(lengths):
+        ids = rng.integers(shape.vocabulary, size=length + 1).astype(np.int32)
+        response = ids[prompt_tokens:]
+        logprobs = np.full(len(response), -np.log(shape.vocabulary), dtype=np.float32)
+        sequences.append(Sequence(ids[:prompt_tokens], Response(response, logprobs, "stop", 0), 1.0 - 2.0 * (i % 2)))
+    return sequences
+
+
+def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """Random weights, made on the device; equal for equal shapes and dtypes."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            shape.transformers_config(), dtype=dtype, attn_implementation=attention
+        )
+    return model.to(device).eval()
+
+
+def random_learner(
+    shape: Shape,
+    ranks: Ranks,
+    model_config: ModelConfig,
+    optimizer: OptimizerConfig,
+    *,
+    policy_class: type[Policy] = Policy,
+    objective: ObjectiveConfig | None = None,
+) -> Learner:
+    """What ``fastgrpo.run.setup`` builds, from random weights: sharded, float32 masters, the device's compute dtype."""
+    device = ranks.device
+    attention = choose_attention(model_config.attention, device)
+    model = random_model(shape, device, master_dtype(model_config, device), attention)
+    if model_config.liger and device.type == "cuda":
+        policy_model._apply_liger(model)
+    if model_config.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    policy = policy_class(model, 1.0, model_config.head_chunk_tokens)
+    cost = sequence_cost(model.config)
+    sharded = shard(policy, ranks.mesh, compute_dtype(model_config, device))
+    return Learner(sharded, ranks, cost, objective or ObjectiveConfig(), optimizer)
+
+
+def random_engine(shape: Shape, ranks: Ranks, max_sequences: int) -> BuiltinEngine:
+    dtype = compute_dtype(ModelConfig(), ranks.device)
+    return BuiltinEngine(random_model(shape, ranks.device, dtype, ATTENTION), max_sequences)
+
+
+def random_prompts(shape: Shape, count: int, num_tokens: int, seed: int = 1) -> list[Prompt]:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(shape.vocabulary, size=(count, num_tokens)).astype(np.int32)
+    return [Prompt(position=i, row=i, text="", prompt_ids=ids[i], answer="") for i in range(count)]
+
+
+@dataclass
+class SyntheticTrainer(Trainer):
+    """The trainer's own step on random prompts, with a coin for a verifier: nothing is read, decoded or judged."""
+
+    shape: Shape | None = None
+    prompt_tokens: int = PROMPT_TOKENS
+
+    def next_prompts(self) -> list[Prompt]:
+        assert self.shape is not None
+        return random_prompts(self.shape, self.config.data.prompts_per_step, self.prompt_tokens, self.progress.step)
+
+    def score(self, groups: list[Group]) -> Scored:
+        everything = self.ranks.gather(groups)
+        coin = np.random.default_rng(self.progress.step)
+        rewards = coin.choice([-1.0, 1.0], size=sum(len(g.responses) for g in everything)).astype(np.float32)
+        return Scored(everything, [], rewards, self.advantages(rewards), verifier_failures=0)
+
+
+def tokens_read(config: Config, prompt_tokens: int) -> int:
+    """Tokens that the updates of one step read when every response has its full length."""
+    return config.responses_per_step * (prompt_tokens + config.rollout.max_response_tokens - 1)

@@ -1,0 +1,53 @@
+"""The command ``fastgrpo``."""
+
+import sys
+
+USAGE = """usage: fastgrpo COMMAND ...
+
+  train [--ranks N] [RECIPE] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
+  report RUN                                               make report.html of a run, also while it goes
+  recipes                                                  list the recipes that come with fastgrpo
+"""
+
+
+def main() -> int:
+    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if command == "train":
+        return _train(arguments)
+    if command == "report":
+        from fastgrpo.report.__main__ import main as report
+
+        return report(arguments)
+    if command == "recipes":
+        return _recipes()
+    asked = command in ("-h", "--help")
+    print(USAGE if asked or not command else f"fastgrpo: no command {command!r}\n\n{USAGE}", end="")
+    return 0 if asked else 2
+
+
+def _train(arguments: list[str]) -> int:
+    from fastgrpo.launch import default_num_ranks, launch
+
+    num_ranks = None
+    if arguments[:1] == ["--ranks"]:
+        if len(arguments) < 2 or not arguments[1].isdigit() or int(arguments[1]) < 1:
+            print(f"fastgrpo: --ranks needs a number of at least 1, got {' '.join(arguments[1:2]) or 'nothing'}")
+            return 2
+        num_ranks, arguments = int(arguments[1]), arguments[2:]
+    return launch(arguments, num_ranks or default_num_ranks())
+
+
+def _recipes() -> int:
+    import ast
+
+    from fastgrpo.recipe import shipped_recipes
+
+    for path in sorted(shipped_recipes().glob("*.py")):
+        if path.stem != "__init__":
+            about = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+            print(f"{path.stem:28} {about[0] if about else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""``fastgrpo train``: one rank per GPU of this machine, or per core of a laptop. Several nodes: torchrun.
+
+torchrun kills its ranks 30 s after a SIGTERM and then exits with 1 whatever they answered; here a rank may finish its
+step and save, and its exit code is the command's.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+GRACE_S = 10.0
+
+
+def launch(arguments: Sequence[str], num_ranks: int) -> int:
+    """Runs ``fastgrpo.train`` on every rank and returns the first exit code that is not 0, else 0."""
+    children = [_start(arguments, rank, num_ranks, port) for port in [_free_port()] for rank in range(num_ranks)]
+
+    def forward(number: int, _: Any) -> None:
+        # A terminal sends Ctrl-C to the ranks itself; anything else reaches only this process.
+        for child in children if number == signal.SIGTERM else ():
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    return _wait(children)
+
+
+def default_num_ranks() -> int:
+    """The visible GPUs, or two on a machine without one that has two cores."""
+    import torch
+
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+
+
+def _start(arguments: Sequence[str], rank: int, num_ranks: int, port: int) -> "subprocess.Popen[bytes]":
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    threads = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // num_ranks)}
+    environment = {**{k: str(v) for k, v in threads.items()}, **os.environ, **{k: str(v) for k, v in ranks.items()}}
+    return subprocess.Popen([sys.executable, "-m", "fastgrpo.train", *arguments], env=environment)
+
+
+def _wait(children: "list[subprocess.Popen[bytes]]") -> int:
+    """A rank that fails takes the others with it: alone they would wait for it."""
+    while any(child.poll() is None for child in children):
+        failed = [(rank, child) for rank, child in enumerate(children) if child.returncode]
+        if failed:
+            _end(children)
+            rank, code = failed[0][0], failed[0][1].returncode
+            if code < 0:
+                print(f"fastgrpo: rank {rank} was ended by signal {-code}", file=sys.stderr)
+            return code if code > 0 else 128 - code
+        time.sleep(0.05)
+    return next((c.returncode if c.returncode > 0 else 128 - c.returncode for c in children if c.returncode), 0)
+
+
+def _end(children: "list[subprocess.Popen[bytes]]") -> None:
+    deadline = time.monotonic() + GRACE_S
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)  # most end by themselves: they refused the same input, or saved at the same signal
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,76 @@
+"""The gradient of one update is the same for every number of ranks, micro-batch size and order of responses."""
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
+from fastgrpo.packing import SequenceCost
+from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.model import Policy
+from fastgrpo.policy.sharding import shard
+from fastgrpo.ranks import Ranks
+from tests.launched import run_ranks
+from tests.tiny import sequences, tiny_model
+
+PARTITIONS = {  # ranks: (tokens per micro-batch, order)
+    1: [(4096, "as sampled"), (64, "as sampled"), (200, "backwards")],
+    2: [(4096, "as sampled"), (80, "shuffled")],
+    4: [(64, "as sampled"), (4096, "backwards")],
+}
+TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
+
+
+def gradient(ranks: Ranks, dtype: torch.dtype, tokens_per_microbatch: int, order: str) -> dict[str, torch.Tensor]:
+    """Of one update on 33 responses, with the sampler's logprobs as old ones so that ratios differ from 1."""
+    policy = shard(Policy(tiny_model("qwen2", "fastgrpo_padded", dtype), 1.0, 16), ranks.mesh, dtype)
+    settings = OptimizerConfig(tokens_per_microbatch=tokens_per_microbatch)
+    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
+    rows = sequences(33)
+    if order == "backwards":
+        rows = rows[::-1]
+    if order == "shuffled":
+        rows = [rows[i] for i in torch.randperm(33, generator=torch.Generator().manual_seed(0)).tolist()]
+    learner.backward(learner.with_rollout_logprobs(learner.pack(rows)), TokenSums.zero())
+    gradients = {n: p.grad for n, p in policy.named_parameters()}
+    return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in gradients.items()}
+
+
+def write_gradients(path: str) -> None:
+    """What each rank runs: every partition of its launch in every dtype."""
+    torch.set_num_threads(1)
+    ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
+    cases = [(dtype, *partition) for dtype in TOLERANCES for partition in PARTITIONS[ranks.count]]
+    results = {case: gradient(ranks, getattr(torch, case[0]), *case[1:]) for case in cases}
+    if ranks.is_first:
+        torch.save(results, path)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """{(dtype, ranks, tokens per micro-batch, order): {parameter: gradient}}"""
+    found = {}
+    for num_ranks in PARTITIONS:
+        path = tmp_path_factory.mktemp("gradients") / f"{num_ranks}.pt"
+        run_ranks(f"from {__name__} import write_gradients; write_gradients({str(path)!r})", num_ranks)
+        found |= {(case[0], num_ranks, *case[1:]): g for case, g in torch.load(path).items()}
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items())
+def test_gradient_does_not_depend_on_the_partition(gradients, dtype, tolerance):
+    whole = gradients[dtype, 1, 4096, "as sampled"]
+    for case, other in gradients.items():
+        if case[0] != dtype:
+            continue
+        for name, expected in whole.items():
+            norm = float(expected.norm())
+            assert norm > 0
+            assert abs(float(other[name].norm()) - norm) <= tolerance * norm, f"{case}: {name}"
+        everything, difference = joined(whole), joined(other) - joined(whole)
+        assert float(difference.norm()) <= tolerance * float(everything.norm()), case
+
+
+def joined(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in gradients.values()])

@@ -1,0 +1,67 @@
+"""Tiny random models and made-up responses."""
+
+import numpy as np
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from fastgrpo.types import Prompt, Response, Sequence
+
+VOCABULARY = 61
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+}
+ARCHITECTURES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False, "sliding_window": 7}),
+}
+
+
+def tiny_model(name: str = "qwen2", attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Always the same random weights for a name."""
+    config_class, model_class, extra = ARCHITECTURES[name]
+    config = config_class(**SHAPE, **extra)
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    model = model_class(config)
+    with torch.no_grad():  # the usual initialisation makes nearly uniform predictions, which hide mistakes
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model.to(dtype).eval()
+
+
+def prompts(count: int, seed: int = 0) -> list[Prompt]:
+    random = np.random.default_rng(seed)
+    return [
+        Prompt(i, i, "", random.integers(1, VOCABULARY, random.integers(3, 12)).astype(np.int32), "")
+        for i in range(count)
+    ]
+
+
+def sequences(count: int, seed: int = 0, longest: int = 24) -> list[Sequence]:
+    """Ragged sequences with advantages of both signs and old logprobs near a uniform guess."""
+    random = np.random.default_rng(seed)
+
+    def one(prompt: Prompt) -> Sequence:
+        ids = random.integers(0, VOCABULARY, random.integers(1, longest)).astype(np.int32)
+        logprobs = random.normal(-4.0, 0.3, len(ids)).astype(np.float32)
+        return Sequence(prompt.prompt_ids, Response(ids, logprobs, "stop", 0), float(random.normal()))
+
+    return [one(p) for p in prompts(count, seed)]
