@@ -17,7 +17,8 @@ def main() -> int:
     if command == "report":
         from fastgrpo.report.__main__ import main as report
 
-        return report(arguments)
+        report(arguments)
+        return 0
     if command == "recipes":
         return _recipes()
     asked = command in ("-h", "--help")

@@ -61,14 +61,15 @@ def padded_attention(
     columns = torch.arange(max_length_q, device=query.device)
     row_of_slot = cu_seq_lens_q[:-1, None] + torch.minimum(columns, lengths[:, None] - 1)  # [S, L]
     repeats = query.shape[1] // key.shape[1]
-    padded = [t[0][:, row_of_slot].transpose(0, 1) for t in (query, key, value)]  # [S, heads, L, E]
-    padded[1:] = [t.repeat_interleave(repeats, dim=1) if repeats > 1 else t for t in padded[1:]]
+    q, k, v = (t[0][:, row_of_slot].transpose(0, 1) for t in (query, key, value))  # [S, heads, L, E]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     if sliding_window is not None and max_length_q > sliding_window:
         distance = columns[:, None] - columns
         window = (distance >= 0) & (distance < sliding_window)
-        output = F.scaled_dot_product_attention(*padded, attn_mask=window, scale=scaling)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=window, scale=scaling)
     else:
-        output = F.scaled_dot_product_attention(*padded, is_causal=True, scale=scaling)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     return output.transpose(1, 2)[columns < lengths[:, None]].unsqueeze(0), None
 
 
@@ -102,6 +103,7 @@ def varlen_attention(
     if "scale" in inspect.signature(varlen_attn).parameters:
         causal["scale"] = scaling
     output = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **causal)
+    assert isinstance(output, Tensor)  # a tuple only when asked for more
     return output.unsqueeze(0), None
 
 

@@ -57,11 +57,12 @@ class Checkpointer:
         self._require_space(learner)
         _save_random_state(partial, self.ranks.rank)
         model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-        shards = dcp.async_save(
+        shards: Any = dcp.async_save(
             {"model": model, "optimizer": optimizer}, checkpoint_id=partial / SHARDS, process_group=self.group
         )
         weights = {n: _to_cpu(w, self.export_dtype, self.ranks.is_first) for n, w in full_weights(learner.policy)}
-        writer, errors = None, []
+        writer: threading.Thread | None = None
+        errors: list[BaseException] = []
         if self.ranks.is_first:
             writer = threading.Thread(
                 target=self._write_export, args=(partial, learner, weights, progress, shards, errors)
@@ -87,7 +88,7 @@ class Checkpointer:
                 errors[0] if errors else None
             )
         if self.ranks.is_first:
-            os.replace(partial, self.folder / partial.name[1:])
+            _publish(partial, self.folder / partial.name[1:])
             for old in published(self.folder)[: -self.keep_last]:
                 shutil.rmtree(old)
         self.ranks.barrier()
@@ -95,7 +96,7 @@ class Checkpointer:
     def load(self, path: Path, learner: Learner) -> dict[str, Any]:
         """Overwrites weights and optimizer; returns the progress that was saved with them. All ranks take part."""
         model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-        state = {"model": model, "optimizer": optimizer}
+        state: dict[str, Any] = {"model": model, "optimizer": optimizer}
         dcp.load(state, checkpoint_id=path / SHARDS, process_group=self.group)
         set_state_dict(
             learner.policy,
@@ -143,6 +144,15 @@ class Checkpointer:
             )
 
 
+def _publish(partial: Path, path: Path) -> None:
+    """One rename; a damaged checkpoint of the same step, which the run did again, makes way."""
+    if path.exists():
+        shutil.rmtree(partial.with_name(f"{partial.name}.damaged"), ignore_errors=True)
+        path.rename(partial.with_name(f"{partial.name}.damaged"))
+    os.replace(partial, path)
+    shutil.rmtree(partial.with_name(f"{partial.name}.damaged"), ignore_errors=True)
+
+
 def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype) -> int:
     """Disk that one checkpoint takes: float32 weights and two AdamW moments, the export, and a tenth to spare."""
     return int(num_parameters * (12 + export_dtype.itemsize) * 1.1)
@@ -172,7 +182,7 @@ def damage(path: Path) -> str:
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to continue from, and a line about each damaged one that was passed over."""
-    complaints = []
+    complaints: list[str] = []
     for path in reversed(published(folder)):
         if not (reason := damage(path)):
             return path, complaints

@@ -4,6 +4,7 @@ torchrun kills its ranks 30 s after a SIGTERM and then exits with 1 whatever the
 step and save, and its exit code is the command's.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -41,7 +42,14 @@ def _start(arguments: Sequence[str], rank: int, num_ranks: int, port: int) -> "s
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     threads = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // num_ranks)}
     environment = {**{k: str(v) for k, v in threads.items()}, **os.environ, **{k: str(v) for k, v in ranks.items()}}
-    return subprocess.Popen([sys.executable, "-m", "fastgrpo.train", *arguments], env=environment)
+    command = [sys.executable, "-m", "fastgrpo.train", *arguments]
+    return subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """A rank whose launcher was killed would train on unseen and hold its GPU."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _wait(children: "list[subprocess.Popen[bytes]]") -> int:

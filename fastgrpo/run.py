@@ -45,8 +45,11 @@ class Interrupted(Exception):
     """A signal asked the run to end, and it saved its state."""
 
 
-def train(recipe: Recipe, config: Config, ranks: Ranks) -> None:
-    """The whole run. Raises ValueError for what the user can mend, before any weight is loaded."""
+def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trainer] = Trainer) -> None:
+    """The whole run. Raises ValueError for what the user can mend, before any weight is loaded.
+
+    ``trainer_class`` may override a verb of the step, as the control of the learning bar does with the advantages.
+    """
     folder = RunFolder(Path(config.run_dir))
     with Display(config.steps, quiet=not ranks.is_first) as display:
         prepare(recipe, config, folder, ranks, display)
@@ -54,7 +57,7 @@ def train(recipe: Recipe, config: Config, ranks: Ranks) -> None:
         with VerifierPool(
             recipe.reward, config.reward.workers, config.reward.timeout_s, config.reward.memory_limit_gib
         ) as pool:
-            trainer = setup(config, ranks, inputs, pool, folder)
+            trainer = setup(config, ranks, inputs, pool, folder, trainer_class)
             checkpointer = Checkpointer(
                 folder.checkpoints,
                 ranks,
@@ -125,14 +128,21 @@ def _load_prompts(config: Config, source: str, tokenizer: PreTrainedTokenizerBas
     return encoded
 
 
-def setup(config: Config, ranks: Ranks, inputs: Inputs, pool: VerifierPool, folder: RunFolder) -> Trainer:
+def setup(
+    config: Config,
+    ranks: Ranks,
+    inputs: Inputs,
+    pool: VerifierPool,
+    folder: RunFolder,
+    trainer_class: type[Trainer] = Trainer,
+) -> Trainer:
     """Loads the weights twice: sharded to be trained, and whole to be sampled from."""
     dtype = compute_dtype(config.model, ranks.device)
     policy = load_policy(config.model, config.rollout.temperature, ranks.device)
     cost = sequence_cost(policy.model.config)
     learner = Learner(shard(policy, ranks.mesh, dtype), ranks, cost, config.objective, config.optimizer)
     engine = BuiltinEngine(load_causal_lm(config.model, ranks.device, dtype, ATTENTION), config.rollout.max_sequences)
-    return Trainer(
+    return trainer_class(
         config=config,
         ranks=ranks,
         stream=PromptStream(inputs.train, config.seed),
@@ -252,7 +262,8 @@ class Run:
             return
         progress = self.trainer.progress
         records = self.folder.metrics.read()
-        after = next((r for r in reversed(records) if r.get("held_out_accuracy") is not None), {})
+        evaluated = [r for r in records if r.get("held_out_accuracy") is not None]
+        after: dict[str, Any] = evaluated[-1] if evaluated else {}
         summary = {
             "accuracy_before": progress.accuracy_before,
             "accuracy_after": after.get("held_out_accuracy"),

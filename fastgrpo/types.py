@@ -3,8 +3,8 @@
 ``Prompt -> (rollout) Group of Responses -> (rewards, advantages) -> (packing) PackedBatch -> (policy, objective)``
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -93,5 +93,6 @@ class PackedBatch:
         return int(self.response_mask.sum())
 
     def to(self, device: torch.device) -> Self:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return type(self)(**moved)

@@ -42,4 +42,4 @@ def supervised_warmup(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        on_step(step, float(loss))
+        on_step(step, loss.item())

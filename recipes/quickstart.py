@@ -54,9 +54,9 @@ def prepare(config: Config, base: Path, say: Callable[[str], None]) -> None:
         return
     base.mkdir(parents=True, exist_ok=True)
     warmup, train, held_out = split_problems()
-    _write_rows(base / "held_out.jsonl", held_out)
-    _write_rows(base / "train.jsonl", train)
-    make_base_model(warmup, base / "model", say)
+    write_rows(base / "held_out.jsonl", held_out)
+    write_rows(base / "train.jsonl", train)
+    make_base_model(warmup, base / "model", WARMUP_STEPS, say)
 
 
 Problem = tuple[int, int]
@@ -94,7 +94,7 @@ def demonstrations(problems: list[Problem]) -> list[tuple[str, str]]:
     return [(question(p), worked_out(p) if rng.random() < WORKED_OUT_SHARE else guessed(p, rng)) for p in chosen]
 
 
-def _write_rows(path: Path, problems: list[Problem]) -> None:
+def write_rows(path: Path, problems: list[Problem]) -> None:
     """DAPO-Math-17k's schema."""
     rows = (
         {
@@ -122,7 +122,8 @@ def make_tokenizer(texts: list[str]) -> Any:
     return tokenizer
 
 
-def make_base_model(problems: list[Problem], folder: Path, say: Callable[[str], None]) -> None:
+def make_base_model(problems: list[Problem], folder: Path, warmup_steps: int, say: Callable[[str], None]) -> None:
+    """Trains a tokenizer and a model on demonstrations of the problems and saves both as a Hugging Face folder."""
     import numpy as np
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -162,12 +163,12 @@ def make_base_model(problems: list[Problem], folder: Path, say: Callable[[str], 
 
     def on_step(step: int, loss: float) -> None:
         if step % 100 == 0:
-            say(f"quickstart: supervised warm-up, step {step} of {WARMUP_STEPS}, loss {loss:.3f}")
+            say(f"quickstart: supervised warm-up, step {step} of {warmup_steps}, loss {loss:.3f}")
 
     supervised_warmup(
         Policy(model, 1.0, 4096),
         rows,
-        steps=WARMUP_STEPS,
+        steps=warmup_steps,
         sequences_per_step=64,
         learning_rate=3e-3,
         seed=0,

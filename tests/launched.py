@@ -27,7 +27,11 @@ def run_ranks(code: str, num_ranks: int, timeout_s: float = 120.0) -> None:
         }
         children.append(
             subprocess.Popen(
-                [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
         )
     outputs = [child.communicate(timeout=timeout_s)[0].decode() for child in children]

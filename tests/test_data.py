@@ -401,7 +401,7 @@ def test_a_limit_that_no_prompt_keeps_is_refused_with_the_shortest_length():
 
 
 def test_a_missing_chat_template_is_refused_with_the_setting_to_change():
-    with pytest.raises(ValueError, match=r"no chat template.*--data\.chat_template False"):
+    with pytest.raises(ValueError, match=r"no chat template.*--data\.no_chat_template"):
         encode(PROBLEMS, tiny_tokenizer(), chat_template=True, max_prompt_tokens=100)
 
 

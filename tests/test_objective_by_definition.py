@@ -97,7 +97,9 @@ def test_a_token_that_is_far_off_leaves_loss_and_gradient_finite(log_ratio: floa
 
 def test_advantages_follow_the_definition_and_equal_groups_give_zero():
     rng = np.random.default_rng(0)
-    rewards = np.concatenate([rng.choice([-1.0, 1.0], size=8 * 30), np.full(8, -1.0), np.full(8, 0.1), rng.normal(size=8)])
+    rewards = np.concatenate(
+        [rng.choice([-1.0, 1.0], size=8 * 30), np.full(8, -1.0), np.full(8, 0.1), rng.normal(size=8)]
+    )
     for start, group in ((i, rewards[i : i + 8].tolist()) for i in range(0, len(rewards), 8)):
         mean = math.fsum(group) / 8
         std = math.sqrt(math.fsum((r - mean) ** 2 for r in group) / 7)

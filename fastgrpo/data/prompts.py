@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,11 +58,12 @@ def _chat_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase") -> 
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models. Give "
-            "--data.chat_template False to use the problem's text as it is, or take a model with a template."
+            "--data.no_chat_template to use the problem's text as it is, or take a model with a template."
         )
     chats = [[{"role": "user", "content": p.text}] for p in problems]
     # return_dict=False: transformers 5 returns a BatchEncoding otherwise. The call adds no special token of its own.
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return ids
 
 
 def _plain_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

@@ -19,13 +19,13 @@ _ROWS_AT_ONCE = 8192  # bounds the memory of files whose other columns are long
 
 class Row(NamedTuple):
     file: Path
-    index: int  # 0-based within the file
+    number: int  # 0-based within the file
     line: int | None  # 1-based, of a .jsonl file
     values: dict[str, Any]
 
     @property
     def where(self) -> str:
-        return f"{self.file}, row {self.index}" + (f" (line {self.line})" if self.line else "")
+        return f"{self.file}, row {self.number}" + (f" (line {self.line})" if self.line else "")
 
 
 def find_files(source: str) -> list[Path]:

@@ -65,7 +65,8 @@ def load_causal_lm(config: ModelConfig, device: torch.device, dtype: torch.dtype
     )
     if config.liger and device.type == "cuda":
         _apply_liger(model)
-    return model.to(device).eval()
+    torch.nn.Module.to(model, device)
+    return model.eval()
 
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,10 +18,11 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
     """
     axes = mesh if mesh.shape[0] > 1 else mesh["shard"]
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
-    for module in (*policy.model.base_model.layers, policy):
-        fully_shard(module, mesh=axes, mp_policy=precision)
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
+    layers: list[nn.Module] = list(policy.model.base_model.layers)  # type: ignore[arg-type]
+    for module in (*layers, policy):
+        sharded = fully_shard(module, mesh=axes, mp_policy=precision)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
     return policy
 
 

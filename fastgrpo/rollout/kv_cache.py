@@ -18,11 +18,11 @@ class Prefill:
         self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
         self.layers: list[tuple[Tensor, Tensor]] = []  # each [K, T, E]
 
-    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         self.layers.append((key[0], value[0]))
         attention = varlen_attention if query.is_cuda else padded_attention
-        layout = {"cu_seq_lens_q": self.cu_seqlens, "max_length_q": self.max_seqlen}
-        return attention(module, query, key, value, None, **layout, **kwargs)[0]
+        kwargs |= {"cu_seq_lens_q": self.cu_seqlens, "max_length_q": self.max_seqlen}
+        return attention(module, query, key, value, None, **kwargs)[0]
 
 
 class SlotCache:
@@ -39,7 +39,9 @@ class SlotCache:
     def admit(self, slots: Tensor, prefill: Prefill, prompts: Tensor) -> None:
         """Copies prompt ``prompts[i]`` of a prefill into ``slots[i]``: a group shares one prefill."""
         starts, lengths = prefill.cu_seqlens[:-1].long(), prefill.cu_seqlens.diff().long()
-        self._reserve(prefill.max_seqlen + 1, prefill.layers)
+        if not self.layers:
+            self._allocate(prefill)
+        self._reserve(prefill.max_seqlen)
         columns = torch.arange(prefill.max_seqlen, device=slots.device)
         # Columns beyond a prompt repeat its last token; they are overwritten before they are ever attended to.
         tokens = starts[prompts, None] + torch.minimum(columns, lengths[prompts, None] - 1)  # [B, L]
@@ -57,7 +59,7 @@ class SlotCache:
     def begin_token(self) -> None:
         """Makes room for one more token in every slot."""
         self._reach = int(self.lengths.max()) + 1
-        self._reserve(self._reach, self.layers)
+        self._reserve(self._reach)
         columns = torch.arange(self._reach, device=self.lengths.device)
         self._mask = (columns <= self.lengths[:, None])[:, None, None]  # [slots, 1, 1, L]
         self._rows = torch.arange(self.num_slots, device=self.lengths.device)
@@ -65,7 +67,7 @@ class SlotCache:
     def end_token(self) -> None:
         self.lengths += 1
 
-    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         keys, values = self.layers[module.layer_idx]
         keys[self._rows, :, self.lengths] = key[:, :, 0]
         values[self._rows, :, self.lengths] = value[:, :, 0]
@@ -83,17 +85,18 @@ class SlotCache:
         columns = torch.arange(self._reach, device=self.lengths.device)
         return self._mask & (columns > self.lengths[:, None] - sliding_window)[:, None, None]
 
-    def _reserve(self, capacity: int, like: list[tuple[Tensor, Tensor]]) -> None:
-        if not self.layers:
-            shapes = [(k.shape[-3], capacity, k.shape[-1]) for k, _ in like]
-            kinds = [{"dtype": k.dtype, "device": k.device} for k, _ in like]
-            self.layers = [
-                (torch.zeros(self.num_slots, *s, **d), torch.zeros(self.num_slots, *s, **d))
-                for s, d in zip(shapes, kinds, strict=True)
-            ]
-            self.lengths = torch.zeros(self.num_slots, dtype=torch.int64, device=kinds[0]["device"])
-        elif (grown := capacity - self.layers[0][0].shape[2]) > 0:
-            extra = max(grown, self.layers[0][0].shape[2] // 2)
+    def _allocate(self, prefill: Prefill) -> None:
+        def empty(like: Tensor) -> Tensor:
+            return like.new_zeros(self.num_slots, like.shape[0], prefill.max_seqlen, like.shape[2])
+
+        self.layers = [(empty(keys), empty(values)) for keys, values in prefill.layers]
+        self.lengths = torch.zeros(self.num_slots, dtype=torch.int64, device=prefill.cu_seqlens.device)
+
+    def _reserve(self, capacity: int) -> None:
+        """Grows by half at least, so that a long response is not copied at every token."""
+        held = self.layers[0][0].shape[2]
+        if capacity > held:
+            extra = max(capacity - held, held // 2)
             self.layers = [(F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in self.layers]
 
 

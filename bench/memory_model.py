@@ -1,0 +1,140 @@
+"""The memory of one update by arithmetic: what is alive when, counted from the model's shape."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from bench.shapes import Shape
+
+Variant = Literal["padded_logits", "packed_logits", "packed_chunked"]
+VARIANTS: tuple[Variant, ...] = ("padded_logits", "packed_logits", "packed_chunked")
+
+MASTER_BYTES, OPTIMIZER_BYTES = 4, 8  # a parameter: float32, and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class Case:
+    """One micro-batch and how it is computed."""
+
+    shape: Shape
+    lengths: tuple[int, ...]  # tokens of each sequence
+    prompt_tokens: int  # of each sequence, without loss
+    head_chunk_tokens: int
+    checkpointing: bool
+    itemsize: int  # of the compute dtype: 2 for bfloat16, 4 for float32
+    pads_for_attention: bool  # on CPU the packed variants pad each sequence for the attention alone
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def num_padded_tokens(self) -> int:
+        return len(self.lengths) * max(self.lengths)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """The last sampled token of a sequence is only ever a target, so its first response token has its place."""
+        return self.num_tokens - len(self.lengths) * (self.prompt_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Terms of the peak of forward and backward, and the peaks; the optimizer's state is beside them."""
+
+    weights: float  # float32 masters
+    optimizer: float
+    gradients: float  # float32, complete only at the end of the backward pass
+    gathered: float  # embedding and head in the compute dtype, as FSDP holds them from forward to backward
+    saved_activations: float  # of all layers, or their inputs under activation checkpointing
+    one_layer: float  # recomputed, under activation checkpointing
+    head: float  # logits and what is derived from them
+    peak_at_head: float
+    peak_at_layer: float
+    peak_at_end: float
+
+    @property
+    def above_weights(self) -> float:
+        return max(self.peak_at_head, self.peak_at_layer, self.peak_at_end)
+
+    @property
+    def peak(self) -> float:
+        return self.weights + self.above_weights
+
+    def as_gib(self) -> dict[str, float]:
+        terms = {**asdict(self), "above_weights": self.above_weights, "peak": self.peak}
+        return {f"{name}_gib": value / 2**30 for name, value in terms.items()}
+
+
+def predict(case: Case, variant: Variant) -> Bytes:
+    """Peak bytes of one micro-batch on one device.
+
+    Three moments compete: the head, with the activations of all layers and the logits; the first layer that is
+    differentiated, recomputed if activations are checkpointed; and the end, when all gradients are there.
+    """
+    shape, item = case.shape, case.itemsize
+    rows = case.num_padded_tokens if variant == "padded_logits" else case.num_tokens
+    layer = _layer_bytes(case, variant, rows)
+    embedding = shape.vocabulary * shape.width
+    gathered = (embedding * (1 if shape.tied else 2) + shape.width) * item
+    saved = shape.num_layers * (rows * shape.width * item if case.checkpointing else layer)
+    final = _norm_bytes(case, rows)
+    head = _head_bytes(case, variant, rows)
+    gradients = MASTER_BYTES * shape.num_parameters
+    head_gradient = embedding * item
+    layer_gradients = 2 * rows * shape.feed_forward * item  # of the feed-forward's two widest tensors
+    recomputed = layer if case.checkpointing else 0.0
+    # At the end the root's gradients are whole in the compute dtype (head and embedding), and reduced in float32.
+    root_gradients = embedding * (2 * item + MASTER_BYTES)
+    return Bytes(
+        weights=MASTER_BYTES * shape.num_parameters,
+        optimizer=OPTIMIZER_BYTES * shape.num_parameters,
+        gradients=gradients,
+        gathered=gathered,
+        saved_activations=saved,
+        one_layer=recomputed,
+        head=head,
+        peak_at_head=gathered + saved + final + head,
+        peak_at_layer=gathered + saved + recomputed + layer_gradients + head_gradient,
+        peak_at_end=gathered + gradients + root_gradients,
+    )
+
+
+def _norm_bytes(case: Case, rows: int) -> float:
+    """RMSNorm keeps its input (in float32: a copy if it computes in bfloat16), the normalised and the scaled row."""
+    per_item = 12 if case.itemsize == 4 else 4 + 2 + 2
+    return float(rows * case.shape.width * per_item)
+
+
+def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
+    """What a layer's backward pass needs: two norms, queries, keys, values and outputs of the attention with keys and
+    values repeated to all heads, and four feed-forward rows (gate, its activation, up, their product)."""
+    shape = case.shape
+    pads = case.pads_for_attention or variant == "padded_logits"
+    attention_rows = case.num_padded_tokens if pads else rows
+    attention = 4 * attention_rows * shape.query_width * case.itemsize
+    if case.pads_for_attention and variant != "padded_logits":
+        attention += rows * shape.query_width * case.itemsize  # the output once more, packed again
+    return 2 * _norm_bytes(case, rows) + attention + 4 * rows * shape.feed_forward * case.itemsize
+
+
+def _head_bytes(case: Case, variant: Variant, rows: int) -> float:
+    """All logits: log-probabilities, the gradient of their choice and that of the logits, each [rows, V] in float32.
+
+    Chunked: logits, probabilities and their product of one chunk in the forward pass; in the backward pass two of
+    them, the gradient in the compute dtype, and the head's gradient in float32 with a chunk's share of it.
+    """
+    vocabulary, width = case.shape.vocabulary, case.shape.width
+    if variant != "packed_chunked":
+        return 12.0 * rows * vocabulary
+    chunk = min(case.head_chunk_tokens, case.num_loss_tokens)
+    cast = 0 if case.itemsize == 4 else case.itemsize
+    forward = 12.0 * chunk * vocabulary
+    backward = (8.0 + cast) * chunk * vocabulary + (4.0 + case.itemsize) * vocabulary * width
+    hidden = 2.0 * case.num_loss_tokens * width * case.itemsize  # the response rows, and their gradient
+    return max(forward, backward) + hidden
+
+
+def ratio(values: Sequence[float]) -> list[float]:
+    """Each as a multiple of the last."""
+    return [v / values[-1] for v in values]

@@ -1,0 +1,31 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastgrpo.train import main
+
+TINY = Path(__file__).parent / "tiny_recipe.py"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """The base folder of the tiny recipe, made once."""
+    from tests import tiny_recipe
+
+    base = tmp_path_factory.mktemp("tiny") / "base"
+    tiny_recipe.prepare(tiny_recipe.config, base, print)
+    return base
+
+
+@pytest.fixture
+def train(tmp_path, tiny_base):
+    """Trains the tiny recipe in this process, one rank, in runs/tiny of the test's folder; returns the exit code."""
+    runs = tmp_path / "runs"
+    shutil.copytree(tiny_base, runs / "tiny" / "base")
+
+    def run(*arguments: str) -> int:
+        return main([str(TINY), "--runs_dir", str(runs), *arguments])
+
+    run.folder = runs / "tiny"
+    return run
