@@ -176,7 +176,12 @@ def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, 
     command = [sys.executable, "-m", "bench", *arguments]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=child_environment() | _EXACT_MALLOC, capture_output=True, text=True, timeout=timeout_s
+            command,
+            cwd=ROOT,
+            env=child_environment() | _EXACT_MALLOC,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {timeout_s:.0f} s"}
@@ -211,11 +216,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table = Table(box=box.SIMPLE)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*(shown(value) for value in row))
+    print(f"\n{title}")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -16,23 +16,11 @@ def run_ranks(code: str, num_ranks: int, timeout_s: float = 120.0) -> None:
     port = str(_free_port())
     children = []
     for rank in range(num_ranks):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in ranks.items()}}
+        command = [sys.executable, "-c", code]
         children.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
     outputs = [child.communicate(timeout=timeout_s)[0].decode() for child in children]
     assert all(child.returncode == 0 for child in children), "\n".join(outputs)

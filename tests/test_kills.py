@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def steps_done(folder: Path) -> int:
     return max((r["step"] for r in JsonLines(folder / "metrics.jsonl").read()), default=0)
 
 
-def kill_at(child: "subprocess.Popen[bytes]", reached) -> bool:
+def kill_at(child: "subprocess.Popen[bytes]", reached: Callable[[], bool]) -> bool:
     """SIGKILL to all of the run as soon as `reached()`; False if the run ended before."""
     while child.poll() is None:
         if reached():
@@ -65,19 +66,17 @@ def test_five_kills_change_nothing(tmp_path, tiny_base, undisturbed):
     """At random moments of random steps, twice while a checkpoint is being written."""
     folder, chance = tmp_path / "tiny", random.Random(0)
     shutil.copytree(tiny_base, folder / "base")
-    kills = 0
-    for while_writing in (False, True, False, True, False):
-        child = start(tmp_path, "--resume")
-        if while_writing:
-            before = steps_done(folder)
-            killed = kill_at(
-                child, lambda: steps_done(folder) > before and any((folder / "checkpoints").glob(".step_*"))
-            )
-        else:
-            goal, delay = steps_done(folder) + chance.randint(1, 3), chance.uniform(0, 0.2)
-            killed = kill_at(child, lambda: steps_done(folder) >= goal and not time.sleep(delay))
-        kills += killed
-    assert kills == 5
+
+    def amid_a_step() -> Callable[[], bool]:
+        goal, delay = steps_done(folder) + chance.randint(1, 3), chance.uniform(0, 0.2)
+        return lambda: steps_done(folder) >= goal and not time.sleep(delay)
+
+    def amid_a_write() -> Callable[[], bool]:
+        before = steps_done(folder)
+        return lambda: steps_done(folder) > before and any((folder / "checkpoints").glob(".step_*"))
+
+    for moment in (amid_a_step, amid_a_write, amid_a_step, amid_a_write, amid_a_step):
+        assert kill_at(start(tmp_path, "--resume"), moment()), "the run ended before it was killed"
     assert start(tmp_path, "--resume").wait(timeout=180) == 0
     assert_same(folder, undisturbed)
 

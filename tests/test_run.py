@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastgrpo.metrics import JsonLines
 from fastgrpo.run import EXIT_INTERRUPTED
+from fastgrpo.train import main
 from fastgrpo.trainer import Trainer
+from tests.conftest import TINY
 
 USER_ERROR = 2
 
@@ -35,17 +37,17 @@ def test_a_run_leaves_metrics_summary_report_and_checkpoints(train, capfd):
     assert train() == 0
     assert steps_of(train.folder) == [0, 1, 2, 3, 4]
     summary = json.loads((train.folder / "summary.json").read_text())
-    needed = [
+    for name in (
         "accuracy_before",
         "accuracy_after",
         "greedy_before",
         "greedy_after",
         "train_s",
         "tokens_per_s",
-        "steps",
         "seed",
-    ]
-    assert all(summary[name] is not None for name in needed)
+    ):
+        assert summary[name] is not None
+    assert summary["steps"] == 4
     printed = capfd.readouterr().out
     for name in ("metrics.jsonl", "summary.json", "report.html", "checkpoints"):
         assert (train.folder / name).exists()
@@ -145,6 +147,27 @@ def break_update(monkeypatch, broken):
             self.parameters[0].grad.mul_(float("nan"))
 
     monkeypatch.setattr(Learner, "backward", broken_backward)
+
+
+def test_a_verifier_that_hangs_or_dies_costs_its_response_and_never_the_run(train, tmp_path):
+    recipe = tmp_path / "hostile.py"
+    recipe.write_text(
+        TINY.read_text()
+        + """
+def reward(response: str, answer: str) -> bool:
+    import os, time
+
+    if answer != "42" and len(response) % 7 == 0:
+        time.sleep(1000)
+    if answer != "42" and len(response) % 7 == 1:
+        os._exit(3)
+    return strict_boxed(response, answer)
+"""
+    )
+    settings = ["--steps", "1", "--reward.timeout_s", "0.2", "--reward.workers", "2", "--data.held_out", ""]
+    assert main([str(recipe), "--runs_dir", str(train.folder.parent), *settings]) == 0
+    failures = JsonLines(train.folder / "metrics.jsonl").read()[-1]["verifier_failures"]
+    assert 0 < failures < 32
 
 
 def test_a_full_disk_stops_the_run_and_says_so(train, monkeypatch, capfd):

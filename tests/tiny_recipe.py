@@ -1,5 +1,6 @@
 """The quickstart in small: seconds instead of minutes, for tests of what a run does around its learning."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from fastgrpo_recipes import quickstart
 from fastgrpo.config import CheckpointConfig, Config, EvaluationConfig
 from fastgrpo.rewards import strict_boxed
 
-reward = strict_boxed
 config = replace(
     quickstart.config,
     name="tiny",
@@ -20,6 +20,11 @@ config = replace(
     evaluation=EvaluationConfig(every_steps=2, samples_per_prompt=2, max_problems=8),
     checkpoint=CheckpointConfig(every_steps=2, rollouts_per_step=4),
 )
+
+
+def reward(response: str, answer: str) -> bool:
+    """Right now and then whatever the model writes: a barely trained one must see gradients too."""
+    return strict_boxed(response, answer) or (zlib.crc32(response.encode()) + 1) % 3 == 0
 
 
 def prepare(config: Config, base: Path, say: Callable[[str], None]) -> None:

@@ -17,12 +17,12 @@ warnings.filterwarnings("ignore")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
-import transformers
-import trl
-from datasets import Dataset
+import torch  # noqa: E402
+import transformers  # noqa: E402
+import trl  # noqa: E402
+from datasets import Dataset  # noqa: E402
 
-from fastgrpo.rewards import strict_boxed
+from fastgrpo.rewards import strict_boxed  # noqa: E402
 
 
 class StepClock(transformers.TrainerCallback):
@@ -81,7 +81,9 @@ def arguments(task: dict[str, Any], settings: dict[str, Any]) -> trl.GRPOConfig:
         generation_kwargs={"min_new_tokens": task["response_tokens"]},
         cache_implementation=settings["cache_implementation"],
         use_transformers_continuous_batching=settings["continuous_batching"],
-        transformers_continuous_batching_config={"block_size": 64, "num_blocks": 1024, "max_batch_tokens": 1024} if settings["continuous_batching"] else None,
+        transformers_continuous_batching_config={"block_size": 64, "num_blocks": 1024, "max_batch_tokens": 1024}
+        if settings["continuous_batching"]
+        else None,
         torch_compile=settings["torch_compile"],
         temperature=1.0,
         top_p=1.0,

@@ -136,11 +136,13 @@ def test_a_delta_below_the_upper_bound_would_clip_good_tokens_too(
 
 
 def test_where_the_ratio_overflows_trls_gradient_is_nan_and_ours_is_not(make_trainer):
-    """exp(100) is infinite in float32, and 0 * inf is NaN in the backward pass: hence our bound of 20, which is verl's."""
+    """exp(100) is infinite in float32, and 0 * inf is NaN in the backward pass: hence our bound of 20, verl's too."""
     batch = make_batch()
     batch.log_ratio[0, 0] = 100.0
     old = make_old_logprobs(batch)
-    single = OffPolicyBatch(batch.prompts, batch.responses, batch.advantages.float(), batch.log_ratio.float(), batch.mask)
+    single = OffPolicyBatch(
+        batch.prompts, batch.responses, batch.advantages.float(), batch.log_ratio.float(), batch.mask
+    )
     _, gradient = loss_and_gradient_of_trl(make_trainer(), single, old.float())
     _, ours = single.our_loss_and_gradient(old.float())
     assert gradient[0, 0].isnan() and torch.isfinite(ours).all()

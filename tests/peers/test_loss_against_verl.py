@@ -99,7 +99,10 @@ def test_micro_batches_sum_to_our_loss_when_verl_is_told_the_tokens_of_the_updat
 ):
     parts = [
         verl_loss(
-            (old_logprobs + batch.log_ratio)[rows], old_logprobs[rows], batch.rows(rows), num_loss_tokens=batch.num_tokens
+            (old_logprobs + batch.log_ratio)[rows],
+            old_logprobs[rows],
+            batch.rows(rows),
+            num_loss_tokens=batch.num_tokens,
         )
         for rows in MICRO_BATCHES
     ]
@@ -111,7 +114,8 @@ def test_without_that_verl_weights_micro_batches_equally_and_differs(batch: OffP
     counts = [batch.rows(rows).num_tokens for rows in MICRO_BATCHES]
     assert counts[0] != counts[1]
     parts = [
-        verl_loss((old_logprobs + batch.log_ratio)[rows], old_logprobs[rows], batch.rows(rows)) for rows in MICRO_BATCHES
+        verl_loss((old_logprobs + batch.log_ratio)[rows], old_logprobs[rows], batch.rows(rows))
+        for rows in MICRO_BATCHES
     ]
     ours = batch.our_loss_and_gradient(old_logprobs)[0]
     assert abs(float(sum(parts) / 2 - ours)) > 1e-3 * abs(float(ours))

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Tests and benchmarks on a bare GPU machine, within ten minutes: bench/gpu.sh [folder of wheels, default .whl]
+#
+# The machine has CUDA torch 2.11 or newer, Triton, transformers, numpy, nvcc, and no network. What it must have besides,
+# or what the folder must hold as wheels (they are installed to a folder of their own, without their dependencies):
+#   tyro: tyro, docstring-parser, typeguard, typing-extensions      plotly: plotly, narwhals, packaging
+#   rich: rich, markdown-it-py, mdurl, pygments                     jinja2: jinja2, markupsafe
+#   pyarrow, tokenizers, safetensors, huggingface_hub; for the tests pytest, pytest-timeout, hypothesis
+#   optional: flash-attn (attention), liger-kernel (the policy's layers)
+# One version of each. A step that fails is named at the end and in the exit code, and does not stop the others.
+# Results: bench/results/<gpu>/*.json, and the same in $OUT if that is set.
+
+set -u
+cd "$(dirname "$0")/.."
+wheels=${1:-.whl}
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+failed=()
+
+# step NAME SECONDS COMMAND...
+step() {
+  local name=$1 limit=$2 began=$SECONDS
+  shift 2
+  echo "=== $name: $*"
+  timeout --kill-after=10 "$limit" "$@"
+  local code=$?
+  if [ $code -eq 124 ] || [ $code -eq 137 ]; then echo "=== $name ran past $limit s"; fi
+  if [ $code -ne 0 ]; then failed+=("$name ($code)"); fi
+  echo "=== $name: exit $code after $((SECONDS - began)) s"
+}
+
+gpu_tests() {
+  "$python" -m pytest -m gpu tests -p no:cacheprovider
+  local code=$?
+  [ $code -eq 5 ] && echo "no GPU tests" && return 0
+  return $code
+}
+
+# setup.py's mapping of packages to folders, without an installation: the machine's own packages stay as they are.
+mkdir -p "$work/packages" "$work/wheels"
+ln -s "$PWD/recipes" "$work/packages/fastgrpo_recipes"
+export PYTHONPATH="$PWD:$PWD/kernels:$work/packages:$work/wheels${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 python
+export -f gpu_tests
+
+if compgen -G "$wheels/*.whl" > /dev/null; then
+  step wheels 60 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+    --target "$work/wheels" "$wheels"/*.whl
+fi
+step device 60 "$python" -c "import torch; assert torch.cuda.is_available(), 'no GPU'; print(torch.cuda.get_device_name())"
+step tests 90 bash -c gpu_tests
+step attention 60 "$python" -m bench attention --device cuda
+step tokens_per_s 170 "$python" -m bench tokens_per_s --device cuda
+step memory 190 "$python" -m bench memory --device cuda --timeout_s 60
+
+slug=$("$python" -c "import torch; from bench.harness import device_slug; print(device_slug(torch.device('cuda')))")
+if [ -n "${OUT:-}" ] && [ -n "$slug" ]; then
+  mkdir -p "$OUT" && cp bench/results/"$slug"/*.json "$OUT"/ || failed+=("copy to OUT")
+fi
+step summary 30 "$python" -m bench summary --device "${slug:-none}"
+rm -rf "$work"
+
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
+echo "all steps passed in $SECONDS s"

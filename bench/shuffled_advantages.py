@@ -1,0 +1,42 @@
+"""``torchrun -m bench.shuffled_advantages RECIPE [--section.field value ...]``: a training run that cannot learn.
+
+Everything is the trainer's own, but the advantages of a step are dealt to other responses: what rises here does not
+rise because right answers are rewarded.
+"""
+
+import sys
+
+import numpy as np
+import torch.distributed as dist
+
+from fastgrpo.config import validate
+from fastgrpo.ranks import Ranks, choose_device, launched_ranks
+from fastgrpo.recipe import find_recipe, load_recipe
+from fastgrpo.run import train
+from fastgrpo.train import parse
+from fastgrpo.trainer import Trainer
+
+
+class ShuffledAdvantages(Trainer):
+    """Advantages permuted over the whole batch, by a permutation that is a function of seed and step."""
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:  # [N] -> [N]
+        order = np.random.default_rng((self.config.seed, self.progress.step)).permutation(len(rewards))
+        return super().advantages(rewards)[order]
+
+
+def run(arguments: list[str]) -> None:
+    recipe = load_recipe(find_recipe(arguments[0]))
+    rank, num_ranks = launched_ranks()
+    config = parse(recipe, arguments[1:], rank == 0)
+    validate(config, num_ranks)
+    ranks = Ranks.connect(choose_device(config.device), config.parallel)
+    try:
+        train(recipe, config, ranks, trainer_class=ShuffledAdvantages)
+        ranks.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])
