@@ -50,8 +50,8 @@ fi
 step device 60 "$python" -c "import torch; assert torch.cuda.is_available(), 'no GPU'; print(torch.cuda.get_device_name())"
 step tests 90 bash -c gpu_tests
 step attention 60 "$python" -m bench attention --device cuda
-step tokens_per_s 170 "$python" -m bench tokens_per_s --device cuda
-step memory 190 "$python" -m bench memory --device cuda --timeout_s 60
+step tokens_per_s 160 "$python" -m bench tokens_per_s --device cuda
+step memory 200 "$python" -m bench memory --device cuda --timeout_s 45
 
 slug=$("$python" -c "import torch; from bench.harness import device_slug; print(device_slug(torch.device('cuda')))")
 if [ -n "${OUT:-}" ] && [ -n "$slug" ]; then

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,13 +37,14 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(measure(options.worker, _case(device, options.worker_checkpointing), device)))
         return 0
     print(json.dumps(machine_facts(device)))
-    rows = [
-        _measured_row(variant, checkpointing, device, options.timeout_s)
-        for checkpointing in (False, True)
-        for variant in VARIANTS
-    ]
-    full = [_full_size_row(v, c) for c in (False, True) for v in VARIANTS]
+    rows: list[dict[str, Any]] = []
+    full = [_full_size_row(v, c) for c in (True, False) for v in VARIANTS]
+    for checkpointing in (True, False):
+        for variant in VARIANTS:
+            rows.append(_measured_row(variant, checkpointing, device, options.timeout_s))
+            _write(rows, full, device)  # what has been measured survives what comes after
     _report(rows, full, device)
+    print(_write(rows, full, device))
     failed = any("error" in row for row in rows if row["variant"] == "packed_chunked")
     return 1 if failed else 0
 
@@ -198,8 +200,10 @@ def _report(rows: list[dict[str, Any]], full: list[dict[str, Any]], device: torc
         [_full_line(row, terms, full) for row in full],
     )
     print(f"AdamW's state is {full[0]['predicted']['optimizer_gib']:.1f} GiB besides, once, sharded over the ranks.")
-    path = write_results("memory", device, _headline(rows, full), {"measured": rows, "full_size_by_formula": full})
-    print(path)
+
+
+def _write(rows: list[dict[str, Any]], full: list[dict[str, Any]], device: torch.device) -> Path:
+    return write_results("memory", device, _headline(rows, full), {"measured": rows, "full_size_by_formula": full})
 
 
 def _measured_line(row: dict[str, Any]) -> list[Any]:

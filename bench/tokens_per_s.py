@@ -42,7 +42,7 @@ QUICKSTART_STEP = Protocol(
     "quickstart", QUICKSTART, (40,) * 256, 8192, 17, rollout=(128, 8, 17, 24), step=(128, 8, 24, 4)
 )
 LONG_1_5B = Protocol(
-    "Qwen2.5-1.5B, 16k", QWEN25_1_5B, (16384, 16384), 16384, 128, rollout=(8, 8, 8192, 96), step=(8, 8, 384, 1)
+    "Qwen2.5-1.5B, 16k", QWEN25_1_5B, (16384, 16384), 16384, 128, rollout=(8, 8, 8192, 96), step=(8, 8, 256, 1)
 )
 PRIME_RL = Protocol("prime-rl's: Qwen3-0.6B, 16,384, checkpointed", QWEN3_0_6B, (16384, 16384), 16384, 128, True)
 

@@ -1,17 +1,21 @@
 """Attention over packed rows, registered with transformers under names of our own.
 
-Every implementation sees ``query, key, value`` as [1, heads, T, E] and the packed layout in the keyword arguments that
-transformers hands through its models (``cu_seq_lens_q`` and ``max_length_q``, flash-attention's meaning).
+Every implementation sees ``query, key, value`` as [1, heads, U, E] and a ``PackedLayout`` in the keyword arguments that
+transformers hands through its models.
 """
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from fastgrpo.types import SharedPrompts
 
 IMPLEMENTATIONS = {"varlen": "fastgrpo_varlen", "flash_attn": "fastgrpo_flash_attn", "padded": "fastgrpo_padded"}
 """Our names by the setting's value; ``sdpa`` and ``eager`` are transformers' own, which read ``position_ids``."""
@@ -31,46 +35,80 @@ def choose_attention(setting: str, device: torch.device) -> str:
     return IMPLEMENTATIONS.get(setting, setting)
 
 
-def packed_kwargs(cu_seqlens: Tensor, max_seqlen: int) -> dict[str, Any]:
-    """Keyword arguments of a transformers model that describe packed rows."""
-    return {
-        "cu_seq_lens_q": cu_seqlens,
-        "cu_seq_lens_k": cu_seqlens,
-        "max_length_q": max_seqlen,
-        "max_length_k": max_seqlen,
-    }
+def can_share_prompts(implementation: str) -> bool:
+    """Whether it computes a prompt once for several responses; transformers' own functions do not know how."""
+    return implementation in IMPLEMENTATIONS.values()
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """How T tokens are packed, and which U <= T rows the model computes: it is handed through transformers' models as
+    the keyword argument ``layout``. Index tensors are made once for all layers."""
+
+    cu_seqlens: Tensor  # [S + 1]
+    max_seqlen: int
+    shared: SharedPrompts | None = None
+
+    @cached_property
+    def inside(self) -> Tensor:  # [S, L] bool
+        """Which places of the padded rectangle hold a token."""
+        return torch.arange(self.max_seqlen, device=self.cu_seqlens.device) < self.cu_seqlens.diff()[:, None]
+
+    @cached_property
+    def row_of_place(self) -> Tensor:  # [S * L] int64
+        """The row that each place of the rectangle reads; places beyond a sequence repeat its last token."""
+        columns = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
+        tokens = self.cu_seqlens[:-1, None] + torch.minimum(columns, self.cu_seqlens.diff()[:, None] - 1)
+        return (tokens if self.shared is None else self.shared.expand[tokens]).flatten().long()
+
+    @cached_property
+    def place_of_row(self) -> Tensor:  # [U] int64
+        """The place that each row is written from."""
+        places = self.inside.flatten().nonzero()[:, 0]
+        return places if self.shared is None else places[self.shared.select]
+
+    def expand(self, rows: Tensor) -> Tensor:  # [heads, U, E] -> [T, heads, E]
+        rows = rows.transpose(0, 1)
+        return rows.contiguous() if self.shared is None else rows.index_select(0, self.shared.expand)
+
+    def select(self, tokens: Tensor) -> Tensor:  # [T, heads, E] -> [U, heads, E]
+        return tokens if self.shared is None else tokens.index_select(0, self.shared.select)
 
 
 def padded_attention(
     module: torch.nn.Module,
-    query: Tensor,  # [1, H, T, E]
-    key: Tensor,  # [1, K, T, E]
-    value: Tensor,  # [1, K, T, E]
+    query: Tensor,  # [1, H, U, E]
+    key: Tensor,  # [1, K, U, E]
+    value: Tensor,  # [1, K, U, E]
     attention_mask: Tensor | None,
     *,
-    cu_seq_lens_q: Tensor,  # [S + 1]
-    max_length_q: int,
+    layout: PackedLayout,
     scaling: float,
     sliding_window: int | None = None,
     **extra: Any,
-) -> tuple[Tensor, None]:  # [1, T, H, E]
+) -> tuple[Tensor, None]:  # [1, U, H, E]
     """Each sequence becomes a padded row of its own for the attention alone: exact, and on CPU far cheaper than a
     block-diagonal [T, T] mask."""
     _refuse_unsupported(extra)
-    lengths = cu_seq_lens_q.diff()
-    columns = torch.arange(max_length_q, device=query.device)
-    row_of_slot = cu_seq_lens_q[:-1, None] + torch.minimum(columns, lengths[:, None] - 1)  # [S, L]
-    repeats = query.shape[1] // key.shape[1]
-    q, k, v = (t[0][:, row_of_slot].transpose(0, 1) for t in (query, key, value))  # [S, heads, L, E]
+    rectangle = layout.inside.shape  # [S, L]
+    heads, width = query.shape[1], query.shape[3]
+    repeats = heads // key.shape[1]
+
+    def pad(rows: Tensor) -> Tensor:  # [1, heads, U, E] -> [S, heads, L, E]
+        return rows[0].transpose(0, 1).index_select(0, layout.row_of_place).unflatten(0, rectangle).transpose(1, 2)
+
+    q, k, v = pad(query), pad(key), pad(value)
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    if sliding_window is not None and max_length_q > sliding_window:
+    if sliding_window is not None and layout.max_seqlen > sliding_window:
+        columns = torch.arange(layout.max_seqlen, device=query.device)
         distance = columns[:, None] - columns
         window = (distance >= 0) & (distance < sliding_window)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=window, scale=scaling)
     else:
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    return output.transpose(1, 2)[columns < lengths[:, None]].unsqueeze(0), None
+    output = output.transpose(1, 2).reshape(-1, heads, width)
+    return output.index_select(0, layout.place_of_row).unsqueeze(0), None
 
 
 def varlen_attention(
@@ -80,8 +118,7 @@ def varlen_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
+    layout: PackedLayout,
     scaling: float,
     sliding_window: int | None = None,
     **extra: Any,
@@ -90,21 +127,24 @@ def varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     _refuse_unsupported(extra)
-    q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))  # [T, heads, E]
-    if "window_size" in inspect.signature(varlen_attn).parameters:
-        causal: dict[str, Any] = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
-        causal["enable_gqa"] = q.shape[1] != k.shape[1]
+    q, k, v = (layout.expand(t[0]) for t in (query, key, value))
+    known = inspect.signature(varlen_attn).parameters
+    if "window_size" in known:
+        options: dict[str, Any] = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:  # torch < 2.12
-        if sliding_window is not None and max_length_q > sliding_window:
+        if sliding_window is not None and layout.max_seqlen > sliding_window:
             raise ValueError("a sliding window needs torch 2.12 or newer, or --model.attention flash_attn")
-        causal = {"is_causal": True}
+        options = {"is_causal": True}
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    _refuse_other_scale(scaling, q.shape[-1], "scale" in inspect.signature(varlen_attn).parameters)
-    if "scale" in inspect.signature(varlen_attn).parameters:
-        causal["scale"] = scaling
-    output = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **causal)
+    if "scale" in known:
+        options["scale"] = scaling
+    elif abs(scaling * q.shape[-1] ** 0.5 - 1) > 1e-6:
+        raise ValueError(f"attention scale {scaling} needs torch 2.12 or newer, or --model.attention flash_attn")
+    bounds, longest = layout.cu_seqlens, layout.max_seqlen
+    output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
     assert isinstance(output, Tensor)  # a tuple only when asked for more
-    return output.unsqueeze(0), None
+    return layout.select(output).unsqueeze(0), None
 
 
 def flash_attention(
@@ -114,23 +154,22 @@ def flash_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
+    layout: PackedLayout,
     scaling: float,
     sliding_window: int | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """The flash-attn package's variable-length kernel."""
-    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+    from flash_attn import flash_attn_varlen_func
 
     _refuse_unsupported(extra)
-    q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
+    q, k, v = (layout.expand(t[0]) for t in (query, key, value))
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
+    bounds, longest = layout.cu_seqlens, layout.max_seqlen
     output = flash_attn_varlen_func(
-        q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        softmax_scale=scaling, causal=True, window_size=window,
-    )  # fmt: skip
-    return output.unsqueeze(0), None
+        q, k, v, bounds, bounds, longest, longest, softmax_scale=scaling, causal=True, window_size=window
+    )
+    return layout.select(output).unsqueeze(0), None
 
 
 def _refuse_unsupported(extra: dict[str, Any]) -> None:
@@ -140,11 +179,6 @@ def _refuse_unsupported(extra: dict[str, Any]) -> None:
             raise ValueError(f"this model's attention uses {name!r}, which packed attention lacks: use sdpa or eager")
     if extra.get("dropout"):
         raise ValueError("attention dropout makes logprobs random: set attention_dropout to 0 in the model's config")
-
-
-def _refuse_other_scale(scaling: float, head_width: int, has_argument: bool) -> None:
-    if not has_argument and abs(scaling * head_width**0.5 - 1) > 1e-6:
-        raise ValueError(f"attention scale {scaling} needs torch 2.12 or newer, or --model.attention flash_attn")
 
 
 def _flash_attn_installed() -> bool:

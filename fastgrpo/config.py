@@ -114,6 +114,10 @@ class OptimizerConfig:
     """Optimizer updates on the responses of one step, each on its own share of the problems."""
     tokens_per_microbatch: int = 32768
     """Tokens that one forward and backward pass may hold on a rank."""
+    skip_zero_advantage: bool = True
+    """Leave responses without advantage out of the passes: they count in the token mean, and have no gradient."""
+    share_prompts: bool = True
+    """Compute a prompt once for the responses of its group where they fit into one micro-batch: the same gradient."""
     max_skipped_updates: int = 3
     """Non-finite updates in a row after which the run stops."""
 

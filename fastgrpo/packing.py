@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastgrpo.types import PackedBatch, Sequence
+from fastgrpo.types import PackedBatch, Sequence, SharedPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,54 +35,82 @@ def split_updates(sequences: Seq[Sequence], updates_per_step: int) -> list[Seq[S
 
 
 def plan_microbatches(
-    num_tokens: Seq[int],  # [S] input tokens of each sequence
+    sequences: Seq[Sequence],
     num_ranks: int,
     tokens_per_microbatch: int,
     cost: SequenceCost,
-) -> list[list[list[int]]]:  # [rank][micro-batch] -> indices of sequences
+    *,
+    share_prompts: bool = False,
+) -> list[list[list[Sequence]]]:  # [rank][micro-batch]
     """The same number of micro-batches on every rank, none above the token budget, with FLOPs as equal as can be.
 
-    Longest processing time first: the costliest sequence goes to the cheapest micro-batch that has room. Where that
-    finds no room, every rank gets one micro-batch more. A micro-batch may stay empty when sequences are few.
+    Longest processing time first: the costliest item goes to the cheapest micro-batch that has room; where none has,
+    every rank gets one micro-batch more. An item is a sequence, or with ``share_prompts`` all sequences of a prompt if
+    together they are small beside the budget. A micro-batch may stay empty when items are few.
     """
-    if max(num_tokens) > tokens_per_microbatch:
+    longest = max((s.num_input_tokens for s in sequences), default=0)
+    if longest > tokens_per_microbatch:
         raise ValueError(
-            f"a sequence of {max(num_tokens)} tokens does not fit into a micro-batch of {tokens_per_microbatch}: "
+            f"a sequence of {longest} tokens does not fit into a micro-batch of {tokens_per_microbatch}: "
             f"raise --optimizer.tokens_per_microbatch"
         )
-    order = sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i))
-    per_rank = -(-sum(num_tokens) // (tokens_per_microbatch * num_ranks))
-    while (bins := _fill(order, num_tokens, per_rank * num_ranks, tokens_per_microbatch, cost)) is None:
+    items = [_Item.of(part, cost) for part in _parts(sequences, tokens_per_microbatch // 4 if share_prompts else 0)]
+    items.sort(key=lambda item: -item.flops)
+    per_rank = max(1, -(-sum(item.num_tokens for item in items) // (tokens_per_microbatch * num_ranks)))
+    while (bins := _fill(items, per_rank * num_ranks, tokens_per_microbatch)) is None:
         per_rank += 1
     # Costliest micro-batches first, dealt back and forth, so that the sums over ranks are near each other too.
-    bins.sort(key=lambda b: -sum(cost.flops(num_tokens[i]) for i in b))
-    ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    for k, sequences in enumerate(bins):
+    bins.sort(key=lambda b: -sum(item.flops for item in b))
+    ranks: list[list[list[Sequence]]] = [[] for _ in range(num_ranks)]
+    for k, chosen in enumerate(bins):
         turn, place = divmod(k, num_ranks)
-        ranks[place if turn % 2 == 0 else num_ranks - 1 - place].append(sorted(sequences))
+        ranks[place if turn % 2 == 0 else num_ranks - 1 - place].append([s for item in chosen for s in item.sequences])
     return ranks
 
 
-def _fill(
-    order: Seq[int], num_tokens: Seq[int], num_bins: int, room: int, cost: SequenceCost
-) -> list[list[int]] | None:
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Sequences that stay together, of one prompt, which is computed once."""
+
+    sequences: list[Sequence]
+    num_tokens: int
+    flops: float
+
+    @classmethod
+    def of(cls, sequences: list[Sequence], cost: SequenceCost) -> "_Item":
+        repeated = (len(sequences) - 1) * len(sequences[0].prompt_ids)
+        flops = sum(cost.flops(s.num_input_tokens) for s in sequences) - cost.per_token * repeated
+        return cls(sequences, sum(s.num_input_tokens for s in sequences) - repeated, flops)
+
+
+def _parts(sequences: Seq[Sequence], most_tokens: int) -> list[list[Sequence]]:
+    """Sequences by prompt where those of one prompt have at most ``most_tokens`` together, else one by one."""
+    by_prompt: dict[bytes, list[Sequence]] = {}
+    for sequence in sequences:
+        by_prompt.setdefault(sequence.prompt_ids.tobytes(), []).append(sequence)
+    together = [p for p in by_prompt.values() if sum(s.num_input_tokens for s in p) <= most_tokens]
+    alone = [[s] for p in by_prompt.values() if sum(s.num_input_tokens for s in p) > most_tokens for s in p]
+    return together + alone
+
+
+def _fill(items: Seq[_Item], num_bins: int, room: int) -> list[list[_Item]] | None:
     cheapest = [(0.0, 0, b) for b in range(num_bins)]  # FLOPs, tokens, micro-batch
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    for i in order:
+    bins: list[list[_Item]] = [[] for _ in range(num_bins)]
+    for item in items:
         full = []
-        while cheapest and cheapest[0][1] + num_tokens[i] > room:
+        while cheapest and cheapest[0][1] + item.num_tokens > room:
             full.append(heapq.heappop(cheapest))
         if not cheapest:
             return None
         flops, tokens, b = heapq.heappop(cheapest)
-        bins[b].append(i)
-        heapq.heappush(cheapest, (flops + cost.flops(num_tokens[i]), tokens + num_tokens[i], b))
+        bins[b].append(item)
+        heapq.heappush(cheapest, (flops + item.flops, tokens + item.num_tokens, b))
         for entry in full:
             heapq.heappush(cheapest, entry)
     return bins
 
 
-def pack(sequences: Seq[Sequence]) -> PackedBatch:
+def pack(sequences: Seq[Sequence], *, share_prompts: bool = False) -> PackedBatch:
     """Lays sequences end to end. No sequence at all gives two tokens without loss: every rank takes part in every
     collective of every micro-batch, also one that has nothing to learn from."""
     if not sequences:
@@ -105,7 +133,22 @@ def pack(sequences: Seq[Sequence]) -> PackedBatch:
         response_mask=torch.from_numpy(is_response),
         advantages=torch.from_numpy(np.repeat([s.advantage for s in sequences], lengths).astype(np.float32)),
         rollout_logprobs=torch.from_numpy(rollout_logprobs),
+        shared=_share(sequences, cu_seqlens) if share_prompts else None,
     )
+
+
+def _share(sequences: Seq[Sequence], cu_seqlens: np.ndarray) -> SharedPrompts | None:
+    """Every prompt keeps the tokens of its first sequence; None if no prompt stands twice."""
+    first: dict[bytes, int] = {}  # prompt -> where its first sequence begins
+    source = np.arange(cu_seqlens[-1])  # the packed token that stands for each
+    for start, sequence in zip(cu_seqlens.tolist(), sequences, strict=False):
+        length = len(sequence.prompt_ids)
+        origin = first.setdefault(sequence.prompt_ids.tobytes(), start)
+        source[start : start + length] = np.arange(origin, origin + length)
+    if len(first) == len(sequences):
+        return None
+    select, expand = np.unique(source, return_inverse=True)
+    return SharedPrompts(torch.from_numpy(select), torch.from_numpy(expand))
 
 
 def _nothing() -> PackedBatch:

@@ -1,5 +1,6 @@
 """GRPO: set up once, then the same step again and again."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from fastgrpo.policy.sharding import full_weights
 from fastgrpo.ranks import Ranks
 from fastgrpo.rewards import Verdict, VerifierPool
 from fastgrpo.rollout.engine import RolloutEngine
-from fastgrpo.types import Group, Prompt, Sampling, Sequence
+from fastgrpo.types import Group, Prompt, Response, Sampling, Sequence
 
 
 class TrainingError(RuntimeError):
@@ -166,6 +167,7 @@ class Trainer:
         responses = [r for g in scored.groups for r in g.responses]
         num_tokens = sum(len(r) for r in responses)
         totals = dict(zip(TokenSums.NAMES, self.ranks.sum(sums.values).tolist(), strict=True))
+        num_trained = totals["num_tokens"] or math.nan  # responses without advantage may have been left out
         group_size = self.config.rollout.group_size
         progress = self.progress
         progress.step += 1
@@ -179,9 +181,10 @@ class Trainer:
             "response_length": num_tokens / len(responses),
             "truncated_frac": float(np.mean([r.finish_reason == "length" for r in responses])),
             "zero_advantage_frac": float((scored.advantages.reshape(-1, group_size) == 0).all(axis=1).mean()),
-            **{name: totals[name] / totals["num_tokens"] for name in ("entropy", "rollout_kl")},
-            "clip_frac": totals["clipped"] / totals["num_tokens"],
-            "logprob_diff_above_001_frac": totals["logprob_diff_above_001"] / totals["num_tokens"],
+            "entropy": _mean_entropy(responses, otherwise=totals["entropy"] / num_trained),
+            "rollout_kl": totals["rollout_kl"] / num_trained,
+            "logprob_diff_above_001_frac": totals["logprob_diff_above_001"] / num_trained,
+            "clip_frac": totals["clipped"] / num_tokens,
             "grad_norm": float(np.mean(norms)),
             "learning_rate": learning_rate(self.config.optimizer, progress.step),
             "policy_version": progress.policy_version,
@@ -209,6 +212,13 @@ class Trainer:
         groups = self.engine.generate(self.ranks.share_of(prompts), sampling, self.progress.policy_version)
         _, verdicts = judge(groups, self.tokenizer, self.pool)
         return float(np.mean(self.ranks.gather([v.correct for v in verdicts])))
+
+
+def _mean_entropy(responses: list[Response], otherwise: float) -> float:
+    """Over all response tokens as the sampler knew it, or `otherwise`: over those that were trained on."""
+    if any(r.mean_entropy is None for r in responses):
+        return otherwise
+    return sum((r.mean_entropy or 0.0) * len(r) for r in responses) / sum(map(len, responses))
 
 
 def judge(groups: list[Group], tokenizer: Any, pool: VerifierPool) -> tuple[list[str], list[Verdict]]:

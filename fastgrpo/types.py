@@ -36,6 +36,8 @@ class Response:
     rollout_logprobs: np.ndarray  # [num_response_tokens] float32, log-softmax(logits / temperature) of the sampled ids
     finish_reason: FinishReason
     policy_version: int  # optimizer updates behind the weights that sampled it
+    mean_entropy: float | None = None  # of the full vocabulary at the sampling temperature, nats a token; engines may
+    # not know it
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -75,6 +77,17 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrompts:
+    """Which of T packed tokens the model computes when a prompt stands once for all its responses.
+
+    A prompt's token has the same hidden state in each of them: U <= T rows are enough everywhere but in attention.
+    """
+
+    select: Tensor  # [U] int64, the packed token that each row computes
+    expand: Tensor  # [T] int64, the row that holds each packed token
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Sequences laid end to end, without padding. ``target_ids[t]`` follows ``input_ids[t]`` in its sequence."""
 
@@ -86,6 +99,7 @@ class PackedBatch:
     response_mask: Tensor  # [T] bool, true where the policy sampled target_ids[t]
     advantages: Tensor  # [T] float32
     rollout_logprobs: Tensor  # [T] float32, 0 outside response_mask
+    shared: SharedPrompts | None = None
     old_logprobs: Tensor | None = None  # [R] float32 at the R response tokens; None stands for the current ones
 
     @property
@@ -93,6 +107,10 @@ class PackedBatch:
         return int(self.response_mask.sum())
 
     def to(self, device: torch.device) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device)
+            elif isinstance(value, SharedPrompts):
+                moved[name] = SharedPrompts(value.select.to(device), value.expand.to(device))
         return type(self)(**moved)

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fastgrpo.attention import choose_attention
+from fastgrpo.attention import PackedLayout, choose_attention, padded_attention
 from fastgrpo.packing import pack
 from fastgrpo.policy.model import Policy
 from tests.tiny import sequences, tiny_model
@@ -32,6 +34,20 @@ def test_packed_sequences_do_not_see_each_other(architecture):
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "mistral"])
+def test_sharing_prompts_changes_neither_logprobs_nor_gradients(architecture):
+    prompt = sequences(1)[0].prompt_ids
+    rows = [replace(r, prompt_ids=prompt) if i % 3 else r for i, r in enumerate(sequences(10))]
+    found = []
+    for share in (False, True):
+        policy = Policy(tiny_model(architecture, "fastgrpo_padded", torch.float64), 1.0, 64)
+        logprobs, entropy = policy(pack(rows, share_prompts=share))
+        (logprobs.sum() + entropy.sum()).backward()
+        found.append((logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.parameters()])))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_kernels_without_a_cpu_version_are_refused_there():
     with pytest.raises(ValueError, match="varlen has no CPU kernel"):
         choose_attention("varlen", torch.device("cpu"))
@@ -39,10 +55,6 @@ def test_kernels_without_a_cpu_version_are_refused_there():
 
 
 def test_an_option_that_packed_attention_lacks_is_refused():
-    from fastgrpo.attention import padded_attention
-
     q = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="softcap"):
-        padded_attention(
-            None, q, q, q, None, cu_seq_lens_q=torch.tensor([0, 3]), max_length_q=3, scaling=1.0, softcap=30.0
-        )
+        padded_attention(None, q, q, q, None, layout=PackedLayout(torch.tensor([0, 3]), 3), scaling=1.0, softcap=30.0)

@@ -44,7 +44,19 @@ def tiny_model(name: str = "qwen2", attention: str = "sdpa", dtype: torch.dtype 
     with torch.no_grad():  # the usual initialisation makes nearly uniform predictions, which hide mistakes
         for parameter in model.parameters():
             parameter.mul_(3.0)
+    if dtype == torch.float64:
+        _replace_norms(model)
     return model.to(dtype).eval()
+
+
+def _replace_norms(model: PreTrainedModel) -> None:
+    """transformers' RMSNorm rounds to float32 whatever its input, which hides what float64 is used to see."""
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            if type(norm).__name__.endswith("RMSNorm"):
+                exact = torch.nn.RMSNorm(norm.weight.shape, eps=norm.variance_epsilon)
+                exact.weight = norm.weight
+                setattr(parent, name, exact)
 
 
 def prompts(count: int, seed: int = 0) -> list[Prompt]:

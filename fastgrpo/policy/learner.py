@@ -55,10 +55,14 @@ class Learner:
 
     def pack(self, sequences: Seq[Sequence]) -> Update:
         """This rank's share of one update. Every rank must be given the same sequences."""
+        num_loss_tokens = sum(len(s.response) for s in sequences)
+        if self.config.skip_zero_advantage:
+            sequences = [s for s in sequences if s.advantage != 0]
+        share = self.config.share_prompts and self.policy.can_share_prompts
         budget = self.config.tokens_per_microbatch
-        plan = plan_microbatches([s.num_input_tokens for s in sequences], self.ranks.count, budget, self.cost)
-        batches = [pack([sequences[i] for i in chosen]) for chosen in plan[self.ranks.rank]]
-        return Update([b.to(self.ranks.device) for b in batches], sum(len(s.response) for s in sequences))
+        plan = plan_microbatches(sequences, self.ranks.count, budget, self.cost, share_prompts=share)
+        batches = [pack(chosen, share_prompts=share) for chosen in plan[self.ranks.rank]]
+        return Update([b.to(self.ranks.device) for b in batches], num_loss_tokens)
 
     @torch.no_grad()
     def with_old_logprobs(self, update: Update) -> Update:

@@ -8,7 +8,7 @@ from fastgrpo_kernels import linear_logprobs
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from fastgrpo.attention import choose_attention, packed_kwargs
+from fastgrpo.attention import PackedLayout, can_share_prompts, choose_attention
 from fastgrpo.config import ModelConfig
 from fastgrpo.packing import SequenceCost
 from fastgrpo.types import PackedBatch
@@ -28,17 +28,29 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.head_chunk_tokens = head_chunk_tokens
 
+    @property
+    def can_share_prompts(self) -> bool:
+        return can_share_prompts(self.model.config._attn_implementation)
+
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:  # logprobs [R], entropy [R]
         """At the R response tokens of the batch, in order: float32, entropy detached from nothing."""
+        input_ids, position_ids, response_rows = (
+            batch.input_ids,
+            batch.position_ids,
+            batch.response_mask.nonzero()[:, 0],
+        )
+        if batch.shared is not None:
+            input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
+            response_rows = batch.shared.expand[response_rows]
         hidden = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
             use_cache=False,
-            **packed_kwargs(batch.cu_seqlens, batch.max_seqlen),
+            layout=PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared),
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         return linear_logprobs(
-            hidden[batch.response_mask],
+            hidden.index_select(0, response_rows),
             head.weight,
             batch.target_ids[batch.response_mask],
             bias=head.bias,

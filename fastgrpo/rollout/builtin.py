@@ -49,6 +49,7 @@ class _Drawn:
 
     ids: Tensor  # [N, max_response_tokens] int32
     logprobs: Tensor  # [N, max_response_tokens] float32
+    entropies: Tensor  # [N] float32, summed over the response
     lengths: Tensor  # [N] int64
     stopped: Tensor  # [N] bool
 
@@ -72,6 +73,7 @@ class _Decoding:
         self.drawn = _Drawn(
             ids=torch.zeros(shape, dtype=torch.int32, device=self.device),
             logprobs=torch.zeros(shape, dtype=torch.float32, device=self.device),
+            entropies=torch.zeros(num_requests, dtype=torch.float32, device=self.device),
             lengths=torch.zeros(num_requests, dtype=torch.int64, device=self.device),
             stopped=torch.zeros(num_requests, dtype=torch.bool, device=self.device),
         )
@@ -132,12 +134,14 @@ class _Decoding:
     def groups(self, policy_version: int) -> list[Group]:
         ids, logprobs = self.drawn.ids.cpu().numpy(), self.drawn.logprobs.cpu().numpy()
         lengths, stopped = self.drawn.lengths.tolist(), self.drawn.stopped.tolist()
+        entropies = self.drawn.entropies.tolist()
         responses = [
             Response(
                 response_ids=ids[r, : lengths[r]].copy(),
                 rollout_logprobs=logprobs[r, : lengths[r]].copy(),
                 finish_reason="stop" if stopped[r] else "length",
                 policy_version=policy_version,
+                mean_entropy=entropies[r] / lengths[r],
             )
             for r in range(len(ids))
         ]
@@ -164,9 +168,10 @@ class _Decoding:
     def _draw(self, slots: Tensor, logits: Tensor) -> None:
         request, drawn = self.request[slots], self.drawn
         places = drawn.lengths[request]
-        ids, logprobs = sample(logits, self.sampling.temperature, self.keys[request], places)
+        ids, logprobs, entropy = sample(logits, self.sampling.temperature, self.keys[request], places)
         drawn.ids[request, places] = ids.int()
         drawn.logprobs[request, places] = logprobs.float()
+        drawn.entropies[request] += entropy.float()
         drawn.lengths[request] = places + 1
         stopped = torch.isin(ids, self.stop_ids)
         drawn.stopped[request] = stopped

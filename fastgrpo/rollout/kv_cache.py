@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrpo.attention import padded_attention, register, varlen_attention
+from fastgrpo.attention import PackedLayout, padded_attention, register, varlen_attention
 
 ATTENTION = "fastgrpo_rollout"
 
@@ -16,13 +16,13 @@ class Prefill:
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
         self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
+        self.layout = PackedLayout(cu_seqlens, max_seqlen)
         self.layers: list[tuple[Tensor, Tensor]] = []  # each [K, T, E]
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         self.layers.append((key[0], value[0]))
         attention = varlen_attention if query.is_cuda else padded_attention
-        kwargs |= {"cu_seq_lens_q": self.cu_seqlens, "max_length_q": self.max_seqlen}
-        return attention(module, query, key, value, None, **kwargs)[0]
+        return attention(module, query, key, value, None, layout=self.layout, **kwargs)[0]
 
 
 class SlotCache:

@@ -1,4 +1,7 @@
-"""The gradient of one update is the same for every number of ranks, micro-batch size and order of responses."""
+"""The gradient of one update is the same for every number of ranks, micro-batch size and order of responses, and
+whether or not shared prompts are computed once and responses without advantage are left out."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,23 +13,37 @@ from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
+from fastgrpo.types import Sequence
 from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
-PARTITIONS = {  # ranks: (tokens per micro-batch, order)
-    1: [(4096, "as sampled"), (64, "as sampled"), (200, "backwards")],
-    2: [(4096, "as sampled"), (80, "shuffled")],
-    4: [(64, "as sampled"), (4096, "backwards")],
+PARTITIONS = {  # ranks: (tokens per micro-batch, order, what is spared: nothing, or all that may be)
+    1: [(4096, "as sampled", "nothing"), (64, "as sampled", "all"), (200, "backwards", "nothing")],
+    2: [(4096, "as sampled", "all"), (80, "shuffled", "nothing")],
+    4: [(64, "as sampled", "nothing"), (4096, "backwards", "all")],
 }
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
 
-def gradient(ranks: Ranks, dtype: torch.dtype, tokens_per_microbatch: int, order: str) -> dict[str, torch.Tensor]:
-    """Of one update on 33 responses, with the sampler's logprobs as old ones so that ratios differ from 1."""
-    policy = shard(Policy(tiny_model("qwen2", "fastgrpo_padded", dtype), 1.0, 16), ranks.mesh, dtype)
-    settings = OptimizerConfig(tokens_per_microbatch=tokens_per_microbatch)
-    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
+def responses() -> list[Sequence]:
+    """11 prompts of 3 responses; those of every third prompt have no advantage."""
     rows = sequences(33)
+    return [
+        replace(row, prompt_ids=rows[i - i % 3].prompt_ids, advantage=0.0 if i // 3 % 3 == 2 else row.advantage)
+        for i, row in enumerate(rows)
+    ]
+
+
+def gradient(
+    ranks: Ranks, dtype: torch.dtype, tokens_per_microbatch: int, order: str, spared: str
+) -> dict[str, torch.Tensor]:
+    """Of one update, with the sampler's logprobs as old ones so that ratios differ from 1."""
+    policy = shard(Policy(tiny_model("qwen2", "fastgrpo_padded", dtype), 1.0, 16), ranks.mesh, dtype)
+    settings = OptimizerConfig(
+        tokens_per_microbatch=tokens_per_microbatch, share_prompts=spared == "all", skip_zero_advantage=spared == "all"
+    )
+    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
+    rows = responses()
     if order == "backwards":
         rows = rows[::-1]
     if order == "shuffled":
@@ -49,7 +66,7 @@ def write_gradients(path: str) -> None:
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """{(dtype, ranks, tokens per micro-batch, order): {parameter: gradient}}"""
+    """{(dtype, ranks, tokens per micro-batch, order, spared): {parameter: gradient}}"""
     found = {}
     for num_ranks in PARTITIONS:
         path = tmp_path_factory.mktemp("gradients") / f"{num_ranks}.pt"
@@ -60,7 +77,7 @@ def gradients(tmp_path_factory):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items())
 def test_gradient_does_not_depend_on_the_partition(gradients, dtype, tolerance):
-    whole = gradients[dtype, 1, 4096, "as sampled"]
+    whole = gradients[dtype, 1, 4096, "as sampled", "nothing"]
     for case, other in gradients.items():
         if case[0] != dtype:
             continue
