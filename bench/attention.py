@@ -42,6 +42,7 @@ class Layout:
 
     def __init__(self, num_tokens: int, device: torch.device) -> None:
         from bench.synthetic import response_mix
+        from fastgrpo.attention import PackedLayout
 
         self.device = device
         self.lengths = response_mix(num_tokens)
@@ -54,11 +55,7 @@ class Layout:
         self.upstream = torch.randn(shape, device=device, generator=generator)  # gradient of the output
         self._generator = generator
         self.scaling = QWEN25_1_5B.head_width**-0.5
-        self.kwargs: dict[str, Any] = {
-            "cu_seq_lens_q": self.cu_seqlens,
-            "max_length_q": max(self.lengths),
-            "scaling": self.scaling,
-        }
+        self.packed = PackedLayout(self.cu_seqlens, max(self.lengths))
 
     def inputs(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         s, t = QWEN25_1_5B, self.num_tokens
@@ -84,7 +81,7 @@ class Layout:
         from fastgrpo.attention import flash_attention, padded_attention, varlen_attention
 
         def ours(attention: Callable[..., Any]) -> Attention:
-            return lambda q, k, v: attention(None, q, k, v, None, **self.kwargs)[0]
+            return lambda q, k, v: attention(None, q, k, v, None, layout=self.packed, scaling=self.scaling)[0]
 
         found: dict[str, Attention] = {"padded": ours(padded_attention), "sdpa": self.masked_sdpa}
         if self.device.type == "cuda":

@@ -149,7 +149,7 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
             activation_checkpointing=case.checkpointing,
             head_chunk_tokens=case.head_chunk_tokens,
         ),
-        OptimizerConfig(tokens_per_microbatch=case.num_tokens),
+        OptimizerConfig(tokens_per_microbatch=case.num_tokens, share_prompts=False),
         policy_class=policy_class,
     )
     warm_up = learner.pack(random_sequences(case.shape, [40, 24], 8))
@@ -207,13 +207,19 @@ def _write(rows: list[dict[str, Any]], full: list[dict[str, Any]], device: torch
 
 
 def _measured_line(row: dict[str, Any]) -> list[Any]:
-    failure = f"OOM at {row['oom']}" if "oom" in row else row.get("error")
+    failure = _failure(row)
     measured, predicted = row.get("above_weights_gib"), row["predicted"]["above_weights_gib"]
     share = None if measured is None else measured / predicted
     return [
         row["variant"], row["checkpointing"], failure or measured, predicted, share,
         row.get("update_s"), row.get("gradient_norm"),
     ]  # fmt: skip
+
+
+def _failure(row: dict[str, Any]) -> str | None:
+    if "oom" in row:
+        return f"OOM at {row['oom']}"
+    return f"failed: {row['error'][:60]}" if "error" in row else None
 
 
 def _full_line(row: dict[str, Any], terms: Sequence[str], full: list[dict[str, Any]]) -> list[Any]:
@@ -227,7 +233,7 @@ def _headline(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> list[li
     lines = []
     for row in rows:
         how = "checkpointed" if row["checkpointing"] else "all activations kept"
-        value = f"{row['peak_gib']:.2f} GiB" if "peak_gib" in row else f"OOM {row.get('oom', row.get('error'))}"
+        value = f"{row['peak_gib']:.2f} GiB" if "peak_gib" in row else _failure(row)
         lines.append([f"{row['variant']}, {how}", value, f"formula {row['predicted']['peak_gib']:.2f} GiB"])
     for row in full:
         if row["checkpointing"]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastgrpo.attention import packed_kwargs
+from fastgrpo.attention import PackedLayout
 from fastgrpo.policy.model import Policy
 from fastgrpo.types import PackedBatch
 
@@ -16,7 +16,7 @@ class PackedLogits(Policy):
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            **packed_kwargs(batch.cu_seqlens, batch.max_seqlen),
+            layout=PackedLayout(batch.cu_seqlens, batch.max_seqlen),
         ).logits[0]  # [T, V]
         logprobs = _logprobs(logits, batch.target_ids)[batch.response_mask]
         return logprobs, torch.zeros_like(logprobs)  # entropy would only add to its memory

@@ -158,7 +158,9 @@ def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
 
 
 def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included."""
+    """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included.
+
+    Its limit reads every prompt once for all its responses, and recomputes no logprobs."""
     from bench.synthetic import SyntheticTrainer, random_engine
     from fastgrpo.config import Config
     from fastgrpo.types import Sampling
@@ -195,7 +197,9 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
     step = min(steps, key=lambda s: s["step_s"])
     tokens = config.responses_per_step * response_tokens / ranks.count
     limits = {row["part"]: row["limit_tokens_per_s"] for row in rows}
-    limit = 1 / (1 / limits["rollout"] + (protocol.prompt_tokens / response_tokens + 1) / limits["update"])
+    limit = 1 / (
+        1 / limits["rollout"] + (1 + protocol.prompt_tokens / (group_size * response_tokens)) / limits["update"]
+    )
     spread = max(s["step_s"] for s in steps) / step["step_s"] - 1
     phases = {name: value for name, value in step.items() if name.endswith("_s") and name != "tokens_per_s"}
     return _row(protocol, "step", tokens / step["step_s"], limit, spread) | {"phases": phases}
