@@ -230,10 +230,10 @@ def _full_line(row: dict[str, Any], terms: Sequence[str], full: list[dict[str, A
 
 
 def _headline(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> list[list[str]]:
-    lines = []
+    lines: list[list[str]] = []
     for row in rows:
         how = "checkpointed" if row["checkpointing"] else "all activations kept"
-        value = f"{row['peak_gib']:.2f} GiB" if "peak_gib" in row else _failure(row)
+        value = f"{row['peak_gib']:.2f} GiB" if "peak_gib" in row else _failure(row) or ""
         lines.append([f"{row['variant']}, {how}", value, f"formula {row['predicted']['peak_gib']:.2f} GiB"])
     for row in full:
         if row["checkpointing"]:
