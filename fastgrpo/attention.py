@@ -131,11 +131,13 @@ def varlen_attention(
     known = inspect.signature(varlen_attn).parameters
     if "window_size" in known:
         options: dict[str, Any] = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:  # torch < 2.12
         if sliding_window is not None and layout.max_seqlen > sliding_window:
             raise ValueError("a sliding window needs torch 2.12 or newer, or --model.attention flash_attn")
         options = {"is_causal": True}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    else:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     if "scale" in known:
         options["scale"] = scaling

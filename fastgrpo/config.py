@@ -22,7 +22,7 @@ class ModelConfig:
     """Use liger-kernel's layers on CUDA where the architecture has them."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, a third more time."""
-    head_chunk_tokens: int = 4096
+    head_chunk_tokens: int = 1024
     """Response tokens whose logits exist at one time."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless asked for."""

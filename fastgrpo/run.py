@@ -140,8 +140,15 @@ def setup(
     dtype = compute_dtype(config.model, ranks.device)
     policy = load_policy(config.model, config.rollout.temperature, ranks.device)
     cost = sequence_cost(policy.model.config)
-    learner = Learner(shard(policy, ranks.mesh, dtype), ranks, cost, config.objective, config.optimizer)
     engine = BuiltinEngine(load_causal_lm(config.model, ranks.device, dtype, ATTENTION), config.rollout.max_sequences)
+    learner = Learner(
+        shard(policy, ranks.mesh, dtype),
+        ranks,
+        cost,
+        config.objective,
+        config.optimizer,
+        need_entropy=not engine.knows_entropy,
+    )
     return trainer_class(
         config=config,
         ranks=ranks,

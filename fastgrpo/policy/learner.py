@@ -1,5 +1,6 @@
 """The gradient of an update, and the update."""
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -36,20 +37,30 @@ class TokenSums:
     def zero(cls) -> "TokenSums":
         return cls(torch.zeros(len(cls.NAMES), dtype=torch.float64))
 
-    def add(self, entropy: Tensor, clipped: Tensor, old_logprobs: Tensor, rollout_logprobs: Tensor) -> None:
+    def add(
+        self, entropy: Tensor | None, clipped: Tensor, old_logprobs: Tensor, rollout_logprobs: Tensor
+    ) -> None:  # each [R]
         difference = rollout_logprobs - old_logprobs
-        sums = (entropy.sum(), clipped.sum(), difference.sum(), (difference.abs() > 0.01).sum())
-        self.values += torch.stack([torch.tensor(len(entropy)), *(s.detach().cpu() for s in sums)]).double()
+        known = torch.full_like(difference, math.nan) if entropy is None else entropy.detach()
+        rows = (torch.ones_like(difference), known, clipped, difference, difference.abs() > 0.01)
+        self.values += torch.stack([row.double().sum() for row in rows]).cpu()  # one copy from the device
 
 
 class Learner:
     """Owns the sharded policy and its optimizer."""
 
     def __init__(
-        self, policy: Policy, ranks: Ranks, cost: SequenceCost, objective: ObjectiveConfig, optimizer: OptimizerConfig
+        self,
+        policy: Policy,
+        ranks: Ranks,
+        cost: SequenceCost,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        need_entropy: bool = True,
     ) -> None:
         self.policy, self.ranks, self.cost = policy, ranks, cost
         self.objective, self.config = objective, optimizer
+        self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, optimizer)
 
@@ -67,7 +78,7 @@ class Learner:
     @torch.no_grad()
     def with_old_logprobs(self, update: Update) -> Update:
         """The update with the logprobs of the current weights, before any update of the step changes them."""
-        batches = [replace(b, old_logprobs=self.policy(b)[0]) for b in update.batches]
+        batches = [replace(b, old_logprobs=self.policy(b, entropy=False)[0]) for b in update.batches]
         reshard(self.policy)
         return replace(update, batches=batches)
 
@@ -80,7 +91,7 @@ class Learner:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
         for i, batch in enumerate(update.batches):
             accumulate(self.policy, is_last=i == len(update.batches) - 1)
-            logprobs, entropy = self.policy(batch)
+            logprobs, entropy = self.policy(batch, entropy=self.need_entropy)
             old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
             loss, clipped = grpo_loss(
                 logprobs,

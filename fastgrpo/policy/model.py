@@ -32,8 +32,10 @@ class Policy(nn.Module):
     def can_share_prompts(self) -> bool:
         return can_share_prompts(self.model.config._attn_implementation)
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:  # logprobs [R], entropy [R]
-        """At the R response tokens of the batch, in order: float32, entropy detached from nothing."""
+    def forward(
+        self, batch: PackedBatch, entropy: bool = True
+    ) -> tuple[Tensor, Tensor | None]:  # [R], [R] if asked for
+        """Logprobs and entropy at the R response tokens of the batch, in order, float32."""
         input_ids, position_ids, response_rows = (
             batch.input_ids,
             batch.position_ids,
@@ -55,6 +57,7 @@ class Policy(nn.Module):
             batch.target_ids[batch.response_mask],
             bias=head.bias,
             temperature=self.temperature,
+            entropy=entropy,
             chunk_tokens=self.head_chunk_tokens,
         )
 
@@ -83,7 +86,11 @@ def load_causal_lm(config: ModelConfig, device: torch.device, dtype: torch.dtype
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
     attention = choose_attention(config.attention, device)
-    model = load_causal_lm(config, device, master_dtype(config, device), attention)
+    return as_policy(load_causal_lm(config, device, master_dtype(config, device), attention), config, temperature)
+
+
+def as_policy(model: PreTrainedModel, config: ModelConfig, temperature: float) -> Policy:
+    """A loaded model as a policy with this configuration's checkpointing and head."""
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; _refuse_dropout keeps it deterministic
@@ -99,6 +106,7 @@ def sequence_cost(model_config: Any) -> SequenceCost:
         num_layers=model_config.num_hidden_layers,
         d_model=model_config.hidden_size,
         d_feed_forward=model_config.intermediate_size,
+        d_query=model_config.num_attention_heads * d_head,
         d_key_value=num_kv * d_head,
     )
 

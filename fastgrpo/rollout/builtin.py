@@ -21,6 +21,8 @@ class BuiltinEngine:
     ``model`` must have been loaded with ``attn_implementation=kv_cache.ATTENTION``; its weights are the engine's own.
     """
 
+    knows_entropy = True
+
     def __init__(self, model: PreTrainedModel, max_sequences: int) -> None:
         self.model = model.eval()
         self.max_sequences = max_sequences

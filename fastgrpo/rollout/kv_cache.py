@@ -34,14 +34,13 @@ class SlotCache:
         self.lengths = torch.zeros(0, dtype=torch.int64)  # [slots] tokens whose keys and values are stored
         self._mask = torch.zeros(0, dtype=torch.bool)
         self._rows = torch.zeros(0, dtype=torch.int64)
-        self._reach = 0
 
     def admit(self, slots: Tensor, prefill: Prefill, prompts: Tensor) -> None:
         """Copies prompt ``prompts[i]`` of a prefill into ``slots[i]``: a group shares one prefill."""
         starts, lengths = prefill.cu_seqlens[:-1].long(), prefill.cu_seqlens.diff().long()
         if not self.layers:
             self._allocate(prefill)
-        self._reserve(prefill.max_seqlen)
+        self._reserve(prefill.max_seqlen + 1)
         columns = torch.arange(prefill.max_seqlen, device=slots.device)
         # Columns beyond a prompt repeat its last token; they are overwritten before they are ever attended to.
         tokens = starts[prompts, None] + torch.minimum(columns, lengths[prompts, None] - 1)  # [B, L]
@@ -58,9 +57,8 @@ class SlotCache:
 
     def begin_token(self) -> None:
         """Makes room for one more token in every slot."""
-        self._reach = int(self.lengths.max()) + 1
-        self._reserve(self._reach)
-        columns = torch.arange(self._reach, device=self.lengths.device)
+        self._reserve(int(self.lengths.max()) + 1)
+        columns = torch.arange(self.capacity, device=self.lengths.device)
         self._mask = (columns <= self.lengths[:, None])[:, None, None]  # [slots, 1, 1, L]
         self._rows = torch.arange(self.num_slots, device=self.lengths.device)
 
@@ -71,7 +69,6 @@ class SlotCache:
         keys, values = self.layers[module.layer_idx]
         keys[self._rows, :, self.lengths] = key[:, :, 0]
         values[self._rows, :, self.lengths] = value[:, :, 0]
-        keys, values = keys[:, :, : self._reach], values[:, :, : self._reach]
         slots, heads, _, width = query.shape
         # The query heads that share a key/value head stand as its queries: nothing is repeated.
         grouped = query.view(slots, keys.shape[1], heads // keys.shape[1], width)
@@ -80,9 +77,9 @@ class SlotCache:
         return output.reshape(slots, 1, heads, width)
 
     def _windowed(self, sliding_window: int | None) -> Tensor:
-        if sliding_window is None or self._reach <= sliding_window:
+        if sliding_window is None or self.capacity <= sliding_window:
             return self._mask
-        columns = torch.arange(self._reach, device=self.lengths.device)
+        columns = torch.arange(self.capacity, device=self.lengths.device)
         return self._mask & (columns > self.lengths[:, None] - sliding_window)[:, None, None]
 
     def _allocate(self, prefill: Prefill) -> None:
@@ -92,11 +89,15 @@ class SlotCache:
         self.layers = [(empty(keys), empty(values)) for keys, values in prefill.layers]
         self.lengths = torch.zeros(self.num_slots, dtype=torch.int64, device=prefill.cu_seqlens.device)
 
-    def _reserve(self, capacity: int) -> None:
-        """Grows by half at least, so that a long response is not copied at every token."""
-        held = self.layers[0][0].shape[2]
-        if capacity > held:
-            extra = max(capacity - held, held // 2)
+    @property
+    def capacity(self) -> int:
+        return self.layers[0][0].shape[2]
+
+    def _reserve(self, num_tokens: int) -> None:
+        """Grows by an eighth and to whole eights. Attention reads all of the capacity, under a mask: a view of a part
+        is not contiguous and takes twice the time, so little of it should be empty."""
+        if num_tokens > self.capacity:
+            extra = -(-(num_tokens + num_tokens // 8) // 8) * 8 - self.capacity
             self.layers = [(F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in self.layers]
 
 

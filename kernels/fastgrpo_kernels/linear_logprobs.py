@@ -18,8 +18,9 @@ def linear_logprobs(
     *,
     bias: Tensor | None = None,  # [V]
     temperature: float = 1.0,
-    chunk_tokens: int = 4096,
-) -> tuple[Tensor, Tensor]:  # logprobs [T], entropy [T]
+    entropy: bool = True,
+    chunk_tokens: int = 1024,
+) -> tuple[Tensor, Tensor | None]:  # logprobs [T], entropy [T] if asked for
     """Log-softmax of ``(hidden @ weight.T + bias) / temperature`` at the targets, and its entropy in nats.
 
     Both are float32 (float64 for float64 inputs), from float32 accumulators, over the full vocabulary, and
@@ -34,7 +35,7 @@ def linear_logprobs(
             f"need hidden [T, D], weight [V, D] and target_ids [T], got {list(hidden.shape)}, {list(weight.shape)} "
             f"and {list(target_ids.shape)}"
         )
-    return _LinearLogprobs.apply(hidden, weight, bias, target_ids, temperature, chunk_tokens)
+    return _LinearLogprobs.apply(hidden, weight, bias, target_ids, temperature, entropy, chunk_tokens)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -46,24 +47,33 @@ class _LinearLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         target_ids: Tensor,
         temperature: float,
+        with_entropy: bool,
         chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         logprobs = hidden.new_empty(len(hidden), dtype=_accumulator(hidden))
-        entropy, lse = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        lse = torch.empty_like(logprobs)
+        entropy = torch.empty_like(logprobs) if with_entropy else None
         for rows in _chunks(len(hidden), chunk_tokens):
             logits = _scaled_logits(hidden[rows], weight, bias, temperature)
             lse[rows] = torch.logsumexp(logits, dim=-1)
             logprobs[rows] = logits.gather(1, target_ids[rows, None]).squeeze(1) - lse[rows]
-            log_probs = logits.sub_(lse[rows, None])
-            entropy[rows] = -(log_probs.exp() * log_probs).sum(-1)
+            if entropy is not None:
+                log_probs = logits.sub_(lse[rows, None])
+                # A batched product of a row and a column: the elementwise one would be another chunk of logits.
+                entropy[rows] = -torch.bmm(log_probs.exp()[:, None], log_probs[..., None]).flatten()
+                del log_probs
+            del logits  # before the next chunk's are made
         ctx.save_for_backward(hidden, weight, bias, target_ids, lse, entropy)
+        ctx.set_materialize_grads(False)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logprobs, grad_entropy = grads
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_logprobs, grad_entropy = grads  # None for an output that the loss does not use
         hidden, weight, bias, target_ids, lse, entropy = ctx.saved_tensors
+        if grad_logprobs is None:
+            grad_logprobs = torch.zeros_like(lse)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # The sum over chunks is kept in the accumulator's dtype: rounding it to bfloat16 at every chunk loses the
         # small terms.
@@ -72,10 +82,14 @@ class _LinearLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if need_bias else None
         for rows in _chunks(len(hidden), ctx.chunk_tokens):
             log_probs = _scaled_logits(hidden[rows], weight, bias, ctx.temperature).sub_(lse[rows, None])
-            probs = log_probs.exp()
             # d logprob_i / d logit_j = [i = j] - p_j;  d entropy / d logit_j = -p_j (log p_j + entropy)
-            weights = log_probs.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(grad_logprobs[rows, None])
-            grad_logits = probs.mul_(weights).neg_()
+            if entropy is None or grad_entropy is None:
+                grad_logits = log_probs.exp_().mul_(-grad_logprobs[rows, None])
+            else:
+                grad_logits = log_probs.exp()
+                log_probs.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(grad_logprobs[rows, None])
+                grad_logits.mul_(log_probs).neg_()
+            del log_probs
             grad_logits.scatter_add_(1, target_ids[rows, None], grad_logprobs[rows, None])
             grad_logits.div_(ctx.temperature)
             if grad_bias is not None:
@@ -85,10 +99,12 @@ class _LinearLogprobs(torch.autograd.Function):
                 grad_hidden[rows] = grad_logits @ weight
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[rows]
+            del grad_logits
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
             None,
             None,
             None,
