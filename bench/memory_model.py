@@ -121,18 +121,16 @@ def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
 def _head_bytes(case: Case, variant: Variant, rows: int) -> float:
     """All logits: log-probabilities, the gradient of their choice and that of the logits, each [rows, V] in float32.
 
-    Chunked: logits, probabilities and their product of one chunk in the forward pass; in the backward pass two such
-    tensors and the gradient in the compute dtype, the same of the chunk before (Python's names hold them until they
-    are bound anew), and the head's gradient in float32 with a chunk's share of it.
+    Chunked: logits and probabilities of one chunk in the forward pass; in the backward pass the same and the gradient
+    in the compute dtype, and the head's gradient in float32 with a chunk's share of it.
     """
     vocabulary, width = case.shape.vocabulary, case.shape.width
     if variant != "packed_chunked":
         return 12.0 * rows * vocabulary
     chunk = min(case.head_chunk_tokens, case.num_loss_tokens)
     cast = 0 if case.itemsize == 4 else case.itemsize
-    forward = 12.0 * chunk * vocabulary
-    chunk_before = 8.0 + cast if chunk < case.num_loss_tokens else 0.0
-    backward = (8.0 + max(cast, chunk_before)) * chunk * vocabulary + (4.0 + case.itemsize) * vocabulary * width
+    forward = 8.0 * chunk * vocabulary
+    backward = (8.0 + cast) * chunk * vocabulary + (4.0 + case.itemsize) * vocabulary * width
     hidden = 2.0 * case.num_loss_tokens * width * case.itemsize  # the response rows, and their gradient
     return max(forward, backward) + hidden
 

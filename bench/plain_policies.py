@@ -11,7 +11,7 @@ from fastgrpo.types import PackedBatch
 class PackedLogits(Policy):
     """Packed rows, all logits at once, log_softmax in float32."""
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]:
         logits = self.model(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
@@ -25,7 +25,7 @@ class PackedLogits(Policy):
 class PaddedLogits(Policy):
     """One row a sequence, padded to the longest, all logits at once, log_softmax in float32."""
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]:
         lengths = batch.cu_seqlens.diff()
         inside = torch.arange(batch.max_seqlen, device=lengths.device) < lengths[:, None]  # [S, L]
         input_ids, target_ids = torch.zeros_like(inside, dtype=torch.int64), torch.zeros_like(inside, dtype=torch.int64)

@@ -10,9 +10,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bench.shapes import Shape
 from fastgrpo.attention import choose_attention
 from fastgrpo.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig
-from fastgrpo.policy import model as policy_model
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import Policy, compute_dtype, master_dtype, sequence_cost
+from fastgrpo.policy.model import (
+    Policy,
+    apply_liger,
+    as_policy,
+    compute_dtype,
+    master_dtype,
+    sequence_cost,
+)
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.builtin import BuiltinEngine
@@ -76,11 +82,8 @@ def random_learner(
     attention = choose_attention(model_config.attention, device)
     model = random_model(shape, device, master_dtype(model_config, device), attention)
     if model_config.liger and device.type == "cuda":
-        policy_model._apply_liger(model)
-    if model_config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    policy = policy_class(model, 1.0, model_config.head_chunk_tokens)
+        apply_liger(model)
+    policy = as_policy(model, model_config, 1.0, policy_class)
     cost = sequence_cost(model.config)
     sharded = shard(policy, ranks.mesh, compute_dtype(model_config, device))
     return Learner(sharded, ranks, cost, objective or ObjectiveConfig(), optimizer)

@@ -10,6 +10,7 @@ evaluation or logging. The last line is ``ratio``, TRL's time over ours.
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -79,9 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vs_trl: no {options.trl_python}: make TRL's environment, or give --trl-python", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
-        task = Task(make_base(Path(scratch)), options.responses, options.response_tokens, 2, options.steps)
+        task = Task(
+            make_base(Path(scratch), options.model), options.responses, options.response_tokens, 2, options.steps
+        )
         num_prompt_tokens = prompt_tokens(task.base)
-        best, swept = sweep(task, trl_python, QUICK_SWEEP if options.quick else SWEEP, num_prompt_tokens)
+        dimensions = () if options.no_sweep else QUICK_SWEEP if options.quick else SWEEP
+        best, swept = sweep(task, trl_python, dimensions, num_prompt_tokens)
         rounds = [
             one_round(task, trl_python, best, num_prompt_tokens, number) for number in range(1, options.rounds + 1)
         ]
@@ -91,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("quickstart step, s", median_of(rounds, "ours"), None),
             ("TRL's step / ours", results["ratio"], median_of(rounds, "trl")),
         ]
-        print(f"vs_trl: {harness.write_results('vs_trl', torch.device('cpu'), headline, results)}")
+        subject = "vs_trl_trained" if options.model else "vs_trl"
+        print(f"vs_trl: {harness.write_results(subject, torch.device('cpu'), headline, results)}")
     print(f"ratio {results['ratio']:.1f}")
     return 0
 
@@ -104,6 +109,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="pairs of measurements, ours and TRL's in turns")
     parser.add_argument("--steps", type=int, default=7, help="steps of a measurement that count, after two that do not")
     parser.add_argument("--quick", action="store_true", help="one round of three steps after a small sweep")
+    parser.add_argument("--model", help="a trained model to go on from, as checkpoints/step_000040/hf of a quickstart")
+    parser.add_argument("--no-sweep", action="store_true", help="TRL at 2 processes x 1 thread with its defaults")
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds, options.steps = 1, 3
@@ -112,10 +119,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def make_base(folder: Path) -> Path:
-    """The quickstart's model, tokenizer and problems, made in ``folder``."""
+def make_base(folder: Path, trained_model: str | None = None) -> Path:
+    """The quickstart's problems, tokenizer and base model, or a trained one in its place, in ``folder``."""
     from recipes import quickstart
 
+    if trained_model:
+        shutil.copytree(trained_model, folder / "base" / "model")
     quickstart.prepare(quickstart.config, folder / "base", lambda text: print(text, flush=True))
     return folder / "base"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.checkpoint import Checkpointer, newest_intact
 from fastgrpo.config import Config
@@ -51,6 +53,8 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
     ``trainer_class`` may override a verb of the step, as the control of the learning bar does with the advantages.
     """
     folder = RunFolder(Path(config.run_dir))
+    if not (ranks.is_first and sys.stdout.isatty()):
+        disable_progress_bar()
     with Display(config.steps, quiet=not ranks.is_first) as display:
         prepare(recipe, config, folder, ranks, display)
         inputs = load_inputs(config, display)

@@ -50,13 +50,12 @@ VOCABULARY = 320
 
 def prepare(config: Config, base: Path, say: Callable[[str], None]) -> None:
     """Makes data, tokenizer and base model once; a later run of the same folder finds them."""
-    if (base / "model" / "config.json").exists():
-        return
     base.mkdir(parents=True, exist_ok=True)
     warmup, train, held_out = split_problems()
     write_rows(base / "held_out.jsonl", held_out)
     write_rows(base / "train.jsonl", train)
-    make_base_model(warmup, base / "model", WARMUP_STEPS, say)
+    if not (base / "model" / "config.json").exists():
+        make_base_model(warmup, base / "model", WARMUP_STEPS, say)
 
 
 Problem = tuple[int, int]

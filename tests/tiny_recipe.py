@@ -13,6 +13,7 @@ from fastgrpo.rewards import strict_boxed
 config = replace(
     quickstart.config,
     name="tiny",
+    device="cpu",
     steps=4,
     data=replace(quickstart.config.data, prompts_per_step=8),
     rollout=replace(quickstart.config.rollout, group_size=4, max_response_tokens=16),

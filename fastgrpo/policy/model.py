@@ -79,7 +79,7 @@ def load_causal_lm(config: ModelConfig, device: torch.device, dtype: torch.dtype
         config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
     )
     if config.liger and device.type == "cuda":
-        _apply_liger(model)
+        apply_liger(model)
     torch.nn.Module.to(model, device)
     return model.eval()
 
@@ -89,13 +89,15 @@ def load_policy(config: ModelConfig, temperature: float, device: torch.device) -
     return as_policy(load_causal_lm(config, device, master_dtype(config, device), attention), config, temperature)
 
 
-def as_policy(model: PreTrainedModel, config: ModelConfig, temperature: float) -> Policy:
-    """A loaded model as a policy with this configuration's checkpointing and head."""
+def as_policy(
+    model: PreTrainedModel, config: ModelConfig, temperature: float, policy_class: type[Policy] = Policy
+) -> Policy:
+    """A loaded model as a policy, with this configuration's checkpointing and head."""
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; _refuse_dropout keeps it deterministic
     _refuse_dropout(model)
-    return Policy(model, temperature, config.head_chunk_tokens)
+    return policy_class(model, temperature, config.head_chunk_tokens)
 
 
 def sequence_cost(model_config: Any) -> SequenceCost:
@@ -129,7 +131,8 @@ def find_model(path: str) -> None:
         raise ValueError(f"--model.path {path} holds no config.json: give a model folder or a hub id owner/name")
 
 
-def _apply_liger(model: PreTrainedModel) -> None:
+def apply_liger(model: PreTrainedModel) -> None:
+    """liger-kernel's layers in place of the model's own, where it is installed and knows the architecture."""
     from importlib.util import find_spec
 
     if find_spec("liger_kernel") is None:
