@@ -11,16 +11,18 @@ from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.packing import SequenceCost
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.optimizer import gradient_norm, local_gradients
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.types import Sequence
 from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
-PARTITIONS = {  # ranks: (tokens per micro-batch, order, what is spared: nothing, or all that may be)
-    1: [(4096, "as sampled", "nothing"), (64, "as sampled", "all"), (200, "backwards", "nothing")],
-    2: [(4096, "as sampled", "all"), (80, "shuffled", "nothing")],
-    4: [(64, "as sampled", "nothing"), (4096, "backwards", "all")],
+PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spared: nothing, or all that may be)
+    (1, 1): [(4096, "as sampled", "nothing"), (64, "as sampled", "all"), (200, "backwards", "nothing")],
+    (2, 1): [(4096, "as sampled", "all"), (80, "shuffled", "nothing")],
+    (4, 1): [(64, "as sampled", "nothing"), (4096, "backwards", "all")],
+    (4, 2): [(80, "shuffled", "all")],
 }
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
@@ -50,14 +52,17 @@ def gradient(
         rows = [rows[i] for i in torch.randperm(33, generator=torch.Generator().manual_seed(0)).tolist()]
     learner.backward(learner.with_rollout_logprobs(learner.pack(rows)), TokenSums.zero())
     gradients = {n: p.grad for n, p in policy.named_parameters()}
-    return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in gradients.items()}
+    whole = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in gradients.items()}
+    norm = float(gradient_norm(local_gradients(learner.parameters), ranks.mesh))
+    assert norm == pytest.approx(float(joined(whole).double().norm()), rel=1e-5), "the norm that clips is this one"
+    return whole
 
 
-def write_gradients(path: str) -> None:
+def write_gradients(path: str, replicas: int) -> None:
     """What each rank runs: every partition of its launch in every dtype."""
     torch.set_num_threads(1)
-    ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
-    cases = [(dtype, *partition) for dtype in TOLERANCES for partition in PARTITIONS[ranks.count]]
+    ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60, replicas=replicas))
+    cases = [(dtype, *partition) for dtype in TOLERANCES for partition in PARTITIONS[ranks.count, replicas]]
     results = {case: gradient(ranks, getattr(torch, case[0]), *case[1:]) for case in cases}
     if ranks.is_first:
         torch.save(results, path)
@@ -66,18 +71,18 @@ def write_gradients(path: str) -> None:
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """{(dtype, ranks, tokens per micro-batch, order, spared): {parameter: gradient}}"""
+    """{(dtype, ranks, replicas, tokens per micro-batch, order, spared): {parameter: gradient}}"""
     found = {}
-    for num_ranks in PARTITIONS:
-        path = tmp_path_factory.mktemp("gradients") / f"{num_ranks}.pt"
-        run_ranks(f"from {__name__} import write_gradients; write_gradients({str(path)!r})", num_ranks)
-        found |= {(case[0], num_ranks, *case[1:]): g for case, g in torch.load(path).items()}
+    for num_ranks, replicas in PARTITIONS:
+        path = tmp_path_factory.mktemp("gradients") / "gradients.pt"
+        run_ranks(f"from {__name__} import write_gradients; write_gradients({str(path)!r}, {replicas})", num_ranks)
+        found |= {(case[0], num_ranks, replicas, *case[1:]): g for case, g in torch.load(path).items()}
     return found
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items())
 def test_gradient_does_not_depend_on_the_partition(gradients, dtype, tolerance):
-    whole = gradients[dtype, 1, 4096, "as sampled", "nothing"]
+    whole = gradients[dtype, 1, 1, 4096, "as sampled", "nothing"]
     for case, other in gradients.items():
         if case[0] != dtype:
             continue
