@@ -54,8 +54,13 @@ class Checkpointer:
         """Copies the state and returns; the files are written while training goes on. All ranks take part."""
         self.finish()
         partial = self.folder / f".step_{step:06d}"
-        self._require_space(learner)
-        _save_random_state(partial, self.ranks.rank)
+        error: Exception | None = None
+        try:
+            require_space(self.folder, learner.policy.model.num_parameters(), self.export_dtype)
+            _save_random_state(partial, self.ranks.rank)
+        except (ValueError, OSError) as caught:
+            error = caught
+        self._agree(partial, error)
         model, optimizer = get_state_dict(learner.policy, learner.optimizer)
         shards: Any = dcp.async_save(
             {"model": model, "optimizer": optimizer}, checkpoint_id=partial / SHARDS, process_group=self.group
@@ -82,16 +87,21 @@ class Checkpointer:
             errors.append(error)
         if writer is not None:
             writer.join()
-        if self.ranks.any(bool(errors)):
-            reason = errors[0] if errors else "another rank failed"
-            raise CheckpointError(f"checkpoint {partial.name[1:]} in {self.folder} was not written: {reason}") from (
-                errors[0] if errors else None
-            )
+        self._agree(partial, errors[0] if errors else None)
         if self.ranks.is_first:
             _publish(partial, self.folder / partial.name[1:])
             for old in published(self.folder)[: -self.keep_last]:
                 shutil.rmtree(old)
         self.ranks.barrier()
+
+    def _agree(self, partial: Path, error: BaseException | None) -> None:
+        """Raises CheckpointError on every rank if one of them has an error: alone it would leave the others waiting."""
+        reasons = self.ranks.gather([f"rank {self.ranks.rank}: {error}"] if error else [])
+        if reasons:
+            raise CheckpointError(
+                f"checkpoint {partial.name[1:]} in {self.folder} was not written ({reasons[0]}); those before it "
+                f"are whole, go on with --resume"
+            ) from error
 
     def load(self, path: Path, learner: Learner) -> dict[str, Any]:
         """Overwrites weights and optimizer; returns the progress that was saved with them. All ranks take part."""
@@ -134,14 +144,15 @@ class Checkpointer:
         except BaseException as error:  # told to every rank by finish()
             errors.append(error)
 
-    def _require_space(self, learner: Learner) -> None:
-        needed = checkpoint_bytes(learner.policy.model.num_parameters(), self.export_dtype)
-        free = shutil.disk_usage(self.folder).free
-        if self.ranks.any(free < needed):
-            raise CheckpointError(
-                f"{self.folder} has {free / 2**30:.2f} GiB free and a checkpoint needs {needed / 2**30:.2f} GiB: "
-                f"make room and continue with --resume"
-            )
+
+def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype) -> None:
+    """Raises ValueError if a checkpoint would not fit on the disk that holds the folder."""
+    needed = checkpoint_bytes(num_parameters, export_dtype)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free / 2**30:.2f} GiB free and a checkpoint needs {needed / 2**30:.2f} GiB: make room"
+        )
 
 
 def _publish(partial: Path, path: Path) -> None:

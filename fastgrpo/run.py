@@ -14,14 +14,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from fastgrpo.checkpoint import Checkpointer, newest_intact
+from fastgrpo.checkpoint import Checkpointer, newest_intact, require_space
 from fastgrpo.config import Config
 from fastgrpo.data import EncodedPrompts, PromptStream, encode, held_out_prompts, load_problems, load_tokenizer
 from fastgrpo.display import Display
 from fastgrpo.metrics import write_json
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.model import (
-    check_vocabulary,
+    check_model,
     compute_dtype,
     find_model,
     load_causal_lm,
@@ -57,7 +57,8 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
         disable_progress_bar()
     with Display(config.steps, quiet=not ranks.is_first) as display:
         prepare(recipe, config, folder, ranks, display)
-        inputs = load_inputs(config, display)
+        dtype = compute_dtype(config.model, ranks.device)
+        inputs = load_inputs(config, display, dtype)
         with VerifierPool(
             recipe.reward, config.reward.workers, config.reward.timeout_s, config.reward.memory_limit_gib
         ) as pool:
@@ -66,7 +67,7 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
                 folder.checkpoints,
                 ranks,
                 config.checkpoint.keep_last,
-                compute_dtype(config.model, ranks.device),
+                dtype,
                 inputs.tokenizer,
             )
             run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
@@ -100,11 +101,12 @@ class Inputs:
     held_out: list[Prompt]
 
 
-def load_inputs(config: Config, display: Display) -> Inputs:
+def load_inputs(config: Config, display: Display, export_dtype: torch.dtype) -> Inputs:
     """Tokenizer and problems, checked before any weight is loaded."""
     find_model(config.model.path)
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    check_vocabulary(config.model, len(tokenizer))
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), export_dtype)
     encoded = _load_prompts(config, config.data.train, tokenizer, display)
     held_out = []
     if config.data.held_out:

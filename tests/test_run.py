@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fastgrpo import checkpoint, run
 from fastgrpo.metrics import JsonLines
 from fastgrpo.run import EXIT_INTERRUPTED
 from fastgrpo.train import main
@@ -171,12 +172,17 @@ def reward(response: str, answer: str) -> bool:
     assert 0 < failures < 32
 
 
-def test_a_full_disk_stops_the_run_and_says_so(train, monkeypatch, capfd):
-    import fastgrpo.checkpoint as checkpoint
+def test_a_disk_without_room_for_a_checkpoint_is_refused_at_the_start(train, monkeypatch, capfd):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    assert train() == USER_ERROR
+    assert "GiB free and a checkpoint needs" in capfd.readouterr().err
 
+
+def test_a_disk_that_fills_up_later_stops_the_run_and_says_so(train, monkeypatch, capfd):
+    monkeypatch.setattr(run, "require_space", lambda *arguments: None)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     assert train() == 1
-    assert "GiB free and a checkpoint needs" in capfd.readouterr().err
+    assert "checkpoint step_000002" in (err := capfd.readouterr().err) and "GiB free and a checkpoint needs" in err
 
 
 @pytest.mark.parametrize(
@@ -188,6 +194,7 @@ def test_a_full_disk_stops_the_run_and_says_so(train, monkeypatch, capfd):
         (["--data.prompts_per_step", "7"], "cannot be split into"),
         (["--optimizer.learning_rate", "-1"], "--optimizer.learning_rate must be above 0, got -1.0"),
         (["--data.max_prompt_tokens", "2"], "has at most --data.max_prompt_tokens 2 tokens"),
+        (["--rollout.max_response_tokens", "240", "--optimizer.tokens_per_microbatch", "512"], "has 256 positions"),
         (["--parallel.replicas", "2"], "does not divide the 1 ranks"),
         (["--model.attention", "varlen"], "varlen has no CPU kernel"),
         (["--device", "cuda"], "needs a visible CUDA GPU"),

@@ -113,14 +113,27 @@ def sequence_cost(model_config: Any) -> SequenceCost:
     )
 
 
-def check_vocabulary(config: ModelConfig, tokenizer_size: int) -> None:
-    """Raises ValueError if the tokenizer can make ids that the model has no row for. Loads no weights."""
+def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:
+    """The number of parameters, from the model's configuration alone: no weight is loaded.
+
+    Raises ValueError if the tokenizer can make ids that the model has no row for, or a sequence can outgrow its
+    positions.
+    """
     model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     if tokenizer_size > model_config.vocab_size:
         raise ValueError(
             f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {model_config.vocab_size} "
             f"rows: use the tokenizer that belongs to the model, or resize the model's embeddings"
         )
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and longest_sequence > positions:
+        raise ValueError(
+            f"{config.path} has {positions} positions, and prompt and response may take {longest_sequence} tokens: "
+            f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    return model.num_parameters()
 
 
 def find_model(path: str) -> None:
