@@ -14,7 +14,7 @@ LAYERS = [
     },
     {"fastgrpo.policy", "fastgrpo.rollout"},
     {"fastgrpo.checkpoint", "fastgrpo.warmup"},
-    {"fastgrpo.trainer"},
+    {"fastgrpo.trainer", "fastgrpo.inputs"},
     {"fastgrpo.run"},
     {"fastgrpo.train"},
     {"fastgrpo.launch"},

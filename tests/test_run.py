@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastgrpo import checkpoint, run
+from fastgrpo import checkpoint, inputs
 from fastgrpo.metrics import JsonLines
 from fastgrpo.run import EXIT_INTERRUPTED
 from fastgrpo.train import main
@@ -179,7 +179,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_at_the_start(train, mon
 
 
 def test_a_disk_that_fills_up_later_stops_the_run_and_says_so(train, monkeypatch, capfd):
-    monkeypatch.setattr(run, "require_space", lambda *arguments: None)
+    monkeypatch.setattr(inputs, "require_space", lambda *arguments: None)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     assert train() == 1
     assert "checkpoint step_000002" in (err := capfd.readouterr().err) and "GiB free and a checkpoint needs" in err
