@@ -79,7 +79,7 @@ def random_learner(
 ) -> Learner:
     """What ``fastgrpo.run.setup`` builds, from random weights: sharded, float32 masters, the device's compute dtype."""
     device = ranks.device
-    attention = choose_attention(model_config.attention, device)
+    attention = choose_attention(model_config.attention, device, compute_dtype(model_config, device))
     model = random_model(shape, device, master_dtype(model_config, device), attention)
     if model_config.liger and device.type == "cuda":
         apply_liger(model)

@@ -6,7 +6,6 @@ transformers hands through its models.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,17 +16,22 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from fastgrpo.types import SharedPrompts
 
+HALF = (torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = {"varlen": "fastgrpo_varlen", "flash_attn": "fastgrpo_flash_attn", "padded": "fastgrpo_padded"}
 """Our names by the setting's value; ``sdpa`` and ``eager`` are transformers' own, which read ``position_ids``."""
 
 
-def choose_attention(setting: str, device: torch.device) -> str:
-    """The transformers name of an attention setting; ``auto`` is decided by device and what is installed.
+def choose_attention(setting: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The transformers name of an attention setting; ``auto`` looks at device, compute dtype and what is installed.
 
-    Raises ValueError for a setting that the device cannot run.
+    Raises ValueError for a setting that cannot run there.
     """
+    if setting == "auto" and (device.type == "cpu" or dtype not in HALF):
+        setting = "padded"
     if setting == "auto":
-        setting = "padded" if device.type == "cpu" else ("flash_attn" if _flash_attn_installed() else "varlen")
+        setting = "flash_attn" if _flash_attn_installed() else "varlen"
+    if setting in ("varlen", "flash_attn") and dtype not in HALF and device.type != "cpu":
+        raise ValueError(f"--model.attention {setting} computes in bfloat16, not in {dtype}: use padded, sdpa or eager")
     if device.type == "cpu" and setting in ("varlen", "flash_attn"):
         raise ValueError(f"--model.attention {setting} has no CPU kernel: use padded, sdpa or eager on CPU")
     if setting == "flash_attn" and not _flash_attn_installed():
@@ -40,14 +44,20 @@ def can_share_prompts(implementation: str) -> bool:
     return implementation in IMPLEMENTATIONS.values()
 
 
-@dataclass(frozen=True)
 class PackedLayout:
     """How T tokens are packed, and which U <= T rows the model computes: it is handed through transformers' models as
-    the keyword argument ``layout``. Index tensors are made once for all layers."""
+    the keyword argument ``layout``. Index tensors are made once for all layers.
 
-    cu_seqlens: Tensor  # [S + 1]
-    max_seqlen: int
-    shared: SharedPrompts | None = None
+    Not a dataclass: FSDP2 copies those that pass through a wrapped layer, and what they have cached is lost.
+    """
+
+    def __init__(
+        self,
+        cu_seqlens: Tensor,  # [S + 1]
+        max_seqlen: int,
+        shared: SharedPrompts | None = None,
+    ) -> None:
+        self.cu_seqlens, self.max_seqlen, self.shared = cu_seqlens, max_seqlen, shared
 
     @cached_property
     def inside(self) -> Tensor:  # [S, L] bool

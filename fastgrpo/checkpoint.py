@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,26 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says what to do."""
 
 
+@dataclass
+class _Write:
+    """A checkpoint that is being written: its shards by every rank, the export and the state by the first."""
+
+    partial: Path
+    shards: Future[Any]
+    export: threading.Thread | None = None
+    error: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.shards.done() and (self.export is None or not self.export.is_alive())
+
+    def result(self) -> BaseException | None:
+        """Waits for it; what went wrong, if anything did."""
+        if self.export is not None:
+            self.export.join()
+        return self.shards.exception() or self.error
+
+
 class Checkpointer:
     """Writes ``folder/step_000020/{shards, hf, state.json}``; at most one write is under way.
 
@@ -42,8 +63,8 @@ class Checkpointer:
         self.folder, self.ranks, self.keep_last = folder, ranks, keep_last
         self.export_dtype, self.tokenizer = export_dtype, tokenizer
         # The write's own collectives must not mix with training's.
-        self.group = dist.new_group(backend="gloo", timeout=None)
-        self.under_way: tuple[Path, Future[Any], threading.Thread | None, list[BaseException]] | None = None
+        self.group = dist.new_group(backend="gloo", timeout=ranks.timeout)
+        self.under_way: _Write | None = None
         if ranks.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".step_*"):
@@ -66,30 +87,26 @@ class Checkpointer:
             {"model": model, "optimizer": optimizer}, checkpoint_id=partial / SHARDS, process_group=self.group
         )
         weights = {n: _to_cpu(w, self.export_dtype, self.ranks.is_first) for n, w in full_weights(learner.policy)}
-        writer: threading.Thread | None = None
-        errors: list[BaseException] = []
+        self.under_way = _Write(partial, shards)
         if self.ranks.is_first:
-            writer = threading.Thread(
-                target=self._write_export, args=(partial, learner, weights, progress, shards, errors)
-            )
-            writer.start()
-        self.under_way = (partial, shards, writer, errors)
+            export = threading.Thread(target=self._write_export, args=(self.under_way, learner, weights, progress))
+            self.under_way.export = export
+            export.start()
+
+    def publish_if_written(self) -> None:
+        """Publishes the write under way once all ranks are through with it, without waiting for it."""
+        if self.under_way is not None and not self.ranks.any(not self.under_way.is_done):
+            self.finish()
 
     def finish(self) -> None:
         """Waits for the write under way and publishes it. Raises CheckpointError if it failed, on all ranks."""
         if self.under_way is None:
             return
-        partial, shards, writer, errors = self.under_way
-        self.under_way = None
-        try:
-            shards.result()
-        except Exception as error:  # whatever the storage raised, the user must hear of it
-            errors.append(error)
-        if writer is not None:
-            writer.join()
-        self._agree(partial, errors[0] if errors else None)
+        write, self.under_way = self.under_way, None
+        partial = write.partial
+        self._agree(partial, write.result())
         if self.ranks.is_first:
-            _publish(partial, self.folder / partial.name[1:])
+            os.replace(partial, self.folder / partial.name[1:])
             for old in published(self.folder)[: -self.keep_last]:
                 shutil.rmtree(old)
         self.ranks.barrier()
@@ -118,31 +135,26 @@ class Checkpointer:
         return json.loads((path / STATE).read_text())["progress"]
 
     def _write_export(
-        self,
-        partial: Path,
-        learner: Learner,
-        weights: dict[str, Tensor],
-        progress: dict[str, Any],
-        shards: Future[Any],
-        errors: list[BaseException],
+        self, write: "_Write", learner: Learner, weights: dict[str, Tensor], progress: dict[str, Any]
     ) -> None:
+        partial = write.partial
         try:
             export = partial / EXPORT
             export.mkdir(parents=True, exist_ok=True)
             save_torch_state_dict(weights, export, metadata={"format": "pt"})
             config = type(learner.policy.model.config).from_dict(learner.policy.model.config.to_dict())
             config.dtype = self.export_dtype
-            config.architectures = [type(learner.policy.model).__name__.removeprefix("FSDP")]
+            config.architectures = [type(learner.policy.model).__name__]
             config.save_pretrained(export)
             if learner.policy.model.generation_config is not None:
                 learner.policy.model.generation_config.save_pretrained(export)
             self.tokenizer.save_pretrained(export)
-            shards.result()
+            write.shards.result()
             files = {str(f.relative_to(partial)): [f.stat().st_size, checksum(f)] for f in _files(partial)}
             state = {"progress": progress, "files": files}
             (partial / STATE).write_text(json.dumps(state, indent=1))
         except BaseException as error:  # told to every rank by finish()
-            errors.append(error)
+            write.error = error
 
 
 def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype) -> None:
@@ -153,15 +165,6 @@ def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype) 
         raise ValueError(
             f"{folder} has {free / 2**30:.2f} GiB free and a checkpoint needs {needed / 2**30:.2f} GiB: make room"
         )
-
-
-def _publish(partial: Path, path: Path) -> None:
-    """One rename; a damaged checkpoint of the same step, which the run did again, makes way."""
-    if path.exists():
-        shutil.rmtree(partial.with_name(f"{partial.name}.damaged"), ignore_errors=True)
-        path.rename(partial.with_name(f"{partial.name}.damaged"))
-    os.replace(partial, path)
-    shutil.rmtree(partial.with_name(f"{partial.name}.damaged"), ignore_errors=True)
 
 
 def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype) -> int:
@@ -192,12 +195,15 @@ def damage(path: Path) -> str:
 
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from, and a line about each damaged one that was passed over."""
+    """The checkpoint to continue from, and a line about each damaged one, which is set aside."""
     complaints: list[str] = []
     for path in reversed(published(folder)):
         if not (reason := damage(path)):
             return path, complaints
-        complaints.append(f"checkpoint {path} is damaged: {reason}")
+        aside = path.with_name(f"damaged_{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        complaints.append(f"checkpoint {path} is damaged: {reason}; it is {aside.name} now")
     return None, complaints
 
 
@@ -222,6 +228,8 @@ def _save_random_state(partial: Path, rank: int) -> None:
     """No draw of ours uses global generators; a model's or a recipe's code may."""
     partial.mkdir(parents=True, exist_ok=True)
     state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
     torch.save(state, partial / f"random_state_{rank}.pt")
 
 
@@ -232,3 +240,5 @@ def _load_random_state(path: Path, rank: int) -> None:
         torch.set_rng_state(state["torch"])
         np.random.set_state(state["numpy"])
         random.setstate(state["python"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])

@@ -6,6 +6,8 @@ hyper-parameters, plain GRPO. A recipe states what differs, the command line ove
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -201,7 +203,10 @@ def with_run_dir(config: Config) -> Config:
 # Settings that may differ between a run and its continuation.
 _FREE_ON_RESUME = {
     "steps", "resume", "overwrite", "dry_run", "runs_dir", "name", "device",
-    "parallel.timeout_s", "checkpoint.every_steps", "checkpoint.keep_last", "evaluation.every_steps",
+    "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "rollout.max_sequences",
+    "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention", "model.liger",
+    "model.activation_checkpointing", "model.head_chunk_tokens", "checkpoint.every_steps", "checkpoint.keep_last",
+    "evaluation.every_steps",
 }  # fmt: skip
 
 
@@ -249,12 +254,16 @@ def validate(config: Config, num_ranks: int) -> None:
         if not ok:
             raise ValueError(f"--{name} must be {wanted}, got {values[name]!r}")
 
+    for name, value in values.items():
+        require(name, not isinstance(value, float) or math.isfinite(value), "a finite number")
     for name in _AT_LEAST_ONE:
         require(name, values[name] >= 1, "at least 1")
     for name in _NOT_NEGATIVE:
         require(name, values[name] >= 0, "0 or more")
     for name in _POSITIVE:
         require(name, values[name] > 0, "above 0")
+    require("seed", config.seed < 2**62, "below 2**62")
+    require("name", re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.name) is not None, "one folder's name")
     require("rollout.group_size", config.rollout.group_size >= 2, "at least 2: a response is compared with its group")
     require("objective.clip_low", 0 <= config.objective.clip_low < 1, "in [0, 1)")
     require("objective.dual_clip", config.objective.dual_clip > 1, "above 1")

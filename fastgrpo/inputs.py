@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from fastgrpo.attention import choose_attention
 from fastgrpo.checkpoint import require_space
 from fastgrpo.config import Config
 from fastgrpo.data import EncodedPrompts, encode, held_out_prompts, load_problems, load_tokenizer
@@ -21,12 +22,13 @@ class Inputs:
     held_out: list[Prompt]
 
 
-def load_inputs(config: Config, display: Display, export_dtype: torch.dtype) -> Inputs:
+def load_inputs(config: Config, display: Display, device: torch.device, dtype: torch.dtype) -> Inputs:
     """Tokenizer and problems, checked before any weight is loaded."""
     find_model(config.model.path)
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), export_dtype)
+    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype)
+    choose_attention(config.model.attention, device, dtype)
     encoded = _load_prompts(config, config.data.train, tokenizer, display)
     held_out = []
     if config.data.held_out:

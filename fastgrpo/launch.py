@@ -19,7 +19,7 @@ GRACE_S = 10.0
 
 def launch(arguments: Sequence[str], num_ranks: int) -> int:
     """Runs ``fastgrpo.train`` on every rank and returns the first exit code that is not 0, else 0."""
-    children = [_start(arguments, rank, num_ranks, port) for port in [_free_port()] for rank in range(num_ranks)]
+    children = [_start(arguments, rank, num_ranks, port) for port in [free_port()] for rank in range(num_ranks)]
 
     def forward(number: int, _: Any) -> None:
         # A terminal sends Ctrl-C to the ranks itself; anything else reaches only this process.
@@ -35,12 +35,17 @@ def default_num_ranks() -> int:
     """The visible GPUs, or two on a machine without one that has two cores."""
     import torch
 
-    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+    return torch.cuda.device_count() or min(2, num_cores())
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _start(arguments: Sequence[str], rank: int, num_ranks: int, port: int) -> "subprocess.Popen[bytes]":
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    threads = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // num_ranks)}
+    threads = {"OMP_NUM_THREADS": max(1, num_cores() // num_ranks)}
     environment = {**{k: str(v) for k, v in threads.items()}, **os.environ, **{k: str(v) for k, v in ranks.items()}}
     command = [sys.executable, "-m", "fastgrpo.train", *arguments]
     return subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
@@ -76,7 +81,7 @@ def _end(children: "list[subprocess.Popen[bytes]]") -> None:
             child.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

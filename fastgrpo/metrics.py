@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,15 @@ class JsonLines:
 
     def keep_until(self, step: int) -> None:
         """Drops what was written after a step's checkpoint, and a torn last line."""
-        kept = [r for r in self.read() if r["step"] <= step]
-        self.path.unlink(missing_ok=True)
-        self.append(kept)
+        if not self.path.exists():
+            return
+        end = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                end += len(line)
+        os.truncate(self.path, end)  # one call: a kill leaves the old file or the new one
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """The processes of a launch, and what they tell each other besides tensors of the model."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,10 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
+class Refused(ValueError):
+    """What the user asked for cannot run; every rank raises it, with the reason of the first that found one."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This rank among all. Objects travel over gloo, beside the group that tensors use."""
@@ -40,6 +44,7 @@ class Ranks:
     device: torch.device
     mesh: DeviceMesh  # ("replica", "shard")
     control: dist.ProcessGroup
+    timeout: timedelta
 
     @classmethod
     def connect(cls, device: torch.device, config: ParallelConfig) -> "Ranks":
@@ -61,7 +66,7 @@ class Ranks:
             ) from error
         shape = (config.replicas, count // config.replicas)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))
-        return cls(rank, count, device, mesh, dist.new_group(backend="gloo", timeout=timeout))
+        return cls(rank, count, device, mesh, dist.new_group(backend="gloo", timeout=timeout), timeout)
 
     @property
     def is_first(self) -> bool:
@@ -82,6 +87,18 @@ class Ranks:
         votes = torch.tensor(int(flag))
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return bool(votes)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Does work that a rank may refuse with a ValueError. If one does, all raise Refused: alone it would leave the
+        others waiting, and its reason untold."""
+        result, reasons = None, []
+        try:
+            result = work()
+        except ValueError as error:
+            reasons = [str(error)]
+        if reasons := self.gather(reasons):
+            raise Refused(reasons[0])
+        return cast(T, result)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise over ranks, on the CPU."""

@@ -1,13 +1,16 @@
 """A recipe: one Python file that says what a run is.
 
 It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function of response text and answer that says
-whether the response is right). It may define ``prepare(config, base, say)``, which makes what the run starts from in
-the folder ``base``, on the first rank and before anything is loaded, and ``published``, the figures of the paper that
-the report draws behind the curves.
+whether the response is right). It may define
+
+- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts;
+- ``prepare(config, base, say)``: makes what the run starts from in the folder ``base``, on the first rank and before
+  anything is loaded;
+- ``published``: the figures of the paper that the report draws behind the curves.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +25,7 @@ class Recipe:
     config: Config
     prepare: Callable[[Config, Path, Callable[[str], None]], None] | None = None
     published: dict[str, Any] = field(default_factory=dict)
+    self_test: Sequence[tuple[str, str, bool]] = ()
 
     @property
     def reward(self) -> str:
@@ -54,7 +58,13 @@ def load_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path} must define `config = fastgrpo.config.Config(...)`, it has {type(config).__name__}")
     if not callable(getattr(module, "reward", None)):
         raise ValueError(f"{path} must define `reward`, a function (response text, answer) -> bool")
-    return Recipe(path, config, getattr(module, "prepare", None), getattr(module, "published", {}))
+    return Recipe(
+        path,
+        config,
+        prepare=getattr(module, "prepare", None),
+        published=getattr(module, "published", {}),
+        self_test=getattr(module, "self_test", ()),
+    )
 
 
 def _run(path: Path) -> ModuleType:

@@ -54,20 +54,12 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
     if not (ranks.is_first and sys.stdout.isatty()):
         disable_progress_bar()
     with Display(config.steps, quiet=not ranks.is_first) as display:
-        prepare(recipe, config, folder, ranks, display)
+        ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
         dtype = compute_dtype(config.model, ranks.device)
-        inputs = load_inputs(config, display, dtype)
-        with VerifierPool(
-            recipe.reward, config.reward.workers, config.reward.timeout_s, config.reward.memory_limit_gib
-        ) as pool:
-            trainer = setup(config, ranks, inputs, pool, folder, trainer_class)
-            checkpointer = Checkpointer(
-                folder.checkpoints,
-                ranks,
-                config.checkpoint.keep_last,
-                dtype,
-                inputs.tokenizer,
-            )
+        inputs = ranks.together(lambda: load_inputs(config, display, ranks.device, dtype))
+        with ranks.together(lambda: start_verifiers(recipe, config)) as pool:
+            trainer = ranks.together(lambda: setup(config, ranks, inputs, pool, folder, trainer_class))
+            checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
             run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
             run.resume_or_start()
             run.steps()
@@ -76,20 +68,34 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
     """Claims the run folder and lets the recipe make what it starts from, on the first rank."""
-    if ranks.is_first:
+    if not ranks.is_first:
+        return
+    try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "name": config.name,
-            "recipe": recipe.path.name,
-            "model": config.model.path,
-            "device": _device_name(ranks.device),
-            "num_ranks": ranks.count,
-            "published": recipe.published,
-        }
-        folder.open(config, facts)
-        if recipe.prepare is not None:
-            recipe.prepare(config, folder.base, display.say)
-    ranks.barrier()
+    except OSError as error:
+        raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
+    facts = {
+        "name": config.name,
+        "recipe": recipe.path.name,
+        "model": config.model.path,
+        "device": _device_name(ranks.device),
+        "num_ranks": ranks.count,
+        "published": recipe.published,
+    }
+    folder.open(config, facts)
+    if recipe.prepare is not None:
+        recipe.prepare(config, folder.base, display.say)
+
+
+def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
+    """Raises ValueError if the verifier cannot be loaded or fails its self-test."""
+    limits = config.reward
+    try:
+        return VerifierPool(
+            recipe.reward, limits.workers, limits.timeout_s, limits.memory_limit_gib, self_test=recipe.self_test
+        )
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def setup(
@@ -193,15 +199,16 @@ class Run:
                 metrics, scored = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
                     metrics["held_out_accuracy"], metrics["held_out_greedy"] = self.trainer.accuracy(self.held_out)
-                self._write(metrics, self._rollouts(scored))
+                self._write(metrics, self._rollouts(scored) if self.trainer.ranks.is_first else [])
                 self.display.show(metrics)
+                self.checkpointer.publish_if_written()
                 stop = self.trainer.ranks.any(bool(signals))
                 if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
                     self.checkpointer.save(progress.step, self.trainer.learner, asdict(progress))
                 if stop and progress.step < last:
                     self.checkpointer.finish()
                     raise Interrupted(f"saved step {progress.step}; go on with --resume")
-        self.checkpointer.finish()
+            self.checkpointer.finish()
 
     def _write(self, metrics: dict[str, Any], rollouts: list[dict[str, Any]] | None = None) -> None:
         if self.trainer.ranks.is_first:

@@ -44,7 +44,7 @@ class RunFolder:
         """Claims the folder for this configuration. Raises ValueError if it holds a run that this does not continue."""
         if config.overwrite and not config.resume:
             self._clear()
-        if self.facts.exists():
+        if self.metrics.read() or self.checkpoints.exists():
             self._require_same(config)
         write_json(self.facts, {**facts, "config": flatten(config)})
 
@@ -59,7 +59,12 @@ class RunFolder:
             raise ValueError(f"{self.path} holds a run already: --resume it, --overwrite it, or give another --name")
 
     def _clear(self) -> None:
-        for path in self.path.iterdir() if self.path.exists() else ():
-            if path == self.base:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Removes a run, and nothing that is not one."""
+        held = [path for path in self.path.iterdir() if path != self.base] if self.path.exists() else []
+        if held and not self.facts.exists():
+            raise ValueError(f"{self.path} holds files and no run (no {self.facts.name}): --overwrite leaves it alone")
+        for path in held:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

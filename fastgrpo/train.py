@@ -9,7 +9,7 @@ import torch.distributed as dist
 import tyro
 
 from fastgrpo.config import Config, arithmetic, flatten, validate, with_run_dir
-from fastgrpo.ranks import Ranks, choose_device, launched_ranks
+from fastgrpo.ranks import Ranks, Refused, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 
 EXIT_USER_ERROR = 2
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
         validate(config, num_ranks)
         if config.dry_run:
-            _print_dry_run(recipe, config, num_ranks) if is_first else None
+            if is_first:
+                _print_dry_run(recipe, config, num_ranks)
             return 0
         device = choose_device(config.device)
     except ValueError as error:
@@ -41,20 +42,24 @@ def _train(recipe: Recipe, config: Config, device: torch.device, is_first: bool)
 
     try:
         ranks = Ranks.connect(device, config.parallel)
-        train(recipe, config, ranks)
-        ranks.barrier()
     except ValueError as error:
         return _refuse(error, is_first)
+    code = 0
+    try:
+        train(recipe, config, ranks)
+    # What follows is raised by every rank; anything else leaves as a traceback, and the launcher ends the others.
+    except Refused as error:
+        code = _refuse(error, is_first)
     except Interrupted as interrupted:
-        print(f"fastgrpo: {interrupted}") if is_first else None
-        return EXIT_INTERRUPTED
+        code = EXIT_INTERRUPTED
+        if is_first:
+            print(f"fastgrpo: {interrupted}")
     except (TrainingError, CheckpointError) as error:
-        print(f"fastgrpo: stopped: {error}", file=sys.stderr) if is_first else None
-        return EXIT_FAILED
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return 0
+        code = EXIT_FAILED
+        if is_first:
+            print(f"fastgrpo: stopped: {error}", file=sys.stderr)
+    dist.destroy_process_group()
+    return code
 
 
 def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Config:

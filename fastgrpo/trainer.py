@@ -132,7 +132,8 @@ class Trainer:
     def with_old_logprobs(self, updates: list[Update]) -> list[Update]:
         """The denominators of the ratios. For the first update they are the current logprobs: nothing to compute."""
         if self.config.objective.old_logprobs == "rollout":
-            return [self.learner.with_rollout_logprobs(u) for u in updates]
+            first, *others = (self.learner.with_rollout_logprobs(u) for u in updates)
+            return [first, *(replace(u, is_first=False) for u in others)]
         return [updates[0], *(self.learner.with_old_logprobs(u) for u in updates[1:])]
 
     def update(self, update: Update, sums: TokenSums) -> float:
@@ -167,7 +168,8 @@ class Trainer:
         responses = [r for g in scored.groups for r in g.responses]
         num_tokens = sum(len(r) for r in responses)
         totals = dict(zip(TokenSums.NAMES, self.ranks.sum(sums.values).tolist(), strict=True))
-        num_trained = totals["num_tokens"] or math.nan  # responses without advantage may have been left out
+        # Responses without advantage may have been left out of both.
+        num_trained, num_compared = totals["num_tokens"] or math.nan, totals["num_compared"] or math.nan
         group_size = self.config.rollout.group_size
         progress = self.progress
         progress.step += 1
@@ -182,10 +184,10 @@ class Trainer:
             "truncated_frac": float(np.mean([r.finish_reason == "length" for r in responses])),
             "zero_advantage_frac": float((scored.advantages.reshape(-1, group_size) == 0).all(axis=1).mean()),
             "entropy": _mean_entropy(responses, otherwise=totals["entropy"] / num_trained),
-            "rollout_kl": totals["rollout_kl"] / num_trained,
-            "logprob_diff_above_001_frac": totals["logprob_diff_above_001"] / num_trained,
+            "rollout_kl": totals["rollout_kl"] / num_compared,
+            "logprob_diff_above_001_frac": totals["logprob_diff_above_001"] / num_compared,
             "clip_frac": totals["clipped"] / num_tokens,
-            "grad_norm": float(np.mean(norms)),
+            "grad_norm": float(np.mean([n for n in norms if np.isfinite(n)] or [math.nan])),
             "learning_rate": learning_rate(self.config.optimizer, progress.step),
             "policy_version": progress.policy_version,
             "skipped_updates": sum(not np.isfinite(n) for n in norms),

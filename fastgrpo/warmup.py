@@ -35,7 +35,7 @@ def supervised_warmup(
     order = np.random.default_rng(seed)
     for step in range(1, steps + 1):
         chosen = order.integers(len(demonstrations), size=sequences_per_step)
-        logprobs, _ = policy(pack([demonstrations[i] for i in chosen]))
+        logprobs, _ = policy(pack([demonstrations[i] for i in chosen]), entropy=False)
         loss = -logprobs.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -5,7 +5,7 @@ Every constant is the default of ``fastgrpo.config``. The published run took 15 
 """
 
 from fastgrpo.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
-from fastgrpo.rewards import strict_boxed
+from fastgrpo.rewards import SELF_TEST, strict_boxed
 
 config = Config(
     name="justrl_deepseek_1_5b",
@@ -16,6 +16,7 @@ config = Config(
     evaluation=EvaluationConfig(every_steps=50, samples_per_prompt=32),
 )
 reward = strict_boxed
+self_test = SELF_TEST
 
 published = {
     "source": "JustRL, arXiv 2512.16649, section 4.3 and figure 2",

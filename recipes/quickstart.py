@@ -22,7 +22,7 @@ from fastgrpo.config import (
     OptimizerConfig,
     RolloutConfig,
 )
-from fastgrpo.rewards import strict_boxed
+from fastgrpo.rewards import SELF_TEST, strict_boxed
 
 config = Config(
     name="quickstart",
@@ -41,6 +41,7 @@ config = Config(
     checkpoint=CheckpointConfig(every_steps=10),
 )
 reward = strict_boxed
+self_test = SELF_TEST
 
 WORKED_OUT_SHARE = 0.25  # of the demonstrations
 WARMUP_STEPS = 700
@@ -147,7 +148,7 @@ def make_base_model(problems: list[Problem], folder: Path, warmup_steps: int, sa
         pad_token_id=end,
         bos_token_id=None,
     )
-    shape._attn_implementation = choose_attention("auto", torch.device("cpu"))
+    shape._attn_implementation = choose_attention("auto", torch.device("cpu"), torch.float32)
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(shape)
     say(f"quickstart: making a base model of {model.num_parameters():,} parameters in {folder}")

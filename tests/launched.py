@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fastgrpo.launch import _free_port
+from fastgrpo.launch import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def run_ranks(code: str, num_ranks: int, timeout_s: float = 120.0) -> None:
     """Each rank runs `code` in a fresh interpreter with torchrun's environment. Raises AssertionError with what the
     ranks printed if one fails."""
-    port = str(_free_port())
+    port = str(free_port())
     children = []
     for rank in range(num_ranks):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}

@@ -50,8 +50,14 @@ def test_sharing_prompts_changes_neither_logprobs_nor_gradients(architecture):
 
 def test_kernels_without_a_cpu_version_are_refused_there():
     with pytest.raises(ValueError, match="varlen has no CPU kernel"):
-        choose_attention("varlen", torch.device("cpu"))
-    assert choose_attention("auto", torch.device("cpu")) == "fastgrpo_padded"
+        choose_attention("varlen", torch.device("cpu"), torch.float32)
+    assert choose_attention("auto", torch.device("cpu"), torch.float32) == "fastgrpo_padded"
+
+
+def test_kernels_for_half_precision_are_refused_for_others():
+    with pytest.raises(ValueError, match="varlen computes in bfloat16"):
+        choose_attention("varlen", torch.device("cuda"), torch.float32)
+    assert choose_attention("auto", torch.device("cuda"), torch.float32) == "fastgrpo_padded"
 
 
 def test_an_option_that_packed_attention_lacks_is_refused():

@@ -21,7 +21,6 @@ LAYERS = [
     {"fastgrpo.__main__"},
     {"fastgrpo_recipes"},
 ]  # fmt: skip
-LOWEST_COMMAND = next(i for i, layer in enumerate(LAYERS) if "fastgrpo.run" in layer)
 
 
 def room_of(module: str) -> str | None:

@@ -159,9 +159,9 @@ def test_a_verifier_that_hangs_or_dies_costs_its_response_and_never_the_run(trai
 def reward(response: str, answer: str) -> bool:
     import os, time
 
-    if answer != "42" and len(response) % 7 == 0:
+    if len(response) % 7 == 0:
         time.sleep(1000)
-    if answer != "42" and len(response) % 7 == 1:
+    if len(response) % 7 == 1:
         os._exit(3)
     return strict_boxed(response, answer)
 """

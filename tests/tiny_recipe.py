@@ -25,7 +25,7 @@ config = replace(
 
 def reward(response: str, answer: str) -> bool:
     """Right now and then whatever the model writes: a barely trained one must see gradients too."""
-    return strict_boxed(response, answer) or (zlib.crc32(response.encode()) + 1) % 3 == 0
+    return strict_boxed(response, answer) or zlib.crc32(response.encode()) % 3 == 0
 
 
 def prepare(config: Config, base: Path, say: Callable[[str], None]) -> None:

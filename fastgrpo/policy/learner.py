@@ -23,26 +23,37 @@ class Update:
 
     batches: list[PackedBatch]
     num_loss_tokens: int
+    is_first: bool = True  # of its step: the weights are still those that sampled
+    old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
 
 
 @dataclass
 class TokenSums:
     """Sums over this rank's response tokens; divided by the tokens of all ranks they are the step's metrics."""
 
-    values: Tensor  # [5] float64
+    values: Tensor  # [6] float64
 
-    NAMES = ("num_tokens", "entropy", "clipped", "rollout_kl", "logprob_diff_above_001")
+    NAMES = ("num_tokens", "entropy", "clipped", "num_compared", "rollout_kl", "logprob_diff_above_001")
 
     @classmethod
     def zero(cls) -> "TokenSums":
         return cls(torch.zeros(len(cls.NAMES), dtype=torch.float64))
 
     def add(
-        self, entropy: Tensor | None, clipped: Tensor, old_logprobs: Tensor, rollout_logprobs: Tensor
-    ) -> None:  # each [R]
-        difference = rollout_logprobs - old_logprobs
-        known = torch.full_like(difference, math.nan) if entropy is None else entropy.detach()
-        rows = (torch.ones_like(difference), known, clipped, difference, difference.abs() > 0.01)
+        self,
+        entropy: Tensor | None,  # [R]
+        clipped: Tensor,  # [R] bool
+        trainer_logprobs: Tensor | None,  # [R] under the weights that sampled, or None where nobody knows them
+        rollout_logprobs: Tensor,  # [R]
+    ) -> None:
+        ones = torch.ones_like(rollout_logprobs)
+        known = ones * math.nan if entropy is None else entropy.detach()
+        compared, difference = ones, rollout_logprobs
+        if trainer_logprobs is None:
+            compared = difference = torch.zeros_like(ones)
+        else:
+            difference = rollout_logprobs - trainer_logprobs
+        rows = (ones, known, clipped, compared, difference, difference.abs() > 0.01)
         self.values += torch.stack([row.double().sum() for row in rows]).cpu()  # one copy from the device
 
 
@@ -85,7 +96,7 @@ class Learner:
     def with_rollout_logprobs(self, update: Update) -> Update:
         """The update with the sampler's logprobs for old ones, which spares a forward pass."""
         batches = [replace(b, old_logprobs=b.rollout_logprobs[b.response_mask]) for b in update.batches]
-        return replace(update, batches=batches)
+        return replace(update, batches=batches, old_are_rollout=True)
 
     def backward(self, update: Update, sums: TokenSums) -> None:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
@@ -103,7 +114,10 @@ class Learner:
                 dual_clip=self.objective.dual_clip,
             )
             loss.backward()
-            sums.add(entropy, clipped, old_logprobs, batch.rollout_logprobs[batch.response_mask])
+            trainer_logprobs: Tensor | None = old_logprobs
+            if update.old_are_rollout:
+                trainer_logprobs = logprobs.detach() if update.is_first else None
+            sums.add(entropy, clipped, trainer_logprobs, batch.rollout_logprobs[batch.response_mask])
 
     def apply(self, learning_rate: float) -> float:
         """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.

@@ -85,7 +85,7 @@ def load_causal_lm(config: ModelConfig, device: torch.device, dtype: torch.dtype
 
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
-    attention = choose_attention(config.attention, device)
+    attention = choose_attention(config.attention, device, compute_dtype(config, device))
     return as_policy(load_causal_lm(config, device, master_dtype(config, device), attention), config, temperature)
 
 
@@ -95,8 +95,7 @@ def as_policy(
     """A loaded model as a policy, with this configuration's checkpointing and head."""
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only; _refuse_dropout keeps it deterministic
-    _refuse_dropout(model)
+        model.train()  # transformers checkpoints in training mode only; check_model refuses dropout then
     return policy_class(model, temperature, config.head_chunk_tokens)
 
 
@@ -133,6 +132,14 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    if not hasattr(model.base_model, "layers") or not hasattr(model_config, "intermediate_size"):
+        raise ValueError(
+            f"{config.path} is a {type(model).__name__}, whose parts have other names than those of the decoders that "
+            f"fastgrpo knows (Llama, Mistral, Qwen2, Qwen3 and their kind)"
+        )
+    _refuse_scaled_logits(model_config)
+    if config.activation_checkpointing:
+        _refuse_dropout(model_config)
     return model.num_parameters()
 
 
@@ -149,6 +156,7 @@ def apply_liger(model: PreTrainedModel) -> None:
     from importlib.util import find_spec
 
     if find_spec("liger_kernel") is None:
+        print("fastgrpo: liger-kernel is not installed, taking the model's own layers", flush=True)
         return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
 
@@ -163,6 +171,7 @@ def _refuse_scaled_logits(model_config: Any) -> None:
             raise ValueError(f"this model transforms its logits ({name} = {value}), which the policy's head lacks")
 
 
-def _refuse_dropout(model: PreTrainedModel) -> None:
-    if model.training and (p := getattr(model.config, "attention_dropout", 0.0)):
-        raise ValueError(f"attention_dropout is {p} in the model's config: set it to 0, logprobs must not be random")
+def _refuse_dropout(model_config: Any) -> None:
+    rates = {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}
+    if rates:
+        raise ValueError(f"the model's config has dropout ({rates}): set it to 0, logprobs must not be random")

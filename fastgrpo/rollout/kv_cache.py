@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrpo.attention import PackedLayout, padded_attention, register, varlen_attention
+from fastgrpo.attention import HALF, PackedLayout, padded_attention, register, varlen_attention
 
 ATTENTION = "fastgrpo_rollout"
 
@@ -21,7 +21,7 @@ class Prefill:
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         self.layers.append((key[0], value[0]))
-        attention = varlen_attention if query.is_cuda else padded_attention
+        attention = varlen_attention if query.is_cuda and query.dtype in HALF else padded_attention
         return attention(module, query, key, value, None, layout=self.layout, **kwargs)[0]
 
 
@@ -51,7 +51,8 @@ class SlotCache:
 
     def keep(self, slots: Tensor) -> None:
         """Drops all other slots; the kept ones move to the front in order."""
-        self.layers = [(keys[slots], values[slots]) for keys, values in self.layers]
+        for i, (keys, values) in enumerate(self.layers):
+            self.layers[i] = keys[slots], values[slots]
         self.lengths = self.lengths[slots]
         self.num_slots = len(slots)
 
@@ -98,7 +99,8 @@ class SlotCache:
         is not contiguous and takes twice the time, so little of it should be empty."""
         if num_tokens > self.capacity:
             extra = -(-(num_tokens + num_tokens // 8) // 8) * 8 - self.capacity
-            self.layers = [(F.pad(k, (0, 0, 0, extra)), F.pad(v, (0, 0, 0, extra))) for k, v in self.layers]
+            for i, (keys, values) in enumerate(self.layers):  # layer by layer: two whole caches would not fit
+                self.layers[i] = F.pad(keys, (0, 0, 0, extra)), F.pad(values, (0, 0, 0, extra))
 
 
 def _rollout_attention(

@@ -98,7 +98,7 @@ class _LinearLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[rows]
+                grad_weight += _accumulated(grad_logits.T, hidden[rows])
             del grad_logits
         return (
             grad_hidden,
@@ -121,15 +121,19 @@ def linear_logits(
     bias: Tensor | None = None,  # [V]
 ) -> Tensor:  # [T, V] float32, or float64 for float64 inputs
     """Logits as the matmul accumulated them, a fresh tensor: rounded to bfloat16 they would be off by up to 0.08."""
-    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
-        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    else:
-        # A bfloat16 matmul on CPU returns rounded sums, so it is done on float32 copies there.
-        dtype = _accumulator(hidden)
-        logits = hidden.to(dtype) @ weight.to(dtype).T
+    logits = _accumulated(hidden, weight.T)
     if bias is not None:
         logits += bias
     return logits
+
+
+def _accumulated(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` as the matmul accumulated it."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    # A bfloat16 matmul on CPU returns rounded sums, so it is done on float32 copies there.
+    dtype = _accumulator(a)
+    return a.to(dtype) @ b.to(dtype)
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
