@@ -69,7 +69,7 @@ class RolloutConfig:
     ignore_eos: bool = False
     """Sample every response to its full length; for benchmarks."""
     max_sequences: int = 1024
-    """Sequences that a rank decodes at the same time."""
+    """Sequences that a rank decodes at the same time, at most; on a GPU as many as its free memory holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """The built-in engine: a decode loop over a transformers model, for any device and without vLLM."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,12 +39,28 @@ class BuiltinEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int) -> list[Group]:
         if not prompts:
             return []
-        decoding = _Decoding(self.model, prompts, sampling, self.max_sequences)
+        longest = max(len(p.prompt_ids) for p in prompts) + sampling.max_response_tokens
+        slots = min(self.max_sequences, affordable_sequences(self.model, longest))
+        decoding = _Decoding(self.model, prompts, sampling, slots)
         while decoding.is_unfinished():
             decoding.admit_waiting()
             decoding.decode_one_token()
             decoding.drop_finished()
         return decoding.groups(policy_version)
+
+
+def affordable_sequences(model: PreTrainedModel, longest: int) -> int:
+    """Sequences of ``longest`` tokens whose keys and values fit into 0.7 of the free memory of a GPU; at least 1."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return sys.maxsize
+    config: Any = model.config
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    bytes_per_token = 2 * config.num_hidden_layers * heads * d_head * model.dtype.itemsize
+    unused_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused_by_torch
+    return max(1, int(0.7 * free) // (bytes_per_token * longest))
 
 
 @dataclass(slots=True)
