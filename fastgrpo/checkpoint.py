@@ -180,9 +180,12 @@ def published(folder: Path) -> list[Path]:
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint, or an empty string."""
     try:
-        files = json.loads((path / STATE).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{STATE} cannot be read ({error})"
+        state = json.loads((path / STATE).read_text())
+        files = state["files"]
+        if not files or state["progress"]["step"] < 1:
+            return f"{STATE} names no files"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{STATE} cannot be read ({error!r})"
     for name, (size, crc) in files.items():
         file = path / name
         if not file.is_file():

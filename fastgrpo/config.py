@@ -265,6 +265,10 @@ def validate(config: Config, num_ranks: int) -> None:
     require("seed", config.seed < 2**62, "below 2**62")
     require("name", re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.name) is not None, "one folder's name")
     require("rollout.group_size", config.rollout.group_size >= 2, "at least 2: a response is compared with its group")
+    require("reward.correct", config.reward.correct > config.reward.wrong, "above --reward.wrong")
+    require("rollout.stop_token_ids", all(i >= 0 for i in config.rollout.stop_token_ids), "token ids of at least 0")
+    require("parallel.timeout_s", config.parallel.timeout_s <= 1e7, "at most 1e7")
+    require("reward.timeout_s", config.reward.timeout_s <= 1e6, "at most 1e6")
     require("objective.clip_low", 0 <= config.objective.clip_low < 1, "in [0, 1)")
     require("objective.dual_clip", config.objective.dual_clip > 1, "above 1")
     require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
@@ -274,10 +278,11 @@ def validate(config: Config, num_ranks: int) -> None:
 def _validate_arithmetic(config: Config, num_ranks: int) -> None:
     prompts, updates = config.data.prompts_per_step, config.optimizer.updates_per_step
     if prompts % updates:
+        more = prompts - prompts % updates + updates
         raise ValueError(
             f"--data.prompts_per_step {prompts} cannot be split into --optimizer.updates_per_step {updates} equal "
-            f"updates: {prompts} / {updates} = {prompts / updates:g}. Take {prompts - prompts % updates or updates} "
-            f"or {prompts - prompts % updates + updates} prompts."
+            f"updates: {prompts} / {updates} = {prompts / updates:g}. Take {more} prompts, or a number of updates that "
+            f"divides {prompts}."
         )
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if config.optimizer.tokens_per_microbatch < longest:

@@ -25,7 +25,13 @@ class Inputs:
 def load_inputs(config: Config, display: Display, device: torch.device, dtype: torch.dtype) -> Inputs:
     """Tokenizer and problems, checked before any weight is loaded."""
     find_model(config.model.path)
-    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    try:
+        tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    except OSError as error:
+        raise ValueError(
+            f"--model.path {config.model.path}: no tokenizer can be had, neither from a folder nor from the hub "
+            f"({str(error).splitlines()[0]}). Give a local folder, or a hub id that this machine can reach"
+        ) from error
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype)
     choose_attention(config.model.attention, device, dtype)

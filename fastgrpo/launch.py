@@ -22,8 +22,7 @@ def launch(arguments: Sequence[str], num_ranks: int) -> int:
     children = [_start(arguments, rank, num_ranks, port) for port in [free_port()] for rank in range(num_ranks)]
 
     def forward(number: int, _: Any) -> None:
-        # A terminal sends Ctrl-C to the ranks itself; anything else reaches only this process.
-        for child in children if number == signal.SIGTERM else ():
+        for child in children:
             child.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,7 +47,8 @@ def _start(arguments: Sequence[str], rank: int, num_ranks: int, port: int) -> "s
     threads = {"OMP_NUM_THREADS": max(1, num_cores() // num_ranks)}
     environment = {**{k: str(v) for k, v in threads.items()}, **os.environ, **{k: str(v) for k, v in ranks.items()}}
     command = [sys.executable, "-m", "fastgrpo.train", *arguments]
-    return subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
+    # In sessions of their own, ranks hear a Ctrl-C once, from here, whoever sent it.
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
 
 
 def _die_with_parent() -> None:
@@ -60,10 +60,11 @@ def _die_with_parent() -> None:
 def _wait(children: "list[subprocess.Popen[bytes]]") -> int:
     """A rank that fails takes the others with it: alone they would wait for it."""
     while any(child.poll() is None for child in children):
-        failed = [(rank, child) for rank, child in enumerate(children) if child.returncode]
-        if failed:
+        if any(child.returncode for child in children):
+            time.sleep(0.5)  # of several that fail, the one that was killed is the cause and the others its victims
+            failed = sorted((c.poll() or 0, rank) for rank, c in enumerate(children) if c.poll())
             _end(children)
-            rank, code = failed[0][0], failed[0][1].returncode
+            code, rank = failed[0]
             if code < 0:
                 print(f"fastgrpo: rank {rank} was ended by signal {-code}", file=sys.stderr)
             return code if code > 0 else 128 - code

@@ -25,7 +25,13 @@ class JsonLines:
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        records = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {number} is not JSON: {error}") from error
+        return records
 
     def keep_until(self, step: int) -> None:
         """Drops what was written after a step's checkpoint, and a torn last line."""

@@ -59,6 +59,7 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
         inputs = ranks.together(lambda: load_inputs(config, display, ranks.device, dtype))
         with ranks.together(lambda: start_verifiers(recipe, config)) as pool:
             trainer = ranks.together(lambda: setup(config, ranks, inputs, pool, folder, trainer_class))
+            ranks.together(lambda: claim(recipe, config, folder, ranks))
             checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
             run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
             run.resume_or_start()
@@ -67,24 +68,30 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
-    """Claims the run folder and lets the recipe make what it starts from, on the first rank."""
+    """Looks at the run folder and lets the recipe make what it starts from, on the first rank."""
     if not ranks.is_first:
         return
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
-    facts = {
-        "name": config.name,
-        "recipe": recipe.path.name,
-        "model": config.model.path,
-        "device": _device_name(ranks.device),
-        "num_ranks": ranks.count,
-        "published": recipe.published,
-    }
-    folder.open(config, facts)
+    folder.check(config)
     if recipe.prepare is not None:
         recipe.prepare(config, folder.base, display.say)
+
+
+def claim(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
+    """From here on the folder is this run's."""
+    if ranks.is_first:
+        facts = {
+            "name": config.name,
+            "recipe": recipe.path.name,
+            "model": config.model.path,
+            "device": _device_name(ranks.device),
+            "num_ranks": ranks.count,
+            "published": recipe.published,
+        }
+        folder.claim(config, facts)
 
 
 def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
@@ -173,16 +180,21 @@ class Run:
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:
-        """Chosen on the first rank: others must not see another folder state."""
-        found: list[Path | None] = []
-        if self.trainer.ranks.is_first:
+        """Chosen on the first rank: others must not see another state of the folder."""
+
+        def choose() -> list[Path | None]:
+            if not self.trainer.ranks.is_first:
+                return []
             path, complaints = newest_intact(self.folder.checkpoints)
             for complaint in complaints:
                 self.display.say(complaint)
+            if path is None and complaints:
+                raise ValueError(f"no checkpoint in {self.folder.checkpoints} is intact: --overwrite starts anew")
             if path is None:
                 self.display.say(f"no checkpoint in {self.folder.checkpoints}: starting at step 0")
-            found = [path]
-        return self.trainer.ranks.gather(found)[0]
+            return [path]
+
+        return self.trainer.ranks.gather(self.trainer.ranks.together(choose))[0]
 
     def _evaluate_before(self) -> None:
         if self.held_out:

@@ -40,16 +40,32 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-    def open(self, config: Config, facts: dict[str, Any]) -> None:
-        """Claims the folder for this configuration. Raises ValueError if it holds a run that this does not continue."""
+    def check(self, config: Config) -> None:
+        """Raises ValueError if the folder holds a run that this one neither continues nor may overwrite."""
+        if config.overwrite and not config.resume:
+            self._require_a_run()
+        elif self.metrics.read() or self.checkpoints.exists():
+            self._require_same(config)
+
+    def claim(self, config: Config, facts: dict[str, Any]) -> None:
+        """Makes the folder this run's. An old run that is to be overwritten goes now that the new one can start."""
         if config.overwrite and not config.resume:
             self._clear()
-        if self.metrics.read() or self.checkpoints.exists():
-            self._require_same(config)
-        write_json(self.facts, {**facts, "config": flatten(config)})
+        write_json(self.facts, {**facts, "config": self._settings(config)})
+
+    def _settings(self, config: Config) -> dict[str, Any]:
+        """As a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
+        return {
+            name: value.replace(config.run_dir, "{run_dir}") if isinstance(value, str) and "." in name else value
+            for name, value in flatten(config).items()
+        }
 
     def _require_same(self, config: Config) -> None:
-        differing = differences(json.loads(self.facts.read_text())["config"], flatten(config))
+        try:
+            before = json.loads(self.facts.read_text())["config"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self.facts} cannot be read ({error}): --overwrite the run, or mend the file") from error
+        differing = differences(before, self._settings(config))
         if differing:
             raise ValueError(
                 f"{self.path} holds a run with another configuration ({'; '.join(differing)}): give this one another "
@@ -58,12 +74,15 @@ class RunFolder:
         if not config.resume and self.metrics.read():
             raise ValueError(f"{self.path} holds a run already: --resume it, --overwrite it, or give another --name")
 
-    def _clear(self) -> None:
-        """Removes a run, and nothing that is not one."""
-        held = [path for path in self.path.iterdir() if path != self.base] if self.path.exists() else []
-        if held and not self.facts.exists():
+    def _held(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path != self.base] if self.path.exists() else []
+
+    def _require_a_run(self) -> None:
+        if self._held() and not self.facts.exists():
             raise ValueError(f"{self.path} holds files and no run (no {self.facts.name}): --overwrite leaves it alone")
-        for path in held:
+
+    def _clear(self) -> None:
+        for path in self._held():
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -58,6 +58,9 @@ def _train(recipe: Recipe, config: Config, device: torch.device, is_first: bool)
         code = EXIT_FAILED
         if is_first:
             print(f"fastgrpo: stopped: {error}", file=sys.stderr)
+    except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
+        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
+        return EXIT_FAILED
     dist.destroy_process_group()
     return code
 
@@ -66,8 +69,8 @@ def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Co
     """The recipe's configuration with what the command line says otherwise. Exits on --help and unknown flags."""
     parsed = tyro.cli(
         Config,
-        prog="fastgrpo.train",
-        description=f"Train by GRPO. Defaults are those of {recipe.path.name}.",
+        prog="fastgrpo train [--ranks N] [RECIPE]",
+        description=f"Train by GRPO. The defaults shown are those of the recipe {recipe.path.stem}.",
         args=arguments,
         default=recipe.config,
         config=(tyro.conf.AvoidSubcommands,),

@@ -72,8 +72,13 @@ def test_five_kills_change_nothing(tmp_path, tiny_base, undisturbed):
         return lambda: steps_done(folder) >= goal and not time.sleep(delay)
 
     def amid_a_write() -> Callable[[], bool]:
-        before = steps_done(folder)
-        return lambda: steps_done(folder) > before and any((folder / "checkpoints").glob(".step_*"))
+        began = time.time()
+
+        def is_writing() -> bool:
+            partials = (folder / "checkpoints").glob(".step_*")
+            return any(p.stat().st_mtime > began and not (p / "state.json").exists() for p in partials)
+
+        return is_writing
 
     for moment in (amid_a_step, amid_a_write, amid_a_step, amid_a_write, amid_a_step):
         assert kill_at(start(tmp_path, "--resume"), moment()), "the run ended before it was killed"

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -228,3 +229,48 @@ def test_dry_run_prints_the_arithmetic_and_makes_nothing(train, capfd):
     assert "responses per step: 8 prompts x 4 = 32" in printed
     assert "--optimizer.learning_rate 0.001" in printed
     assert not (train.folder.parent / "other").exists()
+
+
+def test_a_refused_start_does_not_claim_the_folder(train, capfd):
+    assert train("--data.train", "nowhere.parquet") == USER_ERROR
+    capfd.readouterr()
+    assert train("--steps", "1") == 0
+
+
+def test_overwrite_removes_runs_and_nothing_else(train, capfd):
+    foreign = train.folder.parent / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    assert train("--name", "foreign", "--overwrite") == USER_ERROR
+    assert "holds files and no run" in capfd.readouterr().err
+    assert (foreign / "thesis.tex").exists()
+    for name in ("", "..", "a/b"):
+        assert train("--name", name, "--overwrite") == USER_ERROR
+
+
+def test_a_checkpoint_is_published_soon_after_it_was_written_not_at_the_next(train, monkeypatch):
+    seen = []
+    step = Trainer.step
+
+    def watched(self):
+        seen.append(sorted(p.name for p in (train.folder / "checkpoints").glob("step_*")))
+        time.sleep(0.5)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    assert train("--steps", "6", "--checkpoint.every_steps", "2", "--data.held_out", "") == 0
+    assert seen[3] == ["step_000002"]  # before step 4 is saved
+
+
+def test_the_sampler_is_checked_whatever_the_old_logprobs_are(train):
+    for old in ("recomputed", "rollout"):
+        assert train("--overwrite", "--steps", "1", "--objective.old_logprobs", old) == 0
+        record = JsonLines(train.folder / "metrics.jsonl").read()[-1]
+        assert record["rollout_kl"] is not None and 0 < abs(record["rollout_kl"]) < 1e-4
+
+
+def test_a_verifier_that_fails_its_self_test_is_refused(train, tmp_path, capfd):
+    recipe = tmp_path / "lenient.py"
+    recipe.write_text(TINY.read_text() + '\nself_test = [("anything", "1", False), ("\\\\boxed{1}", "2", True)]\n')
+    assert main([str(recipe), "--runs_dir", str(train.folder.parent)]) == USER_ERROR
+    assert "self-test" in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """The policy: a transformers causal LM whose forward pass ends in logprobs, not in logits."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
             f"{config.path} has {positions} positions, and prompt and response may take {longest_sequence} tokens: "
             f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
         )
+    _refuse_position_scaling(model_config, longest_sequence)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
     if not hasattr(model.base_model, "layers") or not hasattr(model_config, "intermediate_size"):
@@ -169,6 +171,19 @@ def _refuse_scaled_logits(model_config: Any) -> None:
         value = getattr(model_config, name, None)
         if value not in (None, 1, 1.0):
             raise ValueError(f"this model transforms its logits ({name} = {value}), which the policy's head lacks")
+
+
+def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
+    """Some rotary embeddings depend on the longest sequence of the batch, so sampler and trainer would disagree."""
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    names = ("original_max_position_embeddings", "max_position_embeddings")
+    known = [rope.get(names[0]), *(getattr(model_config, name, None) for name in names)]
+    original = next((n for n in known if n), math.inf)
+    if rope.get("rope_type") in ("longrope", "dynamic") and longest_sequence > original:
+        raise ValueError(
+            f"this model scales its positions ({rope['rope_type']}) beyond {original} tokens by the longest sequence "
+            f"of a batch: keep prompt and response, now {longest_sequence}, within {original} tokens"
+        )
 
 
 def _refuse_dropout(model_config: Any) -> None:

@@ -89,14 +89,15 @@ class WorkerHandle:
         return numbers
 
     def pump(self) -> list[tuple[bytes, bytes]]:
-        """Writes and reads what goes without waiting; returns the frames that came."""
+        """Writes and reads what goes without waiting; returns the frames that came.
+
+        Reads to the end: a process that died after its last word must not look alive because of that word.
+        """
         self._write()
-        try:
-            data = os.read(self.reply_fd, READ_BYTES)
-        except BlockingIOError:
-            return []
-        self.gone = self.gone or not data
-        self._inbox += data
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.reply_fd, READ_BYTES):
+                self._inbox += data
+            self.gone = True
         return wire.take_frames(self._inbox)
 
     def kill(self) -> int | None:

@@ -385,3 +385,16 @@ def test_an_item_that_is_not_two_texts_is_refused(pool: VerifierPool) -> None:
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, fastgrpo.rewards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_replacement_killed_before_anyone_heard_it_is_ready_costs_no_verdict(pool: VerifierPool) -> None:
+    """Its last word lies unread in the pipe, and behind it the end."""
+    pids = sorted(workers_of(os.getpid()))
+    os.kill(pids[0], signal.SIGKILL)
+    wait_until_gone(pids[0])
+    pool.score(boxes(1))  # starts the replacement, and may not wait for it
+    time.sleep(1.0)
+    for pid in workers_of(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+    assert pool.score(boxes(20)) == verdicts_on_boxes(20)

@@ -107,3 +107,14 @@ def test_new_weights_are_written_in_place_and_used():
 
 def test_no_prompts_give_no_groups():
     assert engine().generate([], SAMPLING, 0) == []
+
+
+def test_the_samplers_entropy_is_that_of_the_policy():
+    groups = engine().generate(prompts(5), SAMPLING, 0)
+    rows = [Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]
+    policy = Policy(tiny_model("qwen2", "fastgrpo_padded"), temperature=0.8, head_chunk_tokens=64)
+    with torch.no_grad():
+        _, entropy = policy(pack(rows))
+    lengths = [len(r.response) for r in rows]
+    means = [float(part.mean()) for part in entropy.split(lengths)]
+    assert [r.response.mean_entropy for r in rows] == pytest.approx(means, abs=1e-4)
