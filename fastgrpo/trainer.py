@@ -226,6 +226,6 @@ def _mean_entropy(responses: list[Response], otherwise: float) -> float:
 def judge(groups: list[Group], tokenizer: Any, pool: VerifierPool) -> tuple[list[str], list[Verdict]]:
     """Texts and verdicts of all responses, in order."""
     ids = [r.response_ids.tolist() for g in groups for r in g.responses]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # a rank may have no prompt
     answers = [g.prompt.answer for g in groups for _ in g.responses]
     return texts, pool.score(list(zip(texts, answers, strict=True)))

@@ -1,6 +1,7 @@
 """The command and its launcher."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,22 @@ def test_justrl_constants_are_the_defaults():
         "responses per step: 256 prompts x 8 = 2048", "each on 64 prompts x 8 = 512 responses",
     ):  # fmt: skip
         assert line in done.stdout, line
+
+
+def test_a_rank_without_a_prompt_takes_part(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "tiny" / "base")
+    settings = ["--runs_dir", str(tmp_path), "--steps", "1", "--data.prompts_per_step", "2", "--data.held_out", ""]
+    done = fastgrpo("train", "--ranks", "3", str(TINY), *settings)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_only_the_first_rank_finds_out_is_every_ranks_refusal(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "tiny" / "base")
+    settings = ["train", "--ranks", "2", str(TINY), "--runs_dir", str(tmp_path), "--steps", "1", "--data.held_out", ""]
+    assert fastgrpo(*settings).returncode == 0
+    again = fastgrpo(*settings)
+    assert again.returncode == 2
+    assert again.stderr.count("holds a run already") == 1 and "Traceback" not in again.stderr
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
