@@ -46,7 +46,7 @@ class Interrupted(Exception):
 
 
 def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trainer] = Trainer) -> None:
-    """The whole run. Raises ValueError for what the user can mend, before any weight is loaded.
+    """The whole run. Raises Refused for what the user can mend, before training begins and mostly before weights load.
 
     ``trainer_class`` may override a verb of the step, as the control of the learning bar does with the advantages.
     """
