@@ -1,9 +1,48 @@
-"""Where the packages lie; everything else about the project is in pyproject.toml."""
+"""Where the packages lie, and the native library; everything else about the project is in pyproject.toml."""
 
-from setuptools import find_packages, setup
+import runpy
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildNative(build_ext):
+    """CMake's library in place of an extension module. Without a compiler or torch the package works in plain torch."""
+
+    def build_extension(self, ext: Extension) -> None:
+        native = runpy.run_path(str(ROOT / "kernels" / "fastgrpo_kernels" / "build.py"))
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp).resolve() / "native"
+        try:
+            print(f"fastgrpo_kernels: built {native['build'](target.parent, build_dir=folder)}", file=sys.stderr)
+        except native["BuildError"] as error:
+            print(f"fastgrpo_kernels: no native library, plain torch will run on the CPU: {error}", file=sys.stderr)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"  # loaded by torch, not by Python
+
+
+class OnePythonFits(bdist_wheel):
+    """The library knows torch's stable ABI and nothing of Python: one wheel for each platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
-    packages=[*find_packages(include=["fastgrpo", "fastgrpo.*"]), "fastgrpo_kernels", "fastgrpo_recipes"],
+    packages=[
+        *find_packages(include=["fastgrpo", "fastgrpo.*"]),
+        *(f"fastgrpo_kernels{name}" for name in ("", ".adapters", ".gpu")),
+        "fastgrpo_recipes",
+    ],
     # Not `kernels` itself: Hugging Face's own package has that name.
     package_dir={"fastgrpo_kernels": "kernels/fastgrpo_kernels", "fastgrpo_recipes": "recipes"},
+    ext_modules=[Extension("fastgrpo_kernels._native", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": OnePythonFits},
 )

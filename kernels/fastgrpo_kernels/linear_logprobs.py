@@ -1,14 +1,17 @@
-"""Log-probabilities and entropy straight from hidden states: logits exist for one chunk of tokens at a time.
+"""Log-probabilities and entropy straight from hidden states, for any loss: four matmuls, one chunk of logits.
 
-Plain torch on every device. The backward pass recomputes each chunk's logits, so a training step costs four matmuls of
-the LM head where three are the minimum, and memory is that of one chunk.
+The gradient of the loss is not known in the forward pass, so the backward pass computes each chunk's logits again.
+Where the loss is GRPO's, `linear_grpo` needs three.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature
+from fastgrpo_kernels.head import HeadGradients, make_head
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
 
 def linear_logprobs(
@@ -17,102 +20,134 @@ def linear_logprobs(
     target_ids: Tensor,  # [T] int64
     *,
     bias: Tensor | None = None,  # [V]
-    temperature: float = 1.0,
-    entropy: bool = True,
-    chunk_tokens: int = 1024,
+    temperature: float | Tensor = 1.0,  # or [T]
+    softcap: float | None = None,
+    entropy: bool = False,
+    chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # logprobs [T], entropy [T] if asked for
-    """Log-softmax of ``(hidden @ weight.T + bias) / temperature`` at the targets, and its entropy in nats.
+    """Log-softmax of the logits at the targets, and the entropy of the whole distribution in nats.
 
-    Both are float32 (float64 for float64 inputs), from float32 accumulators, over the full vocabulary, and
-    differentiable in hidden, weight and bias. At most ``chunk_tokens`` rows of logits exist at one time.
+    The logits are ``hidden @ weight.T + bias``, bent by ``softcap * tanh(logits / softcap)`` where a softcap is given
+    (Gemma 2), divided by the temperature. Both results are float32 (float64 for float64 inputs) from float32
+    accumulators over the full vocabulary, and differentiable in hidden, weight and bias, not in the temperature. At
+    most ``chunk_tokens`` rows of logits exist at one time; None chooses. Without a gradient to come, a 16-bit call on a
+    GPU makes no logits at all.
 
-    Raises ValueError for a temperature that is not above 0 or shapes that do not fit.
+    Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if hidden.shape[0] != target_ids.shape[0] or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"need hidden [T, D], weight [V, D] and target_ids [T], got {list(hidden.shape)}, {list(weight.shape)} "
-            f"and {list(target_ids.shape)}"
-        )
-    return _LinearLogprobs.apply(hidden, weight, bias, target_ids, temperature, entropy, chunk_tokens)
+    hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
+    transform = logit_transform(temperature, softcap, len(hidden), hidden.dtype)
+    require(chunk_tokens is None or chunk_tokens > 0, f"chunk_tokens must be above 0, or None, got {chunk_tokens}")
+    logprobs, _, entropies = _forward(
+        hidden, weight, bias, target_ids, *split_temperature(transform), transform.softcap, entropy, chunk_tokens or 0
+    )
+    return logprobs, entropies if entropy else None
 
 
-class _LinearLogprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target_ids: Tensor,
-        temperature: float,
-        with_entropy: bool,
-        chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        logprobs = hidden.new_empty(len(hidden), dtype=_accumulator(hidden))
-        lse = torch.empty_like(logprobs)
-        entropy = torch.empty_like(logprobs) if with_entropy else None
-        for rows in _chunks(len(hidden), chunk_tokens):
-            logits = _scaled_logits(hidden[rows], weight, bias, temperature)
-            lse[rows] = torch.logsumexp(logits, dim=-1)
-            logprobs[rows] = logits.gather(1, target_ids[rows, None]).squeeze(1) - lse[rows]
-            if entropy is not None:
-                log_probs = logits.sub_(lse[rows, None])
-                # A batched product of a row and a column: the elementwise one would be another chunk of logits.
-                entropy[rows] = -torch.bmm(log_probs.exp()[:, None], log_probs[..., None]).flatten()
-                del log_probs
-            del logits  # before the next chunk's are made
-        ctx.save_for_backward(hidden, weight, bias, target_ids, lse, entropy)
-        ctx.set_materialize_grads(False)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_logprobs, grad_entropy = grads  # None for an output that the loss does not use
-        hidden, weight, bias, target_ids, lse, entropy = ctx.saved_tensors
-        if grad_logprobs is None:
-            grad_logprobs = torch.zeros_like(lse)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        # The sum over chunks is kept in the accumulator's dtype: rounding it to bfloat16 at every chunk loses the
-        # small terms.
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=lse.dtype) if need_bias else None
-        for rows in _chunks(len(hidden), ctx.chunk_tokens):
-            log_probs = _scaled_logits(hidden[rows], weight, bias, ctx.temperature).sub_(lse[rows, None])
-            # d logprob_i / d logit_j = [i = j] - p_j;  d entropy / d logit_j = -p_j (log p_j + entropy)
-            if entropy is None or grad_entropy is None:
-                grad_logits = log_probs.exp_().mul_(-grad_logprobs[rows, None])
-            else:
-                grad_logits = log_probs.exp()
-                log_probs.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(grad_logprobs[rows, None])
-                grad_logits.mul_(log_probs).neg_()
-            del log_probs
-            grad_logits.scatter_add_(1, target_ids[rows, None], grad_logprobs[rows, None])
-            grad_logits.div_(ctx.temperature)
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
-            if grad_weight is not None:
-                grad_weight += _accumulated(grad_logits.T, hidden[rows])
-            del grad_logits
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+@torch.library.custom_op("fastgrpo::linear_logprobs", mutates_args=())
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    temperature: float,
+    temperatures: Tensor | None,
+    softcap: float,
+    entropy: bool,
+    chunk_tokens: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # logprobs, lse, entropy: [T], the last [0] unless asked for
+    with torch.autocast(hidden.device.type, enabled=False):
+        transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+        head = make_head(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_logits=False)
+        out = _outputs(hidden, entropy)
+        for rows in head.chunks():
+            head.compute(rows)
+            for to, values in zip(out, head.stats(rows, entropy), strict=True):
+                if values is not None:
+                    to[rows] = values
+    return out
 
 
-def _accumulator(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _outputs(hidden: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = statistics_dtype(hidden.dtype)
+    lengths = (len(hidden), len(hidden), len(hidden) if entropy else 0)
+    logprobs, lse, entropies = (hidden.new_empty(n, dtype=dtype) for n in lengths)
+    return logprobs, lse, entropies
+
+
+@_forward.register_fake
+def _(hidden, weight, bias, target_ids, temperature, temperatures, softcap, entropy, chunk_tokens):  # type: ignore[no-untyped-def]
+    return _outputs(hidden, entropy)
+
+
+@torch.library.custom_op("fastgrpo::linear_logprobs_backward", mutates_args=())
+def _backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    temperature: float,
+    temperatures: Tensor | None,
+    softcap: float,
+    chunk_tokens: int,
+    logprobs: Tensor,
+    lse: Tensor,
+    entropies: Tensor,  # [0] where the entropy has no gradient
+    grad_logprobs: Tensor | None,
+    grad_entropy: Tensor | None,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # of hidden, weight and bias; [0] where not needed
+    if grad_logprobs is None:
+        grad_logprobs = torch.zeros_like(logprobs)
+    grad_logprobs = grad_logprobs.contiguous()
+    grad_entropy = None if grad_entropy is None else grad_entropy.contiguous()
+    with torch.autocast(hidden.device.type, enabled=False):
+        transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+        keep_exact = grad_entropy is not None
+        head = make_head(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_exact=keep_exact)
+        gradients = HeadGradients(head, need_hidden, need_weight, need_bias)
+        for rows in head.chunks():
+            head.compute(rows)
+            stats = RowStats(logprobs[rows], lse[rows], entropies[rows] if keep_exact else None)
+            of_entropy = None if grad_entropy is None else grad_entropy[rows]
+            gradients.add(rows, head.gradient(rows, stats, grad_logprobs[rows], of_entropy))
+        return gradients.finished(hidden.dtype)
+
+
+@_backward.register_fake
+def _(hidden, weight, bias, *args):  # type: ignore[no-untyped-def]
+    need_hidden, need_weight, need_bias = args[-3:]
+    return (
+        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
+        torch.empty_like(weight) if need_weight else hidden.new_empty(0),
+        torch.empty_like(bias) if need_bias else hidden.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, target_ids, temperature, temperatures, softcap, _, chunk_tokens = inputs
+    ctx.save_for_backward(hidden, weight, bias, target_ids, temperatures, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.constants = temperature, softcap, chunk_tokens
+
+
+def _autograd(
+    ctx: Any, grad_logprobs: Tensor | None, _: Tensor | None, grad_entropy: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, target_ids, temperatures, logprobs, lse, entropies = ctx.saved_tensors
+    temperature, softcap, chunk_tokens = ctx.constants
+    needed = ctx.needs_input_grad[:3]
+    gradients = _backward(
+        hidden, weight, bias, target_ids, temperature, temperatures, softcap, chunk_tokens,
+        logprobs, lse, entropies, grad_logprobs, grad_entropy if len(entropies) else None, *needed,
+    )  # fmt: skip
+    return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), *[None] * 6)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
 def linear_logits(
@@ -121,26 +156,8 @@ def linear_logits(
     bias: Tensor | None = None,  # [V]
 ) -> Tensor:  # [T, V] float32, or float64 for float64 inputs
     """Logits as the matmul accumulated them, a fresh tensor: rounded to bfloat16 they would be off by up to 0.08."""
-    logits = _accumulated(hidden, weight.T)
-    if bias is not None:
-        logits += bias
-    return logits
-
-
-def _accumulated(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` as the matmul accumulated it."""
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    # A bfloat16 matmul on CPU returns rounded sums, so it is done on float32 copies there.
-    dtype = _accumulator(a)
-    return a.to(dtype) @ b.to(dtype)
-
-
-def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = linear_logits(hidden, weight, bias)
-    return logits if temperature == 1.0 else logits.div_(temperature)
-
-
-def _chunks(num_rows: int, chunk: int) -> Iterator[slice]:
-    for start in range(0, num_rows, chunk):
-        yield slice(start, min(start + chunk, num_rows))
+    head = make_head(hidden, weight, bias, hidden.new_zeros(len(hidden), dtype=torch.int64), LogitTransform(),
+                     max(len(hidden), 1), keep_exact=True)  # fmt: skip
+    rows = slice(0, len(hidden))
+    head.compute(rows)
+    return head.logits(rows)

@@ -1,7 +1,30 @@
-"""Plain-torch meaning of every op: the readable definition, and in float64 the oracle of the tests."""
+"""Plain-torch meaning of every op: the readable definition, and in float64 the oracle of the tests.
+
+Everything is differentiated by autograd from the definition, and all logits exist at once. No other module calls this one.
+"""
 
 import torch
 from torch import Tensor
+
+from fastgrpo_kernels.group_advantages import Baseline, Scale
+from fastgrpo_kernels.objective import LOG_RATIO_BOUND, Objective
+
+
+def logprobs_from_logits(
+    logits: Tensor,  # [T, V]
+    target_ids: Tensor,  # [T] int64
+    *,
+    temperature: float | Tensor = 1.0,  # or [T]
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:  # [T], [T]
+    """Log-probability of each target and entropy of the whole distribution, in nats."""
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if isinstance(temperature, Tensor):
+        temperature = temperature[:, None]
+    log_probs = torch.log_softmax(logits / temperature, dim=-1)
+    entropy = torch.special.entr(log_probs.exp()).sum(-1)
+    return log_probs.gather(1, target_ids[:, None]).squeeze(1), entropy
 
 
 def linear_logprobs(
@@ -10,10 +33,133 @@ def linear_logprobs(
     target_ids: Tensor,  # [T] int64
     *,
     bias: Tensor | None = None,  # [V]
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # [T], [T]
-    """Log-probability of each target and entropy of the whole vocabulary, by the definition: all logits at once."""
-    logits = torch.nn.functional.linear(hidden, weight, bias) / temperature
-    logprobs = torch.log_softmax(logits, dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(1, target_ids[:, None]).squeeze(1), entropy
+    """The same from hidden states and the LM head's weight."""
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return logprobs_from_logits(logits, target_ids, temperature=temperature, softcap=softcap)
+
+
+def grpo_loss(
+    logprobs: Tensor,  # [T]
+    old_logprobs: Tensor | None,  # [T]; None: the current ones, without gradient
+    advantages: Tensor,  # [T]
+    num_loss_tokens: float,
+    objective: Objective,
+    *,
+    response_mask: Tensor | None = None,  # [T] bool
+    ref_logprobs: Tensor | None = None,  # [T]
+    rollout_logprobs: Tensor | None = None,  # [T]
+    entropy: Tensor | None = None,  # [T]
+    token_weights: Tensor | None = None,  # [T]
+    cu_seqlens: Tensor | None = None,  # [S + 1]
+) -> Tensor:  # []
+    """The objective of `objective.py` over the tokens of the mask."""
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if response_mask is None else response_mask
+    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    # Masked before exp: a late mask leaves NaN in the gradient.
+    log_ratio = torch.where(mask, logprobs - old, 0.0)
+    if objective.sequence_ratio:
+        assert cu_seqlens is not None
+        log_ratio = _mean_of_each_response(log_ratio, mask, cu_seqlens)
+    ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    surrogate = _surrogate(ratio, torch.where(mask, logprobs, 0.0), torch.where(mask, advantages, 0.0), objective)
+    if objective.correction != "none":
+        assert rollout_logprobs is not None
+        correction_log = torch.where(mask, old - rollout_logprobs, 0.0).detach()
+        surrogate = surrogate * _correction(correction_log, mask, cu_seqlens, objective)
+    loss = -surrogate
+    if objective.kl_coef:
+        assert ref_logprobs is not None
+        loss = loss + objective.kl_coef * _kl(torch.where(mask, logprobs - ref_logprobs, 0.0), objective)
+    if objective.entropy_coef:
+        assert entropy is not None
+        loss = loss - objective.entropy_coef * torch.where(mask, entropy, 0.0)
+    if token_weights is not None:
+        loss = loss * torch.where(mask, token_weights, 0.0)
+    return torch.where(mask, loss, 0.0).sum() / num_loss_tokens
+
+
+def _surrogate(ratio: Tensor, logprobs: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
+    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+    if objective.surrogate == "cispo":
+        return clipped.detach() * advantages * logprobs
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    if objective.dual_clip:
+        floored = torch.maximum(surrogate, objective.dual_clip * advantages)
+        surrogate = torch.where(advantages < 0, floored, surrogate)
+    return surrogate
+
+
+def _correction(log_ratio: Tensor, mask: Tensor, cu_seqlens: Tensor | None, objective: Objective) -> Tensor:
+    if objective.correction == "sequence_mask":
+        assert cu_seqlens is not None
+        log_ratio = _mean_of_each_response(log_ratio, mask, cu_seqlens)
+    ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    if objective.correction == "truncate":
+        return ratio.clamp(max=objective.correction_high)
+    inside = (ratio >= objective.correction_low) & (ratio <= objective.correction_high)
+    kept = ratio if objective.correction == "icepop" else torch.ones_like(ratio)
+    return torch.where(inside, kept, 0.0)
+
+
+def _kl(log_ratio: Tensor, objective: Objective) -> Tensor:
+    """Of the policy from the reference; ``log_ratio`` is logprobs minus ref_logprobs."""
+    log_ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    kl = {
+        "k1": lambda: log_ratio,
+        "k2": lambda: log_ratio.square() / 2,
+        "k3": lambda: torch.expm1(-log_ratio) + log_ratio,
+    }[objective.kl]()
+    return kl.clamp(-objective.kl_cap, objective.kl_cap) if objective.kl_cap else kl
+
+
+def _mean_of_each_response(values: Tensor, mask: Tensor, cu_seqlens: Tensor) -> Tensor:  # [T] -> [T]
+    lengths = cu_seqlens.diff().tolist()
+    parts = zip(values.split(lengths), mask.split(lengths), strict=True)
+    return torch.cat([(v.sum() / m.sum().clamp(min=1)).expand(len(v)) for v, m in parts]) if lengths else values
+
+
+def linear_grpo(
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    num_loss_tokens: float,
+    objective: Objective,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    **known: Tensor | None,
+) -> Tensor:  # []
+    """Hidden states to loss; ``known`` are `grpo_loss`'s other tensors."""
+    logprobs, entropy = linear_logprobs(
+        hidden, weight, target_ids, bias=bias, temperature=temperature, softcap=softcap
+    )
+    return grpo_loss(logprobs, old_logprobs, advantages, num_loss_tokens, objective, entropy=entropy, **known)
+
+
+def group_advantages(
+    rewards: Tensor,  # [N]
+    group_lengths: list[int],
+    *,
+    baseline: Baseline = "mean",
+    scale: Scale = "group",
+    eps: float = 1e-6,
+) -> Tensor:  # [N]
+    """Each reward minus its group's baseline, over a standard deviation with Bessel's correction."""
+    centred = []
+    for group in rewards.split(group_lengths):
+        if len(group) < 2 or bool((group == group[0]).all()):
+            centred.append(torch.zeros_like(group))
+            continue
+        others = (group.sum() - group) / (len(group) - 1)
+        centre = group - (others if baseline == "leave_one_out" else group.mean())
+        centred.append(centre / (group.std() + eps) if scale == "group" else centre)
+    flat = torch.cat(centred) if centred else rewards
+    if scale == "batch" and len(flat) > 1:
+        flat = flat / (flat.std() + eps)
+    return flat

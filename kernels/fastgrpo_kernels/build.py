@@ -1,0 +1,74 @@
+"""``python -m fastgrpo_kernels.build``: compiles the native library with CMake; `pip install` calls the same.
+
+Needs a C++20 compiler and CMake. No GPU and no CUDA toolkit: there is no CUDA source, because none has beaten a Triton
+kernel on a measured GPU yet. This file imports nothing but the standard library, so that setup.py can run it.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+LIBRARY_NAME = "_native.so"
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built here; the message says what is missing or what the compiler said."""
+
+
+def torch_folder() -> Path:
+    """The torch of this environment, found without importing it: pip hides it while it builds.
+
+    Raises BuildError where there is none.
+    """
+    for key in ("purelib", "platlib"):
+        folder = Path(sysconfig.get_path(key)) / "torch"
+        if (folder / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+            return folder
+    raise BuildError("torch >= 2.10 is not installed in this environment: install it first, its headers are needed")
+
+
+def build(output_dir: Path = PACKAGE, torch_dir: Path | None = None, build_dir: Path | None = None) -> Path:
+    """Builds the library into ``output_dir`` and returns its path. Raises BuildError."""
+    root = PACKAGE.parents[1]
+    if not (root / "CMakeLists.txt").is_file():
+        raise BuildError(f"the sources are not here ({root}): build from a checkout, or install with pip")
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise BuildError("cmake was not found: `pip install cmake ninja`, or your system's package")
+    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise BuildError("no C++ compiler was found: install g++ or clang")
+    build_dir = build_dir or root / "build" / "native"
+    configure = [cmake, "-S", str(root), "-B", str(build_dir)]
+    configure += [f"-DTORCH_DIR={torch_dir or torch_folder()}", f"-DOUTPUT_DIR={output_dir}"]
+    if shutil.which("ninja") and not (build_dir / "CMakeCache.txt").exists():
+        configure += ["-G", "Ninja"]
+    _run(configure)
+    _run([cmake, "--build", str(build_dir), "--parallel"])
+    return output_dir / LIBRARY_NAME
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+
+
+def main() -> int:
+    """Returns 0, or 1 with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m fastgrpo_kernels.build", description="Builds the native library.")
+    parser.add_argument("--torch_dir", type=Path, help="folder of a torch package; default: this environment's")
+    arguments = parser.parse_args()
+    try:
+        print(f"fastgrpo_kernels: built {build(torch_dir=arguments.torch_dir)}")
+    except BuildError as error:
+        print(f"fastgrpo_kernels: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+// Compiled once for each instruction set, each time into a namespace of its own (CMakeLists.txt).
+#include "groups.h"
+#include "rows.h"
+#include "tokens.h"
+
+namespace FASTGRPO_ARCH {
+
+template <typename T>
+Kernels<T> kernels() {
+  return {row_stats<T>, row_gradient<T>, tokens<T>, response<T>, groups<T>};
+}
+
+template Kernels<float> kernels<float>();
+template Kernels<double> kernels<double>();
+
+}  // namespace FASTGRPO_ARCH

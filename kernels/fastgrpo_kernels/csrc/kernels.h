@@ -1,0 +1,83 @@
+// What the kernels take: plain pointers, and a range of rows, tokens, responses or groups that one thread works on.
+#pragma once
+
+#include <cstdint>
+
+enum class LogitType { kFloat, kDouble, kBFloat16 };
+
+// A chunk of logits, a row per token. `T` is the type of everything but the logits: double for double logits.
+template <typename T>
+struct Rows {
+  const void* logits;
+  LogitType type;
+  int64_t row_stride, vocabulary;
+  const int64_t* target_ids;
+  T inverse_temperature;
+  const T* inverse_temperatures;  // a row each, or null
+  T softcap;                      // 0: none
+};
+
+template <typename T>
+struct RowStats {
+  T *logprobs, *lse, *entropy;  // entropy may be null
+};
+
+template <typename T>
+struct RowGradient {
+  const T *logprobs, *lse, *entropy;
+  const T *grad_logprobs, *grad_entropy;  // grad_entropy may be null
+  void* out;                              // of the logits' type, may be the logits
+  int64_t out_stride;
+};
+
+// The constants of objective.py's Objective, in its order.
+struct Objective {
+  double clip_low, clip_high, dual_clip;
+  bool cispo, sequence_ratio;
+  int kl;
+  double kl_coef, kl_cap, entropy_coef;
+  int correction;
+  double correction_low, correction_high;
+};
+enum Kl { kK1, kK2, kK3 };
+enum Correction { kNone, kTruncate, kIcepop, kSequenceMask };
+
+constexpr int kNumSums = 11;  // the loss, then objective.py's METRICS
+
+template <typename T>
+struct Tokens {
+  const T *logprobs, *old_logprobs, *advantages, *ref_logprobs, *rollout_logprobs, *token_weights, *entropy;
+  const bool* mask;
+  T inverse_count;
+  T *grad_logprobs, *grad_entropy, *ratio;
+};
+
+struct Groups {
+  const int64_t* cu_groups;  // null: all of group_size
+  int64_t group_size;
+  bool leave_one_out, scale;
+  double eps;
+};
+
+// One set for each instruction set; library.cpp takes the best that the processor has.
+template <typename T>
+struct Kernels {
+  void (*row_stats)(const Rows<T>&, const RowStats<T>&, int64_t begin, int64_t end);
+  void (*row_gradient)(const Rows<T>&, const RowGradient<T>&, int64_t begin, int64_t end);
+  void (*tokens)(const Tokens<T>&, const Objective&, int64_t begin, int64_t end, double* sums);
+  void (*response)(const Tokens<T>&, const Objective&, int64_t begin, int64_t end, double* sums);
+  void (*groups)(const Groups&, const T* rewards, T* advantages, int64_t begin, int64_t end);
+};
+
+namespace baseline {
+template <typename T>
+Kernels<T> kernels();
+}
+namespace avx2 {
+template <typename T>
+Kernels<T> kernels();
+}
+namespace avx512 {
+template <typename T>
+Kernels<T> kernels();
+}

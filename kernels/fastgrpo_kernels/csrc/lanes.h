@@ -1,0 +1,113 @@
+// Vectors of the compiler's own extension (GCC, Clang): the same sums in the same order on every instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace FASTGRPO_ARCH {
+
+template <typename T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  static constexpr int count = 16;
+  typedef float Vector __attribute__((vector_size(64)));
+  typedef int32_t Integer __attribute__((vector_size(64)));  // also the type of a comparison
+};
+
+template <>
+struct Lanes<double> {
+  static constexpr int count = 8;
+  typedef double Vector __attribute__((vector_size(64)));
+  typedef int64_t Integer __attribute__((vector_size(64)));
+};
+
+template <typename T>
+using Vector = typename Lanes<T>::Vector;
+
+template <typename T>
+inline Vector<T> broadcast(T value) {
+  return Vector<T>{} + value;
+}
+
+template <typename V>
+inline V max_of(V a, V b) {
+  return a > b ? a : b;
+}
+
+template <typename V>
+inline V min_of(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <typename T>
+inline T sum_of(Vector<T> v) {
+  for (int half = Lanes<T>::count / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+
+// Cody and Waite's reduction to |r| <= ln 2 / 2, then the Taylor series to r^7: within 1.5 units in the last place.
+// Below -87 the result is 0, and so is that of -inf; NaN stays NaN.
+inline Vector<float> exp_of(Vector<float> x) {
+  typedef Lanes<float>::Integer Integer;
+  const Vector<float> low = broadcast(-87.0f), high = broadcast(88.0f);
+  const Vector<float> bounded = x < low ? low : (x > high ? high : x);
+  const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const Vector<float> shifted = bounded * 1.44269504088896341f + round;
+  const Vector<float> n = shifted - round;
+  const Vector<float> r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector<float> p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  Integer bits, exponent;
+  std::memcpy(&bits, &p, sizeof bits);
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  bits += exponent << 23;
+  std::memcpy(&p, &bits, sizeof bits);
+  return x < low ? Vector<float>{} : (x == x ? p : x);
+}
+
+inline Vector<double> exp_of(Vector<double> x) {
+  for (int i = 0; i < Lanes<double>::count; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// exp(x) - 1 without the cancellation near 0.
+inline Vector<float> expm1_of(Vector<float> x) {
+  const Vector<float> series = x + x * x * (0.5f + x * (1.0f / 6.0f + x * (1.0f / 24.0f + x * (1.0f / 120.0f))));
+  const Vector<float> magnitude = x < 0.0f ? -x : x;
+  return magnitude < 0.125f ? series : exp_of(x) - 1.0f;
+}
+
+inline Vector<double> expm1_of(Vector<double> x) {
+  for (int i = 0; i < Lanes<double>::count; ++i) x[i] = std::expm1(x[i]);
+  return x;
+}
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+  Vector<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <typename T>
+inline Vector<T> load_some(const T* from, int count, T otherwise) {
+  Vector<T> v = broadcast(otherwise);
+  std::memcpy(&v, from, count * sizeof(T));
+  return v;
+}
+
+template <typename T>
+inline void store_some(T* to, Vector<T> v, int count) {
+  std::memcpy(to, &v, count * sizeof(T));
+}
+
+}  // namespace FASTGRPO_ARCH

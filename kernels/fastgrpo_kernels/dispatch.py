@@ -1,0 +1,61 @@
+"""Which implementation runs: one rule, by device.
+
+CUDA tensors run the Triton kernels, always. CPU tensors run the native library, or, where it was not built, plain torch,
+and one line says so. Any other device is refused.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Literal, cast
+
+import torch
+
+from fastgrpo_kernels.primitives import Primitives
+
+Backend = Literal["gpu", "native", "plain"]
+
+_forced: Backend | None = None
+
+
+def backend_for(device: torch.device) -> Backend:
+    """Name of the module that has this device's primitives."""
+    if _forced is not None:
+        return _forced
+    if device.type == "cuda":
+        return "gpu"
+    if device.type == "cpu":
+        return "native" if native_is_built() else "plain"
+    raise ValueError(f"fastgrpo_kernels runs on CUDA and CPU tensors, got one on {device}")
+
+
+def primitives_for(device: torch.device) -> Primitives:
+    return cast(Primitives, import_module(f"fastgrpo_kernels.{backend_for(device)}"))
+
+
+@contextmanager
+def forced(backend: Backend) -> Iterator[None]:
+    """Within it every op runs on this backend: for tests and benchmarks that compare them."""
+    global _forced
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@cache
+def native_is_built() -> bool:
+    """Whether the library is there; if not, says once what to do."""
+    from fastgrpo_kernels.native import LIBRARY
+
+    if not LIBRARY.exists():
+        warnings.warn(
+            f"fastgrpo_kernels runs in plain torch on the CPU, slower, because {LIBRARY.name} was not built: "
+            f"`python -m fastgrpo_kernels.build` builds it",
+            stacklevel=2,
+        )
+    return LIBRARY.exists()
+

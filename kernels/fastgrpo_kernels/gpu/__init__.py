@@ -1,0 +1,1 @@
+"""The primitives as Triton kernels, for CUDA tensors."""

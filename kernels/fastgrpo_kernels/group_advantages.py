@@ -1,0 +1,61 @@
+"""Rewards of a group to advantages."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.checks import require
+from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.primitives import statistics_dtype
+
+Baseline = Literal["mean", "leave_one_out"]
+Scale = Literal["group", "batch", "none"]
+
+
+def group_advantages(
+    rewards: Tensor,  # [N]
+    group_size: int | None = None,
+    *,
+    cu_groups: Tensor | None = None,  # [G + 1] rewards before each group
+    baseline: Baseline = "mean",
+    scale: Scale = "group",
+    eps: float = 1e-6,
+) -> Tensor:  # [N] float32 (float64 for float64)
+    """Each reward against its group, of ``group_size`` responses or, ragged, as ``cu_groups`` says.
+
+    GRPO as JustRL has it: ``(r - mean) / (std + eps)``, std with Bessel's correction. Dr.GRPO: ``scale="none"``.
+    RLOO: ``baseline="leave_one_out", scale="none"``, the mean of the others. REINFORCE++-baseline (ProRL-V2):
+    ``scale="batch"``, the group's mean off, then over the standard deviation of all N. A group of one and a group of
+    equal rewards give exactly 0.
+
+    Raises ValueError unless just one of ``group_size`` and ``cu_groups`` is given and fits.
+    """
+    require(rewards.dim() == 1, f"rewards must be [N], got {list(rewards.shape)}")
+    require((group_size is None) != (cu_groups is None), "give group_size, or cu_groups for ragged groups")
+    require(baseline in ("mean", "leave_one_out"), f"baseline must be mean or leave_one_out, got {baseline!r}")
+    require(scale in ("group", "batch", "none"), f"scale must be group, batch or none, got {scale!r}")
+    if group_size is not None:
+        require(
+            group_size > 0 and len(rewards) % group_size == 0, f"{len(rewards)} rewards are not groups of {group_size}"
+        )
+    rewards = rewards.detach().to(statistics_dtype(rewards.dtype)).contiguous()
+    if cu_groups is not None:
+        cu_groups = cu_groups.to(torch.int64).contiguous()
+    return _group_advantages(rewards, cu_groups, group_size or 0, baseline == "leave_one_out", scale, eps)
+
+
+@torch.library.custom_op("fastgrpo::group_advantages", mutates_args=())
+def _group_advantages(
+    rewards: Tensor, cu_groups: Tensor | None, group_size: int, leave_one_out: bool, scale: str, eps: float
+) -> Tensor:
+    primitives = primitives_for(rewards.device)
+    advantages = primitives.group_advantages(rewards, cu_groups, group_size, leave_one_out, scale == "group", eps)
+    if scale == "batch" and len(advantages) > 1:
+        advantages = advantages / (advantages.std() + eps)
+    return advantages
+
+
+@_group_advantages.register_fake
+def _(rewards, *args):  # type: ignore[no-untyped-def]
+    return torch.empty_like(rewards)

@@ -1,0 +1,167 @@
+"""The token objective on logprobs that are already there, and its derivative in the same pass."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.checks import require, token_field
+from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.objective import METRICS, Objective
+from fastgrpo_kernels.primitives import Tokens, statistics_dtype
+
+
+class LossOutput(NamedTuple):
+    """The loss has a gradient, the others are for looking at."""
+
+    loss: Tensor  # []
+    ratio: Tensor  # [T], 0 outside the mask
+    metrics: Tensor  # [len(METRICS)] float64, sums over response tokens
+
+
+def grpo_loss(
+    logprobs: Tensor,  # [T]
+    old_logprobs: Tensor | None,  # [T]; None: the current ones, as in the first update of a step
+    advantages: Tensor,  # [T]
+    response_mask: Tensor | None,  # [T] bool; None: every token is a response's
+    num_loss_tokens: int | Tensor,  # response tokens of the whole update, over all ranks and micro-batches
+    objective: Objective | None = None,
+    *,
+    entropy: Tensor | None = None,  # [T]
+    ref_logprobs: Tensor | None = None,  # [T]
+    rollout_logprobs: Tensor | None = None,  # [T]
+    token_weights: Tensor | None = None,  # [T]
+    cu_seqlens: Tensor | None = None,  # [S + 1]
+) -> LossOutput:
+    """Loss of these tokens, see `objective.py`, differentiable in logprobs and entropy.
+
+    With one ``num_loss_tokens`` for all ranks and micro-batches the sum of their losses, and of their gradients, is the
+    token mean over the update however it was partitioned (DAPO, eq. 8). ``token_weights`` express other means: for the
+    mean of each response's mean, ``num_loss_tokens / (num_responses * length)``; for Dr.GRPO's constant,
+    ``num_loss_tokens / (num_responses * max_response_tokens)``.
+
+    Raises ValueError for shapes and dtypes that do not fit, and for what the objective needs and did not get.
+    """
+    objective = objective or Objective()
+    dtype = statistics_dtype(logprobs.dtype)
+    num_tokens = len(logprobs)
+    require(logprobs.dim() == 1, f"logprobs must be [T], got {list(logprobs.shape)}")
+    require(
+        not objective.entropy_coef or entropy is not None,
+        f"entropy_coef {objective.entropy_coef} needs the entropy of every token",
+    )
+    require(entropy is None or entropy.shape == logprobs.shape, "entropy must be [T] as logprobs are")
+    fields = check_tokens(
+        num_tokens, dtype, objective, old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs,
+        token_weights, cu_seqlens,
+    )  # fmt: skip
+    count = as_count(num_loss_tokens, logprobs.device, dtype)
+    loss, ratio, metrics, *_ = _grpo_loss(
+        logprobs.to(dtype), None if entropy is None else entropy.to(dtype), *fields, count, objective.encode()
+    )
+    return LossOutput(loss, ratio, metrics)
+
+
+def check_tokens(
+    num_tokens: int,
+    dtype: torch.dtype,
+    objective: Objective,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    response_mask: Tensor | None,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    token_weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> list[Tensor | None]:
+    """The fields as the ops take them. Raises ValueError for a shape that does not fit and for what is missing."""
+    require(
+        not objective.kl_coef or ref_logprobs is not None, f"kl_coef {objective.kl_coef} needs ref_logprobs"
+    )
+    require(
+        objective.correction == "none" or rollout_logprobs is not None,
+        f"the correction {objective.correction!r} needs rollout_logprobs",
+    )
+    require(
+        not objective.needs_whole_responses or cu_seqlens is not None,
+        "a sequence-level ratio or mask needs cu_seqlens, the packed responses' boundaries",
+    )
+    require(
+        response_mask is None or (response_mask.dtype == torch.bool and response_mask.shape == (num_tokens,)),
+        f"response_mask must be [T] = [{num_tokens}] bool",
+    )
+    return [
+        token_field(old_logprobs, "old_logprobs", num_tokens, dtype),
+        token_field(advantages, "advantages", num_tokens, dtype),
+        None if response_mask is None else response_mask.contiguous(),
+        token_field(ref_logprobs, "ref_logprobs", num_tokens, dtype),
+        token_field(rollout_logprobs, "rollout_logprobs", num_tokens, dtype),
+        token_field(token_weights, "token_weights", num_tokens, dtype),
+        None if cu_seqlens is None or not objective.needs_whole_responses else cu_seqlens.to(torch.int64).contiguous(),
+    ]
+
+
+def as_count(num_loss_tokens: int | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:  # []
+    """On the device without a copy from the host, which would wait."""
+    if isinstance(num_loss_tokens, Tensor):
+        require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
+        return num_loss_tokens.detach().to(device, dtype).reshape(())
+    require(num_loss_tokens > 0, f"num_loss_tokens must be above 0, got {num_loss_tokens}")
+    return torch.full((), num_loss_tokens, device=device, dtype=dtype)
+
+
+@torch.library.custom_op("fastgrpo::grpo_loss", mutates_args=())
+def _grpo_loss(
+    logprobs: Tensor,
+    entropy: Tensor | None,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    response_mask: Tensor | None,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    token_weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_loss_tokens: Tensor,
+    objective: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # loss, ratio, metrics, d logprobs, d entropy ([0] without bonus)
+    tokens = Tokens(
+        logprobs.contiguous(), old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights,
+        None if entropy is None else entropy.contiguous(), cu_seqlens,
+    )  # fmt: skip
+    primitives = primitives_for(logprobs.device)
+    loss, of_logprobs, of_entropy, ratio, metrics = primitives.token_objective(
+        tokens, num_loss_tokens, Objective.decode(list(objective))
+    )
+    return loss, ratio, metrics, of_logprobs, logprobs.new_empty(0) if of_entropy is None else of_entropy
+
+
+@_grpo_loss.register_fake
+def _(logprobs, entropy, *args):  # type: ignore[no-untyped-def]
+    bonus = Objective.decode(list(args[-1])).entropy_coef != 0
+    return (
+        logprobs.new_empty(()),
+        torch.empty_like(logprobs),
+        logprobs.new_empty(len(METRICS), dtype=torch.float64),
+        torch.empty_like(logprobs),
+        torch.empty_like(logprobs) if bonus else logprobs.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.num_inputs = len(inputs)
+    ctx.save_for_backward(*output[-2:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    of_logprobs, of_entropy = ctx.saved_tensors
+    nothing = [None] * (ctx.num_inputs - 2)
+    if grad_loss is None:
+        return (None, None, *nothing)
+    with_bonus = len(of_entropy) and ctx.needs_input_grad[1]
+    return (of_logprobs * grad_loss, of_entropy * grad_loss if with_bonus else None, *nothing)
+
+
+_grpo_loss.register_autograd(_autograd, setup_context=_setup_context)

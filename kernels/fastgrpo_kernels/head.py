@@ -1,0 +1,171 @@
+"""The LM head over chunks of tokens: logits of one chunk exist at a time, and become their own gradient.
+
+Matmuls are cuBLAS's (MKL's on CPU). Sums over a chunk and over chunks are float32, or float64 for float64 inputs.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+
+_MIN_LOGIT_BYTES = 2**25
+
+
+def chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
+    """Slices of at most ``chunk_tokens`` rows, as equal as can be: a short last one would cost a whole pass over dW."""
+    count = -(-num_rows // chunk_tokens)
+    for i in range(count):
+        yield slice(num_rows * i // count, num_rows * (i + 1) // count)
+
+
+class LogitsHead:
+    """Logits of a chunk in one buffer, which every chunk uses again, and the passes over it."""
+
+    def __init__(
+        self,
+        hidden: Tensor,  # [T, D]
+        weight: Tensor,  # [V, D]
+        bias: Tensor | None,  # [V]
+        target_ids: Tensor,  # [T] int64
+        transform: LogitTransform,
+        chunk_tokens: int,  # 0 chooses
+    ) -> None:
+        if hidden.device.type == "cpu":
+            # A 16-bit matmul on CPU returns rounded sums, so it is done on wider copies there.
+            wide = statistics_dtype(hidden.dtype)
+            hidden, weight = hidden.to(wide), weight.to(wide)
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.target_ids, self.transform = target_ids, transform
+        self.primitives = primitives_for(hidden.device)
+        self.chunk_tokens = chunk_tokens or default_chunk_tokens(weight, hidden.device)
+        rows = max((s.stop - s.start for s in self.chunks()), default=0)
+        self._buffer = hidden.new_empty(rows, len(weight), dtype=statistics_dtype(hidden.dtype))
+
+    def chunks(self) -> Iterator[slice]:
+        return chunks(len(self.hidden), self.chunk_tokens)
+
+    def compute(self, rows: slice) -> None:
+        """The chunk's logits into the buffer: one matmul."""
+        multiply(self.hidden[rows], self.weight.T, self.logits(rows))
+        if self.bias is not None:
+            self.logits(rows).add_(self.bias)
+
+    def stats(self, rows: slice, entropy: bool) -> RowStats:
+        """Of the chunk that was computed last."""
+        return self.primitives.row_stats(self.logits(rows), self.target_ids[rows], self.transform.of(rows), entropy)
+
+    def gradient(
+        self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None
+    ) -> Tensor:  # [R, V] in the dtype of hidden
+        """The chunk's logits become their gradient, in place; where hidden is 16-bit, in half of the buffer."""
+        logits = self.logits(rows)
+        out = logits
+        if self.hidden.dtype != logits.dtype:
+            out = logits.view(self.hidden.dtype)[:, : len(self.weight)]
+        self.primitives.row_gradient(
+            logits, self.target_ids[rows], self.transform.of(rows), stats, grad_logprobs, grad_entropy, out
+        )
+        return out
+
+    def logits(self, rows: slice) -> Tensor:
+        """[R, V] of the chunk that was computed last; its gradient, after `gradient`."""
+        return self._buffer[: rows.stop - rows.start]
+
+
+def make_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    chunk_tokens: int,
+    *,
+    keep_logits: bool = True,
+    keep_exact: bool = False,
+) -> LogitsHead:
+    """The head that suits the device and what comes after `compute`.
+
+    ``keep_logits``: a gradient will be asked for. ``keep_exact``: it needs each log-probability, not only each
+    probability (the entropy's does), or the logits themselves are wanted.
+    """
+    return LogitsHead(hidden, weight, bias, target_ids, transform, chunk_tokens)
+
+
+class HeadGradients:
+    """What the chunks' gradients of logits add up to. None stands for a gradient that nobody needs."""
+
+    def __init__(
+        self,
+        head: LogitsHead,
+        hidden: bool,
+        weight: bool,
+        bias: bool,
+        into_weight: Tensor | None = None,  # [V, D] float32 or wider, to add to instead of a new one
+    ) -> None:
+        accumulator = statistics_dtype(head.hidden.dtype)
+        self.head = head
+        self.hidden = torch.empty_like(head.hidden) if hidden else None
+        self.weight = into_weight
+        self._weight_is_empty = weight and into_weight is None
+        if self._weight_is_empty:
+            # Rounding the sum to 16 bits at every chunk would lose its small terms.
+            self.weight = torch.empty_like(head.weight, dtype=accumulator)
+        self.bias = head.weight.new_zeros(len(head.weight), dtype=accumulator) if bias else None
+
+    def add(self, rows: slice, grad_logits: Tensor) -> None:  # [R, V]
+        """Two matmuls."""
+        if self.hidden is not None:
+            torch.mm(grad_logits, self.head.weight, out=self.hidden[rows])
+        if self.weight is not None:
+            if self._weight_is_empty:
+                multiply(grad_logits.T, self.head.hidden[rows], self.weight)
+                self._weight_is_empty = False
+            else:
+                add_product(grad_logits.T, self.head.hidden[rows], self.weight)
+        if self.bias is not None:
+            self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
+
+    def skip(self, rows: slice) -> None:
+        """For a chunk that has no gradient."""
+        if self.hidden is not None:
+            self.hidden[rows] = 0
+
+    def finished(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Of hidden and bias in ``dtype``, of the weight in it or as accumulated; [0] where nobody needs one."""
+        if self.weight is not None and self._weight_is_empty:
+            self.weight.zero_()
+        gradients = (self.hidden, self.weight, self.bias)
+        hidden, weight, bias = (self.head.hidden.new_empty(0) if g is None else g for g in gradients)
+        return hidden.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+def default_chunk_tokens(weight: Tensor, device: torch.device) -> int:
+    """Rows of logits at one time.
+
+    Each chunk reads and writes all of dW, so few large ones are faster; the buffer is held to 0.4 of dW, which must
+    exist anyway, or to 32 MiB where that is more. On a GPU 2,048 rows keep that traffic at a tenth of the matmuls'
+    time (kernels/README.md).
+    """
+    if device.type == "cuda":
+        return 2048
+    vocabulary, width = weight.shape
+    return max(2 * width // 5, _MIN_LOGIT_BYTES // (4 * max(vocabulary, 1)), 32)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a @ b`` as the matmul accumulated it, whatever the dtype of a and b."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+
+def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out += a @ b`` as the matmul accumulated it."""
+    if a.dtype == out.dtype:
+        torch.addmm(out, a, b, out=out)
+    else:
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)

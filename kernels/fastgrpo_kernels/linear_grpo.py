@@ -1,0 +1,300 @@
+"""From hidden states to the GRPO loss and its gradient in one op: three matmuls, one chunk of logits.
+
+The derivative of the loss to a token's logprob depends on that logprob and on what is known beforehand, so a chunk's
+logits become their own gradient as soon as they are there, and are never computed again. Where one ratio holds for a
+whole response (GSPO) the chunk has to be the whole micro-batch, or the logits are computed twice: four matmuls.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature, token_field
+from fastgrpo_kernels.group_advantages import Baseline, Scale, group_advantages
+from fastgrpo_kernels.grpo_loss import as_count, check_tokens
+from fastgrpo_kernels.head import HeadGradients, LogitsHead, make_head
+from fastgrpo_kernels.objective import METRICS, Objective
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenGradient, Tokens, statistics_dtype
+
+
+class GrpoOutput(NamedTuple):
+    """The loss has a gradient, the others are for looking at; 0 outside the response mask."""
+
+    loss: Tensor  # []
+    logprobs: Tensor  # [T]
+    entropy: Tensor | None  # [T] if asked for
+    ratio: Tensor  # [T]
+    metrics: Tensor  # [len(METRICS)] float64, sums over response tokens
+
+
+def linear_grpo(
+    hidden: Tensor,  # [T, D]
+    weight: Tensor,  # [V, D]
+    target_ids: Tensor,  # [T] int64
+    old_logprobs: Tensor | None,  # [T]; None: the current ones, as in the first update of a step
+    advantages: Tensor | None,  # [T]; None: from `rewards`
+    response_mask: Tensor | None,  # [T] bool; None: every token is a response's
+    num_loss_tokens: int | Tensor,  # response tokens of the whole update, over all ranks and micro-batches
+    objective: Objective | None = None,
+    *,
+    bias: Tensor | None = None,  # [V]
+    temperature: float | Tensor = 1.0,  # or [T]
+    softcap: float | None = None,
+    ref_logprobs: Tensor | None = None,  # [T]
+    rollout_logprobs: Tensor | None = None,  # [T]
+    token_weights: Tensor | None = None,  # [T]
+    cu_seqlens: Tensor | None = None,  # [S + 1]
+    rewards: Tensor | None = None,  # [S], one per response of `cu_seqlens`
+    cu_groups: Tensor | None = None,  # [G + 1] responses of each group
+    group_size: int | None = None,  # where all groups are alike
+    baseline: Baseline = "mean",
+    scale: Scale = "group",
+    rows: Tensor | None = None,  # [R] int64, ascending
+    entropy: bool = False,
+    chunk_tokens: int | None = None,
+) -> GrpoOutput:
+    """Loss of a packed micro-batch, see `objective.py`, differentiable in hidden, weight and bias.
+
+    With ``rewards`` and ``cu_groups`` (or ``group_size``) in place of ``advantages`` the way from rewards to gradients
+    is this one call. ``rows`` names the tokens that can have a gradient, where the caller knows them on the host:
+    `loss_rows` finds them. The others never enter a matmul, and their logprobs are 0. Without it, rows outside a
+    response mask on the CPU are left out. Logits exist for ``chunk_tokens`` rows at one time; None chooses.
+
+    The gradient is formed in the forward pass if anything requires one, and given out once: a second backward pass
+    through the same call raises torch's error about a tensor that was changed in place.
+
+    Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
+    """
+    objective = objective or Objective()
+    hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
+    num_tokens, dtype = len(hidden), statistics_dtype(hidden.dtype)
+    transform = logit_transform(temperature, softcap, num_tokens, hidden.dtype)
+    require(chunk_tokens is None or chunk_tokens > 0, f"chunk_tokens must be above 0, or None, got {chunk_tokens}")
+    if advantages is None:
+        require(rewards is not None and cu_seqlens is not None, "without advantages, rewards and cu_seqlens are needed")
+        assert rewards is not None and cu_seqlens is not None
+        each = group_advantages(rewards, group_size, cu_groups=cu_groups, baseline=baseline, scale=scale)
+        require(len(cu_seqlens) == len(each) + 1, f"got {len(each)} rewards for {len(cu_seqlens) - 1} responses")
+        advantages = torch.repeat_interleave(each, cu_seqlens.diff(), output_size=num_tokens)
+    else:
+        require(rewards is None, "give advantages or rewards, not both")
+    fields = check_tokens(
+        num_tokens, dtype, objective, old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs,
+        token_weights, cu_seqlens,
+    )  # fmt: skip
+    if rows is None and response_mask is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = response_mask.nonzero()[:, 0]
+    if rows is not None:
+        hidden, target_ids = hidden.index_select(0, rows), target_ids.index_select(0, rows)
+        fields = [None if f is None else _rows_of_field(f, rows, num_tokens) for f in fields]
+        if isinstance(transform.temperature, Tensor):
+            transform = LogitTransform(transform.temperature.index_select(0, rows), transform.softcap)
+    grad_mode = torch.is_grad_enabled()
+    loss, logprobs, entropies, ratio, metrics, *_ = _linear_grpo(
+        hidden, weight, bias, target_ids, *fields, as_count(num_loss_tokens, hidden.device, dtype),
+        *split_temperature(transform), transform.softcap, objective.encode(), entropy or objective.entropy_coef != 0,
+        chunk_tokens or 0, *(grad_mode and t is not None and t.requires_grad for t in (hidden, weight, bias)),
+    )  # fmt: skip
+    if rows is not None:
+        logprobs, entropies, ratio = (
+            v.new_zeros(num_tokens).index_copy(0, rows, v) if len(v) == len(rows) else v for v in (logprobs, entropies, ratio)
+        )
+    return GrpoOutput(loss, logprobs, entropies if entropy else None, ratio, metrics)
+
+
+def loss_rows(
+    response_mask: Tensor,  # [T] bool, on the CPU
+    advantages: Tensor,  # [T], on the CPU
+    objective: Objective | None = None,
+) -> Tensor:  # [R] int64
+    """The tokens that can have a gradient: of a response, and with an advantage unless something else moves them."""
+    objective = objective or Objective()
+    require(not response_mask.is_cuda and not advantages.is_cuda, "loss_rows is for tensors on the host: it would wait")
+    others = objective.kl_coef != 0 or objective.entropy_coef != 0
+    return (response_mask if others else response_mask & (advantages != 0)).nonzero()[:, 0]
+
+
+def _rows_of_field(values: Tensor, rows: Tensor, num_tokens: int) -> Tensor:
+    """A field of the chosen tokens; of `cu_seqlens`, which counts tokens, the number chosen before each."""
+    if values.dtype == torch.int64:
+        return torch.searchsorted(rows, values)
+    return values.index_select(0, rows)
+
+
+@torch.library.custom_op("fastgrpo::linear_grpo", mutates_args=())
+def _linear_grpo(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    response_mask: Tensor | None,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    token_weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_loss_tokens: Tensor,
+    temperature: float,
+    temperatures: Tensor | None,
+    softcap: float,
+    objective: Sequence[float],
+    entropy: bool,
+    chunk_tokens: int,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # loss, logprobs, entropy, ratio, metrics; then the gradients of hidden, weight and bias, [0] where not needed
+    tokens = Tokens(
+        hidden.new_empty(0), old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights,
+        None, cu_seqlens,
+    )  # fmt: skip
+    transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _run(
+            hidden, weight, bias, target_ids, transform, tokens, num_loss_tokens, Objective.decode(list(objective)),
+            entropy, chunk_tokens, (need_hidden, need_weight, need_bias),
+        )  # fmt: skip
+
+
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    tokens: Tokens,
+    num_loss_tokens: Tensor,
+    objective: Objective,
+    entropy: bool,
+    chunk_tokens: int,
+    needed: tuple[bool, bool, bool],
+    into_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    head = make_head(
+        hidden, weight, bias, target_ids, transform, chunk_tokens,
+        keep_logits=any(needed), keep_exact=objective.entropy_coef != 0,
+    )  # fmt: skip
+    gradients = HeadGradients(head, *needed, into_weight=into_weight)
+    work = _Work(head, tokens, num_loss_tokens, objective, entropy)
+    chunks = list(head.chunks())
+    if objective.needs_whole_responses and len(chunks) > 1:
+        for rows in chunks:
+            work.look(rows)
+        work.judge(slice(0, len(hidden)))
+        if any(needed):
+            for rows in chunks:
+                head.compute(rows)
+                work.differentiate(rows, gradients)
+    else:
+        for rows in chunks:
+            work.look(rows)
+            work.judge(rows)
+            if any(needed):
+                work.differentiate(rows, gradients)
+    return (*work.results(), *gradients.finished(hidden.dtype))
+
+
+class _Work:
+    """The three things that are done with a chunk: look at its logits, judge its tokens, differentiate."""
+
+    def __init__(
+        self, head: LogitsHead, tokens: Tokens, num_loss_tokens: Tensor, objective: Objective, entropy: bool
+    ) -> None:
+        self.head, self.tokens, self.objective = head, tokens, objective
+        self.num_loss_tokens, self.entropy = num_loss_tokens, entropy
+        size, dtype = len(head.hidden), statistics_dtype(head.hidden.dtype)
+        self.stats = RowStats(*(head.hidden.new_zeros(n, dtype=dtype) for n in (size, size, size if entropy else 0)))
+        self.ratio, self.grad_logprobs = (torch.zeros_like(self.stats.logprobs) for _ in range(2))
+        self.grad_entropy = torch.zeros_like(self.ratio) if objective.entropy_coef else None
+        self.losses: list[Tensor] = []
+        self.metrics: list[Tensor] = []
+
+    def look(self, rows: slice) -> None:
+        """One matmul: the chunk's logits, and what the row pass learns of them."""
+        self.head.compute(rows)
+        for to, values in zip(self.stats, self.head.stats(rows, self.entropy), strict=True):
+            if to is not None and values is not None:
+                to[rows] = values
+
+    def judge(self, rows: slice) -> None:
+        """The objective of these tokens, and its derivatives."""
+        result: TokenGradient = self.head.primitives.token_objective(
+            self._tokens(rows), self.num_loss_tokens, self.objective
+        )
+        self.losses.append(result.loss)
+        self.metrics.append(result.metrics)
+        self.ratio[rows], self.grad_logprobs[rows] = result.ratio, result.grad_logprobs
+        if self.grad_entropy is not None and result.grad_entropy is not None:
+            self.grad_entropy[rows] = result.grad_entropy
+
+    def differentiate(self, rows: slice, gradients: HeadGradients) -> None:
+        """Two matmuls; none where the CPU, which need not wait to know, sees that every derivative is 0."""
+        of_logprobs = self.grad_logprobs[rows]
+        of_entropy = None if self.grad_entropy is None else self.grad_entropy[rows]
+        if not of_logprobs.is_cuda and of_entropy is None and not of_logprobs.any():
+            gradients.skip(rows)
+            return
+        logprobs, lse, entropy = self.stats
+        stats = RowStats(logprobs[rows], lse[rows], entropy[rows] if self.entropy and entropy is not None else None)
+        gradients.add(rows, self.head.gradient(rows, stats, of_logprobs, of_entropy))
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inside = self.tokens.response_mask
+        logprobs, _, entropy = self.stats
+        assert entropy is not None
+        if inside is not None:
+            logprobs = torch.where(inside, logprobs, 0.0)
+            entropy = torch.where(inside, entropy, 0.0) if self.entropy else entropy
+        if not self.losses:
+            return logprobs.sum(), logprobs, entropy, self.ratio, logprobs.new_zeros(len(METRICS), dtype=torch.float64)
+        loss = torch.stack(self.losses).sum()
+        return loss, logprobs, entropy, self.ratio, torch.stack(self.metrics).sum(0)
+
+    def _tokens(self, rows: slice) -> Tokens:
+        t = self.tokens
+        fields = (t.old_logprobs, t.advantages, t.response_mask, t.ref_logprobs, t.rollout_logprobs, t.token_weights)
+        chosen = [None if f is None else f[rows] for f in fields]
+        entropy = self.stats.entropy[rows] if self.entropy and self.stats.entropy is not None else None
+        return Tokens(self.stats.logprobs[rows], *chosen, entropy, t.cu_seqlens)  # type: ignore[arg-type]
+
+
+@_linear_grpo.register_fake
+def _(hidden, weight, bias, *args):  # type: ignore[no-untyped-def]
+    entropy, _, need_hidden, need_weight, need_bias = args[-5:]
+    new = [hidden.new_empty(n, dtype=statistics_dtype(hidden.dtype)) for n in (len(hidden), len(hidden) if entropy else 0)]
+    return (
+        new[0].new_empty(()),
+        new[0],
+        new[1],
+        torch.empty_like(new[0]),
+        hidden.new_empty(len(METRICS), dtype=torch.float64),
+        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
+        torch.empty_like(weight) if need_weight else hidden.new_empty(0),
+        torch.empty_like(bias) if need_bias else hidden.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.needed = inputs[-3:]
+    ctx.num_inputs = len(inputs)
+    ctx.save_for_backward(*output[-3:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * 3
+    if grad_loss is not None:
+        for i, (needed, gradient) in enumerate(zip(ctx.needed, ctx.saved_tensors, strict=True)):
+            if needed:
+                # In place, which a second call would notice: a copy of dW costs as much as dW.
+                compiling = torch.compiler.is_compiling()
+                gradients[i] = gradient * grad_loss if compiling else gradient.mul_(grad_loss)
+    return (*gradients, *[None] * (ctx.num_inputs - 3))
+
+
+_linear_grpo.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,115 @@
+"""Log-probabilities and entropy of logits that a stack already has: one read of them, and one more for the gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.checks import logit_transform, require, split_temperature
+from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+
+
+def logprobs_from_logits(
+    logits: Tensor,  # [T, V]
+    target_ids: Tensor,  # [T] int64
+    *,
+    temperature: float | Tensor = 1.0,  # or [T]
+    softcap: float | None = None,
+    entropy: bool = False,
+    overwrite_logits: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # logprobs [T], entropy [T] if asked for
+    """Log-softmax of the logits at the targets and the entropy in nats, float32 (float64 for float64 logits).
+
+    ``overwrite_logits``: the backward pass puts the gradient where the logits are, which saves a [T, V] tensor; nobody
+    else may need them any more. Log-probabilities of bfloat16 logits are off by up to 0.08 whatever is done here: that
+    was lost when they were rounded. Raises ValueError for shapes, dtypes and constants that do not fit.
+    """
+    require(
+        logits.dim() == 2 and target_ids.shape == logits.shape[:1] and target_ids.dtype == torch.int64,
+        f"need logits [T, V] and target_ids [T] int64, got {list(logits.shape)} and {list(target_ids.shape)} "
+        f"{target_ids.dtype}",
+    )
+    require(logits.is_floating_point(), f"logits must be floating-point, got {logits.dtype}")
+    transform = logit_transform(temperature, softcap, len(logits), logits.dtype)
+    if logits.dtype == torch.float16 and logits.device.type == "cpu":
+        logits = logits.float()
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    logprobs, _, entropies = _forward(
+        logits, target_ids, *split_temperature(transform), transform.softcap, entropy, overwrite_logits
+    )
+    return logprobs, entropies if entropy else None
+
+
+@torch.library.custom_op("fastgrpo::logprobs_from_logits", mutates_args=())
+def _forward(
+    logits: Tensor,
+    target_ids: Tensor,
+    temperature: float,
+    temperatures: Tensor | None,
+    softcap: float,
+    entropy: bool,
+    overwrite_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # logprobs, lse, entropy: [T], the last [0] unless asked for
+    transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+    stats = primitives_for(logits.device).row_stats(logits, target_ids, transform, entropy)
+    entropies = stats.logprobs.new_empty(0) if stats.entropy is None else stats.entropy.clone()
+    return stats.logprobs.clone(), stats.lse.clone(), entropies
+
+
+@_forward.register_fake
+def _(logits, target_ids, temperature, temperatures, softcap, entropy, overwrite_logits):  # type: ignore[no-untyped-def]
+    dtype = statistics_dtype(logits.dtype)
+    return tuple(logits.new_empty(n, dtype=dtype) for n in (len(logits), len(logits), len(logits) if entropy else 0))
+
+
+@torch.library.custom_op("fastgrpo::logprobs_from_logits_backward", mutates_args=("out",))
+def _backward(
+    logits: Tensor,
+    target_ids: Tensor,
+    temperature: float,
+    temperatures: Tensor | None,
+    softcap: float,
+    logprobs: Tensor,
+    lse: Tensor,
+    entropies: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    out: Tensor,  # may be the logits
+) -> None:
+    transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+    stats = RowStats(logprobs, lse, entropies if grad_entropy is not None else None)
+    primitives = primitives_for(logits.device)
+    primitives.row_gradient(logits, target_ids, transform, stats, grad_logprobs, grad_entropy, out)
+
+
+@_backward.register_fake
+def _(*args):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target_ids, temperature, temperatures, softcap, _, overwrite_logits = inputs
+    ctx.save_for_backward(logits, target_ids, temperatures, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.constants = temperature, softcap, overwrite_logits
+
+
+def _autograd(
+    ctx: Any, grad_logprobs: Tensor | None, _: Tensor | None, grad_entropy: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    logits, target_ids, temperatures, logprobs, lse, entropies = ctx.saved_tensors
+    temperature, softcap, overwrite_logits = ctx.constants
+    grad_logprobs = torch.zeros_like(logprobs) if grad_logprobs is None else grad_logprobs.contiguous()
+    grad_entropy = None if grad_entropy is None or not len(entropies) else grad_entropy.contiguous()
+    out = logits.detach() if overwrite_logits else torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _backward(
+        logits.detach(), target_ids, temperature, temperatures, softcap, logprobs, lse, entropies, grad_logprobs,
+        grad_entropy, out,
+    )  # fmt: skip
+    return (out, *[None] * 6)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

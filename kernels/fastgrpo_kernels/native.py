@@ -1,0 +1,75 @@
+"""The primitives in C++ (csrc/), for CPU tensors."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.objective import METRICS, Objective
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenGradient, Tokens, statistics_dtype
+
+LIBRARY = Path(__file__).parent / "_native.so"
+if LIBRARY.exists():
+    torch.ops.load_library(str(LIBRARY))
+_ops = torch.ops.fastgrpo_native
+
+
+def _inverse(transform: LogitTransform) -> tuple[float, Tensor | None]:
+    if isinstance(transform.temperature, Tensor):
+        return 1.0, transform.temperature.reciprocal()
+    return transform.temperature, None
+
+
+def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:
+    logprobs, lse, entropies = torch.empty(3, len(logits), dtype=statistics_dtype(logits.dtype))
+    stats = RowStats(logprobs, lse, entropies if entropy else None)
+    temperature, inverse_temperatures = _inverse(transform)
+    _ops.row_stats(logits, target_ids, temperature, inverse_temperatures, transform.softcap, *stats)
+    return stats
+
+
+def row_gradient(
+    logits: Tensor,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    stats: RowStats,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    out: Tensor,
+) -> None:
+    temperature, inverse_temperatures = _inverse(transform)
+    _ops.row_gradient(
+        logits, target_ids, temperature, inverse_temperatures, transform.softcap, *stats, grad_logprobs, grad_entropy, out
+    )
+
+
+def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
+    grad_logprobs, ratio = torch.empty_like(tokens.logprobs), torch.empty_like(tokens.logprobs)
+    grad_entropy = torch.empty_like(ratio) if objective.entropy_coef else None
+    sums = torch.empty(1 + len(METRICS), dtype=torch.float64)
+    _ops.token_objective(
+        tokens.logprobs,
+        tokens.old_logprobs,
+        tokens.advantages,
+        tokens.response_mask,
+        tokens.ref_logprobs,
+        tokens.rollout_logprobs,
+        tokens.token_weights,
+        tokens.entropy,
+        tokens.cu_seqlens,
+        float(num_loss_tokens),
+        torch.tensor(objective.encode(), dtype=torch.float64),
+        grad_logprobs,
+        grad_entropy,
+        ratio,
+        sums,
+    )
+    return TokenGradient(sums[0].to(ratio.dtype), grad_logprobs, grad_entropy, ratio, sums[1:])
+
+
+def group_advantages(
+    rewards: Tensor, cu_groups: Tensor | None, group_size: int, leave_one_out: bool, scale: bool, eps: float
+) -> Tensor:
+    advantages = torch.empty_like(rewards)
+    _ops.group_advantages(rewards, cu_groups, group_size, leave_one_out, scale, eps, advantages)
+    return advantages

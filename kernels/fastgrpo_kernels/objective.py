@@ -1,0 +1,109 @@
+"""What a response token contributes to the loss, as data: one description that every implementation reads.
+
+The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the advantage,
+
+    weight[t] / n * (-correction[t] * surrogate(ratio[t], A[t]) + kl_coef * kl(t) - entropy_coef * entropy[t])
+
+`reference.grpo_loss` is this in plain torch, for reading.
+"""
+
+from dataclasses import astuple, dataclass, fields
+from typing import Literal, get_args
+
+Surrogate = Literal["clipped", "cispo"]
+Kl = Literal["k1", "k2", "k3"]
+Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
+
+LOG_RATIO_BOUND = 20.0
+"""Log-ratios are held within +-20 before `exp`, which overflows in float32 at 88; a token so far off has no gradient."""
+
+METRICS = (
+    "num_tokens",  # response tokens
+    "clipped_low",  # gradient removed by 1 - clip_low, where the advantage is negative
+    "clipped_high",  # ... by 1 + clip_high, where it is positive
+    "dual_clipped",  # ... by dual_clip
+    "ratio",
+    "kl_old",  # old minus new logprob: what the update moved (k1)
+    "kl_ref",  # the estimator of `kl`, where there is a reference
+    "entropy",
+    "correction",  # the importance weight that corrects for the sampler
+    "corrected",  # tokens whose weight was cut or set to 0
+)
+"""Sums over response tokens, in this order; divided by ``num_tokens`` they are means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The constants of the token objective. The defaults are PPO's clip with DAPO's upper width, and nothing else."""
+
+    clip_low: float = 0.2
+    """The ratio counts down to 1 - clip_low."""
+    clip_high: float = 0.28
+    """The ratio counts up to 1 + clip_high."""
+    dual_clip: float = 0.0
+    """With a negative advantage a token's surrogate is at least this times the advantage (Ye 2020, eq. 5); 0: unbounded."""
+    surrogate: Surrogate = "clipped"
+    """clipped: PPO's pessimistic bound. cispo: the clipped ratio, detached, times the logprob (MiniMax-M1, eq. 4)."""
+    sequence_ratio: bool = False
+    """One ratio for a whole response, the geometric mean of its tokens' (GSPO, eq. 7). Needs `cu_seqlens`."""
+    kl: Kl = "k3"
+    """Estimator of the divergence from the reference (Schulman 2020): k1 log-ratio, k2 half its square, k3 unbiased, >= 0."""
+    kl_coef: float = 0.0
+    """0 needs no reference."""
+    kl_cap: float = 0.0
+    """A token's divergence counts up to this, in either sign (verl's k3 and NeMo-RL's k2: 10); 0: all of it."""
+    entropy_coef: float = 0.0
+    """Bonus for entropy in nats."""
+    correction: Correction = "none"
+    """Weight for what the sampler is not, from old over rollout probability: truncate (TIS) cuts it above correction_high;
+    icepop drops tokens outside [correction_low, correction_high] and weighs the others; sequence_mask drops responses
+    whose geometric mean is outside."""
+    correction_low: float = 0.0
+    correction_high: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("surrogate", Surrogate), ("kl", Kl), ("correction", Correction)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
+            raise ValueError(f"need 0 <= clip_low <= 1 and clip_high >= 0, got {self.clip_low} and {self.clip_high}")
+        if self.dual_clip != 0 and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
+        if self.kl_cap < 0:
+            raise ValueError(f"kl_cap must be above 0, or 0 for none, got {self.kl_cap}")
+        if not 0 <= self.correction_low <= self.correction_high:
+            raise ValueError(
+                f"need 0 <= correction_low <= correction_high, got {self.correction_low} and {self.correction_high}"
+            )
+
+    @property
+    def needs_whole_responses(self) -> bool:
+        """Whether a token's gradient depends on other tokens of its response."""
+        return self.sequence_ratio or self.correction == "sequence_mask"
+
+    def encode(self) -> list[float]:
+        """As a custom op's schema takes it: every field a float, a choice by its place in its list."""
+        choices = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
+        values = zip(fields(self), astuple(self), strict=True)
+        return [float(get_args(choices[f.name]).index(v)) if f.name in choices else float(v) for f, v in values]
+
+    @classmethod
+    def decode(cls, numbers: list[float]) -> "Objective":
+        """The inverse of `encode`."""
+        choices = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
+        values = {
+            f.name: get_args(choices[f.name])[int(x)] if f.name in choices else bool(x) if f.type is bool else x
+            for f, x in zip(fields(cls), numbers, strict=True)
+        }
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def cispo(ratio_cap: float) -> Objective:
+    """CISPO (MiniMax-M1): every token keeps a gradient, its weight is bounded above alone."""
+    return Objective(surrogate="cispo", clip_low=1.0, clip_high=ratio_cap - 1.0)
+
+
+def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
+    """GSPO (Zheng 2025, section 5.1): sequence-level ratios within widths that suit their small size."""
+    return Objective(sequence_ratio=True, clip_low=clip_low, clip_high=clip_high)
+

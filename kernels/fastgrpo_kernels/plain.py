@@ -1,0 +1,207 @@
+"""The primitives in plain torch: what runs on a CPU where the native library was not built."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.objective import LOG_RATIO_BOUND, METRICS, Objective
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenGradient, Tokens, statistics_dtype
+
+
+def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:
+    scaled, _ = _transformed(logits, transform)
+    lse = torch.logsumexp(scaled, dim=-1)
+    logprobs = scaled.gather(1, target_ids[:, None]).squeeze(1) - lse
+    if not entropy:
+        return RowStats(logprobs, lse, None)
+    log_p = scaled.sub_(lse[:, None]) if scaled is not logits else scaled - lse[:, None]
+    p = log_p.exp()
+    return RowStats(logprobs, lse, -_finite(log_p).mul_(p).sum(-1))
+
+
+def row_gradient(
+    logits: Tensor,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    stats: RowStats,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None,
+    out: Tensor,
+) -> None:
+    scaled, slope = _transformed(logits, transform)
+    # d logprob / d logit_j = [j = target] - p_j;  d entropy / d logit_j = -p_j (log p_j + entropy)
+    log_p = scaled.sub_(stats.lse[:, None]) if scaled is not logits or out is logits else scaled - stats.lse[:, None]
+    target_gradient = -torch.expm1(stats.logprobs) * grad_logprobs  # 1 - p without cancellation
+    if grad_entropy is None:
+        grad = log_p.exp_().mul_(-grad_logprobs[:, None])
+    else:
+        assert stats.entropy is not None
+        p = log_p.exp()
+        inner = _finite(log_p).add_(stats.entropy[:, None]).mul_(grad_entropy[:, None])
+        grad = inner.add_(grad_logprobs[:, None]).mul_(p).neg_()
+        target_gradient -= stats.logprobs.exp() * (stats.logprobs + stats.entropy) * grad_entropy
+    grad.scatter_(1, target_ids[:, None], target_gradient[:, None])
+    grad.mul_(slope)
+    unused = grad_logprobs == 0 if grad_entropy is None else (grad_logprobs == 0) & (grad_entropy == 0)
+    grad.masked_fill_(unused[:, None], 0.0)  # whatever their logits are
+    if out.data_ptr() != grad.data_ptr():
+        out.copy_(grad)
+
+
+def _finite(log_p: Tensor) -> Tensor:
+    """In place: log 0 to 0, since 0 log 0 is 0; NaN stays."""
+    return log_p.nan_to_num_(nan=math.nan, neginf=0.0)
+
+
+def _transformed(logits: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor | float]:
+    """The logits that the softmax sees, and their derivative to the bare ones. The logits themselves stay."""
+    temperature = transform.temperature[:, None] if isinstance(transform.temperature, Tensor) else transform.temperature
+    logits = logits.to(statistics_dtype(logits.dtype))
+    slope: Tensor | float = 1.0 / temperature
+    if transform.softcap:
+        bent = torch.tanh(logits / transform.softcap)
+        logits, slope = transform.softcap * bent, (1 - bent.square()) / temperature
+    if isinstance(temperature, Tensor) or temperature != 1.0:
+        logits = logits / temperature
+    return logits, slope
+
+
+def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
+    inside = torch.ones_like(tokens.logprobs, dtype=torch.bool) if tokens.response_mask is None else tokens.response_mask
+
+    def field(values: Tensor | None, otherwise: Tensor) -> Tensor:
+        return otherwise if values is None else torch.where(inside, values, 0.0)
+
+    logprobs = field(tokens.logprobs, tokens.logprobs)
+    old_logprobs = field(tokens.old_logprobs, logprobs)
+    advantages = field(tokens.advantages, logprobs)
+    weights = field(tokens.token_weights, inside.to(logprobs.dtype)) / num_loss_tokens
+    entropy = field(tokens.entropy, torch.zeros_like(logprobs))
+
+    responses = _Responses(inside, tokens.cu_seqlens) if objective.needs_whole_responses else None
+    log_ratio = logprobs - old_logprobs
+    if objective.sequence_ratio:
+        assert responses is not None
+        log_ratio = responses.mean(log_ratio)
+    surrogate, slope, direct, clipped = _surrogate(log_ratio, logprobs, advantages, objective)
+    rollout_log_ratio = old_logprobs - field(tokens.rollout_logprobs, old_logprobs)
+    if objective.correction == "sequence_mask":
+        assert responses is not None
+        rollout_log_ratio = responses.mean(rollout_log_ratio)
+    correction, corrected = _correction(rollout_log_ratio, objective)
+    through_ratio = -correction * slope * weights
+    if objective.sequence_ratio:
+        assert responses is not None
+        through_ratio = responses.mean(through_ratio)  # each token moves the mean by one over the length
+    kl, kl_slope = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
+    if tokens.ref_logprobs is not None:
+        kl, kl_slope = _divergence(logprobs - field(tokens.ref_logprobs, logprobs), objective)
+
+    loss = weights * (objective.kl_coef * kl - correction * surrogate - objective.entropy_coef * entropy)
+    ratio = torch.where(inside, _bounded_exp(log_ratio), 0.0)
+    sums = (inside, *clipped, ratio, old_logprobs - logprobs, kl, entropy, correction, corrected)
+    metrics = torch.stack([torch.where(inside, row, 0.0).double().sum() for row in sums])
+    assert len(metrics) == len(METRICS)
+    return TokenGradient(
+        loss=loss.double().sum().to(loss.dtype),
+        grad_logprobs=torch.where(inside, through_ratio + weights * (objective.kl_coef * kl_slope - correction * direct), 0.0),
+        grad_entropy=-objective.entropy_coef * weights if objective.entropy_coef else None,
+        ratio=ratio,
+        metrics=metrics,
+    )
+
+
+def _bounded_exp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def _surrogate(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The surrogate, its derivatives to the log-ratio and to the logprob directly, and where which bound was met."""
+    ratio = _bounded_exp(log_ratio)
+    high, low = 1 + objective.clip_high, 1 - objective.clip_low
+    clipped, zero = ratio.clamp(low, high), torch.zeros_like(ratio)
+    if objective.surrogate == "cispo":
+        direct, signed = clipped * advantages, advantages != 0
+        return direct * logprobs, zero, direct, (signed & (ratio < low), signed & (ratio > high), zero.bool())
+    below, above, far = (advantages < 0) & (ratio < low), (advantages > 0) & (ratio > high), zero.bool()
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    if objective.dual_clip:
+        far = (advantages < 0) & (ratio > objective.dual_clip)
+        floored = torch.maximum(surrogate, objective.dual_clip * advantages)
+        surrogate = torch.where(advantages < 0, floored, surrogate)
+    flat = below | above | far | (log_ratio.abs() > LOG_RATIO_BOUND)
+    return surrogate, torch.where(flat, 0.0, ratio * advantages), zero, (below, above, far)
+
+
+def _correction(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """The weight that corrects for the sampler, and where it was cut or set to 0."""
+    if objective.correction == "none":
+        return torch.ones_like(log_ratio), torch.zeros_like(log_ratio)
+    ratio = _bounded_exp(log_ratio)
+    above = ratio > objective.correction_high
+    if objective.correction == "truncate":
+        return ratio.clamp(max=objective.correction_high), above
+    outside = above | (ratio < objective.correction_low)
+    return torch.where(outside, 0.0, ratio if objective.correction == "icepop" else 1.0), outside
+
+
+def _divergence(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """From the reference: the estimator and its derivative to the logprob."""
+    bounded = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    if objective.kl == "k1":
+        kl, slope = bounded, torch.ones_like(bounded)
+    elif objective.kl == "k2":
+        kl, slope = bounded.square() / 2, bounded
+    else:
+        grown = torch.expm1(-bounded)
+        kl, slope = grown + bounded, -grown
+    flat = bounded != log_ratio
+    if objective.kl_cap:
+        flat = flat | (kl.abs() > objective.kl_cap)
+        kl = kl.clamp(-objective.kl_cap, objective.kl_cap)
+    return kl, torch.where(flat, 0.0, slope)
+
+
+class _Responses:
+    """Means over the response tokens of each sequence, given back to its tokens; no host synchronisation."""
+
+    def __init__(self, inside: Tensor, cu_seqlens: Tensor | None) -> None:
+        assert cu_seqlens is not None
+        self.count, num_tokens = len(cu_seqlens) - 1, len(inside)
+        self.inside = inside
+        positions = torch.arange(num_tokens, device=inside.device)
+        self.of_token = torch.searchsorted(cu_seqlens[1:], positions, right=True)  # [T]
+        self.lengths = self._sums(inside.double()).clamp(min=1)  # [S]
+
+    def _sums(self, values: Tensor) -> Tensor:
+        return torch.zeros(self.count, dtype=values.dtype, device=values.device).index_add(0, self.of_token, values)
+
+    def mean(self, values: Tensor) -> Tensor:  # [T] -> [T]
+        means = self._sums(torch.where(self.inside, values, 0.0).double()) / self.lengths
+        return means.to(values.dtype)[self.of_token]
+
+
+def group_advantages(
+    rewards: Tensor, cu_groups: Tensor | None, group_size: int, leave_one_out: bool, scale: bool, eps: float
+) -> Tensor:
+    if cu_groups is None:
+        cu_groups = torch.arange(0, len(rewards) + 1, group_size, device=rewards.device)
+    lengths = cu_groups.diff()
+    of_reward = torch.repeat_interleave(lengths, output_size=len(rewards))  # [N] group of each
+    exact, count = rewards.double(), lengths.double()
+
+    def group_sums(values: Tensor) -> Tensor:
+        return torch.zeros(len(lengths), dtype=values.dtype, device=values.device).index_add(0, of_reward, values)
+
+    centred = exact - (group_sums(exact) / count)[of_reward]
+    others = (count - 1).clamp(min=1)
+    factor = count / others if leave_one_out else torch.ones_like(count)
+    if scale:
+        factor = factor / ((group_sums(centred.square()) / others).sqrt() + eps)
+    # Compared with its group's first: the mean of equal numbers may differ from them by a rounding error.
+    first = exact[cu_groups[:-1].clamp(max=max(len(rewards) - 1, 0))] if len(rewards) else exact
+    differing = group_sums((exact != first[of_reward]).double()) if len(rewards) else count
+    return torch.where(differing[of_reward] > 0, centred * factor[of_reward], 0.0).to(rewards.dtype)
