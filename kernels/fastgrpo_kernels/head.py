@@ -1,15 +1,21 @@
 """The LM head over chunks of tokens: logits of one chunk exist at a time, and become their own gradient.
 
-Matmuls are cuBLAS's (MKL's on CPU). Sums over a chunk and over chunks are float32, or float64 for float64 inputs.
+Sums over a chunk and over chunks are float32, or float64 for float64 inputs. dX and dW are cuBLAS's matmuls (MKL's on a
+CPU) everywhere; the first one is too, or on a GPU a Triton kernel that takes the softmax's statistics on its way.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from fastgrpo_kernels.dispatch import primitives_for
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+
+if TYPE_CHECKING:
+    from fastgrpo_kernels.gpu.tiles import TileStats
 
 _MIN_LOGIT_BYTES = 2**25
 
@@ -41,11 +47,13 @@ class LogitsHead:
         self.target_ids, self.transform = target_ids, transform
         self.primitives = primitives_for(hidden.device)
         self.chunk_tokens = chunk_tokens or default_chunk_tokens(weight, hidden.device)
-        rows = max((s.stop - s.start for s in self.chunks()), default=0)
-        self._buffer = hidden.new_empty(rows, len(weight), dtype=statistics_dtype(hidden.dtype))
+        self._buffer = hidden.new_empty(self._longest(), len(weight), dtype=statistics_dtype(hidden.dtype))
 
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.hidden), self.chunk_tokens)
+
+    def _longest(self) -> int:
+        return max((rows.stop - rows.start for rows in self.chunks()), default=0)
 
     def compute(self, rows: slice) -> None:
         """The chunk's logits into the buffer: one matmul."""
@@ -75,6 +83,74 @@ class LogitsHead:
         return self._buffer[: rows.stop - rows.start]
 
 
+class TiledHead(LogitsHead):
+    """16-bit on a GPU: the statistics come from the matmul's accumulators, and a chunk stores exponentials in 16 bits.
+
+    Without a gradient to come it stores nothing.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        transform: LogitTransform,
+        chunk_tokens: int,
+        keep_logits: bool,
+    ) -> None:
+        from fastgrpo_kernels.gpu.tiles import TileShape
+
+        self.hidden, self.weight, self.bias = hidden.contiguous(), weight.contiguous(), bias
+        self.target_ids, self.transform = target_ids, transform
+        self.primitives = primitives_for(hidden.device)
+        self.chunk_tokens = chunk_tokens or (4096 if keep_logits else 8192)
+        self._shape = TileShape()
+        self._buffer = hidden.new_empty(self._longest() if keep_logits else 0, len(weight))
+        self._keep = keep_logits
+        self._tiles: TileStats | None = None
+
+    def compute(self, rows: slice) -> None:
+        self._tiles = None  # `stats` or `gradient` says what is wanted of the matmul
+
+    def _matmul(self, rows: slice, entropy: bool) -> "TileStats":
+        from fastgrpo_kernels.gpu.tiles import linear_tiles
+
+        self._tiles = linear_tiles(
+            self.hidden[rows], self.weight, self.bias, self.target_ids[rows], self.transform.of(rows), entropy,
+            self.logits(rows) if self._keep else None, self._shape,
+        )  # fmt: skip
+        return self._tiles
+
+    def stats(self, rows: slice, entropy: bool) -> RowStats:
+        from fastgrpo_kernels.gpu.tiles import combine_tiles
+
+        return combine_tiles(self._matmul(rows, entropy))
+
+    def gradient(self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None) -> Tensor:
+        from fastgrpo_kernels.gpu.tiles import tile_gradient
+
+        assert grad_entropy is None, "the entropy's gradient needs the logits themselves"
+        tiles = self._tiles or self._matmul(rows, entropy=False)
+        out = self.logits(rows)
+        tile_gradient(out, tiles, self.target_ids[rows], self.transform.of(rows), stats, grad_logprobs, self._shape)
+        return out
+
+
+_first_matmul: Literal["triton", "cublas", "auto"] = "auto"
+
+
+@contextmanager
+def first_matmul(choice: Literal["triton", "cublas", "auto"]) -> Iterator[None]:
+    """Which matmul makes the logits on a GPU within the block: for tests, and for benchmarks that compare them."""
+    global _first_matmul
+    before, _first_matmul = _first_matmul, choice
+    try:
+        yield
+    finally:
+        _first_matmul = before
+
+
 def make_head(
     hidden: Tensor,
     weight: Tensor,
@@ -91,7 +167,18 @@ def make_head(
     ``keep_logits``: a gradient will be asked for. ``keep_exact``: it needs each log-probability, not only each
     probability (the entropy's does), or the logits themselves are wanted.
     """
+    can_tile = hidden.is_cuda and hidden.dtype != torch.float32 and not transform.softcap and not keep_exact
+    if can_tile and _tiles_are_better(hidden.device, keep_logits):
+        return TiledHead(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_logits)
     return LogitsHead(hidden, weight, bias, target_ids, transform, chunk_tokens)
+
+
+def _tiles_are_better(device: torch.device, keep_logits: bool) -> bool:
+    """Where nothing is stored, always: that is its point. Else on Hopper and later, where Triton's matmul keeps up with
+    cuBLAS, and not on Ampere, where it trails (triton-lang/triton #6523). From others' measurements, none of ours yet."""
+    if _first_matmul != "auto":
+        return _first_matmul == "triton"
+    return not keep_logits or torch.cuda.get_device_capability(device)[0] >= 9
 
 
 class HeadGradients:

@@ -1,1 +1,10 @@
-"""The primitives as Triton kernels, for CUDA tensors."""
+"""The primitives as Triton kernels, for CUDA tensors of 16 or 32 bits.
+
+No atomics: sums have a fixed order, so that a result is the same bit for bit every time.
+"""
+
+from fastgrpo_kernels.gpu.groups import group_advantages
+from fastgrpo_kernels.gpu.rows import row_gradient, row_stats
+from fastgrpo_kernels.gpu.tokens import token_objective
+
+__all__ = ["group_advantages", "row_gradient", "row_stats", "token_objective"]

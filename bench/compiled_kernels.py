@@ -1,0 +1,140 @@
+"""Registers, spills and shared memory of every Triton kernel, compiled for sm_80, sm_90 and sm_100; needs no GPU."""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.harness import print_table, write_results
+
+TARGETS = (80, 90, 100)
+# What a block of one kernel may have at most: CUDA programming guide, technical specifications per compute capability.
+SHARED_BYTES_OF = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MAX_REGISTERS = 255
+
+_F, _H, _I, _B = "*fp32", "*bf16", "*i64", "*u8"
+
+
+class Variant(NamedTuple):
+    """A kernel as its launcher calls it: types of its arguments by name, constants, and the launch."""
+
+    module: str
+    kernel: str
+    pointers: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+def variants() -> list[Variant]:
+    """Every kernel at a 1.5B model's head, with the switches that make it largest and those that every step takes."""
+    from fastgrpo_kernels.gpu.tiles import TileShape
+
+    tile = TileShape()
+    rows = {"target_ids": _I, "logprobs": _F, "lse": _F}
+    row_switches = {"PER_ROW": False, "SOFTCAP": False, "BLOCK_V": 4096}
+    absent = {"inverse_temperatures": None}
+    plain_tokens = {name: _F for name in ("logprobs", "old_logprobs", "advantages", "num_loss_tokens", "grad_logprobs", "ratios", "partial_sums")}
+    more_tokens = {name: _F for name in ("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy")}
+    token_switches = {"CISPO": False, "DUAL": True, "CAP": False, "KL": 0, "CORRECTION": 0, "BLOCK": 1024}
+    tiles = {"hidden": _H, "weight": _H, "target_ids": _I, "tops": _F, "totals": _F, "targets": _F}
+    tile_switches = {"PER_ROW": False, "BLOCK_R": tile.rows, "BLOCK_V": tile.vocabulary}
+    matmul = {**absent, "bias": None, "BLOCK_D": tile.width, "GROUP": tile.group, **tile_switches}
+    launch = (tile.num_warps, tile.num_stages)
+    switches = {"LEAVE_ONE_OUT": False, "SCALE": True}
+    return [
+        Variant("rows", "_row_stats", {**rows, "logits": _F, "entropy": _F}, {**absent, **row_switches, "ENTROPY": True}, 8),
+        Variant("rows", "_row_stats", {**rows, "logits": _H}, {**absent, "entropy": None, **row_switches, "ENTROPY": False}, 8),
+        Variant("rows", "_row_gradient", {**rows, "logits": _F, "grad_logprobs": _F, "out": _H},
+                {**absent, "entropy": None, "grad_entropy": None, **row_switches, "ENTROPY": False, "NARROW": True}, 8),
+        Variant("rows", "_row_gradient", {**rows, "logits": _F, "grad_logprobs": _F, "out": _F, "entropy": _F, "grad_entropy": _F},
+                {**absent, **row_switches, "SOFTCAP": True, "ENTROPY": True, "NARROW": False}, 8),
+        Variant("tokens", "_token_objective", {**plain_tokens},
+                {**dict.fromkeys((*more_tokens, "response_mask", "cu_seqlens")), **token_switches, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}),
+        Variant("tokens", "_token_objective", {**plain_tokens, **more_tokens, "response_mask": _B, "cu_seqlens": _I},
+                {**token_switches, "KL": 3, "CAP": True, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}),
+        Variant("groups", "_equal_groups", {"rewards": _F, "advantages": _F}, {**switches, "BLOCK_GROUPS": 512, "BLOCK_SIZE": 8}),
+        Variant("groups", "_ragged_groups", {"rewards": _F, "advantages": _F, "cu_groups": _I}, {**switches, "RAGGED": True, "BLOCK": 1024}),
+        Variant("tiles", "_linear_tiles", {**tiles, "scaled": _H}, {**matmul, "weighteds": None}, *launch),
+        Variant("tiles", "_linear_tiles", {**tiles, "weighteds": _F}, {**matmul, "scaled": None}, *launch),
+        Variant("tiles", "_combine_tiles", {"tops": _F, "totals": _F, "weighteds": _F, "targets": _F, "logprobs": _F, "lse": _F, "entropy": _F},
+                {"BLOCK_R": 32, "BLOCK_TILES": 64}),
+        Variant("tiles", "_tile_gradient", {**rows, "scaled": _H, "tops": _F, "grad_logprobs": _F}, {**absent, **tile_switches, "BLOCK_R": 8}),
+    ]  # fmt: skip
+
+
+_SCALARS = {name: "fp32" for name in (
+    "inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef",
+    "correction_low", "correction_high",
+)}  # fmt: skip
+
+
+def compiled(variant: Variant, capability: int) -> dict[str, Any]:
+    """What ptxas says of the kernel: registers and spilled bytes a thread, shared memory a block."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(f"fastgrpo_kernels.gpu.{variant.module}"), variant.kernel)
+    known = {**_SCALARS, **variant.pointers, **dict.fromkeys(variant.constants, "constexpr")}
+    signature = {name: known.get(name, "i32") for name in function.arg_names}
+    # Pointers and strides are multiples of 16 in a launch, as Triton finds for itself there.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name.endswith("stride") or name == "width"
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=variant.constants, attrs=aligned)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return {
+        "kernel": variant.kernel,
+        "variant": ", ".join(k for k, v in variant.constants.items() if v is True) or "plain",
+        "sm": capability,
+        **_ptxas(kernel.asm["ptx"]),
+        "shared_bytes": kernel.metadata.shared,
+    }
+
+
+def _ptxas(ptx: str) -> dict[str, int]:
+    import triton
+
+    target = re.search(r"\.target (\w+)", ptx)
+    assert target is not None
+    # Triton ships two assemblers; which one knows this PTX depends on its version.
+    folder_of_tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    said = ""
+    for assembler in sorted(folder_of_tools.glob("ptxas*")):
+        done, said = _assemble(assembler, target[1], ptx)
+        spills, registers = (re.search(p, said) for p in (r"(\d+) bytes spill stores", r"Used (\d+) registers"))
+        if done and spills and registers:
+            return {"registers": int(registers[1]), "spilled_bytes": int(spills[1])}
+    raise RuntimeError(f"no assembler of {folder_of_tools} takes {target[1]}: {said[-2000:]}")
+
+
+def _assemble(assembler: Path, target: str, ptx: str) -> tuple[bool, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [str(assembler), "-v", f"--gpu-name={target}", str(source), "-o", str(Path(folder) / "kernel.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def main(arguments: Sequence[str]) -> int:
+    argparse.ArgumentParser(prog="python -m bench compiled_kernels", description=__doc__).parse_args(arguments)
+    results = [compiled(variant, capability) for variant in variants() for capability in TARGETS]
+    columns = ("kernel", "variant", "sm", "registers", "spilled_bytes", "shared_bytes")
+    print_table("Triton kernels as compiled", columns, [[row[c] for c in columns] for row in results])
+    worst = max(row["spilled_bytes"] for row in results)
+    headline = [["most bytes spilled by a thread of any kernel", worst, 0]]
+    write_results("compiled_kernels", torch.device("cpu"), headline, results)
+    print(f"{len(results)} kernels compiled, at most {worst} bytes spilled")
+    return 0

@@ -1,0 +1,78 @@
+"""TRL's GRPOTrainer with ``linear_logprobs`` in the place of its own chunked LM head."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.adapters import check_version, head_logprobs, logits_rule, replace_method
+
+KNOWN_VERSIONS = ("1.16.0",)
+
+
+def use_linear_logprobs(trainer: Any) -> Callable[[], None]:
+    """Makes a constructed ``trl.GRPOTrainer`` compute logprobs and entropy with our op; returns what undoes it.
+
+    Replaces `forward` of the policy, and of the reference model where there is one, on these two objects. Calls
+    without TRL's keyword ``fused_lm_head``, as in generation, reach the original.
+
+    Raises ValueError for a TRL that was not tested, a trainer of another class, PEFT, images, a router loss, and
+    whatever ``logits_rule`` refuses.
+    """
+    check_version("trl", KNOWN_VERSIONS)
+    import trl
+
+    if not isinstance(trainer, trl.GRPOTrainer):
+        raise ValueError(f"Need a trl.GRPOTrainer, got {type(trainer).__name__}")
+    if hasattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config"):
+        raise ValueError("PEFT models are not supported under TRL: train all weights, or run without the adapter")
+    if trainer.aux_loss_enabled:
+        raise ValueError("The router's loss of mixture-of-experts models is not supported: set router_aux_loss_coef=0")
+    undone = [_replace_forward(trainer, trainer.model, entropy=True)]
+    if trainer.ref_model is not None:
+        undone.append(_replace_forward(trainer, trainer.ref_model, entropy=False))
+
+    def undo() -> None:
+        for undo_one in undone:
+            undo_one()
+
+    return undo
+
+
+def _replace_forward(trainer: Any, wrapped: Any, *, entropy: bool) -> Callable[[], None]:
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    model = trainer.accelerator.unwrap_model(wrapped)
+    rule, original = logits_rule(model), model.forward
+
+    def forward(*args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return original(*args, **kwargs)
+        _refuse(kwargs)
+        labels: Tensor = kwargs.pop("labels")[:, 1:]  # [B, L], -100 where nothing is scored
+        hidden = model.base_model(*args, **kwargs, use_cache=False).last_hidden_state[:, :-1]
+        rows = labels != -100
+        with _head_precision(trainer, hidden):
+            hidden = hidden.float() if trainer.args.cast_lm_head_to_fp32 else hidden
+            logprobs, entropies = head_logprobs(
+                model, rule, hidden, labels, rows, temperature=trainer.temperature, entropy=entropy
+            )
+        return FusedCausalLMOutput(
+            loss=-logprobs.sum() / rows.sum().clamp(min=1), log_probs=logprobs, entropy=entropies, label_mask=rows
+        )
+
+    return replace_method(model, "forward", forward)
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    """What TRL's own forward takes and this one does not."""
+    unsupported = {"shift_labels", "num_items_in_batch", "output_router_logits", "pixel_values"} & kwargs.keys()
+    if unsupported:
+        raise ValueError(f"linear_logprobs under TRL does not support {sorted(unsupported)}: undo the adapter")
+
+
+def _head_precision(trainer: Any, hidden: Tensor) -> AbstractContextManager:
+    """TRL runs a head that it has cast to float32 outside of autocast."""
+    return torch.autocast(hidden.device.type, enabled=False) if trainer.args.cast_lm_head_to_fp32 else nullcontext()

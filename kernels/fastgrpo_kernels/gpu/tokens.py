@@ -1,0 +1,252 @@
+"""The token objective: objective.py's formula and its derivative to the logprob."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrpo_kernels.gpu.rows import expm1, require_single
+from fastgrpo_kernels.objective import METRICS, Objective
+from fastgrpo_kernels.primitives import TokenGradient, Tokens
+
+_BLOCK = 1024
+_NUM_SUMS = tl.constexpr(1 + len(METRICS))
+_PADDED_SUMS = tl.constexpr(triton.next_power_of_2(1 + len(METRICS)))
+_NONE, _TRUNCATE, _ICEPOP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+_CORRECTIONS = {"none": 0, "truncate": 1, "icepop": 2, "sequence_mask": 3}
+_KLS = {"k1": 1, "k2": 2, "k3": 3}
+
+
+def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
+    require_single(tokens.logprobs)
+    num_tokens = len(tokens.logprobs)
+    by_response = objective.needs_whole_responses
+    # Tokens that no response claims would stay as they are.
+    new = torch.zeros_like if by_response else torch.empty_like
+    grad_logprobs, ratio = new(tokens.logprobs), new(tokens.logprobs)
+    grad_entropy = new(ratio) if objective.entropy_coef else None
+    assert not by_response or tokens.cu_seqlens is not None
+    programs = len(tokens.cu_seqlens) - 1 if by_response and tokens.cu_seqlens is not None else triton.cdiv(num_tokens, _BLOCK)
+    partial_sums = ratio.new_empty(programs, _NUM_SUMS.value)
+    if programs:
+        mask = tokens.response_mask
+        _token_objective[(programs,)](
+            tokens.logprobs, tokens.old_logprobs, tokens.advantages, None if mask is None else mask.view(torch.uint8),
+            tokens.ref_logprobs, tokens.rollout_logprobs, tokens.token_weights, tokens.entropy,
+            tokens.cu_seqlens if by_response else None, num_loss_tokens, grad_logprobs, grad_entropy, ratio,
+            partial_sums, num_tokens, objective.clip_low, objective.clip_high, objective.dual_clip, objective.kl_coef,
+            objective.kl_cap, objective.entropy_coef, objective.correction_low, objective.correction_high,
+            CISPO=objective.surrogate == "cispo", DUAL=objective.dual_clip != 0,
+            KL=_KLS[objective.kl] if tokens.ref_logprobs is not None else 0, CAP=objective.kl_cap != 0,
+            CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=by_response,
+            SEQUENCE_RATIO=objective.sequence_ratio, BLOCK=_BLOCK,
+        )  # fmt: skip
+    sums = partial_sums.sum(0, dtype=torch.float64)
+    return TokenGradient(sums[0].float(), grad_logprobs, grad_entropy, ratio, sums[1:])
+
+
+@triton.jit
+def _field(pointer, at, inside, otherwise):
+    """Of the tokens inside the mask; outside stands `otherwise`, whatever the memory holds."""
+    if pointer is not None:
+        return tl.load(pointer + at, mask=inside, other=0.0)
+    return otherwise
+
+
+@triton.jit
+def _bounded_exp(log_ratio):
+    return tl.exp(tl.minimum(tl.maximum(log_ratio, -20.0), 20.0))
+
+
+@triton.jit
+def _surrogate(ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, CISPO: tl.constexpr, DUAL: tl.constexpr):
+    """The surrogate, its derivatives to the log-ratio and to the logprob directly, and where which bound was met."""
+    low, high = 1.0 - clip_low, 1.0 + clip_high
+    clipped = tl.maximum(tl.minimum(ratio, high), low)
+    zero = ratio * 0.0
+    if CISPO:
+        below = (advantages != 0) & (ratio < low)
+        above = (advantages != 0) & (ratio > high)
+        far = below & above
+        direct = clipped * advantages
+        surrogate = direct * logprobs
+        slope = zero
+    else:
+        below = (advantages < 0) & (ratio < low)
+        above = (advantages > 0) & (ratio > high)
+        far = below & above
+        surrogate = tl.minimum(ratio * advantages, clipped * advantages)
+        if DUAL:
+            far = (advantages < 0) & (ratio > dual_clip)
+            surrogate = tl.where(advantages < 0, tl.maximum(surrogate, dual_clip * advantages), surrogate)
+        flat = below | above | far | (tl.abs(log_ratio) > 20.0)
+        slope = tl.where(flat, 0.0, ratio * advantages)
+        direct = zero
+    return surrogate, slope, direct, below, above, far
+
+
+@triton.jit
+def _correction(log_ratio, low, high, CORRECTION: tl.constexpr):
+    """The weight that corrects for the sampler, and where it was cut or set to 0."""
+    ratio = _bounded_exp(log_ratio)
+    one = ratio * 0.0 + 1.0
+    if CORRECTION == _NONE:
+        return one, ratio < 0
+    if CORRECTION == _TRUNCATE:
+        return tl.minimum(ratio, high), ratio > high
+    outside = (ratio < low) | (ratio > high)
+    if CORRECTION == _ICEPOP:
+        return tl.where(outside, 0.0, ratio), outside
+    return tl.where(outside, 0.0, one), outside
+
+
+@triton.jit
+def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
+    """From the reference: k1, k2 or k3 (0: none) and its derivative to the logprob."""
+    kl = raw * 0.0
+    slope = raw * 0.0
+    if KL > 0:
+        log_ratio = tl.minimum(tl.maximum(raw, -20.0), 20.0)
+        if KL == 1:
+            kl = log_ratio
+            slope = raw * 0.0 + 1.0
+        elif KL == 2:
+            kl = log_ratio * log_ratio * 0.5
+            slope = log_ratio
+        else:
+            grown = expm1(-log_ratio)
+            kl = grown + log_ratio
+            slope = -grown
+        flat = raw != log_ratio
+        if CAP:
+            flat = flat | (tl.abs(kl) > cap)
+            kl = tl.maximum(tl.minimum(kl, cap), -cap)
+        slope = tl.where(flat, 0.0, slope)
+    return kl, slope
+
+
+@triton.jit
+def _token_objective(
+    logprobs,  # [T], as all that follow; None where there is none
+    old_logprobs,
+    advantages,
+    response_mask,
+    ref_logprobs,
+    rollout_logprobs,
+    token_weights,
+    entropy,
+    cu_seqlens,  # [S + 1] with BY_RESPONSE
+    num_loss_tokens,  # []
+    grad_logprobs,
+    grad_entropy,
+    ratios,
+    partial_sums,  # [programs, _NUM_SUMS]
+    num_tokens,
+    clip_low,
+    clip_high,
+    dual_clip,
+    kl_coef,
+    kl_cap,
+    entropy_coef,
+    correction_low,
+    correction_high,
+    CISPO: tl.constexpr,
+    DUAL: tl.constexpr,
+    KL: tl.constexpr,
+    CAP: tl.constexpr,
+    CORRECTION: tl.constexpr,
+    BY_RESPONSE: tl.constexpr,
+    SEQUENCE_RATIO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program has a block of tokens, or, where tokens share a ratio or a mask, one response."""
+    program = tl.program_id(0).to(tl.int64)
+    begin = program * BLOCK
+    end = tl.minimum(begin + BLOCK, num_tokens)
+    mean_log_ratio = 0.0
+    mean_rollout = 0.0
+    length = 1.0
+    if BY_RESPONSE:
+        begin = tl.load(cu_seqlens + program)
+        end = tl.load(cu_seqlens + program + 1)
+        summed = tl.zeros([BLOCK], tl.float32)
+        summed_rollout = tl.zeros([BLOCK], tl.float32)
+        counted = tl.zeros([BLOCK], tl.float32)
+        for start in range(begin, end, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            inside = at < end
+            if response_mask is not None:
+                inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
+            new = tl.load(logprobs + at, mask=inside, other=0.0)
+            old = _field(old_logprobs, at, inside, new)
+            summed += new - old
+            summed_rollout += old - _field(rollout_logprobs, at, inside, old)
+            counted += inside.to(tl.float32)
+        length = tl.maximum(tl.sum(counted, 0), 1.0)
+        mean_log_ratio = tl.sum(summed, 0) / length
+        mean_rollout = tl.sum(summed_rollout, 0) / length
+
+    inverse_count = 1.0 / tl.load(num_loss_tokens).to(tl.float32)
+    sums = tl.zeros([_PADDED_SUMS], tl.float32)
+    through_ratio = 0.0
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        there = at < end
+        inside = there
+        if response_mask is not None:
+            inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
+        one = inside.to(tl.float32)
+        new = tl.load(logprobs + at, mask=inside, other=0.0)
+        old = _field(old_logprobs, at, inside, new)
+        a = tl.load(advantages + at, mask=inside, other=0.0)
+        weight = _field(token_weights, at, inside, one) * inverse_count
+        e = _field(entropy, at, inside, one * 0.0)
+        log_ratio = new - old
+        if SEQUENCE_RATIO:
+            log_ratio = tl.where(inside, mean_log_ratio, 0.0)
+        rollout_log_ratio = old - _field(rollout_logprobs, at, inside, old)
+        if CORRECTION == 3:
+            rollout_log_ratio = tl.where(inside, mean_rollout, 0.0)
+        ratio = _bounded_exp(log_ratio)
+        surrogate, slope, direct, below, above, far = _surrogate(
+            ratio, log_ratio, new, a, clip_low, clip_high, dual_clip, CISPO, DUAL
+        )
+        correction, corrected = _correction(rollout_log_ratio, correction_low, correction_high, CORRECTION)
+        kl, kl_slope = _divergence(new - _field(ref_logprobs, at, inside, new), kl_cap, KL, CAP)
+        loss = weight * (kl_coef * kl - correction * surrogate - entropy_coef * e)
+        through = -correction * slope * weight
+        straight = (kl_coef * kl_slope - correction * direct) * weight
+        if SEQUENCE_RATIO:
+            through_ratio += tl.sum(through, 0)
+            through = through * 0.0
+        tl.store(grad_logprobs + at, through + straight, mask=there)
+        tl.store(ratios + at, ratio * one, mask=there)
+        if grad_entropy is not None:
+            tl.store(grad_entropy + at, -entropy_coef * weight, mask=there)
+        sums = _add(sums, 0, loss)
+        sums = _add(sums, 1, one)
+        sums = _add(sums, 2, one * below.to(tl.float32))
+        sums = _add(sums, 3, one * above.to(tl.float32))
+        sums = _add(sums, 4, one * far.to(tl.float32))
+        sums = _add(sums, 5, one * ratio)
+        sums = _add(sums, 6, old - new)
+        sums = _add(sums, 7, kl)
+        sums = _add(sums, 8, e)
+        sums = _add(sums, 9, one * correction)
+        sums = _add(sums, 10, one * corrected.to(tl.float32))
+    if SEQUENCE_RATIO:
+        # Each token moves the mean by one over the length. The same threads wrote these places above.
+        for start in range(begin, end, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            inside = at < end
+            if response_mask is not None:
+                inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
+            straight = tl.load(grad_logprobs + at, mask=inside, other=0.0)
+            tl.store(grad_logprobs + at, straight + through_ratio / length, mask=inside)
+    places = tl.arange(0, _PADDED_SUMS)
+    tl.store(partial_sums + program * _NUM_SUMS + places, sums, mask=places < _NUM_SUMS)
+
+
+@triton.jit
+def _add(sums, place: tl.constexpr, values):
+    return sums + tl.where(tl.arange(0, _PADDED_SUMS) == place, tl.sum(values, 0), 0.0)
