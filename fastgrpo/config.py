@@ -24,8 +24,8 @@ class ModelConfig:
     """Use liger-kernel's layers on CUDA where the architecture has them."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, a third more time."""
-    head_chunk_tokens: int = 1024
-    """Response tokens whose logits exist at one time."""
+    head_chunk_tokens: int = 0
+    """Response tokens whose logits exist at one time; 0 chooses what is fast and small beside the head's gradient."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless asked for."""
 
@@ -94,6 +94,9 @@ class ObjectiveConfig:
     """The ratio counts up to 1 + clip_high."""
     dual_clip: float = 10.0
     """With a negative advantage, the loss of a token is at most this times the advantage."""
+    head: Literal["fused", "logprobs", "reference"] = "fused"
+    """How the loss is computed, the same loss each time: fused forms its gradient in the LM head's op (three matmuls);
+    logprobs makes logprobs first (four); reference has all logits of a micro-batch at once, to check the others."""
     old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
     """Denominator of the ratio: a forward pass before the first update, or what the sampler returned (cheaper)."""
 
@@ -205,8 +208,8 @@ _FREE_ON_RESUME = {
     "steps", "resume", "overwrite", "dry_run", "runs_dir", "name", "device",
     "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "rollout.max_sequences",
     "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention", "model.liger",
-    "model.activation_checkpointing", "model.head_chunk_tokens", "checkpoint.every_steps", "checkpoint.keep_last",
-    "evaluation.every_steps",
+    "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head", "checkpoint.every_steps",
+    "checkpoint.keep_last", "evaluation.every_steps",
 }  # fmt: skip
 
 
@@ -231,13 +234,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 _AT_LEAST_ONE = (
-    "steps", "model.head_chunk_tokens", "parallel.replicas", "data.max_prompt_tokens", "data.prompts_per_step",
+    "steps", "parallel.replicas", "data.max_prompt_tokens", "data.prompts_per_step",
     "rollout.max_response_tokens", "rollout.max_sequences", "reward.workers", "optimizer.updates_per_step",
     "optimizer.tokens_per_microbatch", "optimizer.max_skipped_updates", "evaluation.samples_per_prompt",
     "evaluation.max_problems", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "seed", "optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every_steps", "evaluation.temperature",
+    "seed", "model.head_chunk_tokens", "optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every_steps",
+    "evaluation.temperature",
     "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high",
 )  # fmt: skip
 _POSITIVE = (

@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fastgrpo_kernels import METRICS, Objective, grpo_loss
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fastgrpo.advantages import group_normalised
-from fastgrpo.objective import grpo_loss
 from fastgrpo.packing import pack
 from fastgrpo.policy.model import Policy
 from fastgrpo.types import Response, Sequence
 
 LOW, HIGH, DUAL = 0.2, 0.28, 10.0
-CLIP = {"clip_low": LOW, "clip_high": HIGH, "dual_clip": DUAL}
+OBJECTIVE = Objective(clip_low=LOW, clip_high=HIGH, dual_clip=DUAL)
 RATIOS = [1e-6, 0.01, 0.5, 0.79, 0.81, 0.999, 1.0, 1.001, 1.27, 1.29, 3.0, 9.9, 10.1, 50.0, 1e4, 1e8]
 ADVANTAGES = [-2.5, -1.0, -1e-3, 0.0, 1e-3, 1.0, 2.5]
 
@@ -47,7 +47,7 @@ def test_values_and_gradients_follow_the_definition():
     old = -torch.rand(len(log_ratio), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
     logprobs = (old + log_ratio).requires_grad_()
     num_loss_tokens = 3 * len(old)  # these are a third of the update
-    loss, _ = grpo_loss(logprobs, old, advantages, num_loss_tokens, **CLIP)
+    loss, *_ = grpo_loss(logprobs, old, advantages, None, num_loss_tokens, OBJECTIVE)
     loss.backward()
     pairs = list(zip((logprobs - old).tolist(), advantages.tolist(), strict=True))
     assert loss.item() == pytest.approx(math.fsum(token_loss(*p) for p in pairs) / num_loss_tokens, rel=1e-12)
@@ -55,12 +55,16 @@ def test_values_and_gradients_follow_the_definition():
     torch.testing.assert_close(logprobs.grad, expected, rtol=1e-12, atol=1e-15)
 
 
-def test_clipped_marks_exactly_the_tokens_without_a_gradient():
+def test_the_clipped_are_exactly_the_tokens_without_a_gradient():
     log_ratio, advantages = every_pair()
     logprobs = log_ratio.clone().requires_grad_()
-    loss, clipped = grpo_loss(logprobs, torch.zeros_like(log_ratio), advantages, len(log_ratio), **CLIP)
+    loss, _, metrics = grpo_loss(logprobs, torch.zeros_like(log_ratio), advantages, None, len(log_ratio), OBJECTIVE)
     loss.backward()
-    assert torch.equal(clipped, (logprobs.grad == 0) & (advantages != 0))
+    clipped = dict(zip(METRICS, metrics.tolist(), strict=True))
+    held = (logprobs.grad == 0) & (advantages != 0)
+    assert clipped["clipped_high"] == (held & (advantages > 0)).sum() > 0
+    assert clipped["dual_clipped"] == (held & (advantages < 0) & (log_ratio > 0)).sum() > 0
+    assert clipped["clipped_low"] == (held & (advantages < 0) & (log_ratio < 0)).sum() > 0
 
 
 def test_gradient_is_that_of_the_value():
@@ -70,7 +74,7 @@ def test_gradient_is_that_of_the_value():
     old = torch.zeros(int(near.sum()), dtype=torch.float64)
 
     def loss_of(logprobs: torch.Tensor) -> torch.Tensor:
-        return grpo_loss(logprobs, old, advantages[near], 10, **CLIP)[0]
+        return grpo_loss(logprobs, old, advantages[near], None, 10, OBJECTIVE).loss
 
     assert torch.autograd.gradcheck(loss_of, log_ratio[near].clone().requires_grad_(), eps=1e-7, atol=1e-6)
 
@@ -78,7 +82,7 @@ def test_gradient_is_that_of_the_value():
 def test_float32_is_as_exact_as_its_input():
     log_ratio, advantages = every_pair()
     single = log_ratio.float().requires_grad_()
-    loss, _ = grpo_loss(single, torch.zeros_like(single), advantages.float(), len(single), **CLIP)
+    loss, *_ = grpo_loss(single, torch.zeros_like(single), advantages.float(), None, len(single), OBJECTIVE)
     loss.backward()
     pairs = list(zip(single.double().tolist(), advantages.float().double().tolist(), strict=True))
     expected = torch.tensor([token_gradient(*p) for p in pairs], dtype=torch.float64) / len(pairs)
@@ -89,7 +93,7 @@ def test_float32_is_as_exact_as_its_input():
 @pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
 def test_a_token_that_is_far_off_leaves_loss_and_gradient_finite(log_ratio: float, advantage: float):
     logprobs = torch.tensor([log_ratio, 0.1], requires_grad=True)
-    loss, _ = grpo_loss(logprobs, torch.zeros(2), torch.tensor([advantage, 1.0]), 2, **CLIP)
+    loss, *_ = grpo_loss(logprobs, torch.zeros(2), torch.tensor([advantage, 1.0]), None, 2, OBJECTIVE)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logprobs.grad).all()
     assert logprobs.grad[0] == 0
@@ -120,7 +124,7 @@ def test_weight_gradient_of_packed_micro_batches_is_that_of_the_definition():
         batch = replace(pack(sequences[chosen]), old_logprobs=torch.cat(old[chosen]))
         logprobs, _ = policy(batch)
         advantages = batch.advantages[batch.response_mask].double()
-        grpo_loss(logprobs, batch.old_logprobs, advantages, num_loss_tokens, **CLIP)[0].backward()
+        grpo_loss(logprobs, batch.old_logprobs, advantages, None, num_loss_tokens, OBJECTIVE).loss.backward()
 
     model = tiny_model("sdpa")
     logprobs = [naive_logprobs(model, s, temperature=0.7) for s in sequences]

@@ -5,11 +5,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import torch
+from fastgrpo_kernels import METRICS, GrpoOutput
 from torch import Tensor
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.objective import grpo_loss
+from fastgrpo.objective import token_objective
 from fastgrpo.packing import SequenceCost, pack, plan_microbatches
+from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer
 from fastgrpo.policy.sharding import accumulate, reshard
@@ -27,6 +29,9 @@ class Update:
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
 
 
+CLIPPED = ("clipped_low", "clipped_high", "dual_clipped")
+
+
 @dataclass
 class TokenSums:
     """Sums over this rank's response tokens; divided by the tokens of all ranks they are the step's metrics."""
@@ -41,20 +46,21 @@ class TokenSums:
 
     def add(
         self,
-        entropy: Tensor | None,  # [R]
-        clipped: Tensor,  # [R] bool
+        output: GrpoOutput,
         trainer_logprobs: Tensor | None,  # [R] under the weights that sampled, or None where nobody knows them
         rollout_logprobs: Tensor,  # [R]
     ) -> None:
         ones = torch.ones_like(rollout_logprobs)
-        known = ones * math.nan if entropy is None else entropy.detach()
+        entropy = ones * math.nan if output.entropy is None else output.entropy.detach()
+        clipped = torch.stack([output.metrics[METRICS.index(name)] for name in CLIPPED]).sum()
         compared, difference = ones, rollout_logprobs
         if trainer_logprobs is None:
             compared = difference = torch.zeros_like(ones)
         else:
             difference = rollout_logprobs - trainer_logprobs
-        rows = (ones, known, clipped, compared, difference, difference.abs() > 0.01)
-        self.values += torch.stack([row.double().sum() for row in rows]).cpu()  # one copy from the device
+        rows = (ones, entropy, compared, difference, difference.abs() > 0.01)
+        sums = [row.double().sum() for row in rows]
+        self.values += torch.stack([*sums[:2], clipped, *sums[2:]]).cpu()  # one copy from the device
 
 
 class Learner:
@@ -70,7 +76,7 @@ class Learner:
         need_entropy: bool = True,
     ) -> None:
         self.policy, self.ranks, self.cost = policy, ranks, cost
-        self.objective, self.config = objective, optimizer
+        self.objective, self.loss, self.config = token_objective(objective), LOSSES[objective.head], optimizer
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, optimizer)
@@ -102,22 +108,12 @@ class Learner:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
         for i, batch in enumerate(update.batches):
             accumulate(self.policy, is_last=i == len(update.batches) - 1)
-            logprobs, entropy = self.policy(batch, entropy=self.need_entropy)
-            old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-            loss, clipped = grpo_loss(
-                logprobs,
-                old_logprobs,
-                batch.advantages[batch.response_mask],
-                update.num_loss_tokens,
-                clip_low=self.objective.clip_low,
-                clip_high=self.objective.clip_high,
-                dual_clip=self.objective.dual_clip,
-            )
-            loss.backward()
-            trainer_logprobs: Tensor | None = old_logprobs
+            output = self.loss(self.policy, batch, update.num_loss_tokens, self.objective, self.need_entropy)
+            output.loss.backward()
+            trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:
-                trainer_logprobs = logprobs.detach() if update.is_first else None
-            sums.add(entropy, clipped, trainer_logprobs, batch.rollout_logprobs[batch.response_mask])
+                trainer_logprobs = output.logprobs if update.is_first else None
+            sums.add(output, trainer_logprobs, batch.rollout_logprobs[batch.response_mask])
 
     def apply(self, learning_rate: float) -> float:
         """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.

@@ -1,12 +1,13 @@
 """The policy: a transformers causal LM whose forward pass ends in logprobs, not in logits."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastgrpo_kernels import linear_logprobs
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fastgrpo.attention import PackedLayout, can_share_prompts, choose_attention
@@ -19,7 +20,7 @@ class Policy(nn.Module):
     """Root module of the trained weights.
 
     The LM head is applied inside this forward, in chunks and to response rows alone: no ``[T, V]`` tensor exists, and
-    under FSDP2 the head's weight is gathered only here.
+    under FSDP2 the head's weight is gathered only here. ``head_chunk_tokens`` 0 leaves the chunk to the op.
     """
 
     def __init__(self, model: PreTrainedModel, temperature: float, head_chunk_tokens: int) -> None:
@@ -34,9 +35,12 @@ class Policy(nn.Module):
         return can_share_prompts(self.model.config._attn_implementation)
 
     def forward(
-        self, batch: PackedBatch, entropy: bool = True
-    ) -> tuple[Tensor, Tensor | None]:  # [R], [R] if asked for
-        """Logprobs and entropy at the R response tokens of the batch, in order, float32."""
+        self, batch: PackedBatch, entropy: bool = True, op: Callable[..., Any] = linear_logprobs
+    ) -> Any:  # what the op returns: logprobs [R], and entropy [R] if asked for
+        """The op of `fastgrpo_kernels` on the R response tokens of the batch, in order; logprobs are float32.
+
+        It runs in here because here the head's weight is whole.
+        """
         input_ids, position_ids, response_rows = (
             batch.input_ids,
             batch.position_ids,
@@ -52,14 +56,14 @@ class Policy(nn.Module):
             layout=PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared),
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
-        return linear_logprobs(
+        return op(
             hidden.index_select(0, response_rows),
             head.weight,
             batch.target_ids[batch.response_mask],
             bias=head.bias,
             temperature=self.temperature,
             entropy=entropy,
-            chunk_tokens=self.head_chunk_tokens,
+            chunk_tokens=self.head_chunk_tokens or None,
         )
 
 

@@ -1,8 +1,8 @@
-"""Ops from hidden states and rewards to the GRPO gradient, without ``[T, V]`` logits. Needs torch, and Triton on a GPU."""
+"""Ops from hidden states and rewards to the GRPO gradient, without ``[T, V]`` logits. Needs torch, on a GPU Triton."""
 
 from fastgrpo_kernels.group_advantages import group_advantages
 from fastgrpo_kernels.grpo_loss import LossOutput, grpo_loss
-from fastgrpo_kernels.linear_grpo import GrpoOutput, linear_grpo, loss_rows
+from fastgrpo_kernels.linear_grpo import GrpoOutput, linear_grpo, linear_grpo_into, loss_rows
 from fastgrpo_kernels.linear_logprobs import linear_logits, linear_logprobs
 from fastgrpo_kernels.logprobs_from_logits import logprobs_from_logits
 from fastgrpo_kernels.objective import METRICS, Objective, cispo, gspo
@@ -17,6 +17,7 @@ __all__ = [
     "grpo_loss",
     "gspo",
     "linear_grpo",
+    "linear_grpo_into",
     "linear_logits",
     "linear_logprobs",
     "logprobs_from_logits",

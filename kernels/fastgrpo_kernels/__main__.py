@@ -14,7 +14,9 @@ def main() -> int:
     except PackageNotFoundError:
         triton = "not installed"
     print(f"torch {torch.__version__}, triton {triton}, CUDA {'yes' if torch.cuda.is_available() else 'no'}")
-    built = f"native library {LIBRARY}" if LIBRARY.exists() else "plain torch; `python -m fastgrpo_kernels.build` is faster"
+    built = (
+        f"native library {LIBRARY}" if LIBRARY.exists() else "plain torch; `python -m fastgrpo_kernels.build` is faster"
+    )
     print(f"CPU tensors:  {built}\nCUDA tensors: Triton kernels")
     return 0
 

@@ -37,7 +37,8 @@ def head_inputs(
     require(target_ids.dtype == torch.int64, f"target_ids must be int64, got {target_ids.dtype}")
     require(
         hidden.device == weight.device == target_ids.device,
-        f"hidden, weight and target_ids must be on one device, got {hidden.device}, {weight.device}, {target_ids.device}",
+        f"hidden, weight and target_ids must be on one device, got {hidden.device}, {weight.device} and "
+        f"{target_ids.device}",
     )
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -1,7 +1,7 @@
 """Which implementation runs: one rule, by device.
 
-CUDA tensors run the Triton kernels, always. CPU tensors run the native library, or, where it was not built, plain torch,
-and one line says so. Any other device is refused.
+CUDA tensors run the Triton kernels, always. CPU tensors run the native library, or, where it was not built, plain
+torch, and one line says so. Any other device is refused.
 """
 
 import warnings
@@ -58,4 +58,3 @@ def native_is_built() -> bool:
             stacklevel=2,
         )
     return LIBRARY.exists()
-

@@ -76,9 +76,7 @@ def check_tokens(
     cu_seqlens: Tensor | None,
 ) -> list[Tensor | None]:
     """The fields as the ops take them. Raises ValueError for a shape that does not fit and for what is missing."""
-    require(
-        not objective.kl_coef or ref_logprobs is not None, f"kl_coef {objective.kl_coef} needs ref_logprobs"
-    )
+    require(not objective.kl_coef or ref_logprobs is not None, f"kl_coef {objective.kl_coef} needs ref_logprobs")
     require(
         objective.correction == "none" or rollout_logprobs is not None,
         f"the correction {objective.correction!r} needs rollout_logprobs",

@@ -175,7 +175,7 @@ def make_head(
 
 def _tiles_are_better(device: torch.device, keep_logits: bool) -> bool:
     """Where nothing is stored, always: that is its point. Else on Hopper and later, where Triton's matmul keeps up with
-    cuBLAS, and not on Ampere, where it trails (triton-lang/triton #6523). From others' measurements, none of ours yet."""
+    cuBLAS, and not on Ampere, where it trails (triton-lang/triton #6523). By others' measurements, none of ours yet."""
     if _first_matmul != "auto":
         return _first_matmul == "triton"
     return not keep_logits or torch.cuda.get_device_capability(device)[0] >= 9

@@ -6,12 +6,13 @@ whole response (GSPO) the chunk has to be the whole micro-batch, or the logits a
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature, token_field
+from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature
 from fastgrpo_kernels.group_advantages import Baseline, Scale, group_advantages
 from fastgrpo_kernels.grpo_loss import as_count, check_tokens
 from fastgrpo_kernels.head import HeadGradients, LogitsHead, make_head
@@ -67,6 +68,117 @@ def linear_grpo(
 
     Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
     """
+    given = _prepare(
+        hidden, weight, target_ids, old_logprobs, advantages, response_mask, num_loss_tokens, objective, bias=bias,
+        temperature=temperature, softcap=softcap, ref_logprobs=ref_logprobs, rollout_logprobs=rollout_logprobs,
+        token_weights=token_weights, cu_seqlens=cu_seqlens, rewards=rewards, cu_groups=cu_groups,
+        group_size=group_size, baseline=baseline, scale=scale, rows=rows, entropy=entropy, chunk_tokens=chunk_tokens,
+    )  # fmt: skip
+    forms = torch.is_grad_enabled()
+    outputs = _linear_grpo(
+        given.hidden, given.weight, given.bias, given.target_ids, *given.fields, given.num_loss_tokens,
+        *split_temperature(given.transform), given.transform.softcap, given.objective.encode(), given.entropy,
+        given.chunk_tokens, *(forms and t is not None and t.requires_grad for t in given.leaves),
+    )  # fmt: skip
+    return given.output(outputs)
+
+
+def linear_grpo_into(
+    main_gradient: Tensor,  # [V, D] float32 (float64 for float64)
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor | None,
+    response_mask: Tensor | None,
+    num_loss_tokens: int | Tensor,
+    objective: Objective | None = None,
+    **options: Any,
+) -> tuple[GrpoOutput, Tensor]:  # and the gradient of hidden [T, D]
+    """`linear_grpo` that adds the weight's gradient to a buffer of the optimizer's: no [V, D] tensor is made.
+
+    The options are `linear_grpo`'s, without bias and rows. A plain function, outside autograd and torch.compile: hand
+    the gradient of hidden on with ``hidden.backward(gradient)``. Not for float16, whose gradients need a loss scale.
+    """
+    require(hidden.dtype != torch.float16, "float16 gradients need a loss scale: use linear_grpo")
+    wide = statistics_dtype(hidden.dtype)
+    require(
+        main_gradient.shape == weight.shape and main_gradient.dtype == wide,
+        f"main_gradient must be {wide} of the weight's shape {list(weight.shape)}, got {main_gradient.dtype} "
+        f"{list(main_gradient.shape)}",
+    )
+    unwanted = {"bias", "rows"} & options.keys()
+    require(not unwanted, f"linear_grpo_into takes no {' and no '.join(sorted(unwanted))}: use linear_grpo")
+    every_row = torch.arange(len(hidden), device=hidden.device)
+    given = _prepare(
+        hidden, weight, target_ids, old_logprobs, advantages, response_mask, num_loss_tokens, objective,
+        rows=every_row, **options,
+    )  # fmt: skip
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        outputs = _run(
+            given.hidden, given.weight, None, given.target_ids, given.transform, given.fields, given.num_loss_tokens,
+            given.objective, given.entropy, given.chunk_tokens, (True, False, False), into_weight=main_gradient,
+        )  # fmt: skip
+    return given.output(outputs), outputs[5]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Checked inputs of the rows that enter the matmuls, as the op takes them."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target_ids: Tensor
+    fields: list[Tensor | None]  # old_logprobs, advantages, mask, ref_logprobs, rollout_logprobs, weights, cu_seqlens
+    num_loss_tokens: Tensor
+    transform: LogitTransform
+    objective: Objective
+    entropy: bool
+    chunk_tokens: int
+    rows: Tensor | None
+    num_tokens: int
+
+    @property
+    def leaves(self) -> tuple[Tensor | None, ...]:
+        return self.hidden, self.weight, self.bias
+
+    def output(self, outputs: tuple[Tensor, ...]) -> GrpoOutput:
+        """In the caller's rows."""
+        loss, logprobs, entropies, ratio, metrics, *_ = outputs
+        if self.rows is not None:
+            everywhere = logprobs.new_zeros(self.num_tokens)
+            logprobs, ratio = everywhere.index_copy(0, self.rows, logprobs), everywhere.index_copy(0, self.rows, ratio)
+            entropies = everywhere.index_copy(0, self.rows, entropies) if self.entropy else entropies
+        return GrpoOutput(loss, logprobs, entropies if self.entropy else None, ratio, metrics)
+
+
+def _prepare(
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor | None,
+    response_mask: Tensor | None,
+    num_loss_tokens: int | Tensor,
+    objective: Objective | None,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    rewards: Tensor | None = None,
+    cu_groups: Tensor | None = None,
+    group_size: int | None = None,
+    baseline: Baseline = "mean",
+    scale: Scale = "group",
+    rows: Tensor | None = None,
+    entropy: bool = False,
+    chunk_tokens: int | None = None,
+) -> _Prepared:
     objective = objective or Objective()
     hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
     num_tokens, dtype = len(hidden), statistics_dtype(hidden.dtype)
@@ -86,22 +198,17 @@ def linear_grpo(
     )  # fmt: skip
     if rows is None and response_mask is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         rows = response_mask.nonzero()[:, 0]
-    if rows is not None:
+    if rows is not None and len(rows) < num_tokens:
         hidden, target_ids = hidden.index_select(0, rows), target_ids.index_select(0, rows)
-        fields = [None if f is None else _rows_of_field(f, rows, num_tokens) for f in fields]
+        fields = [None if f is None else _of_rows(f, rows) for f in fields]
         if isinstance(transform.temperature, Tensor):
             transform = LogitTransform(transform.temperature.index_select(0, rows), transform.softcap)
-    grad_mode = torch.is_grad_enabled()
-    loss, logprobs, entropies, ratio, metrics, *_ = _linear_grpo(
-        hidden, weight, bias, target_ids, *fields, as_count(num_loss_tokens, hidden.device, dtype),
-        *split_temperature(transform), transform.softcap, objective.encode(), entropy or objective.entropy_coef != 0,
-        chunk_tokens or 0, *(grad_mode and t is not None and t.requires_grad for t in (hidden, weight, bias)),
+    else:
+        rows = None
+    return _Prepared(
+        hidden, weight, bias, target_ids, fields, as_count(num_loss_tokens, hidden.device, dtype), transform, objective,
+        entropy or objective.entropy_coef != 0, chunk_tokens or 0, rows, num_tokens,
     )  # fmt: skip
-    if rows is not None:
-        logprobs, entropies, ratio = (
-            v.new_zeros(num_tokens).index_copy(0, rows, v) if len(v) == len(rows) else v for v in (logprobs, entropies, ratio)
-        )
-    return GrpoOutput(loss, logprobs, entropies if entropy else None, ratio, metrics)
 
 
 def loss_rows(
@@ -116,7 +223,7 @@ def loss_rows(
     return (response_mask if others else response_mask & (advantages != 0)).nonzero()[:, 0]
 
 
-def _rows_of_field(values: Tensor, rows: Tensor, num_tokens: int) -> Tensor:
+def _of_rows(values: Tensor, rows: Tensor) -> Tensor:
     """A field of the chosen tokens; of `cu_seqlens`, which counts tokens, the number chosen before each."""
     if values.dtype == torch.int64:
         return torch.searchsorted(rows, values)
@@ -148,14 +255,11 @@ def _linear_grpo(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # loss, logprobs, entropy, ratio, metrics; then the gradients of hidden, weight and bias, [0] where not needed
-    tokens = Tokens(
-        hidden.new_empty(0), old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights,
-        None, cu_seqlens,
-    )  # fmt: skip
+    fields = (old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights, cu_seqlens)
     transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
     with torch.autocast(hidden.device.type, enabled=False):
         return _run(
-            hidden, weight, bias, target_ids, transform, tokens, num_loss_tokens, Objective.decode(list(objective)),
+            hidden, weight, bias, target_ids, transform, fields, num_loss_tokens, Objective.decode(list(objective)),
             entropy, chunk_tokens, (need_hidden, need_weight, need_bias),
         )  # fmt: skip
 
@@ -166,7 +270,7 @@ def _run(
     bias: Tensor | None,
     target_ids: Tensor,
     transform: LogitTransform,
-    tokens: Tokens,
+    fields: Sequence[Tensor | None],
     num_loss_tokens: Tensor,
     objective: Objective,
     entropy: bool,
@@ -179,7 +283,9 @@ def _run(
         keep_logits=any(needed), keep_exact=objective.entropy_coef != 0,
     )  # fmt: skip
     gradients = HeadGradients(head, *needed, into_weight=into_weight)
-    work = _Work(head, tokens, num_loss_tokens, objective, entropy)
+    # Of float16, whose smallest number is above a probability over num_loss_tokens: divided by it in the backward.
+    undivided = num_loss_tokens if hidden.dtype == torch.float16 else None
+    work = _Work(head, fields, num_loss_tokens, objective, entropy, undivided)
     chunks = list(head.chunks())
     if objective.needs_whole_responses and len(chunks) > 1:
         for rows in chunks:
@@ -202,10 +308,16 @@ class _Work:
     """The three things that are done with a chunk: look at its logits, judge its tokens, differentiate."""
 
     def __init__(
-        self, head: LogitsHead, tokens: Tokens, num_loss_tokens: Tensor, objective: Objective, entropy: bool
+        self,
+        head: LogitsHead,
+        fields: Sequence[Tensor | None],
+        num_loss_tokens: Tensor,
+        objective: Objective,
+        entropy: bool,
+        gradient_scale: Tensor | None,
     ) -> None:
-        self.head, self.tokens, self.objective = head, tokens, objective
-        self.num_loss_tokens, self.entropy = num_loss_tokens, entropy
+        self.head, self.fields, self.objective = head, fields, objective
+        self.num_loss_tokens, self.entropy, self.gradient_scale = num_loss_tokens, entropy, gradient_scale
         size, dtype = len(head.hidden), statistics_dtype(head.hidden.dtype)
         self.stats = RowStats(*(head.hidden.new_zeros(n, dtype=dtype) for n in (size, size, size if entropy else 0)))
         self.ratio, self.grad_logprobs = (torch.zeros_like(self.stats.logprobs) for _ in range(2))
@@ -240,10 +352,13 @@ class _Work:
             return
         logprobs, lse, entropy = self.stats
         stats = RowStats(logprobs[rows], lse[rows], entropy[rows] if self.entropy and entropy is not None else None)
+        if self.gradient_scale is not None:
+            of_logprobs = of_logprobs * self.gradient_scale
+            of_entropy = None if of_entropy is None else of_entropy * self.gradient_scale
         gradients.add(rows, self.head.gradient(rows, stats, of_logprobs, of_entropy))
 
     def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        inside = self.tokens.response_mask
+        inside = self.fields[2]
         logprobs, _, entropy = self.stats
         assert entropy is not None
         if inside is not None:
@@ -255,17 +370,29 @@ class _Work:
         return loss, logprobs, entropy, self.ratio, torch.stack(self.metrics).sum(0)
 
     def _tokens(self, rows: slice) -> Tokens:
-        t = self.tokens
-        fields = (t.old_logprobs, t.advantages, t.response_mask, t.ref_logprobs, t.rollout_logprobs, t.token_weights)
-        chosen = [None if f is None else f[rows] for f in fields]
+        *of_tokens, cu_seqlens = self.fields
+        old, advantages, mask, ref, rollout, weights = (None if f is None else f[rows] for f in of_tokens)
+        assert advantages is not None
         entropy = self.stats.entropy[rows] if self.entropy and self.stats.entropy is not None else None
-        return Tokens(self.stats.logprobs[rows], *chosen, entropy, t.cu_seqlens)  # type: ignore[arg-type]
+        return Tokens(
+            self.stats.logprobs[rows],
+            old,
+            advantages,
+            mask,
+            ref,
+            rollout,
+            weights,
+            entropy=entropy,
+            cu_seqlens=cu_seqlens,
+        )
 
 
 @_linear_grpo.register_fake
 def _(hidden, weight, bias, *args):  # type: ignore[no-untyped-def]
     entropy, _, need_hidden, need_weight, need_bias = args[-5:]
-    new = [hidden.new_empty(n, dtype=statistics_dtype(hidden.dtype)) for n in (len(hidden), len(hidden) if entropy else 0)]
+    new = [
+        hidden.new_empty(n, dtype=statistics_dtype(hidden.dtype)) for n in (len(hidden), len(hidden) if entropy else 0)
+    ]
     return (
         new[0].new_empty(()),
         new[0],
@@ -281,15 +408,19 @@ def _(hidden, weight, bias, *args):  # type: ignore[no-untyped-def]
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.needed = inputs[-3:]
     ctx.num_inputs = len(inputs)
-    ctx.save_for_backward(*output[-3:])
+    num_loss_tokens = inputs[11] if inputs[0].dtype == torch.float16 else None
+    ctx.save_for_backward(num_loss_tokens, *output[-3:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None] * 3
+    num_loss_tokens, *formed = ctx.saved_tensors
     if grad_loss is not None:
-        for i, (needed, gradient) in enumerate(zip(ctx.needed, ctx.saved_tensors, strict=True)):
+        if num_loss_tokens is not None:  # which float16 gradients are not divided by yet
+            grad_loss = grad_loss / num_loss_tokens
+        for i, (needed, gradient) in enumerate(zip(ctx.needed, formed, strict=True)):
             if needed:
                 # In place, which a second call would notice: a copy of dW costs as much as dW.
                 compiling = torch.compiler.is_compiling()

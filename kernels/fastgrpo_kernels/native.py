@@ -39,7 +39,15 @@ def row_gradient(
 ) -> None:
     temperature, inverse_temperatures = _inverse(transform)
     _ops.row_gradient(
-        logits, target_ids, temperature, inverse_temperatures, transform.softcap, *stats, grad_logprobs, grad_entropy, out
+        logits,
+        target_ids,
+        temperature,
+        inverse_temperatures,
+        transform.softcap,
+        *stats,
+        grad_logprobs,
+        grad_entropy,
+        out,
     )
 
 
@@ -64,7 +72,8 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
         ratio,
         sums,
     )
-    return TokenGradient(sums[0].to(ratio.dtype), grad_logprobs, grad_entropy, ratio, sums[1:])
+    loss, metrics = sums[0].to(ratio.dtype, copy=True), sums[1:].clone()  # outputs of an op may not share memory
+    return TokenGradient(loss, grad_logprobs, grad_entropy, ratio, metrics)
 
 
 def group_advantages(

@@ -15,7 +15,7 @@ Kl = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
 
 LOG_RATIO_BOUND = 20.0
-"""Log-ratios are held within +-20 before `exp`, which overflows in float32 at 88; a token so far off has no gradient."""
+"""Log-ratios are held within +-20 before `exp`, which overflows in float32 at 88: so far off there is no gradient."""
 
 METRICS = (
     "num_tokens",  # response tokens
@@ -41,13 +41,13 @@ class Objective:
     clip_high: float = 0.28
     """The ratio counts up to 1 + clip_high."""
     dual_clip: float = 0.0
-    """With a negative advantage a token's surrogate is at least this times the advantage (Ye 2020, eq. 5); 0: unbounded."""
+    """A negative advantage counts at most this many times in a token's surrogate (Ye 2020, eq. 5); 0: unbounded."""
     surrogate: Surrogate = "clipped"
     """clipped: PPO's pessimistic bound. cispo: the clipped ratio, detached, times the logprob (MiniMax-M1, eq. 4)."""
     sequence_ratio: bool = False
     """One ratio for a whole response, the geometric mean of its tokens' (GSPO, eq. 7). Needs `cu_seqlens`."""
     kl: Kl = "k3"
-    """Estimator of the divergence from the reference (Schulman 2020): k1 log-ratio, k2 half its square, k3 unbiased, >= 0."""
+    """Estimator of the divergence from the reference (Schulman 2020): k1 log-ratio, k2 half its square, k3 unbiased."""
     kl_coef: float = 0.0
     """0 needs no reference."""
     kl_cap: float = 0.0
@@ -55,7 +55,7 @@ class Objective:
     entropy_coef: float = 0.0
     """Bonus for entropy in nats."""
     correction: Correction = "none"
-    """Weight for what the sampler is not, from old over rollout probability: truncate (TIS) cuts it above correction_high;
+    """Weight for what the sampler is not, old over rollout probability: truncate (TIS) cuts it above correction_high;
     icepop drops tokens outside [correction_low, correction_high] and weighs the others; sequence_mask drops responses
     whose geometric mean is outside."""
     correction_low: float = 0.0
@@ -106,4 +106,3 @@ def cispo(ratio_cap: float) -> Objective:
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
     """GSPO (Zheng 2025, section 5.1): sequence-level ratios within widths that suit their small size."""
     return Objective(sequence_ratio=True, clip_low=clip_low, clip_high=clip_high)
-

@@ -68,7 +68,9 @@ def _transformed(logits: Tensor, transform: LogitTransform) -> tuple[Tensor, Ten
 
 
 def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
-    inside = torch.ones_like(tokens.logprobs, dtype=torch.bool) if tokens.response_mask is None else tokens.response_mask
+    inside = (
+        torch.ones_like(tokens.logprobs, dtype=torch.bool) if tokens.response_mask is None else tokens.response_mask
+    )
 
     def field(values: Tensor | None, otherwise: Tensor) -> Tensor:
         return otherwise if values is None else torch.where(inside, values, 0.0)
@@ -105,7 +107,9 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
     assert len(metrics) == len(METRICS)
     return TokenGradient(
         loss=loss.double().sum().to(loss.dtype),
-        grad_logprobs=torch.where(inside, through_ratio + weights * (objective.kl_coef * kl_slope - correction * direct), 0.0),
+        grad_logprobs=torch.where(
+            inside, through_ratio + weights * (objective.kl_coef * kl_slope - correction * direct), 0.0
+        ),
         grad_entropy=-objective.entropy_coef * weights if objective.entropy_coef else None,
         ratio=ratio,
         metrics=metrics,

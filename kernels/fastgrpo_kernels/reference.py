@@ -1,6 +1,6 @@
 """Plain-torch meaning of every op: the readable definition, and in float64 the oracle of the tests.
 
-Everything is differentiated by autograd from the definition, and all logits exist at once. No other module calls this one.
+Everything is differentiated by autograd from the definition, and all logits exist at once. No op calls this module.
 """
 
 import torch
@@ -23,7 +23,8 @@ def logprobs_from_logits(
     if isinstance(temperature, Tensor):
         temperature = temperature[:, None]
     log_probs = torch.log_softmax(logits / temperature, dim=-1)
-    entropy = torch.special.entr(log_probs.exp()).sum(-1)
+    p = log_probs.exp()
+    entropy = -(p * torch.where(p > 0, log_probs, 0.0)).sum(-1)  # 0 log 0 is 0
     return log_probs.gather(1, target_ids[:, None]).squeeze(1), entropy
 
 
@@ -136,9 +137,7 @@ def linear_grpo(
     **known: Tensor | None,
 ) -> Tensor:  # []
     """Hidden states to loss; ``known`` are `grpo_loss`'s other tensors."""
-    logprobs, entropy = linear_logprobs(
-        hidden, weight, target_ids, bias=bias, temperature=temperature, softcap=softcap
-    )
+    logprobs, entropy = linear_logprobs(hidden, weight, target_ids, bias=bias, temperature=temperature, softcap=softcap)
     return grpo_loss(logprobs, old_logprobs, advantages, num_loss_tokens, objective, entropy=entropy, **known)
 
 

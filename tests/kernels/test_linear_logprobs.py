@@ -16,7 +16,14 @@ def run(function, tensors, target_ids, **options):
     """Values and gradients of a loss that uses both outputs."""
     for t in tensors:
         t.grad = None
-    logprobs, entropy = function(tensors[0], tensors[1], target_ids, bias=tensors[2], **options)
+    logprobs, entropy = function(
+        tensors[0],
+        tensors[1],
+        target_ids,
+        bias=tensors[2],
+        **({} if function is reference.linear_logprobs else {"entropy": True}),
+        **options,
+    )
     coefficients = torch.linspace(-1, 1, len(target_ids), dtype=logprobs.dtype)
     ((logprobs * coefficients).sum() + 0.3 * (entropy * coefficients.flip(0)).sum()).backward()
     return [logprobs.detach(), entropy.detach(), *(t.grad for t in tensors)]
@@ -44,7 +51,7 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype, num_tokens, vocabular
 def test_float64_gradients_are_those_of_finite_differences():
     tensors, ids = inputs(5, 4, 7, torch.float64)
     assert torch.autograd.gradcheck(
-        lambda h, w, b: linear_logprobs(h, w, ids, bias=b, temperature=0.7, chunk_tokens=2), tensors
+        lambda h, w, b: linear_logprobs(h, w, ids, bias=b, temperature=0.7, entropy=True, chunk_tokens=2), tensors
     )
 
 
@@ -65,7 +72,7 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other():
     tensors, ids = inputs(20, 8, 31, torch.float64)
     full = run(linear_logprobs, tensors, ids)
     frozen = [tensors[0], tensors[1].detach(), tensors[2].detach()]
-    logprobs, entropy = linear_logprobs(frozen[0], frozen[1], ids, bias=frozen[2])
+    logprobs, entropy = linear_logprobs(frozen[0], frozen[1], ids, bias=frozen[2], entropy=True)
     coefficients = torch.linspace(-1, 1, 20, dtype=torch.float64)
     frozen[0].grad = None
     ((logprobs * coefficients).sum() + 0.3 * (entropy * coefficients.flip(0)).sum()).backward()

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from fastgrpo_kernels import Objective, grpo_loss
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fastgrpo.objective import grpo_loss
 from fastgrpo.packing import pack
 from fastgrpo.policy.model import Policy
 from fastgrpo.types import PackedBatch, Response, Sequence
@@ -45,9 +45,9 @@ class OffPolicyBatch:
 
     def our_loss_and_gradient(self, old_logprobs: Tensor) -> tuple[Tensor, Tensor]:  # [], [N, L] by logprob
         logprobs = (old_logprobs + self.log_ratio)[self.mask].requires_grad_()
-        loss, _ = grpo_loss(
-            logprobs, old_logprobs[self.mask], self.advantages_of_tokens(), self.num_tokens, **CLIP
-        )  # fmt: skip
+        loss, *_ = grpo_loss(
+            logprobs, old_logprobs[self.mask], self.advantages_of_tokens(), None, self.num_tokens, Objective(**CLIP)
+        )
         loss.backward()
         return loss.detach(), torch.zeros_like(self.log_ratio).masked_scatter(self.mask, logprobs.grad)
 
@@ -117,7 +117,8 @@ def our_gradients(policy: Policy, batches: list[PackedBatch], num_loss_tokens: i
     for batch in batches:
         logprobs, _ = policy(batch)
         old = batch.old_logprobs.to(logprobs.dtype)
-        loss, _ = grpo_loss(logprobs, old, batch.advantages[batch.response_mask], num_loss_tokens, **CLIP)
+        advantages = batch.advantages[batch.response_mask]
+        loss, *_ = grpo_loss(logprobs, old, advantages, None, num_loss_tokens, Objective(**CLIP))
         loss.backward()
         total += loss.detach()
     return total, {name: p.grad.clone() for name, p in policy.model.named_parameters()}

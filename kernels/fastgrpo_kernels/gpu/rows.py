@@ -48,7 +48,7 @@ def row_gradient(
 
 def require_single(tensor: Tensor) -> None:
     if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"on CUDA the ops take bfloat16, float16 or float32, got {tensor.dtype}: check in float64 on CPU")
+        raise ValueError(f"on CUDA the ops take 16- and 32-bit floats, got {tensor.dtype}: check in float64 on a CPU")
 
 
 def inverse(transform: LogitTransform) -> tuple[float, Tensor | None]:

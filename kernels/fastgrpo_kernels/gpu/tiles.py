@@ -1,8 +1,8 @@
 """The LM head's matmul with the softmax's statistics taken from its float32 accumulators, tile by tile.
 
-What is stored of a logit, if anything, is its exponential relative to the highest of its row's tile, in 16 bits: with the
-exact statistics that gives the gradient at the precision of its own 16 bits, where a stored 16-bit logit loses 4 to 9
-times as much (kernels/README.md).
+What is stored of a logit, if anything, is its exponential relative to the highest of its row's tile, in 16 bits: with
+the exact statistics that gives the gradient at the precision of its own 16 bits, where a stored 16-bit logit loses 4
+to 9 times as much (kernels/README.md).
 """
 
 from typing import NamedTuple
@@ -51,13 +51,16 @@ def linear_tiles(
     num_rows, vocabulary = len(hidden), len(weight)
     num_tiles = triton.cdiv(vocabulary, shape.vocabulary)
     new = hidden.new_empty(num_tiles, num_rows, dtype=torch.float32)
-    stats = TileStats(new, torch.empty_like(new), torch.empty_like(new) if entropy else None, torch.full_like(new[0], float("nan")))
+    stats = TileStats(
+        new, torch.empty_like(new), torch.empty_like(new) if entropy else None, torch.full_like(new[0], float("nan"))
+    )
     scale, scales = inverse(transform)
     _linear_tiles[(triton.cdiv(num_rows, shape.rows) * num_tiles,)](
         hidden, weight, bias, target_ids, scales, scaled, *stats, num_rows, vocabulary, hidden.shape[1],
         hidden.stride(0), weight.stride(0), 0 if scaled is None else scaled.stride(0), scale,
-        PER_ROW=scales is not None, BLOCK_R=shape.rows, BLOCK_V=shape.vocabulary, BLOCK_D=shape.width,
-        GROUP=shape.group, num_warps=shape.num_warps, num_stages=shape.num_stages,
+        PER_ROW=scales is not None, EVEN_WIDTH=hidden.shape[1] % shape.width == 0, BLOCK_R=shape.rows,
+        BLOCK_V=shape.vocabulary, BLOCK_D=shape.width, GROUP=shape.group,
+        num_warps=shape.num_warps, num_stages=shape.num_stages,
     )  # fmt: skip
     return stats
 
@@ -113,6 +116,7 @@ def _linear_tiles(
     scaled_stride,
     inverse_temperature,
     PER_ROW: tl.constexpr,
+    EVEN_WIDTH: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -130,14 +134,18 @@ def _linear_tiles(
     rows = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     row_inside, column_inside = rows < num_rows, columns < vocabulary
-    # Rows beyond the end read the last one again: no mask in the loop but the width's.
+    # Rows beyond the end read the last one again: no mask in the loop.
     hidden_rows = hidden + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * hidden_stride
     weight_rows = weight + tl.minimum(columns, vocabulary - 1).to(tl.int64)[None, :] * weight_stride
     logits = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
     for start in range(0, width, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        a = tl.load(hidden_rows + d[None, :], mask=d[None, :] < width, other=0.0)
-        b = tl.load(weight_rows + d[:, None], mask=d[:, None] < width, other=0.0)
+        if EVEN_WIDTH:
+            a = tl.load(hidden_rows + d[None, :])
+            b = tl.load(weight_rows + d[:, None])
+        else:
+            a = tl.load(hidden_rows + d[None, :], mask=d[None, :] < width, other=0.0)
+            b = tl.load(weight_rows + d[:, None], mask=d[:, None] < width, other=0.0)
         logits = tl.dot(a, b, logits, input_precision="ieee")
     if bias is not None:
         logits += tl.load(bias + columns, mask=column_inside, other=0.0).to(tl.float32)[None, :]
@@ -146,21 +154,25 @@ def _linear_tiles(
     else:
         logits *= inverse_temperature
 
-    logits = tl.where(column_inside[None, :], logits, -float("inf"))
-    top = tl.maximum(tl.max(logits, 1), LOWEST)
-    e = tl.exp(logits - top[:, None])
-    at = tile.to(tl.int64) * num_rows + rows
-    tl.store(tops + at, top, mask=row_inside)
-    tl.store(totals + at, tl.sum(e, 1), mask=row_inside)
-    if weighteds is not None:
-        tl.store(weighteds + at, tl.sum(tl.where(e > 0, e * (logits - top[:, None]), 0.0), 1), mask=row_inside)
     target = tl.load(target_ids + rows, mask=row_inside, other=-1)
     here = row_inside & (target >= tile * BLOCK_V) & (target < tile * BLOCK_V + BLOCK_V) & (target < vocabulary)
     of_target = tl.sum(tl.where(columns[None, :] == target[:, None], logits, 0.0), 1)
     tl.store(targets + rows, of_target, mask=here)
+
+    logits = tl.where(column_inside[None, :], logits, LOWEST)
+    top = tl.maximum(tl.max(logits, 1), LOWEST)
+    logits = tl.maximum(logits - top[:, None], LOWEST)  # finite, so that times an exponential of 0 it is 0
+    at = tile.to(tl.int64) * num_rows + rows
+    tl.store(tops + at, top, mask=row_inside)
+    e = tl.exp(logits)
+    if weighteds is not None:
+        tl.store(weighteds + at, tl.sum(e * logits, 1), mask=row_inside)
+    tl.store(totals + at, tl.sum(e, 1), mask=row_inside)
     if scaled is not None:
-        to = scaled + rows.to(tl.int64)[:, None] * scaled_stride + columns[None, :]
-        tl.store(to, e.to(scaled.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+        # A tile's own offsets fit into 32 bits: half the registers.
+        corner = scaled + row_tile.to(tl.int64) * BLOCK_R * scaled_stride + tile * BLOCK_V
+        offsets = tl.arange(0, BLOCK_R)[:, None] * scaled_stride + tl.arange(0, BLOCK_V)[None, :]
+        tl.store(corner + offsets, e.to(scaled.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
 
 
 @triton.jit

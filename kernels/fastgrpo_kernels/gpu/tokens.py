@@ -26,7 +26,9 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
     grad_logprobs, ratio = new(tokens.logprobs), new(tokens.logprobs)
     grad_entropy = new(ratio) if objective.entropy_coef else None
     assert not by_response or tokens.cu_seqlens is not None
-    programs = len(tokens.cu_seqlens) - 1 if by_response and tokens.cu_seqlens is not None else triton.cdiv(num_tokens, _BLOCK)
+    programs = (
+        len(tokens.cu_seqlens) - 1 if by_response and tokens.cu_seqlens is not None else triton.cdiv(num_tokens, _BLOCK)
+    )
     partial_sums = ratio.new_empty(programs, _NUM_SUMS.value)
     if programs:
         mask = tokens.response_mask
@@ -42,7 +44,7 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
             SEQUENCE_RATIO=objective.sequence_ratio, BLOCK=_BLOCK,
         )  # fmt: skip
     sums = partial_sums.sum(0, dtype=torch.float64)
-    return TokenGradient(sums[0].float(), grad_logprobs, grad_entropy, ratio, sums[1:])
+    return TokenGradient(sums[0].float(), grad_logprobs, grad_entropy, ratio, sums[1:].clone())
 
 
 @triton.jit
@@ -59,7 +61,9 @@ def _bounded_exp(log_ratio):
 
 
 @triton.jit
-def _surrogate(ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, CISPO: tl.constexpr, DUAL: tl.constexpr):
+def _surrogate(
+    ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, CISPO: tl.constexpr, DUAL: tl.constexpr
+):
     """The surrogate, its derivatives to the log-ratio and to the logprob directly, and where which bound was met."""
     low, high = 1.0 - clip_low, 1.0 + clip_high
     clipped = tl.maximum(tl.minimum(ratio, high), low)

@@ -1,0 +1,56 @@
+"""Three ways from a packed micro-batch to the same loss. `fused` is what a run takes; the others check it."""
+
+from collections.abc import Callable
+from functools import partial
+
+from fastgrpo_kernels import GrpoOutput, Objective, grpo_loss, linear_grpo, reference
+
+from fastgrpo.policy.model import Policy
+from fastgrpo.types import PackedBatch
+
+# (policy, batch, num_loss_tokens, objective, entropy wanted) -> output over the R response tokens
+Loss = Callable[[Policy, PackedBatch, int, Objective, bool], GrpoOutput]
+
+
+def fused(policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: Objective, entropy: bool) -> GrpoOutput:
+    """Loss and gradient while a chunk's logits are live: three matmuls of the LM head."""
+    op = partial(
+        linear_grpo,
+        old_logprobs=batch.old_logprobs,
+        advantages=batch.advantages[batch.response_mask],
+        response_mask=None,
+        num_loss_tokens=num_loss_tokens,
+        objective=objective,
+    )
+    return policy(batch, entropy, op)
+
+
+def from_logprobs(
+    policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: Objective, entropy: bool
+) -> GrpoOutput:
+    """Logprobs, then the loss: four matmuls. Any policy that gives logprobs will do."""
+    logprobs, entropies = policy(batch, entropy)
+    advantages = batch.advantages[batch.response_mask]
+    loss, ratio, metrics = grpo_loss(
+        logprobs, batch.old_logprobs, advantages, None, num_loss_tokens, objective, entropy=entropies
+    )
+    return GrpoOutput(loss, logprobs.detach(), entropies, ratio, metrics)
+
+
+def by_definition(
+    policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: Objective, entropy: bool
+) -> GrpoOutput:
+    """All logits of the micro-batch at once, and autograd: the kernels' reference."""
+
+    def definition(hidden, weight, target_ids, *, bias, temperature, **_):  # type: ignore[no-untyped-def]
+        return reference.linear_logprobs(hidden, weight, target_ids, bias=bias, temperature=temperature)
+
+    logprobs, entropies = policy(batch, entropy, definition)
+    advantages = batch.advantages[batch.response_mask].to(logprobs.dtype)
+    loss = reference.grpo_loss(logprobs, batch.old_logprobs, advantages, num_loss_tokens, objective, entropy=entropies)
+    seen = grpo_loss(logprobs.detach(), batch.old_logprobs, advantages, None, num_loss_tokens, objective,
+                     entropy=entropies.detach())  # fmt: skip
+    return GrpoOutput(loss, logprobs.detach(), entropies, seen.ratio, seen.metrics)
+
+
+LOSSES: dict[str, Loss] = {"fused": fused, "logprobs": from_logprobs, "reference": by_definition}

@@ -1,0 +1,23 @@
+"""Every backend that this machine can run: without a GPU the Triton kernels are interpreted, on CPU tensors."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
+
+from fastgrpo_kernels.dispatch import Backend, forced
+
+
+@pytest.fixture(params=["plain", "native", "gpu"])
+def backend(request) -> Backend:
+    """The ops run on this backend for the length of the test."""
+    with forced(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend: Backend) -> torch.device:
+    return torch.device("cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu")
