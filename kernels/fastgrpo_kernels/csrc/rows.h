@@ -73,7 +73,8 @@ inline void stats_of_row(const Rows<T>& rows, const RowStats<T>& stats, int64_t 
   const T scale = scale_of(rows, row);
   const int64_t target = rows.target_ids[row];
   T maximum = -INFINITY, target_logit = 0;
-  Vector<T> sum{}, weighted{};  // of exp(x - maximum), and of (x - maximum) * exp(x - maximum)
+  // Of exp(x - maximum), and of (x - maximum) * exp(x - maximum); in double, since a row has many blocks.
+  double sum = 0, weighted = 0;
   for (int64_t start = 0; start < rows.vocabulary; start += kBlock) {
     const int count = int(rows.vocabulary - start < kBlock ? rows.vocabulary - start : kBlock);
     load_block(rows, row, start, count, block);
@@ -85,26 +86,27 @@ inline void stats_of_row(const Rows<T>& rows, const RowStats<T>& stats, int64_t 
     T highest = top[0];
     for (int i = 1; i < lanes; ++i) highest = highest > top[i] ? highest : top[i];
     if (highest > maximum) {
-      const T difference = maximum - highest;
-      const T shrink = std::exp(difference);
+      const double difference = double(maximum) - double(highest), shrink = std::exp(difference);
       // With x - maximum growing by `difference`: sum(x e) = shrink * (sum(x e) + difference * sum(e)).
       if (kEntropy && maximum != -INFINITY) weighted = (weighted + sum * difference) * shrink;
       sum *= shrink;
       maximum = highest;
     }
     const T base = maximum == -INFINITY ? T(0) : maximum;
+    Vector<T> block_sum{}, block_weighted{};
     for (int i = 0; i < count; i += lanes) {
       const Vector<T> x = load(block + i) - base;
       const Vector<T> e = exp_of(x);
-      sum += e;
-      if (kEntropy) weighted += e == T(0) ? Vector<T>{} : x * e;  // not -inf * 0
+      block_sum += e;
+      if (kEntropy) block_weighted += e == T(0) ? Vector<T>{} : x * e;  // not -inf * 0
     }
+    sum += double(sum_of<T>(block_sum));
+    if (kEntropy) weighted += double(sum_of<T>(block_weighted));
   }
-  const T total = sum_of<T>(sum);
-  const T log_total = std::log(total);
-  stats.lse[row] = maximum + log_total;
-  stats.logprobs[row] = (target_logit - maximum) - log_total;
-  if (kEntropy) stats.entropy[row] = log_total - sum_of<T>(weighted) / total;
+  const double log_sum = std::log(sum);
+  stats.lse[row] = T(double(maximum) + log_sum);
+  stats.logprobs[row] = T(double(target_logit) - double(maximum) - log_sum);
+  if (kEntropy) stats.entropy[row] = T(log_sum - weighted / sum);
 }
 
 template <typename T>

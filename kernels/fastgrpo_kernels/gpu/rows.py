@@ -65,7 +65,7 @@ def _launch(logits: Tensor) -> dict[str, int]:
 @triton.jit
 def _transformed(x, scale, softcap, SOFTCAP: tl.constexpr):
     """The logit as the softmax sees it, and its derivative to the bare one."""
-    slope = x * 0.0 + scale
+    slope = tl.zeros_like(x) + scale  # not x * 0, which is NaN for a forbidden token's -inf
     if SOFTCAP:
         bent = 2.0 * tl.sigmoid(2.0 * x / softcap) - 1.0  # tanh
         x = softcap * bent
