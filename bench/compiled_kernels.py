@@ -39,12 +39,14 @@ def variants() -> list[Variant]:
     rows = {"target_ids": _I, "logprobs": _F, "lse": _F}
     row_switches = {"PER_ROW": False, "SOFTCAP": False, "BLOCK_V": 4096}
     absent = {"inverse_temperatures": None}
-    plain_tokens = {name: _F for name in ("logprobs", "old_logprobs", "advantages", "num_loss_tokens", "grad_logprobs", "ratios", "partial_sums")}
-    more_tokens = {name: _F for name in ("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy")}
+    plain_tokens = dict.fromkeys(
+        ("logprobs", "old_logprobs", "advantages", "num_loss_tokens", "grad_logprobs", "ratios", "partial_sums"), _F
+    )
+    more_tokens = dict.fromkeys(("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy"), _F)
     token_switches = {"CISPO": False, "DUAL": True, "CAP": False, "KL": 0, "CORRECTION": 0, "BLOCK": 1024}
     tiles = {"hidden": _H, "weight": _H, "target_ids": _I, "tops": _F, "totals": _F, "targets": _F}
     tile_switches = {"PER_ROW": False, "BLOCK_R": tile.rows, "BLOCK_V": tile.vocabulary}
-    matmul = {**absent, "bias": None, "BLOCK_D": tile.width, "GROUP": tile.group, **tile_switches}
+    matmul = {**absent, "bias": None, "EVEN_WIDTH": True, "BLOCK_D": tile.width, "GROUP": tile.group, **tile_switches}
     launch = (tile.num_warps, tile.num_stages)
     switches = {"LEAVE_ONE_OUT": False, "SCALE": True}
     return [
@@ -68,10 +70,7 @@ def variants() -> list[Variant]:
     ]  # fmt: skip
 
 
-_SCALARS = {name: "fp32" for name in (
-    "inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef",
-    "correction_low", "correction_high",
-)}  # fmt: skip
+_SCALARS = dict.fromkeys(("inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high"), "fp32")  # fmt: skip
 
 
 def compiled(variant: Variant, capability: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What all subjects share: the machine's facts, time, peak memory, fresh processes, results and tables."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -100,27 +101,69 @@ def timed(
 ) -> Timing:
     """Wall-clock time of ``work``, device included: warmed up for a time, at least once, then the median of up to
     ``repeats`` runs, fewer where they would take longer than ``budget_s`` together."""
+    _warm_up(work, device, warmup_s)
+    times: list[float] = []
+    while len(times) < repeats and (not times or sum(times) + times[-1] <= budget_s):
+        times.append(_seconds(work, device))
+    return Timing(statistics.median(times), spread_frac(times), len(times))
+
+
+def interleaved(
+    works: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    *,
+    prepare: Callable[[], Any] = lambda: None,
+    rounds: int = 5,
+    warmup_s: float = 0.5,
+    budget_s: float = 180.0,
+) -> dict[str, list[float]]:
+    """Seconds of each work in each round, one run of every work in turn: what else the machine does meets them all.
+
+    Each is warmed up for a time, at least once. ``prepare`` comes before every run and is not timed. There are fewer
+    rounds, at least one, where they would take longer than ``budget_s`` together.
+    """
+    for work in works.values():
+        prepare()
+        _warm_up(work, device, warmup_s)
+    times: dict[str, list[float]] = {name: [] for name in works}
+    started = time.perf_counter()
+    for done in range(rounds):
+        if done and (time.perf_counter() - started) * (done + 1) / done > budget_s:
+            break
+        for name, work in works.items():
+            prepare()
+            synchronize(device)
+            times[name].append(_seconds(work, device))
+    return times
+
+
+def spread_frac(values: Sequence[float]) -> float:
+    """From the smallest to the largest, over the median."""
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+def _warm_up(work: Callable[[], Any], device: torch.device, seconds: float) -> None:
     started = time.perf_counter()
     while True:
         work()
         synchronize(device)
-        if time.perf_counter() - started >= warmup_s:
-            break
-    times: list[float] = []
-    while len(times) < repeats and (not times or sum(times) + times[-1] <= budget_s):
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    median = statistics.median(times)
-    return Timing(median, (max(times) - min(times)) / median, len(times))
+        if time.perf_counter() - started >= seconds:
+            return
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 class PeakMemory:
     """The most bytes that the block held at one time above what it found: ``with PeakMemory(device) as peak``.
 
-    CUDA: the allocator's own count. CPU: resident memory, read every millisecond, and the process's high-water mark
-    where the block raised it. Freed memory counts as long as malloc keeps it, which ``run_worker`` switches off.
+    CUDA: the allocator's own count. CPU: the process's high-water mark of resident memory, set back before the block;
+    where it cannot be set back and the block does not raise it, resident memory read every millisecond. Freed memory
+    counts as long as malloc keeps it, which ``run_worker`` switches off.
     """
 
     baseline_bytes: int
@@ -135,6 +178,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.baseline_bytes = torch.cuda.memory_allocated(self.device)
         else:
+            _reset_high_water()
             self.baseline_bytes, self._sampled, self._mark = _resident_bytes(), 0, _high_water_bytes()
             self._done = threading.Event()
             self._sampler = threading.Thread(target=self._sample, daemon=True)
@@ -158,6 +202,11 @@ class PeakMemory:
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _reset_high_water() -> None:
+    with contextlib.suppress(OSError):  # Linux has it; a sandbox may forbid it
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _high_water_bytes() -> int:

@@ -1,5 +1,6 @@
 """What the public functions refuse, in words, and how they take their inputs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from fastgrpo_kernels.primitives import LogitTransform, statistics_dtype
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str | Callable[[], str]) -> None:
+    """A message with numbers is a function: built on failure alone, and never while torch.compile traces."""
     if not condition:
-        raise ValueError(message)
+        raise ValueError(message if isinstance(message, str) else message())
 
 
 def head_inputs(
@@ -22,31 +24,37 @@ def head_inputs(
 
     Raises ValueError for shapes, dtypes or devices that do not fit, and for a sharded weight.
     """
-    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        require(
-            not _is_sharded(tensor),
-            f"{name} is a DTensor: call the op inside the forward of the module that FSDP2 wraps, where the weight is "
-            f"whole, or pass {name}.full_tensor()",
-        )
+    sharded = [n for n, t in (("hidden", hidden), ("weight", weight), ("bias", bias)) if _is_sharded(t)]
+    require(
+        not sharded,
+        lambda: (
+            f"{sharded[0]} is a DTensor: call the op inside the forward of the module that FSDP2 wraps, where the "
+            f"weight is whole, or pass {sharded[0]}.full_tensor()"
+        ),
+    )
     require(
         hidden.dim() == 2 and weight.dim() == 2 and hidden.shape[1] == weight.shape[1]
         and target_ids.shape == hidden.shape[:1] and (bias is None or bias.shape == weight.shape[:1]),
-        f"need hidden [T, D], weight [V, D], target_ids [T] and bias [V] or None, got {list(hidden.shape)}, "
+        lambda: f"need hidden [T, D], weight [V, D], target_ids [T] and bias [V] or None, got {list(hidden.shape)}, "
         f"{list(weight.shape)}, {list(target_ids.shape)} and {None if bias is None else list(bias.shape)}",
     )  # fmt: skip
-    require(target_ids.dtype == torch.int64, f"target_ids must be int64, got {target_ids.dtype}")
+    require(target_ids.dtype == torch.int64, lambda: f"target_ids must be int64, got {target_ids.dtype}")
     require(
         hidden.device == weight.device == target_ids.device,
-        f"hidden, weight and target_ids must be on one device, got {hidden.device}, {weight.device} and "
-        f"{target_ids.device}",
+        lambda: (
+            f"hidden, weight and target_ids must be on one device, got {hidden.device}, {weight.device} and "
+            f"{target_ids.device}"
+        ),
     )
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     require(
         hidden.dtype in _FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
-        f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
-        f"{None if bias is None else bias.dtype}: cast them, or use autocast",
+        lambda: (
+            f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
+            f"{None if bias is None else bias.dtype}: cast them, or use autocast"
+        ),
     )
     return hidden, weight, bias
 
@@ -55,14 +63,14 @@ def logit_transform(
     temperature: float | Tensor, softcap: float | None, num_rows: int, logits_dtype: torch.dtype
 ) -> LogitTransform:
     """Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0."""
-    require(softcap is None or softcap > 0, f"softcap must be above 0, or None, got {softcap}")
+    require(softcap is None or softcap > 0, lambda: f"softcap must be above 0, or None, got {softcap}")
     if isinstance(temperature, Tensor):
         require(
             temperature.shape == (num_rows,),
-            f"temperature must be a float or one per token [{num_rows}], got {list(temperature.shape)}",
+            lambda: f"temperature must be a float or one per token [{num_rows}], got {list(temperature.shape)}",
         )
         return LogitTransform(temperature.detach().to(statistics_dtype(logits_dtype)).contiguous(), softcap or 0.0)
-    require(temperature > 0, f"temperature must be above 0, got {temperature}")
+    require(temperature > 0, lambda: f"temperature must be above 0, got {temperature}")
     return LogitTransform(float(temperature), softcap or 0.0)
 
 
@@ -77,7 +85,7 @@ def token_field(values: Tensor | None, name: str, num_tokens: int, dtype: torch.
     """One value per token, without gradient, in the dtype of the statistics."""
     if values is None:
         return None
-    require(values.shape == (num_tokens,), f"{name} must be [T] = [{num_tokens}], got {list(values.shape)}")
+    require(values.shape == (num_tokens,), lambda: f"{name} must be [T] = [{num_tokens}], got {list(values.shape)}")
     return values.detach().to(dtype).contiguous()
 
 

@@ -31,13 +31,14 @@ def group_advantages(
 
     Raises ValueError unless just one of ``group_size`` and ``cu_groups`` is given and fits.
     """
-    require(rewards.dim() == 1, f"rewards must be [N], got {list(rewards.shape)}")
+    require(rewards.dim() == 1, lambda: f"rewards must be [N], got {list(rewards.shape)}")
     require((group_size is None) != (cu_groups is None), "give group_size, or cu_groups for ragged groups")
-    require(baseline in ("mean", "leave_one_out"), f"baseline must be mean or leave_one_out, got {baseline!r}")
-    require(scale in ("group", "batch", "none"), f"scale must be group, batch or none, got {scale!r}")
+    require(baseline in ("mean", "leave_one_out"), lambda: f"baseline must be mean or leave_one_out, got {baseline!r}")
+    require(scale in ("group", "batch", "none"), lambda: f"scale must be group, batch or none, got {scale!r}")
     if group_size is not None:
         require(
-            group_size > 0 and len(rewards) % group_size == 0, f"{len(rewards)} rewards are not groups of {group_size}"
+            group_size > 0 and len(rewards) % group_size == 0,
+            lambda: f"{len(rewards)} rewards are not groups of {group_size}",
         )
     rewards = rewards.detach().to(statistics_dtype(rewards.dtype)).contiguous()
     if cu_groups is not None:

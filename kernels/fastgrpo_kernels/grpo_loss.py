@@ -46,10 +46,10 @@ def grpo_loss(
     objective = objective or Objective()
     dtype = statistics_dtype(logprobs.dtype)
     num_tokens = len(logprobs)
-    require(logprobs.dim() == 1, f"logprobs must be [T], got {list(logprobs.shape)}")
+    require(logprobs.dim() == 1, lambda: f"logprobs must be [T], got {list(logprobs.shape)}")
     require(
         not objective.entropy_coef or entropy is not None,
-        f"entropy_coef {objective.entropy_coef} needs the entropy of every token",
+        lambda: f"entropy_coef {objective.entropy_coef} needs the entropy of every token",
     )
     require(entropy is None or entropy.shape == logprobs.shape, "entropy must be [T] as logprobs are")
     fields = check_tokens(
@@ -76,10 +76,12 @@ def check_tokens(
     cu_seqlens: Tensor | None,
 ) -> list[Tensor | None]:
     """The fields as the ops take them. Raises ValueError for a shape that does not fit and for what is missing."""
-    require(not objective.kl_coef or ref_logprobs is not None, f"kl_coef {objective.kl_coef} needs ref_logprobs")
+    require(
+        not objective.kl_coef or ref_logprobs is not None, lambda: f"kl_coef {objective.kl_coef} needs ref_logprobs"
+    )
     require(
         objective.correction == "none" or rollout_logprobs is not None,
-        f"the correction {objective.correction!r} needs rollout_logprobs",
+        lambda: f"the correction {objective.correction!r} needs rollout_logprobs",
     )
     require(
         not objective.needs_whole_responses or cu_seqlens is not None,
@@ -87,7 +89,7 @@ def check_tokens(
     )
     require(
         response_mask is None or (response_mask.dtype == torch.bool and response_mask.shape == (num_tokens,)),
-        f"response_mask must be [T] = [{num_tokens}] bool",
+        lambda: f"response_mask must be [T] = [{num_tokens}] bool",
     )
     return [
         token_field(old_logprobs, "old_logprobs", num_tokens, dtype),
@@ -105,7 +107,7 @@ def as_count(num_loss_tokens: int | Tensor, device: torch.device, dtype: torch.d
     if isinstance(num_loss_tokens, Tensor):
         require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
         return num_loss_tokens.detach().to(device, dtype).reshape(())
-    require(num_loss_tokens > 0, f"num_loss_tokens must be above 0, got {num_loss_tokens}")
+    require(num_loss_tokens > 0, lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens}")
     return torch.full((), num_loss_tokens, device=device, dtype=dtype)
 
 

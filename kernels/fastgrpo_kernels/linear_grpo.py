@@ -104,11 +104,13 @@ def linear_grpo_into(
     wide = statistics_dtype(hidden.dtype)
     require(
         main_gradient.shape == weight.shape and main_gradient.dtype == wide,
-        f"main_gradient must be {wide} of the weight's shape {list(weight.shape)}, got {main_gradient.dtype} "
-        f"{list(main_gradient.shape)}",
+        lambda: (
+            f"main_gradient must be {wide} of the weight's shape {list(weight.shape)}, got {main_gradient.dtype} "
+            f"{list(main_gradient.shape)}"
+        ),
     )
     unwanted = {"bias", "rows"} & options.keys()
-    require(not unwanted, f"linear_grpo_into takes no {' and no '.join(sorted(unwanted))}: use linear_grpo")
+    require(not unwanted, lambda: f"linear_grpo_into takes no {' and no '.join(sorted(unwanted))}: use linear_grpo")
     every_row = torch.arange(len(hidden), device=hidden.device)
     given = _prepare(
         hidden, weight, target_ids, old_logprobs, advantages, response_mask, num_loss_tokens, objective,
@@ -183,12 +185,14 @@ def _prepare(
     hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
     num_tokens, dtype = len(hidden), statistics_dtype(hidden.dtype)
     transform = logit_transform(temperature, softcap, num_tokens, hidden.dtype)
-    require(chunk_tokens is None or chunk_tokens > 0, f"chunk_tokens must be above 0, or None, got {chunk_tokens}")
+    require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
     if advantages is None:
         require(rewards is not None and cu_seqlens is not None, "without advantages, rewards and cu_seqlens are needed")
         assert rewards is not None and cu_seqlens is not None
         each = group_advantages(rewards, group_size, cu_groups=cu_groups, baseline=baseline, scale=scale)
-        require(len(cu_seqlens) == len(each) + 1, f"got {len(each)} rewards for {len(cu_seqlens) - 1} responses")
+        require(
+            len(cu_seqlens) == len(each) + 1, lambda: f"got {len(each)} rewards for {len(cu_seqlens) - 1} responses"
+        )
         advantages = torch.repeat_interleave(each, cu_seqlens.diff(), output_size=num_tokens)
     else:
         require(rewards is None, "give advantages or rewards, not both")
@@ -422,9 +426,9 @@ def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | Non
             grad_loss = grad_loss / num_loss_tokens
         for i, (needed, gradient) in enumerate(zip(ctx.needed, formed, strict=True)):
             if needed:
-                # In place, which a second call would notice: a copy of dW costs as much as dW.
-                compiling = torch.compiler.is_compiling()
-                gradients[i] = gradient * grad_loss if compiling else gradient.mul_(grad_loss)
+                # In place, which a second call would notice: a copy of dW costs as much as dW. Not while it is traced.
+                eager = type(gradient) is Tensor
+                gradients[i] = gradient.mul_(grad_loss) if eager else gradient * grad_loss
     return (*gradients, *[None] * (ctx.num_inputs - 3))
 
 

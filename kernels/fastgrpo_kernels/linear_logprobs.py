@@ -37,7 +37,7 @@ def linear_logprobs(
     """
     hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
     transform = logit_transform(temperature, softcap, len(hidden), hidden.dtype)
-    require(chunk_tokens is None or chunk_tokens > 0, f"chunk_tokens must be above 0, or None, got {chunk_tokens}")
+    require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
     logprobs, _, entropies = _forward(
         hidden, weight, bias, target_ids, *split_temperature(transform), transform.softcap, entropy, chunk_tokens or 0
     )

@@ -27,10 +27,12 @@ def logprobs_from_logits(
     """
     require(
         logits.dim() == 2 and target_ids.shape == logits.shape[:1] and target_ids.dtype == torch.int64,
-        f"need logits [T, V] and target_ids [T] int64, got {list(logits.shape)} and {list(target_ids.shape)} "
-        f"{target_ids.dtype}",
+        lambda: (
+            f"need logits [T, V] and target_ids [T] int64, got {list(logits.shape)} and {list(target_ids.shape)} "
+            f"{target_ids.dtype}"
+        ),
     )
-    require(logits.is_floating_point(), f"logits must be floating-point, got {logits.dtype}")
+    require(logits.is_floating_point(), lambda: f"logits must be floating-point, got {logits.dtype}")
     transform = logit_transform(temperature, softcap, len(logits), logits.dtype)
     if logits.dtype == torch.float16 and logits.device.type == "cpu":
         logits = logits.float()

@@ -1,0 +1,99 @@
+"""Hidden states to the GRPO loss and its gradients, beside three matmuls, plain torch and the peers' heads.
+
+Peers that give logprobs alone get an eager loss behind them. Plain cross entropy, which cannot be the GRPO loss, is
+timed as a relative and compared with nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from fastgrpo_kernels import Objective, reference
+
+from bench.head_implementations import (
+    CLIP_HIGH,
+    CLIP_LOW,
+    NAIVE,
+    OverwrittenByTorch,
+    differentiated,
+    head_backends,
+    head_implementations,
+    our_grpo,
+    our_two_ops,
+    three_matmuls,
+    with_eager_loss,
+    within,
+)
+from bench.kernel_inputs import HeadInputs
+from bench.kernel_subjects import (
+    Headline,
+    Implementation,
+    Measured,
+    Outcome,
+    Subject,
+    Table,
+    peak_gb,
+    peak_of_plain,
+    run_subject,
+    times_limit,
+)
+
+MODE = "forward and backward"
+ORACLE_SHAPE = (128, 256, 4104)
+SHAPES = {"cpu": (1024, 896, 65536), "cuda": (16384, 1536, 151936), "quick": (128, 64, 1000)}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 1 if ours fails, or errs more than twice as much as plain torch in the same dtype."""
+    description = (__doc__ or "").split("\n")[0]
+    return run_subject(Subject("linear_grpo", description, "T,D,V", SHAPES, tables, headline), argv)
+
+
+def tables(device: torch.device) -> list[Table]:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return [
+        Table(
+            mode=MODE,
+            implementations=implementations(device),
+            plain=NAIVE,
+            inputs=lambda shape, device, seed=0: HeadInputs.random(*shape, dtype, device),
+            oracle=oracle,
+            oracle_shape=ORACLE_SHAPE,
+            limit="three matmuls",
+            limit_work=three_matmuls,
+            dtype=dtype,
+        )
+    ]
+
+
+def implementations(device: torch.device) -> list[Implementation]:
+    from bench.peers.kernels import GRPO
+
+    found = head_implementations(device, our_grpo, differentiated, with_eager_loss, OverwrittenByTorch.grpo)
+    _, why_not, block = next(iter(head_backends(device)))
+    two_ops = Implementation("ours, in two ops (four matmuls)", within(block, differentiated(our_two_ops)), why_not)
+    fused = [Implementation(peer.name, differentiated(peer), peer.why_not(device)) for peer in GRPO]
+    return [*found, two_ops, *fused]
+
+
+def oracle(inputs: HeadInputs) -> Outcome:
+    exact = inputs.exact()
+    objective = Objective(clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
+
+    def loss(x: HeadInputs) -> torch.Tensor:
+        return reference.linear_grpo(
+            x.hidden, x.weight, x.target_ids, x.old_logprobs, x.advantages, x.num_tokens, objective
+        )
+
+    return differentiated(loss)(exact)
+
+
+def headline(measured: Measured) -> Headline:
+    if measured.device.type == "cuda":
+        return [
+            times_limit(measured, MODE, "{} / three matmuls", "<= 1.15x"),
+            peak_gb(measured, MODE, "{}, peak", "<= 2.3 GB"),
+        ]
+    return [
+        times_limit(measured, MODE, "{} / three matmuls", "<= 1.10x"),
+        peak_of_plain(measured, MODE, "{}, peak / naive's", "<= 0.35x"),
+    ]

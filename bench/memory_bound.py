@@ -1,0 +1,50 @@
+"""What the subjects share whose limit is memory: copies of as many bytes, and their bars."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from bench.kernel_subjects import Headline, Measured, faster_than
+
+EAGER = "eager torch"
+COMPILED = "torch.compile"
+LIMIT = "a copy of its bytes"
+
+
+def compiled(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """At its first call: to import the compiler takes seconds, which a run without it should not."""
+
+    @cache
+    def made() -> Callable[[Any], Any]:
+        return torch.compile(function, dynamic=False)
+
+    return lambda inputs: made()(inputs)
+
+
+def copy_of(num_bytes: int, device: torch.device) -> Callable[[], object]:
+    """A copy that reads and writes ``num_bytes`` together."""
+    source = torch.ones(num_bytes // 8, device=device)
+    target = torch.zeros_like(source)
+    return lambda: target.copy_(source)
+
+
+def headline(measured: Measured, mode: str, num_bytes: int) -> Headline:
+    """CPU: times eager torch. CUDA: the share of copy bandwidth, of as many bytes and of a large copy."""
+    if measured.device.type == "cpu":
+        return [faster_than(measured, mode, EAGER, f"{mode}: {EAGER} / {{}}", ">= 3x")]
+    row = measured.ours(mode)
+    if not row:
+        return [(mode, "did not run", ">= 80 %")]
+    what, share = f"{mode}: {row['name']}", num_bytes / row["seconds"] / large_copy_bytes_per_s(measured.device)
+    return [
+        (f"{what}, share of a large copy's bandwidth", f"{share:.0%}", ">= 80 %"),
+        (f"{what}, share of an equal copy's bandwidth", f"{1 / row['ratio']:.0%}", ">= 80 %"),
+    ]
+
+
+def large_copy_bytes_per_s(device: torch.device) -> float:
+    from bench.limits import measured_peak
+
+    return measured_peak(device, torch.float32).bytes_per_s

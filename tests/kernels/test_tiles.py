@@ -1,0 +1,121 @@
+"""The Triton matmul that takes the softmax's statistics on its way, and stores scaled exponentials or nothing."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from fastgrpo_kernels import Objective, dispatch, head, linear_logprobs, reference
+from fastgrpo_kernels.primitives import LogitTransform
+
+from tests.kernels.cases import OBJECTIVES, assert_as_exact_as_torch, make_case, value_and_gradients
+
+pytest.importorskip("triton")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+# Interpreted, a 16-bit product of matrices is wrong (bfloat16) or slow, and tiles have to be small.
+DTYPES = [torch.bfloat16, torch.float16] if ON_GPU else [torch.float32]
+
+
+@pytest.fixture(autouse=True)
+def tiles(monkeypatch):
+    from fastgrpo_kernels.gpu import tiles
+
+    if not ON_GPU:
+        shape = tiles.TileShape(rows=16, vocabulary=64, width=16, group=2)
+        monkeypatch.setattr(tiles, "TileShape", lambda: shape)
+
+    def tiled(*inputs, keep_logits=True, keep_exact=False):
+        if inputs[4].softcap or keep_exact:
+            return head.LogitsHead(*inputs)
+        return head.TiledHead(*inputs, keep_logits)
+
+    for name in ("linear_grpo", "linear_logprobs"):  # the modules, not the functions of that name
+        monkeypatch.setattr(import_module(f"fastgrpo_kernels.{name}"), "make_head", tiled)
+    with dispatch.forced("gpu"):
+        yield
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["plain", "gspo", "k3", "sequence_mask", "entropy"])
+@pytest.mark.parametrize("width", [24, 32])
+def test_a_step_is_as_exact_as_plain_torch(dtype, name, width):
+    case = make_case(37, width, 257, dtype=dtype, temperature=0.7)
+    options = {"temperature": 0.7}
+    ours = value_and_gradients(
+        case.to(dtype, DEVICE), lambda c: c.ours(OBJECTIVES[name], chunk_tokens=20, entropy=True, **options).loss
+    )
+    torchs = value_and_gradients(case.to(dtype), lambda c: c.definition(OBJECTIVES[name], **options))
+    oracle = value_and_gradients(case.to(torch.float64), lambda c: c.definition(OBJECTIVES[name], **options))
+    assert_as_exact_as_torch(ours, torchs, oracle, largest_terms=1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 16, 33])
+def test_logprobs_and_entropy_are_float32_exact_whatever_the_weights(dtype, num_tokens):
+    """From the accumulators: not by way of 16-bit logits, which would be off by up to 0.08."""
+    case = make_case(num_tokens, 24, 500, dtype=dtype)
+    temperature = torch.linspace(0.5, 2, num_tokens)
+    given = case.to(dtype, DEVICE)
+    with torch.no_grad():
+        logprobs, entropy = linear_logprobs(
+            given.hidden,
+            given.weight,
+            given.target_ids,
+            bias=given.bias,
+            temperature=temperature.to(DEVICE),
+            entropy=True,
+        )
+    exact = case.to(torch.float64)
+    expected = reference.linear_logprobs(
+        exact.hidden, exact.weight, exact.target_ids, bias=exact.bias, temperature=temperature
+    )
+    for got, right in zip((logprobs, entropy), expected, strict=True):
+        torch.testing.assert_close(got.double().cpu(), right.detach(), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_logits(dtype):
+    for shift in (-1e4, 1e4):
+        case = make_case(20, 16, 257, dtype=dtype, scale=100.0)
+        biased = case.bias + shift
+        given = case.to(dtype, DEVICE)
+        with torch.no_grad():
+            logprobs, entropy = linear_logprobs(
+                given.hidden, given.weight, given.target_ids, bias=biased.to(DEVICE, dtype), entropy=True
+            )
+        exact = case.to(torch.float64)
+        expected, _ = reference.linear_logprobs(
+            exact.hidden, exact.weight, exact.target_ids, bias=biased.to(dtype).double()
+        )
+        assert torch.isfinite(logprobs).all() and torch.isfinite(entropy).all()
+        torch.testing.assert_close(logprobs.double().cpu(), expected.detach(), rtol=1e-4, atol=2e-2)
+
+
+def test_without_a_gradient_to_come_no_logits_are_stored_in_any_form(monkeypatch):
+    buffers = []
+    make = head.TiledHead.__init__
+    monkeypatch.setattr(
+        head.TiledHead, "__init__", lambda self, *a: (make(self, *a), buffers.append(self._buffer.numel()))[0]
+    )
+    case = make_case(20, 16, 257).to(DTYPES[0], DEVICE)
+    with torch.no_grad():
+        case.ours(Objective())
+        linear_logprobs(case.hidden, case.weight, case.target_ids)
+    assert buffers == [0, 0]
+    case.ours(Objective())
+    assert buffers[2] > 0
+
+
+def test_a_gpu_takes_tiles_where_they_are_better(monkeypatch):
+    """Never for an entropy's gradient, a softcap or float32; for logprobs alone always; else from Hopper on."""
+    monkeypatch.undo()
+    gpu = torch.device("cuda")
+    for capability, expected in (((8, 0), False), ((9, 0), True), ((10, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
+        assert head._tiles_are_better(gpu, keep_logits=True) is expected
+        assert head._tiles_are_better(gpu, keep_logits=False)
+        with head.first_matmul("cublas"):
+            assert not head._tiles_are_better(gpu, keep_logits=False)
+    hidden, weight = torch.zeros(4, 8), torch.zeros(5, 8)
+    made = head.make_head(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform(), 0)
+    assert type(made) is head.LogitsHead
