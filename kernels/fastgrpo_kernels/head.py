@@ -11,20 +11,29 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.dispatch import backend_for, primitives_for
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
 if TYPE_CHECKING:
     from fastgrpo_kernels.gpu.tiles import TileStats
 
 _MIN_LOGIT_BYTES = 2**25
+# On a CPU a few hundred tokens by this many columns at a time run as fast as all tokens by all columns; by all columns
+# alone they are a sixth slower (kernels/README.md).
+_CPU_COLUMNS = 1024
 
 
 def chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
-    """Slices of at most ``chunk_tokens`` rows, as equal as can be: a short last one would cost a whole pass over dW."""
+    """Slices of at most ``chunk_tokens`` rows, as equal as can be: a short last one would cost a whole pass over dW.
+
+    They start at multiples of 16 where they are longer: matmuls of odd shapes are slower.
+    """
     count = -(-num_rows // chunk_tokens)
+    step = 16 if chunk_tokens % 16 == 0 else 1
+    units = -(-num_rows // step)
     for i in range(count):
-        yield slice(num_rows * i // count, num_rows * (i + 1) // count)
+        start, stop = units * i // count * step, units * (i + 1) // count * step
+        yield slice(start, min(stop, num_rows))
 
 
 class LogitsHead:
@@ -47,7 +56,8 @@ class LogitsHead:
         self.target_ids, self.transform = target_ids, transform
         self.primitives = primitives_for(hidden.device)
         self.chunk_tokens = chunk_tokens or default_chunk_tokens(weight, hidden.device)
-        self._buffer = hidden.new_empty(self._longest(), len(weight), dtype=statistics_dtype(hidden.dtype))
+        self._columns = _CPU_COLUMNS if hidden.device.type == "cpu" else len(weight)
+        self._buffer = _new_matrix(hidden, self._longest(), len(weight))
 
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.hidden), self.chunk_tokens)
@@ -57,7 +67,9 @@ class LogitsHead:
 
     def compute(self, rows: slice) -> None:
         """The chunk's logits into the buffer: one matmul."""
-        multiply(self.hidden[rows], self.weight.T, self.logits(rows))
+        logits, hidden = self.logits(rows), self.hidden[rows]
+        for columns in chunks(len(self.weight), self._columns):
+            multiply(hidden, self.weight[columns].T, logits[:, columns])
         if self.bias is not None:
             self.logits(rows).add_(self.bias)
 
@@ -199,7 +211,7 @@ class HeadGradients:
         self._weight_is_empty = weight and into_weight is None
         if self._weight_is_empty:
             # Rounding the sum to 16 bits at every chunk would lose its small terms.
-            self.weight = torch.empty_like(head.weight, dtype=accumulator)
+            self.weight = _new_matrix(head.hidden, *head.weight.shape)
         self.bias = head.weight.new_zeros(len(head.weight), dtype=accumulator) if bias else None
 
     def add(self, rows: slice, grad_logits: Tensor) -> None:  # [R, V]
@@ -229,6 +241,16 @@ class HeadGradients:
         return hidden.to(dtype), weight.to(dtype), bias.to(dtype)
 
 
+def _new_matrix(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Uninitialised, in the dtype of the statistics of `like`."""
+    matrix = like.new_empty(rows, columns, dtype=statistics_dtype(like.dtype))
+    if backend_for(like.device) == "native":
+        from fastgrpo_kernels.native import advise_huge_pages
+
+        return advise_huge_pages(matrix)
+    return matrix
+
+
 def default_chunk_tokens(weight: Tensor, device: torch.device) -> int:
     """Rows of logits at one time.
 
@@ -239,7 +261,7 @@ def default_chunk_tokens(weight: Tensor, device: torch.device) -> int:
     if device.type == "cuda":
         return 2048
     vocabulary, width = weight.shape
-    return max(2 * width // 5, _MIN_LOGIT_BYTES // (4 * max(vocabulary, 1)), 32)
+    return max(2 * width // 5, _MIN_LOGIT_BYTES // (4 * max(vocabulary, 1)), 32) // 16 * 16
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
