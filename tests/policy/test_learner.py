@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
+from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.packing import SequenceCost
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy
@@ -11,12 +11,6 @@ from fastgrpo.policy.optimizer import clip, learning_rate
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from tests.tiny import sequences, tiny_model
-
-
-@pytest.fixture
-def ranks():
-    yield Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
-    torch.distributed.destroy_process_group()
 
 
 def gradients(ranks: Ranks, architecture: str, checkpointing: bool) -> list[torch.Tensor]:

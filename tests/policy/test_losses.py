@@ -1,0 +1,51 @@
+"""The fused way to an update is the definition's: from the same weights, the same weights."""
+
+import pytest
+import torch
+
+from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.packing import SequenceCost
+from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.losses import LOSSES
+from fastgrpo.policy.model import Policy
+from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.ranks import Ranks
+from tests.tiny import sequences, tiny_model
+
+Weights = dict[str, torch.Tensor]
+STATES = {"as drawn": 0, "after one update": 1, "after three": 3}
+
+
+def updated(
+    ranks: Ranks, start: Weights | None, head: str, dtype: torch.dtype, num_updates: int = 1
+) -> tuple[Weights, torch.Tensor]:
+    """Weights after updates by this head, off-policy, and the metrics' sums."""
+    model = tiny_model("qwen2", "fastgrpo_padded", dtype)
+    if start is not None:
+        model.load_state_dict(
+            {name: w.to(dtype) for name, w in start.items()}, strict=False
+        )  # the tied head is not in it
+    policy = shard(Policy(model, 0.8, 16), ranks.mesh, dtype)
+    settings = OptimizerConfig(tokens_per_microbatch=200)
+    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(head=head), settings)
+    sums = TokenSums.zero()
+    for _ in range(num_updates):
+        learner.backward(learner.with_rollout_logprobs(learner.pack(sequences(24))), sums)
+        learner.apply(1e-3)
+    return {name: w.detach().clone() for name, w in full_weights(policy)}, sums.values
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_one_update_on_any_head_gives_the_same_weights(ranks, state):
+    start = updated(ranks, None, "reference", torch.float64, STATES[state])[0]
+    oracle, sums = updated(ranks, start, "reference", torch.float64)
+    assert any(not torch.equal(w, start[name]) for name, w in oracle.items())
+    plain, _ = updated(ranks, start, "reference", torch.float32)
+    for head in LOSSES:
+        exact, own_sums = updated(ranks, start, head, torch.float64)
+        torch.testing.assert_close(own_sums, sums, rtol=1e-9, atol=1e-9)
+        single, _ = updated(ranks, start, head, torch.float32)
+        for name, expected in oracle.items():
+            torch.testing.assert_close(exact[name], expected, rtol=1e-9, atol=1e-11)
+            off, plain_off = (float((w[name].double() - expected).norm()) for w in (single, plain))
+            assert off <= 2 * plain_off + 1e-6 * float(expected.norm()), f"{head}: {name}"
