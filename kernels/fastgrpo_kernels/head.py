@@ -21,6 +21,7 @@ _MIN_LOGIT_BYTES = 2**25
 # On a CPU a few hundred tokens by this many columns at a time run as fast as all tokens by all columns; by all columns
 # alone they are a sixth slower (kernels/README.md).
 _CPU_COLUMNS = 1024
+_CPU_PADDING = 16
 
 
 def chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
@@ -57,7 +58,9 @@ class LogitsHead:
         self.primitives = primitives_for(hidden.device)
         self.chunk_tokens = chunk_tokens or default_chunk_tokens(weight, hidden.device)
         self._columns = _CPU_COLUMNS if hidden.device.type == "cpu" else len(weight)
-        self._buffer = _new_matrix(hidden, self._longest(), len(weight))
+        # On a CPU rows a whole number of pages apart fall on the same few sets of its caches.
+        apart = len(weight) + (_CPU_PADDING if hidden.device.type == "cpu" and len(weight) % 1024 == 0 else 0)
+        self._buffer = _new_matrix(hidden, self._longest(), apart)[:, : len(weight)]
 
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.hidden), self.chunk_tokens)

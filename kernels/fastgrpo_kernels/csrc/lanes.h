@@ -15,6 +15,7 @@ struct Lanes<float> {
   static constexpr int count = 16;
   typedef float Vector __attribute__((vector_size(64)));
   typedef int32_t Integer __attribute__((vector_size(64)));  // also the type of a comparison
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
 };
 
 template <>
@@ -22,6 +23,7 @@ struct Lanes<double> {
   static constexpr int count = 8;
   typedef double Vector __attribute__((vector_size(64)));
   typedef int64_t Integer __attribute__((vector_size(64)));
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
 };
 
 template <typename T>
@@ -98,8 +100,10 @@ inline Vector<T> load(const T* from) {
   return v;
 }
 
+// A copy of a constant size is one instruction, one of a variable size a call.
 template <typename T>
 inline Vector<T> load_some(const T* from, int count, T otherwise) {
+  if (count == Lanes<T>::count) return load(from);
   Vector<T> v = broadcast(otherwise);
   std::memcpy(&v, from, count * sizeof(T));
   return v;
@@ -107,7 +111,10 @@ inline Vector<T> load_some(const T* from, int count, T otherwise) {
 
 template <typename T>
 inline void store_some(T* to, Vector<T> v, int count) {
-  std::memcpy(to, &v, count * sizeof(T));
+  if (count == Lanes<T>::count)
+    std::memcpy(to, &v, sizeof v);
+  else
+    std::memcpy(to, &v, count * sizeof(T));
 }
 
 }  // namespace FASTGRPO_ARCH

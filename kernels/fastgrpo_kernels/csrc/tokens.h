@@ -11,13 +11,31 @@ struct TokenResult {
   Vector<T> loss, through_ratio, direct, ratio;  // `through_ratio` is the derivative to the log-ratio
 };
 
-// Sums are kept in double: a micro-batch has too many tokens for float.
+// Sums of at most 64 vectors in their own type, then in double: a micro-batch has too many tokens for float.
 template <typename T>
-inline double total(Vector<T> v, int count) {
-  double sum = 0;
-  for (int i = 0; i < count; ++i) sum += double(v[i]);
-  return sum;
-}
+class Sums {
+ public:
+  explicit Sums(double* to) : to_(to) {}
+  ~Sums() { flush(); }
+
+  void add(const Vector<T> (&parts)[kNumSums]) {
+    for (int k = 0; k < kNumSums; ++k) held_[k] += parts[k];
+    if (++count_ == 64) flush();
+  }
+
+ private:
+  void flush() {
+    for (int k = 0; k < kNumSums; ++k) {
+      to_[k] += double(sum_of<T>(held_[k]));
+      held_[k] = Vector<T>{};
+    }
+    count_ = 0;
+  }
+
+  double* to_;
+  Vector<T> held_[kNumSums]{};
+  int count_ = 0;
+};
 
 template <typename T>
 inline Vector<T> bounded_exp(Vector<T> log_ratio) {
@@ -32,9 +50,14 @@ class TokenBlock {
 
   TokenBlock(const Tokens<T>& tokens, const Objective& objective, int64_t start, int count)
       : tokens_(tokens), objective_(objective), count_(count) {
-    V inside{};
-    for (int i = 0; i < count; ++i) inside[i] = !tokens.mask || tokens.mask[start + i];
-    inside_ = inside;
+    typename Lanes<T>::Bytes bytes{};
+    if (tokens.mask && count == lanes)
+      std::memcpy(&bytes, tokens.mask + start, lanes);
+    else if (tokens.mask)
+      std::memcpy(&bytes, tokens.mask + start, count);
+    else
+      std::memset(&bytes, 1, count);
+    inside_ = __builtin_convertvector(bytes, V);
     // What lies outside the mask may be anything, NaN included: it is replaced before any arithmetic.
     logprobs = field(tokens.logprobs, start);
     old_logprobs = tokens.old_logprobs ? field(tokens.old_logprobs, start) : logprobs;
@@ -48,9 +71,9 @@ class TokenBlock {
 
   V log_ratio() const { return logprobs - old_logprobs; }
   V rollout_log_ratio() const { return old_logprobs - rollout_logprobs; }
-  double num_inside() const { return total<T>(inside_, count_); }
+  double num_inside() const { return double(sum_of<T>(inside_)); }
 
-  TokenResult<T> evaluate(V log_ratio, V rollout_log_ratio, double* sums) const {
+  TokenResult<T> evaluate(V log_ratio, V rollout_log_ratio, Sums<T>& sums) const {
     const V zero{}, one = broadcast(T(1));
     const T high = T(1 + objective_.clip_high), low = T(1 - objective_.clip_low), dual = T(objective_.dual_clip);
     const V ratio = bounded_exp<T>(log_ratio);
@@ -80,7 +103,7 @@ class TokenBlock {
     const V parts[kNumSums] = {loss,  inside_, below * inside_, above * inside_,
                                far * inside_, ratio * inside_, old_logprobs - logprobs, kl,
                                entropy, correction * inside_, corrected * inside_};
-    for (int k = 0; k < kNumSums; ++k) sums[k] += total<T>(parts[k], count_);
+    sums.add(parts);
     return {loss, -correction * slope * weight_, (kl_slope * kl_coef - correction * direct) * weight_, ratio * inside_};
   }
 
@@ -145,7 +168,8 @@ inline int count_at(int64_t start, int64_t end) {
 }
 
 template <typename T>
-void tokens(const Tokens<T>& tokens, const Objective& objective, int64_t begin, int64_t end, double* sums) {
+void tokens(const Tokens<T>& tokens, const Objective& objective, int64_t begin, int64_t end, double* to) {
+  Sums<T> sums(to);
   for (int64_t start = begin; start < end; start += Lanes<T>::count) {
     const int count = count_at<T>(start, end);
     const TokenBlock<T> block(tokens, objective, start, count);
@@ -158,13 +182,14 @@ void tokens(const Tokens<T>& tokens, const Objective& objective, int64_t begin, 
 
 // One response whose tokens share their ratio, their correction, or both.
 template <typename T>
-void response(const Tokens<T>& tokens, const Objective& objective, int64_t begin, int64_t end, double* sums) {
+void response(const Tokens<T>& tokens, const Objective& objective, int64_t begin, int64_t end, double* to) {
+  Sums<T> sums(to);
   double log_ratio = 0, rollout_log_ratio = 0, length = 0, through_ratio = 0;
   for (int64_t start = begin; start < end; start += Lanes<T>::count) {
     const int count = count_at<T>(start, end);
     const TokenBlock<T> block(tokens, objective, start, count);
-    log_ratio += total<T>(block.log_ratio(), count);
-    rollout_log_ratio += total<T>(block.rollout_log_ratio(), count);
+    log_ratio += double(sum_of<T>(block.log_ratio()));  // 0 outside the mask
+    rollout_log_ratio += double(sum_of<T>(block.rollout_log_ratio()));
     length += block.num_inside();
   }
   length = length < 1 ? 1 : length;
@@ -175,7 +200,7 @@ void response(const Tokens<T>& tokens, const Objective& objective, int64_t begin
     const TokenResult<T> result =
         block.evaluate(objective.sequence_ratio ? shared : block.log_ratio(),
                        objective.correction == kSequenceMask ? shared_rollout : block.rollout_log_ratio(), sums);
-    if (objective.sequence_ratio) through_ratio += total<T>(result.through_ratio, count);
+    if (objective.sequence_ratio) through_ratio += double(sum_of<T>(result.through_ratio));
     store_some<T>(tokens.grad_logprobs + start, objective.sequence_ratio ? result.direct : result.through_ratio + result.direct,
                   count);
     store_some<T>(tokens.ratio + start, result.ratio, count);
