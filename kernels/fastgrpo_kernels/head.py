@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.dispatch import backend_for, primitives_for
+from fastgrpo_kernels.dispatch import primitives_for
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class LogitsHead:
         self._columns = _CPU_COLUMNS if hidden.device.type == "cpu" else len(weight)
         # On a CPU rows a whole number of pages apart fall on the same few sets of its caches.
         apart = len(weight) + (_CPU_PADDING if hidden.device.type == "cpu" and len(weight) % 1024 == 0 else 0)
-        self._buffer = _new_matrix(hidden, self._longest(), apart)[:, : len(weight)]
+        buffer = hidden.new_empty(self._longest(), apart, dtype=statistics_dtype(hidden.dtype))
+        self._buffer = buffer[:, : len(weight)]
 
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.hidden), self.chunk_tokens)
@@ -214,7 +215,7 @@ class HeadGradients:
         self._weight_is_empty = weight and into_weight is None
         if self._weight_is_empty:
             # Rounding the sum to 16 bits at every chunk would lose its small terms.
-            self.weight = _new_matrix(head.hidden, *head.weight.shape)
+            self.weight = torch.empty_like(head.weight, dtype=accumulator)
         self.bias = head.weight.new_zeros(len(head.weight), dtype=accumulator) if bias else None
 
     def add(self, rows: slice, grad_logits: Tensor) -> None:  # [R, V]
@@ -242,16 +243,6 @@ class HeadGradients:
         gradients = (self.hidden, self.weight, self.bias)
         hidden, weight, bias = (self.head.hidden.new_empty(0) if g is None else g for g in gradients)
         return hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-
-
-def _new_matrix(like: Tensor, rows: int, columns: int) -> Tensor:
-    """Uninitialised, in the dtype of the statistics of `like`."""
-    matrix = like.new_empty(rows, columns, dtype=statistics_dtype(like.dtype))
-    if backend_for(like.device) == "native":
-        from fastgrpo_kernels.native import advise_huge_pages
-
-        return advise_huge_pages(matrix)
-    return matrix
 
 
 def default_chunk_tokens(weight: Tensor, device: torch.device) -> int:

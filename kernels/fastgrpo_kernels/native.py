@@ -20,12 +20,6 @@ def _inverse(transform: LogitTransform) -> tuple[float, Tensor | None]:
     return transform.temperature, None
 
 
-def advise_huge_pages(tensor: Tensor) -> Tensor:
-    """The same tensor, of memory that nobody wrote yet: its first writes cost less where the system has huge pages."""
-    _ops.advise_huge_pages(tensor)
-    return tensor
-
-
 def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:
     logprobs, lse, entropies = torch.empty(3, len(logits), dtype=statistics_dtype(logits.dtype))
     stats = RowStats(logprobs, lse, entropies if entropy else None)

@@ -7,10 +7,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <optional>
 #include <vector>
 
@@ -223,17 +219,6 @@ void group_advantages(Tensor rewards, Optional cu_groups, int64_t group_size, bo
   typed(rewards, groups, num_groups, advantages);
 }
 
-// Memory that is about to be written for the first time: by huge pages, where the system has them, 512 times fewer faults.
-void advise_huge_pages(Tensor tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t page = 1 << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.numel() * tensor.element_size()) / page * page;
-  if (tensor.is_cpu() && tensor.is_contiguous() && begin < end)
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failing changes nothing but speed
-#endif
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgrpo_native, m) {
@@ -250,7 +235,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgrpo_native, m) {
   m.def(
       "group_advantages(Tensor rewards, Tensor? cu_groups, int group_size, bool leave_one_out, bool scale, float eps, "
       "Tensor(a!) advantages) -> ()");
-  m.def("advise_huge_pages(Tensor(a!) tensor) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgrpo_native, CPU, m) {
@@ -258,5 +242,4 @@ STABLE_TORCH_LIBRARY_IMPL(fastgrpo_native, CPU, m) {
   m.impl("row_gradient", TORCH_BOX(&row_gradient));
   m.impl("token_objective", TORCH_BOX(&token_objective));
   m.impl("group_advantages", TORCH_BOX(&group_advantages));
-  m.impl("advise_huge_pages", TORCH_BOX(&advise_huge_pages));
 }
