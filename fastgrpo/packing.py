@@ -133,6 +133,7 @@ def pack(sequences: Seq[Sequence], *, share_prompts: bool = False) -> PackedBatc
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(lengths.max()),
         response_mask=torch.from_numpy(is_response),
+        response_rows=torch.from_numpy(np.flatnonzero(is_response)),
         advantages=torch.from_numpy(np.repeat([s.advantage for s in sequences], lengths).astype(np.float32)),
         rollout_logprobs=torch.from_numpy(rollout_logprobs),
         shared=_share(sequences, cu_seqlens) if share_prompts else None,
@@ -161,6 +162,7 @@ def _nothing() -> PackedBatch:
         cu_seqlens=torch.tensor([0, 2], dtype=torch.int32),
         max_seqlen=2,
         response_mask=torch.zeros(2, dtype=torch.bool),
+        response_rows=torch.zeros(0, dtype=torch.int64),
         advantages=torch.zeros(2),
         rollout_logprobs=torch.zeros(2),
     )

@@ -97,6 +97,7 @@ class PackedBatch:
     cu_seqlens: Tensor  # [S + 1] int32
     max_seqlen: int
     response_mask: Tensor  # [T] bool, true where the policy sampled target_ids[t]
+    response_rows: Tensor  # [R] int64, where that is: found on the host, for a GPU would have to be waited for
     advantages: Tensor  # [T] float32
     rollout_logprobs: Tensor  # [T] float32, 0 outside response_mask
     shared: SharedPrompts | None = None
@@ -104,7 +105,11 @@ class PackedBatch:
 
     @property
     def num_loss_tokens(self) -> int:
-        return int(self.response_mask.sum())
+        return len(self.response_rows)
+
+    def at_responses(self, values: Tensor) -> Tensor:  # [T] -> [R]
+        """What stands at the response tokens, in order."""
+        return values.index_select(0, self.response_rows)
 
     def to(self, device: torch.device) -> Self:
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

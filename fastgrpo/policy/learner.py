@@ -101,7 +101,7 @@ class Learner:
 
     def with_rollout_logprobs(self, update: Update) -> Update:
         """The update with the sampler's logprobs for old ones, which spares a forward pass."""
-        batches = [replace(b, old_logprobs=b.rollout_logprobs[b.response_mask]) for b in update.batches]
+        batches = [replace(b, old_logprobs=b.at_responses(b.rollout_logprobs)) for b in update.batches]
         return replace(update, batches=batches, old_are_rollout=True)
 
     def backward(self, update: Update, sums: TokenSums) -> None:
@@ -113,7 +113,7 @@ class Learner:
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:
                 trainer_logprobs = output.logprobs if update.is_first else None
-            sums.add(output, trainer_logprobs, batch.rollout_logprobs[batch.response_mask])
+            sums.add(output, trainer_logprobs, batch.at_responses(batch.rollout_logprobs))
 
     def apply(self, learning_rate: float) -> float:
         """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.

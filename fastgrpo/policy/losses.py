@@ -17,7 +17,7 @@ def fused(policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: O
     op = partial(
         linear_grpo,
         old_logprobs=batch.old_logprobs,
-        advantages=batch.advantages[batch.response_mask],
+        advantages=batch.at_responses(batch.advantages),
         response_mask=None,
         num_loss_tokens=num_loss_tokens,
         objective=objective,
@@ -30,7 +30,7 @@ def from_logprobs(
 ) -> GrpoOutput:
     """Logprobs, then the loss: four matmuls. Any policy that gives logprobs will do."""
     logprobs, entropies = policy(batch, entropy)
-    advantages = batch.advantages[batch.response_mask]
+    advantages = batch.at_responses(batch.advantages)
     loss, ratio, metrics = grpo_loss(
         logprobs, batch.old_logprobs, advantages, None, num_loss_tokens, objective, entropy=entropies
     )
@@ -46,7 +46,7 @@ def by_definition(
         return reference.linear_logprobs(hidden, weight, target_ids, bias=bias, temperature=temperature)
 
     logprobs, entropies = policy(batch, entropy, definition)
-    advantages = batch.advantages[batch.response_mask].to(logprobs.dtype)
+    advantages = batch.at_responses(batch.advantages).to(logprobs.dtype)
     loss = reference.grpo_loss(logprobs, batch.old_logprobs, advantages, num_loss_tokens, objective, entropy=entropies)
     seen = grpo_loss(logprobs.detach(), batch.old_logprobs, advantages, None, num_loss_tokens, objective,
                      entropy=entropies.detach())  # fmt: skip

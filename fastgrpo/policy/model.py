@@ -41,11 +41,7 @@ class Policy(nn.Module):
 
         It runs in here because here the head's weight is whole.
         """
-        input_ids, position_ids, response_rows = (
-            batch.input_ids,
-            batch.position_ids,
-            batch.response_mask.nonzero()[:, 0],
-        )
+        input_ids, position_ids, response_rows = batch.input_ids, batch.position_ids, batch.response_rows
         if batch.shared is not None:
             input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
             response_rows = batch.shared.expand[response_rows]
@@ -59,7 +55,7 @@ class Policy(nn.Module):
         return op(
             hidden.index_select(0, response_rows),
             head.weight,
-            batch.target_ids[batch.response_mask],
+            batch.at_responses(batch.target_ids),
             bias=head.bias,
             temperature=self.temperature,
             entropy=entropy,
