@@ -44,8 +44,13 @@ def test_one_update_on_any_head_gives_the_same_weights(ranks, state):
     for head in LOSSES:
         exact, own_sums = updated(ranks, start, head, torch.float64)
         torch.testing.assert_close(own_sums, sums, rtol=1e-9, atol=1e-9)
-        single, _ = updated(ranks, start, head, torch.float32)
         for name, expected in oracle.items():
             torch.testing.assert_close(exact[name], expected, rtol=1e-9, atol=1e-11)
-            off, plain_off = (float((w[name].double() - expected).norm()) for w in (single, plain))
-            assert off <= 2 * plain_off + 1e-6 * float(expected.norm()), f"{head}: {name}"
+        # Over all weights: AdamW makes whole steps of gradients that are nothing but rounding, here or there.
+        single, _ = updated(ranks, start, head, torch.float32)
+        off, plain_off = (float((joined(w) - joined(oracle)).norm()) for w in (single, plain))
+        assert off <= 2 * plain_off + 1e-6 * float(joined(oracle).norm()), head
+
+
+def joined(weights: Weights) -> torch.Tensor:
+    return torch.cat([w.double().flatten() for w in weights.values()])
