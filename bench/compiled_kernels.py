@@ -62,8 +62,8 @@ def _of_tokens() -> list[Variant]:
     more = _floats("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy")
     masks = {"response_mask": _B, "cu_seqlens": _I}
     switches = {"CISPO": False, "DUAL": True, "BLOCK": 1024}
-    bare = {"CAP": False, "KL": 0, "CORRECTION": 0, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}
-    full = {"CAP": True, "KL": 3, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}
+    bare = {"CAP": False, "KL": -1, "CORRECTION": 0, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}
+    full = {"CAP": True, "KL": 2, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}
     return [
         Variant("tokens", "_token_objective", always, {**dict.fromkeys((*more, *masks)), **switches, **bare}),
         Variant("tokens", "_token_objective", {**always, **more, **masks}, {**switches, **full}),

@@ -19,8 +19,8 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
 
 def head_inputs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Hidden states, weight and bias as the matmul takes them: under autocast in its dtype, as `F.linear` would.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The four as the ops take them: under autocast in its dtype, as `F.linear` would; bias and ids contiguous.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, and for a sharded weight.
     """
@@ -46,7 +46,7 @@ def head_inputs(
             f"{target_ids.device}"
         ),
     )
-    if torch.is_autocast_enabled(hidden.device.type):
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     require(
@@ -56,7 +56,7 @@ def head_inputs(
             f"{None if bias is None else bias.dtype}: cast them, or use autocast"
         ),
     )
-    return hidden, weight, bias
+    return hidden, weight, None if bias is None else bias.contiguous(), target_ids.contiguous()
 
 
 def logit_transform(
@@ -81,10 +81,13 @@ def split_temperature(transform: LogitTransform) -> tuple[float, Tensor | None]:
     return transform.temperature, None
 
 
-def token_field(values: Tensor | None, name: str, num_tokens: int, dtype: torch.dtype) -> Tensor | None:
+def token_field(
+    values: Tensor | None, name: str, num_tokens: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
     """One value per token, without gradient, in the dtype of the statistics."""
     if values is None:
         return None
+    require(values.device == device, lambda: f"{name} must be on {device} as the logprobs are, is on {values.device}")
     require(values.shape == (num_tokens,), lambda: f"{name} must be [T] = [{num_tokens}], got {list(values.shape)}")
     return values.detach().to(dtype).contiguous()
 

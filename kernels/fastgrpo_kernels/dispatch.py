@@ -46,6 +46,13 @@ def forced(backend: Backend) -> Iterator[None]:
         _forced = before
 
 
+@contextmanager
+def running_on(tensor: torch.Tensor) -> Iterator[Primitives]:
+    """The primitives for this tensor, within its device and without autocast, which is below the ops' level."""
+    with torch.cuda.device_of(tensor), torch.autocast(tensor.device.type, enabled=False):
+        yield primitives_for(tensor.device)
+
+
 @cache
 def native_is_built() -> bool:
     """Whether the library is there; if not, says once what to do."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import require
-from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.primitives import statistics_dtype
 
 Baseline = Literal["mean", "leave_one_out"]
@@ -42,6 +42,9 @@ def group_advantages(
         )
     rewards = rewards.detach().to(statistics_dtype(rewards.dtype)).contiguous()
     if cu_groups is not None:
+        require(
+            cu_groups.dim() == 1 and len(cu_groups) > 0, "cu_groups must be [G + 1], from 0 to the number of rewards"
+        )
         cu_groups = cu_groups.to(torch.int64).contiguous()
     return _group_advantages(rewards, cu_groups, group_size or 0, baseline == "leave_one_out", scale, eps)
 
@@ -50,8 +53,8 @@ def group_advantages(
 def _group_advantages(
     rewards: Tensor, cu_groups: Tensor | None, group_size: int, leave_one_out: bool, scale: str, eps: float
 ) -> Tensor:
-    primitives = primitives_for(rewards.device)
-    advantages = primitives.group_advantages(rewards, cu_groups, group_size, leave_one_out, scale == "group", eps)
+    with running_on(rewards) as primitives:
+        advantages = primitives.group_advantages(rewards, cu_groups, group_size, leave_one_out, scale == "group", eps)
     if scale == "batch" and len(advantages) > 1:
         advantages = advantages / (advantages.std() + eps)
     return advantages

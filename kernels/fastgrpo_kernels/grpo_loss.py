@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import require, token_field
-from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.objective import METRICS, Objective
 from fastgrpo_kernels.primitives import Tokens, statistics_dtype
 
@@ -53,8 +53,8 @@ def grpo_loss(
     )
     require(entropy is None or entropy.shape == logprobs.shape, "entropy must be [T] as logprobs are")
     fields = check_tokens(
-        num_tokens, dtype, objective, old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs,
-        token_weights, cu_seqlens,
+        num_tokens, dtype, logprobs.device, objective, old_logprobs, advantages, response_mask, ref_logprobs,
+        rollout_logprobs, token_weights, cu_seqlens,
     )  # fmt: skip
     count = as_count(num_loss_tokens, logprobs.device, dtype)
     loss, ratio, metrics, *_ = _grpo_loss(
@@ -66,6 +66,7 @@ def grpo_loss(
 def check_tokens(
     num_tokens: int,
     dtype: torch.dtype,
+    device: torch.device,
     objective: Objective,
     old_logprobs: Tensor | None,
     advantages: Tensor,
@@ -92,18 +93,18 @@ def check_tokens(
         lambda: f"response_mask must be [T] = [{num_tokens}] bool",
     )
     return [
-        token_field(old_logprobs, "old_logprobs", num_tokens, dtype),
-        token_field(advantages, "advantages", num_tokens, dtype),
+        token_field(old_logprobs, "old_logprobs", num_tokens, dtype, device),
+        token_field(advantages, "advantages", num_tokens, dtype, device),
         None if response_mask is None else response_mask.contiguous(),
-        token_field(ref_logprobs, "ref_logprobs", num_tokens, dtype),
-        token_field(rollout_logprobs, "rollout_logprobs", num_tokens, dtype),
-        token_field(token_weights, "token_weights", num_tokens, dtype),
+        token_field(ref_logprobs, "ref_logprobs", num_tokens, dtype, device),
+        token_field(rollout_logprobs, "rollout_logprobs", num_tokens, dtype, device),
+        token_field(token_weights, "token_weights", num_tokens, dtype, device),
         None if cu_seqlens is None or not objective.needs_whole_responses else cu_seqlens.to(torch.int64).contiguous(),
     ]
 
 
 def as_count(num_loss_tokens: int | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:  # []
-    """On the device without a copy from the host, which would wait."""
+    """On the device; a number gets there without the wait that a tensor on the host would mean."""
     if isinstance(num_loss_tokens, Tensor):
         require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
         return num_loss_tokens.detach().to(device, dtype).reshape(())
@@ -129,10 +130,10 @@ def _grpo_loss(
         logprobs.contiguous(), old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights,
         None if entropy is None else entropy.contiguous(), cu_seqlens,
     )  # fmt: skip
-    primitives = primitives_for(logprobs.device)
-    loss, of_logprobs, of_entropy, ratio, metrics = primitives.token_objective(
-        tokens, num_loss_tokens, Objective.decode(list(objective))
-    )
+    with running_on(logprobs) as primitives:
+        loss, of_logprobs, of_entropy, ratio, metrics = primitives.token_objective(
+            tokens, num_loss_tokens, Objective.decode(list(objective))
+        )
     return loss, ratio, metrics, of_logprobs, logprobs.new_empty(0) if of_entropy is None else of_entropy
 
 

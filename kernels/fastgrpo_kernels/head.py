@@ -37,8 +37,8 @@ def chunks(num_rows: int, chunk_tokens: int) -> Iterator[slice]:
         yield slice(start, min(stop, num_rows))
 
 
-class LogitsHead:
-    """Logits of a chunk in one buffer, which every chunk uses again, and the passes over it."""
+class Head:
+    """Chunks of tokens in front of the LM head, and one buffer for what is kept of a chunk's logits."""
 
     def __init__(
         self,
@@ -47,46 +47,80 @@ class LogitsHead:
         bias: Tensor | None,  # [V]
         target_ids: Tensor,  # [T] int64
         transform: LogitTransform,
-        chunk_tokens: int,  # 0 chooses
+        chunk_tokens: int,
     ) -> None:
-        if hidden.device.type == "cpu":
-            # A 16-bit matmul on CPU returns rounded sums, so it is done on wider copies there.
-            wide = statistics_dtype(hidden.dtype)
-            hidden, weight = hidden.to(wide), weight.to(wide)
         self.hidden, self.weight, self.bias = hidden, weight, bias
-        self.target_ids, self.transform = target_ids, transform
+        self.target_ids, self.transform, self.chunk_tokens = target_ids, transform, chunk_tokens
         self.primitives = primitives_for(hidden.device)
-        self.chunk_tokens = chunk_tokens or default_chunk_tokens(weight, hidden.device)
-        self._columns = _CPU_COLUMNS if hidden.device.type == "cpu" else len(weight)
-        # On a CPU rows a whole number of pages apart fall on the same few sets of its caches.
-        apart = len(weight) + (_CPU_PADDING if hidden.device.type == "cpu" and len(weight) % 1024 == 0 else 0)
-        buffer = hidden.new_empty(self._longest(), apart, dtype=statistics_dtype(hidden.dtype))
-        self._buffer = buffer[:, : len(weight)]
+        self._buffer: Tensor | None = None
 
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.hidden), self.chunk_tokens)
 
-    def _longest(self) -> int:
-        return max((rows.stop - rows.start for rows in self.chunks()), default=0)
+    def look(self, rows: slice, entropy: bool) -> RowStats:
+        """One matmul, and what is to be known of the chunk's logits."""
+        raise NotImplementedError
 
-    def compute(self, rows: slice) -> None:
-        """The chunk's logits into the buffer: one matmul."""
-        logits, hidden = self.logits(rows), self.hidden[rows]
-        for columns in chunks(len(self.weight), self._columns):
-            multiply(hidden, self.weight[columns].T, logits[:, columns])
-        if self.bias is not None:
-            self.logits(rows).add_(self.bias)
-
-    def stats(self, rows: slice, entropy: bool) -> RowStats:
-        """Of the chunk that was computed last."""
-        return self.primitives.row_stats(self.logits(rows), self.target_ids[rows], self.transform.of(rows), entropy)
+    def look_again(self, rows: slice) -> None:
+        """The same matmul where the statistics are known already: `gradient` needs its chunk."""
+        raise NotImplementedError
 
     def gradient(
         self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None
     ) -> Tensor:  # [R, V] in the dtype of hidden
-        """The chunk's logits become their gradient, in place; where hidden is 16-bit, in half of the buffer."""
-        logits = self.logits(rows)
-        out = logits
+        """What was kept of the chunk that was looked at last becomes the gradient of its logits, in place."""
+        raise NotImplementedError
+
+    def logits(self, rows: slice) -> Tensor:
+        """The buffer of this chunk, [R, V]."""
+        assert self._buffer is not None
+        return self._buffer[: rows.stop - rows.start]
+
+    def release(self) -> None:
+        """Gives the buffer's memory back."""
+        self._buffer = None
+
+    def _longest(self) -> int:
+        return max((rows.stop - rows.start for rows in self.chunks()), default=0)
+
+
+class LogitsHead(Head):
+    """Float32 logits (float64 for float64) of a chunk, and the row passes over them."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        transform: LogitTransform,
+        chunk_tokens: int,  # 0 chooses
+    ) -> None:
+        on_cpu, wide = hidden.device.type == "cpu", statistics_dtype(hidden.dtype)
+        if on_cpu:  # where a 16-bit matmul returns rounded sums, so it is done on wider copies
+            hidden, weight = hidden.to(wide), weight.to(wide)
+        chunk_tokens = chunk_tokens or default_chunk_tokens(weight, hidden.device)
+        super().__init__(hidden, weight, bias, target_ids, transform, chunk_tokens)
+        vocabulary = len(weight)
+        self._columns = _CPU_COLUMNS if on_cpu else max(vocabulary, 1)
+        # On a CPU rows a whole number of pages apart fall on the same few sets of its caches.
+        apart = vocabulary + (_CPU_PADDING if on_cpu and vocabulary % 1024 == 0 else 0)
+        self._buffer = hidden.new_empty(self._longest(), apart, dtype=wide)[:, :vocabulary]
+
+    def look(self, rows: slice, entropy: bool) -> RowStats:
+        self.look_again(rows)
+        return self.primitives.row_stats(self.logits(rows), self.target_ids[rows], self.transform.of(rows), entropy)
+
+    def look_again(self, rows: slice) -> None:
+        logits, hidden = self.logits(rows), self.hidden[rows]
+        for columns in chunks(len(self.weight), self._columns):
+            multiply(hidden, self.weight[columns].T, logits[:, columns])
+        if self.bias is not None:
+            logits.add_(self.bias)
+
+    def gradient(self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None) -> Tensor:
+        """Where hidden is 16-bit, in the first half of each row of the buffer."""
+        out = logits = self.logits(rows)
         if self.hidden.dtype != logits.dtype:
             out = logits.view(self.hidden.dtype)[:, : len(self.weight)]
         self.primitives.row_gradient(
@@ -94,15 +128,11 @@ class LogitsHead:
         )
         return out
 
-    def logits(self, rows: slice) -> Tensor:
-        """[R, V] of the chunk that was computed last; its gradient, after `gradient`."""
-        return self._buffer[: rows.stop - rows.start]
 
+class TiledHead(Head):
+    """16-bit on a GPU: the statistics come from the matmul's accumulators, and a chunk keeps exponentials in 16 bits.
 
-class TiledHead(LogitsHead):
-    """16-bit on a GPU: the statistics come from the matmul's accumulators, and a chunk stores exponentials in 16 bits.
-
-    Without a gradient to come it stores nothing.
+    Without a gradient to come it keeps nothing.
     """
 
     def __init__(
@@ -112,45 +142,46 @@ class TiledHead(LogitsHead):
         bias: Tensor | None,
         target_ids: Tensor,
         transform: LogitTransform,
-        chunk_tokens: int,
+        chunk_tokens: int,  # 0 chooses
         keep_logits: bool,
     ) -> None:
         from fastgrpo_kernels.gpu.tiles import TileShape
 
-        self.hidden, self.weight, self.bias = hidden.contiguous(), weight.contiguous(), bias
-        self.target_ids, self.transform = target_ids, transform
-        self.primitives = primitives_for(hidden.device)
-        self.chunk_tokens = chunk_tokens or (4096 if keep_logits else 8192)
+        chunk_tokens = chunk_tokens or (4096 if keep_logits else 8192)
+        super().__init__(hidden.contiguous(), weight.contiguous(), bias, target_ids, transform, chunk_tokens)
         self._shape = TileShape()
-        self._buffer = hidden.new_empty(self._longest() if keep_logits else 0, len(weight))
-        self._keep = keep_logits
         self._tiles: TileStats | None = None
+        if keep_logits:
+            self._buffer = hidden.new_empty(self._longest(), len(weight))
 
-    def compute(self, rows: slice) -> None:
-        self._tiles = None  # `stats` or `gradient` says what is wanted of the matmul
-
-    def _matmul(self, rows: slice, entropy: bool) -> "TileStats":
-        from fastgrpo_kernels.gpu.tiles import linear_tiles
-
-        self._tiles = linear_tiles(
-            self.hidden[rows], self.weight, self.bias, self.target_ids[rows], self.transform.of(rows), entropy,
-            self.logits(rows) if self._keep else None, self._shape,
-        )  # fmt: skip
-        return self._tiles
-
-    def stats(self, rows: slice, entropy: bool) -> RowStats:
+    def look(self, rows: slice, entropy: bool) -> RowStats:
         from fastgrpo_kernels.gpu.tiles import combine_tiles
 
         return combine_tiles(self._matmul(rows, entropy))
+
+    def look_again(self, rows: slice) -> None:
+        self._matmul(rows, entropy=False)
 
     def gradient(self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None) -> Tensor:
         from fastgrpo_kernels.gpu.tiles import tile_gradient
 
         assert grad_entropy is None, "the entropy's gradient needs the logits themselves"
-        tiles = self._tiles or self._matmul(rows, entropy=False)
+        assert self._tiles is not None
         out = self.logits(rows)
-        tile_gradient(out, tiles, self.target_ids[rows], self.transform.of(rows), stats, grad_logprobs, self._shape)
+        transform = self.transform.of(rows)
+        tile_gradient(out, self._tiles, self.target_ids[rows], transform, stats, grad_logprobs, self._shape)
         return out
+
+    def _matmul(self, rows: slice, entropy: bool) -> "TileStats":
+        from fastgrpo_kernels.gpu.tiles import linear_tiles
+
+        kept = None if self._buffer is None else self.logits(rows)
+        tiles = linear_tiles(
+            self.hidden[rows], self.weight, self.bias, self.target_ids[rows], self.transform.of(rows), entropy, kept,
+            self._shape,
+        )  # fmt: skip
+        self._tiles = tiles
+        return tiles
 
 
 _first_matmul: Literal["triton", "cublas", "auto"] = "auto"
@@ -177,13 +208,15 @@ def make_head(
     *,
     keep_logits: bool = True,
     keep_exact: bool = False,
-) -> LogitsHead:
-    """The head that suits the device and what comes after `compute`.
+) -> Head:
+    """The head that suits the device and what comes after `look`.
 
     ``keep_logits``: a gradient will be asked for. ``keep_exact``: it needs each log-probability, not only each
     probability (the entropy's does), or the logits themselves are wanted.
     """
-    can_tile = hidden.is_cuda and hidden.dtype != torch.float32 and not transform.softcap and not keep_exact
+    can_tile = (
+        hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16) and not transform.softcap and not keep_exact
+    )
     if can_tile and _tiles_are_better(hidden.device, keep_logits):
         return TiledHead(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_logits)
     return LogitsHead(hidden, weight, bias, target_ids, transform, chunk_tokens)
@@ -202,7 +235,7 @@ class HeadGradients:
 
     def __init__(
         self,
-        head: LogitsHead,
+        head: Head,
         hidden: bool,
         weight: bool,
         bias: bool,
@@ -212,7 +245,7 @@ class HeadGradients:
         self.head = head
         self.hidden = torch.empty_like(head.hidden) if hidden else None
         self.weight = into_weight
-        self._weight_is_empty = weight and into_weight is None
+        self._weight_is_empty, self._is_the_callers = weight and into_weight is None, into_weight is not None
         if self._weight_is_empty:
             # Rounding the sum to 16 bits at every chunk would lose its small terms.
             self.weight = torch.empty_like(head.weight, dtype=accumulator)
@@ -236,13 +269,14 @@ class HeadGradients:
         if self.hidden is not None:
             self.hidden[rows] = 0
 
-    def finished(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Of hidden and bias in ``dtype``, of the weight in it or as accumulated; [0] where nobody needs one."""
+    def finished(self, dtype: torch.dtype, dtype_of_sums: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Of hidden in ``dtype``, of weight and bias in that of sums; [0] where nobody needs one or has it already."""
         if self.weight is not None and self._weight_is_empty:
             self.weight.zero_()
-        gradients = (self.hidden, self.weight, self.bias)
+        self.head.release()  # the weight's gradient may have to be copied
+        gradients = (self.hidden, None if self._is_the_callers else self.weight, self.bias)
         hidden, weight, bias = (self.head.hidden.new_empty(0) if g is None else g for g in gradients)
-        return hidden.to(dtype), weight.to(dtype), bias.to(dtype)
+        return hidden.to(dtype), weight.to(dtype_of_sums), bias.to(dtype_of_sums)
 
 
 def default_chunk_tokens(weight: Tensor, device: torch.device) -> int:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature
+from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.group_advantages import Baseline, Scale, group_advantages
 from fastgrpo_kernels.grpo_loss import as_count, check_tokens
-from fastgrpo_kernels.head import HeadGradients, LogitsHead, make_head
+from fastgrpo_kernels.head import Head, HeadGradients, make_head
 from fastgrpo_kernels.objective import METRICS, Objective
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenGradient, Tokens, statistics_dtype
 
@@ -100,7 +101,6 @@ def linear_grpo_into(
     The options are `linear_grpo`'s, without bias and rows. A plain function, outside autograd and torch.compile: hand
     the gradient of hidden on with ``hidden.backward(gradient)``. Not for float16, whose gradients need a loss scale.
     """
-    require(hidden.dtype != torch.float16, "float16 gradients need a loss scale: use linear_grpo")
     wide = statistics_dtype(hidden.dtype)
     require(
         main_gradient.shape == weight.shape and main_gradient.dtype == wide,
@@ -116,7 +116,8 @@ def linear_grpo_into(
         hidden, weight, target_ids, old_logprobs, advantages, response_mask, num_loss_tokens, objective,
         rows=every_row, **options,
     )  # fmt: skip
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    require(given.hidden.dtype != torch.float16, "float16 gradients need a loss scale: use linear_grpo")
+    with torch.no_grad(), running_on(hidden):
         outputs = _run(
             given.hidden, given.weight, None, given.target_ids, given.transform, given.fields, given.num_loss_tokens,
             given.objective, given.entropy, given.chunk_tokens, (True, False, False), into_weight=main_gradient,
@@ -182,7 +183,7 @@ def _prepare(
     chunk_tokens: int | None = None,
 ) -> _Prepared:
     objective = objective or Objective()
-    hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
+    hidden, weight, bias, target_ids = head_inputs(hidden, weight, bias, target_ids)
     num_tokens, dtype = len(hidden), statistics_dtype(hidden.dtype)
     transform = logit_transform(temperature, softcap, num_tokens, hidden.dtype)
     require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
@@ -197,14 +198,16 @@ def _prepare(
     else:
         require(rewards is None, "give advantages or rewards, not both")
     fields = check_tokens(
-        num_tokens, dtype, objective, old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs,
-        token_weights, cu_seqlens,
+        num_tokens, dtype, hidden.device, objective, old_logprobs, advantages, response_mask, ref_logprobs,
+        rollout_logprobs, token_weights, cu_seqlens,
     )  # fmt: skip
     if rows is None and response_mask is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         rows = response_mask.nonzero()[:, 0]
     if rows is not None and len(rows) < num_tokens:
         hidden, target_ids = hidden.index_select(0, rows), target_ids.index_select(0, rows)
-        fields = [None if f is None else _of_rows(f, rows) for f in fields]
+        *of_tokens, starts = fields
+        fields = [None if f is None else f.index_select(0, rows) for f in of_tokens]
+        fields.append(None if starts is None else torch.searchsorted(rows, starts))  # chosen tokens before each
         if isinstance(transform.temperature, Tensor):
             transform = LogitTransform(transform.temperature.index_select(0, rows), transform.softcap)
     else:
@@ -220,18 +223,14 @@ def loss_rows(
     advantages: Tensor,  # [T], on the CPU
     objective: Objective | None = None,
 ) -> Tensor:  # [R] int64
-    """The tokens that can have a gradient: of a response, and with an advantage unless something else moves them."""
+    """The tokens that can have a gradient: of a response, and with an advantage unless something else moves them.
+
+    `linear_grpo`'s metrics count these rows alone.
+    """
     objective = objective or Objective()
     require(not response_mask.is_cuda and not advantages.is_cuda, "loss_rows is for tensors on the host: it would wait")
-    others = objective.kl_coef != 0 or objective.entropy_coef != 0
+    others = objective.kl_coef != 0 or objective.entropy_coef != 0 or objective.needs_whole_responses
     return (response_mask if others else response_mask & (advantages != 0)).nonzero()[:, 0]
-
-
-def _of_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """A field of the chosen tokens; of `cu_seqlens`, which counts tokens, the number chosen before each."""
-    if values.dtype == torch.int64:
-        return torch.searchsorted(rows, values)
-    return values.index_select(0, rows)
 
 
 @torch.library.custom_op("fastgrpo::linear_grpo", mutates_args=())
@@ -261,7 +260,7 @@ def _linear_grpo(
     # loss, logprobs, entropy, ratio, metrics; then the gradients of hidden, weight and bias, [0] where not needed
     fields = (old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights, cu_seqlens)
     transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with running_on(hidden):
         return _run(
             hidden, weight, bias, target_ids, transform, fields, num_loss_tokens, Objective.decode(list(objective)),
             entropy, chunk_tokens, (need_hidden, need_weight, need_bias),
@@ -297,7 +296,7 @@ def _run(
         work.judge(slice(0, len(hidden)))
         if any(needed):
             for rows in chunks:
-                head.compute(rows)
+                head.look_again(rows)
                 work.differentiate(rows, gradients)
     else:
         for rows in chunks:
@@ -305,7 +304,12 @@ def _run(
             work.judge(rows)
             if any(needed):
                 work.differentiate(rows, gradients)
-    return (*work.results(), *gradients.finished(hidden.dtype))
+    return (*work.results(), *gradients.finished(hidden.dtype, _dtype_of_sums(hidden.dtype)))
+
+
+def _dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
+    """In which the gradients of weight and bias leave the op: a sum that is not divided yet may be beyond float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 class _Work:
@@ -313,7 +317,7 @@ class _Work:
 
     def __init__(
         self,
-        head: LogitsHead,
+        head: Head,
         fields: Sequence[Tensor | None],
         num_loss_tokens: Tensor,
         objective: Objective,
@@ -331,8 +335,7 @@ class _Work:
 
     def look(self, rows: slice) -> None:
         """One matmul: the chunk's logits, and what the row pass learns of them."""
-        self.head.compute(rows)
-        for to, values in zip(self.stats, self.head.stats(rows, self.entropy), strict=True):
+        for to, values in zip(self.stats, self.head.look(rows, self.entropy), strict=True):
             if to is not None and values is not None:
                 to[rows] = values
 
@@ -394,18 +397,17 @@ class _Work:
 @_linear_grpo.register_fake
 def _(hidden, weight, bias, *args):  # type: ignore[no-untyped-def]
     entropy, _, need_hidden, need_weight, need_bias = args[-5:]
-    new = [
-        hidden.new_empty(n, dtype=statistics_dtype(hidden.dtype)) for n in (len(hidden), len(hidden) if entropy else 0)
-    ]
+    logprobs = hidden.new_empty(len(hidden), dtype=statistics_dtype(hidden.dtype))
+    summed = _dtype_of_sums(hidden.dtype)
     return (
-        new[0].new_empty(()),
-        new[0],
-        new[1],
-        torch.empty_like(new[0]),
+        logprobs.new_empty(()),
+        logprobs,
+        logprobs.new_empty(len(hidden) if entropy else 0),
+        torch.empty_like(logprobs),
         hidden.new_empty(len(METRICS), dtype=torch.float64),
         torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight) if need_weight else hidden.new_empty(0),
-        torch.empty_like(bias) if need_bias else hidden.new_empty(0),
+        torch.empty_like(weight, dtype=summed) if need_weight else hidden.new_empty(0, dtype=summed),
+        torch.empty_like(bias, dtype=summed) if need_bias else hidden.new_empty(0, dtype=summed),
     )
 
 
@@ -421,9 +423,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     gradients: list[Tensor | None] = [None] * 3
     num_loss_tokens, *formed = ctx.saved_tensors
-    if grad_loss is not None:
-        if num_loss_tokens is not None:  # which float16 gradients are not divided by yet
-            grad_loss = grad_loss / num_loss_tokens
+    if grad_loss is not None and num_loss_tokens is not None:
+        # Of float16, not divided yet, and in float32 where they are sums over tokens.
+        factor = grad_loss / num_loss_tokens
+        gradients = [(g.float() * factor).half() if n else None for n, g in zip(ctx.needed, formed, strict=True)]
+    elif grad_loss is not None:
         for i, (needed, gradient) in enumerate(zip(ctx.needed, formed, strict=True)):
             if needed:
                 # In place, which a second call would notice: a copy of dW costs as much as dW. Not while it is traced.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature
+from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.head import HeadGradients, make_head
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
@@ -35,7 +36,7 @@ def linear_logprobs(
 
     Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
     """
-    hidden, weight, bias = head_inputs(hidden, weight, bias, target_ids)
+    hidden, weight, bias, target_ids = head_inputs(hidden, weight, bias, target_ids)
     transform = logit_transform(temperature, softcap, len(hidden), hidden.dtype)
     require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
     logprobs, _, entropies = _forward(
@@ -56,13 +57,12 @@ def _forward(
     entropy: bool,
     chunk_tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # logprobs, lse, entropy: [T], the last [0] unless asked for
-    with torch.autocast(hidden.device.type, enabled=False):
+    with running_on(hidden):
         transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
         head = make_head(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_logits=False)
         out = _outputs(hidden, entropy)
         for rows in head.chunks():
-            head.compute(rows)
-            for to, values in zip(out, head.stats(rows, entropy), strict=True):
+            for to, values in zip(out, head.look(rows, entropy), strict=True):
                 if values is not None:
                     to[rows] = values
     return out
@@ -103,17 +103,17 @@ def _backward(
         grad_logprobs = torch.zeros_like(logprobs)
     grad_logprobs = grad_logprobs.contiguous()
     grad_entropy = None if grad_entropy is None else grad_entropy.contiguous()
-    with torch.autocast(hidden.device.type, enabled=False):
+    with running_on(hidden):
         transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
         keep_exact = grad_entropy is not None
         head = make_head(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_exact=keep_exact)
         gradients = HeadGradients(head, need_hidden, need_weight, need_bias)
         for rows in head.chunks():
-            head.compute(rows)
+            head.look_again(rows)
             stats = RowStats(logprobs[rows], lse[rows], entropies[rows] if keep_exact else None)
             of_entropy = None if grad_entropy is None else grad_entropy[rows]
             gradients.add(rows, head.gradient(rows, stats, grad_logprobs[rows], of_entropy))
-        return gradients.finished(hidden.dtype)
+        return gradients.finished(hidden.dtype, hidden.dtype)
 
 
 @_backward.register_fake
@@ -155,9 +155,13 @@ def linear_logits(
     weight: Tensor,  # [V, D]
     bias: Tensor | None = None,  # [V]
 ) -> Tensor:  # [T, V] float32, or float64 for float64 inputs
-    """Logits as the matmul accumulated them, a fresh tensor: rounded to bfloat16 they would be off by up to 0.08."""
+    """Logits as the matmul accumulated them, for sampling: rounded to bfloat16 they would be off by up to 0.08.
+
+    A fresh tensor without gradient.
+    """
+    hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     head = make_head(hidden, weight, bias, hidden.new_zeros(len(hidden), dtype=torch.int64), LogitTransform(),
                      max(len(hidden), 1), keep_exact=True)  # fmt: skip
     rows = slice(0, len(hidden))
-    head.compute(rows)
+    head.look_again(rows)
     return head.logits(rows)

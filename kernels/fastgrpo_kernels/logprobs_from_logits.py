@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import logit_transform, require, split_temperature
-from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
 
@@ -39,7 +39,7 @@ def logprobs_from_logits(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     logprobs, _, entropies = _forward(
-        logits, target_ids, *split_temperature(transform), transform.softcap, entropy, overwrite_logits
+        logits, target_ids.contiguous(), *split_temperature(transform), transform.softcap, entropy, overwrite_logits
     )
     return logprobs, entropies if entropy else None
 
@@ -55,7 +55,8 @@ def _forward(
     overwrite_logits: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # logprobs, lse, entropy: [T], the last [0] unless asked for
     transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
-    stats = primitives_for(logits.device).row_stats(logits, target_ids, transform, entropy)
+    with running_on(logits) as primitives:
+        stats = primitives.row_stats(logits, target_ids, transform, entropy)
     entropies = stats.logprobs.new_empty(0) if stats.entropy is None else stats.entropy.clone()
     return stats.logprobs.clone(), stats.lse.clone(), entropies
 
@@ -82,8 +83,8 @@ def _backward(
 ) -> None:
     transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
     stats = RowStats(logprobs, lse, entropies if grad_entropy is not None else None)
-    primitives = primitives_for(logits.device)
-    primitives.row_gradient(logits, target_ids, transform, stats, grad_logprobs, grad_entropy, out)
+    with running_on(logits) as primitives:
+        primitives.row_gradient(logits, target_ids, transform, stats, grad_logprobs, grad_entropy, out)
 
 
 @_backward.register_fake

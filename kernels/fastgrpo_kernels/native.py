@@ -14,17 +14,11 @@ if LIBRARY.exists():
 _ops = torch.ops.fastgrpo_native
 
 
-def _inverse(transform: LogitTransform) -> tuple[float, Tensor | None]:
-    if isinstance(transform.temperature, Tensor):
-        return 1.0, transform.temperature.reciprocal()
-    return transform.temperature, None
-
-
 def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:
     logprobs, lse, entropies = torch.empty(3, len(logits), dtype=statistics_dtype(logits.dtype))
     stats = RowStats(logprobs, lse, entropies if entropy else None)
-    temperature, inverse_temperatures = _inverse(transform)
-    _ops.row_stats(logits, target_ids, temperature, inverse_temperatures, transform.softcap, *stats)
+    inverse, inverses = transform.inverse()
+    _ops.row_stats(logits, target_ids, inverse, inverses, transform.softcap, *stats)
     return stats
 
 
@@ -37,17 +31,9 @@ def row_gradient(
     grad_entropy: Tensor | None,
     out: Tensor,
 ) -> None:
-    temperature, inverse_temperatures = _inverse(transform)
+    inverse, inverses = transform.inverse()
     _ops.row_gradient(
-        logits,
-        target_ids,
-        temperature,
-        inverse_temperatures,
-        transform.softcap,
-        *stats,
-        grad_logprobs,
-        grad_entropy,
-        out,
+        logits, target_ids, inverse, inverses, transform.softcap, *stats, grad_logprobs, grad_entropy, out
     )
 
 

@@ -22,6 +22,12 @@ class LogitTransform(NamedTuple):
         temperature = self.temperature[rows] if isinstance(self.temperature, Tensor) else self.temperature
         return LogitTransform(temperature, self.softcap)
 
+    def inverse(self) -> tuple[float, Tensor | None]:
+        """One over the temperature: a number, or one for each row."""
+        if isinstance(self.temperature, Tensor):
+            return 1.0, self.temperature.reciprocal()
+        return 1.0 / self.temperature, None
+
 
 class RowStats(NamedTuple):
     """What the row pass learns of each row of logits, in float32 (float64 for float64 logits)."""

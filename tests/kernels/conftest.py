@@ -1,13 +1,7 @@
-"""Every backend that this machine can run: without a GPU the Triton kernels are interpreted, on CPU tensors."""
-
-import os
+"""Every backend that this machine can run: without a GPU the Triton kernels on CPU tensors, interpreted."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
-
 from fastgrpo_kernels.dispatch import Backend, forced
 
 

@@ -67,7 +67,7 @@ LogitType logit_type(const Tensor& logits) {
 }
 
 template <typename T>
-Rows<T> rows_of(const Tensor& logits, const Tensor& target_ids, double temperature, const Optional& temperatures,
+Rows<T> rows_of(const Tensor& logits, const Tensor& target_ids, double inverse_temperature, const Optional& inverse_temperatures,
                 double softcap) {
   STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2 && (logits.size(1) < 2 || logits.stride(1) == 1),
                   "logits must be a matrix whose rows are contiguous");
@@ -77,13 +77,13 @@ Rows<T> rows_of(const Tensor& logits, const Tensor& target_ids, double temperatu
     STD_TORCH_CHECK(targets[i] >= 0 && targets[i] < vocabulary, "target id ", targets[i], " of row ", i,
                     " is outside the vocabulary of ", vocabulary);
   return {logits.data_ptr(), logit_type(logits),         logits.stride(0), vocabulary, targets,
-          T(1 / temperature), floats<T>(temperatures, count, "inverse temperatures"), T(softcap)};
+          T(inverse_temperature), floats<T>(inverse_temperatures, count, "inverse temperatures"), T(softcap)};
 }
 
 template <typename T>
-void typed_row_stats(const Tensor& logits, const Tensor& target_ids, double temperature, const Optional& temperatures,
+void typed_row_stats(const Tensor& logits, const Tensor& target_ids, double inverse_temperature, const Optional& inverse_temperatures,
                      double softcap, const Tensor& logprobs, const Tensor& lse, const Optional& entropy) {
-  const Rows<T> rows = rows_of<T>(logits, target_ids, temperature, temperatures, softcap);
+  const Rows<T> rows = rows_of<T>(logits, target_ids, inverse_temperature, inverse_temperatures, softcap);
   const int64_t count = logits.size(0);
   const RowStats<T> stats{floats<T>(logprobs, count, "logprobs"), floats<T>(lse, count, "lse"),
                           floats<T>(entropy, count, "entropy")};
@@ -91,18 +91,18 @@ void typed_row_stats(const Tensor& logits, const Tensor& target_ids, double temp
 }
 
 // logprobs [R], lse [R] and, where asked for, entropy [R] of logits [R, V].
-void row_stats(Tensor logits, Tensor target_ids, double temperature, Optional temperatures, double softcap,
+void row_stats(Tensor logits, Tensor target_ids, double inverse_temperature, Optional inverse_temperatures, double softcap,
                Tensor logprobs, Tensor lse, Optional entropy) {
   const auto typed = logits.scalar_type() == ScalarType::Double ? typed_row_stats<double> : typed_row_stats<float>;
-  typed(logits, target_ids, temperature, temperatures, softcap, logprobs, lse, entropy);
+  typed(logits, target_ids, inverse_temperature, inverse_temperatures, softcap, logprobs, lse, entropy);
 }
 
 template <typename T>
-void typed_row_gradient(const Tensor& logits, const Tensor& target_ids, double temperature,
-                        const Optional& temperatures, double softcap, const Tensor& logprobs, const Tensor& lse,
+void typed_row_gradient(const Tensor& logits, const Tensor& target_ids, double inverse_temperature,
+                        const Optional& inverse_temperatures, double softcap, const Tensor& logprobs, const Tensor& lse,
                         const Optional& entropy, const Tensor& grad_logprobs, const Optional& grad_entropy,
                         const Tensor& out) {
-  const Rows<T> rows = rows_of<T>(logits, target_ids, temperature, temperatures, softcap);
+  const Rows<T> rows = rows_of<T>(logits, target_ids, inverse_temperature, inverse_temperatures, softcap);
   const int64_t count = logits.size(0);
   STD_TORCH_CHECK(out.is_cpu() && out.dim() == 2 && out.size(0) == count && out.size(1) == rows.vocabulary &&
                       out.scalar_type() == logits.scalar_type() && (out.size(1) < 2 || out.stride(1) == 1),
@@ -117,11 +117,11 @@ void typed_row_gradient(const Tensor& logits, const Tensor& target_ids, double t
 }
 
 // The gradient of logits [R, V] from those of logprobs and entropy, into `out`, which may be the logits.
-void row_gradient(Tensor logits, Tensor target_ids, double temperature, Optional temperatures, double softcap,
+void row_gradient(Tensor logits, Tensor target_ids, double inverse_temperature, Optional inverse_temperatures, double softcap,
                   Tensor logprobs, Tensor lse, Optional entropy, Tensor grad_logprobs, Optional grad_entropy,
                   Tensor out) {
   const auto typed = logits.scalar_type() == ScalarType::Double ? typed_row_gradient<double> : typed_row_gradient<float>;
-  typed(logits, target_ids, temperature, temperatures, softcap, logprobs, lse, entropy, grad_logprobs, grad_entropy, out);
+  typed(logits, target_ids, inverse_temperature, inverse_temperatures, softcap, logprobs, lse, entropy, grad_logprobs, grad_entropy, out);
 }
 
 Objective decode(const Tensor& numbers) {
@@ -163,6 +163,7 @@ void typed_token_objective(const Tensor& logprobs, const Optional& old_logprobs,
                          floats<T>(ratio, count, "ratio")};
   if (objective.sequence_ratio || objective.correction == kSequenceMask) {
     STD_TORCH_CHECK(cu_seqlens, "a sequence-level objective needs cu_seqlens");
+    STD_TORCH_CHECK(cu_seqlens->numel() > 0, "cu_seqlens must run from 0 to the tokens");
     const int64_t num_responses = cu_seqlens->numel() - 1;
     const int64_t* starts = pointer<int64_t>(*cu_seqlens, num_responses + 1, ScalarType::Long, "cu_seqlens");
     STD_TORCH_CHECK(num_responses >= 0 && starts[0] == 0 && starts[num_responses] == count,
@@ -206,6 +207,7 @@ void group_advantages(Tensor rewards, Optional cu_groups, int64_t group_size, bo
                       double eps, Tensor advantages) {
   const int64_t count = rewards.numel();
   Groups groups{nullptr, group_size, leave_one_out, scale, eps};
+  STD_TORCH_CHECK(cu_groups ? cu_groups->numel() > 0 : group_size > 0, "groups need boundaries or a size above 0");
   int64_t num_groups = cu_groups ? cu_groups->numel() - 1 : count / group_size;
   if (cu_groups) {
     groups.cu_groups = pointer<int64_t>(*cu_groups, num_groups + 1, ScalarType::Long, "cu_groups");
@@ -223,10 +225,10 @@ void group_advantages(Tensor rewards, Optional cu_groups, int64_t group_size, bo
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgrpo_native, m) {
   m.def(
-      "row_stats(Tensor logits, Tensor target_ids, float temperature, Tensor? inverse_temperatures, float softcap, "
+      "row_stats(Tensor logits, Tensor target_ids, float inverse_temperature, Tensor? inverse_temperatures, float softcap, "
       "Tensor(a!) logprobs, Tensor(b!) lse, Tensor(c!)? entropy) -> ()");
   m.def(
-      "row_gradient(Tensor logits, Tensor target_ids, float temperature, Tensor? inverse_temperatures, float softcap, "
+      "row_gradient(Tensor logits, Tensor target_ids, float inverse_temperature, Tensor? inverse_temperatures, float softcap, "
       "Tensor logprobs, Tensor lse, Tensor? entropy, Tensor grad_logprobs, Tensor? grad_entropy, Tensor(a!) out) -> ()");
   m.def(
       "token_objective(Tensor logprobs, Tensor? old_logprobs, Tensor advantages, Tensor? mask, Tensor? ref_logprobs, "

@@ -38,8 +38,14 @@ class Sums {
 };
 
 template <typename T>
+inline Vector<T> bounded(Vector<T> log_ratio) {
+  const Vector<T> held = max_of(min_of(log_ratio, broadcast(T(20))), broadcast(T(-20)));
+  return log_ratio == log_ratio ? held : log_ratio;  // NaN stays: a broken model must not look like a fine one
+}
+
+template <typename T>
 inline Vector<T> bounded_exp(Vector<T> log_ratio) {
-  return exp_of(max_of(min_of(log_ratio, broadcast(T(20))), broadcast(T(-20))));
+  return exp_of(bounded<T>(log_ratio));
 }
 
 template <typename T>
@@ -133,7 +139,7 @@ class TokenBlock {
   V divergence(V& slope) const {
     const V zero{}, one = broadcast(T(1));
     const V raw = logprobs - ref_logprobs;
-    const V log_ratio = max_of(min_of(raw, broadcast(T(20))), broadcast(T(-20)));
+    const V log_ratio = bounded<T>(raw);
     V kl;
     if (objective_.kl == kK1) {
       kl = log_ratio, slope = one;

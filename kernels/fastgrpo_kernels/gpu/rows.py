@@ -16,7 +16,7 @@ def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, ent
     logprobs, lse = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
     entropies = torch.empty_like(lse) if entropy else None
     if len(logits):
-        scale, scales = inverse(transform)
+        scale, scales = transform.inverse()
         _row_stats[(len(logits),)](
             logits, target_ids, scales, logprobs, lse, entropies, logits.stride(0), logits.shape[1], scale,
             transform.softcap, PER_ROW=scales is not None, SOFTCAP=transform.softcap != 0, ENTROPY=entropy,
@@ -37,7 +37,7 @@ def row_gradient(
     require_single(logits)
     if not len(logits):
         return
-    scale, scales = inverse(transform)
+    scale, scales = transform.inverse()
     _row_gradient[(len(logits),)](
         logits, target_ids, scales, *stats, grad_logprobs, grad_entropy, out, logits.stride(0), out.stride(0),
         logits.shape[1], scale, transform.softcap, PER_ROW=scales is not None, SOFTCAP=transform.softcap != 0,
@@ -49,12 +49,6 @@ def row_gradient(
 def require_single(tensor: Tensor) -> None:
     if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"on CUDA the ops take 16- and 32-bit floats, got {tensor.dtype}: check in float64 on a CPU")
-
-
-def inverse(transform: LogitTransform) -> tuple[float, Tensor | None]:
-    if isinstance(transform.temperature, Tensor):
-        return 1.0, transform.temperature.reciprocal()
-    return 1.0 / transform.temperature, None
 
 
 def _launch(logits: Tensor) -> dict[str, int]:

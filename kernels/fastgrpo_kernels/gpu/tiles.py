@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo_kernels.gpu.rows import LOWEST, expm1, inverse
+from fastgrpo_kernels.gpu.rows import LOWEST, expm1
 from fastgrpo_kernels.primitives import LogitTransform, RowStats
 
 
@@ -54,7 +54,7 @@ def linear_tiles(
     stats = TileStats(
         new, torch.empty_like(new), torch.empty_like(new) if entropy else None, torch.full_like(new[0], float("nan"))
     )
-    scale, scales = inverse(transform)
+    scale, scales = transform.inverse()
     _linear_tiles[(triton.cdiv(num_rows, shape.rows) * num_tiles,)](
         hidden, weight, bias, target_ids, scales, scaled, *stats, num_rows, vocabulary, hidden.shape[1],
         hidden.stride(0), weight.stride(0), 0 if scaled is None else scaled.stride(0), scale,
@@ -88,7 +88,7 @@ def tile_gradient(
 ) -> None:
     """The gradient in place: every exponential is there already."""
     num_rows, vocabulary = scaled.shape
-    scale, scales = inverse(transform)
+    scale, scales = transform.inverse()
     block_rows = 8
     _tile_gradient[(triton.cdiv(num_rows, block_rows) * triton.cdiv(vocabulary, shape.vocabulary),)](
         scaled, tiles.top, target_ids, scales, stats.logprobs, stats.lse, grad_logprobs, num_rows, vocabulary,
@@ -161,7 +161,8 @@ def _linear_tiles(
 
     logits = tl.where(column_inside[None, :], logits, LOWEST)
     top = tl.maximum(tl.max(logits, 1), LOWEST)
-    logits = tl.maximum(logits - top[:, None], LOWEST)  # finite, so that times an exponential of 0 it is 0
+    logits -= top[:, None]
+    logits = tl.where(logits < LOWEST, LOWEST, logits)  # finite, so that times an exponential of 0 it is 0; NaN stays
     at = tile.to(tl.int64) * num_rows + rows
     tl.store(tops + at, top, mask=row_inside)
     e = tl.exp(logits)

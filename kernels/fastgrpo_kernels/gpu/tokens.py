@@ -1,20 +1,24 @@
 """The token objective: objective.py's formula and its derivative to the logprob."""
 
+from typing import get_args
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastgrpo_kernels.gpu.rows import expm1, require_single
-from fastgrpo_kernels.objective import METRICS, Objective
+from fastgrpo_kernels.objective import METRICS, Correction, Kl, Objective
 from fastgrpo_kernels.primitives import TokenGradient, Tokens
 
 _BLOCK = 1024
 _NUM_SUMS = tl.constexpr(1 + len(METRICS))
 _PADDED_SUMS = tl.constexpr(triton.next_power_of_2(1 + len(METRICS)))
-_NONE, _TRUNCATE, _ICEPOP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_CORRECTIONS = {"none": 0, "truncate": 1, "icepop": 2, "sequence_mask": 3}
-_KLS = {"k1": 1, "k2": 2, "k3": 3}
+_CORRECTIONS = {name: i for i, name in enumerate(get_args(Correction))}
+_KLS = {name: i for i, name in enumerate(get_args(Kl))}
+_NONE, _TRUNCATE = tl.constexpr(_CORRECTIONS["none"]), tl.constexpr(_CORRECTIONS["truncate"])
+_ICEPOP, _SEQUENCE_MASK = tl.constexpr(_CORRECTIONS["icepop"]), tl.constexpr(_CORRECTIONS["sequence_mask"])
+_NO_KL, _K1, _K2 = tl.constexpr(-1), tl.constexpr(_KLS["k1"]), tl.constexpr(_KLS["k2"])
 
 
 def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
@@ -39,7 +43,7 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
             partial_sums, num_tokens, objective.clip_low, objective.clip_high, objective.dual_clip, objective.kl_coef,
             objective.kl_cap, objective.entropy_coef, objective.correction_low, objective.correction_high,
             CISPO=objective.surrogate == "cispo", DUAL=objective.dual_clip != 0,
-            KL=_KLS[objective.kl] if tokens.ref_logprobs is not None else 0, CAP=objective.kl_cap != 0,
+            KL=_KLS[objective.kl] if tokens.ref_logprobs is not None else _NO_KL.value, CAP=objective.kl_cap != 0,
             CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=by_response,
             SEQUENCE_RATIO=objective.sequence_ratio, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -56,8 +60,14 @@ def _field(pointer, at, inside, otherwise):
 
 
 @triton.jit
+def _bounded(log_ratio):
+    """Within +-20; NaN stays: a broken model must not look like a fine one."""
+    return tl.where(log_ratio > 20.0, 20.0, tl.where(log_ratio < -20.0, -20.0, log_ratio))
+
+
+@triton.jit
 def _bounded_exp(log_ratio):
-    return tl.exp(tl.minimum(tl.maximum(log_ratio, -20.0), 20.0))
+    return tl.exp(_bounded(log_ratio))
 
 
 @triton.jit
@@ -106,15 +116,15 @@ def _correction(log_ratio, low, high, CORRECTION: tl.constexpr):
 
 @triton.jit
 def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
-    """From the reference: k1, k2 or k3 (0: none) and its derivative to the logprob."""
+    """From the reference: k1, k2, k3 or none and its derivative to the logprob."""
     kl = raw * 0.0
     slope = raw * 0.0
-    if KL > 0:
-        log_ratio = tl.minimum(tl.maximum(raw, -20.0), 20.0)
-        if KL == 1:
+    if KL != _NO_KL:
+        log_ratio = _bounded(raw)
+        if KL == _K1:
             kl = log_ratio
             slope = raw * 0.0 + 1.0
-        elif KL == 2:
+        elif KL == _K2:
             kl = log_ratio * log_ratio * 0.5
             slope = log_ratio
         else:
@@ -209,7 +219,7 @@ def _token_objective(
         if SEQUENCE_RATIO:
             log_ratio = tl.where(inside, mean_log_ratio, 0.0)
         rollout_log_ratio = old - _field(rollout_logprobs, at, inside, old)
-        if CORRECTION == 3:
+        if CORRECTION == _SEQUENCE_MASK:
             rollout_log_ratio = tl.where(inside, mean_rollout, 0.0)
         ratio = _bounded_exp(log_ratio)
         surrogate, slope, direct, below, above, far = _surrogate(
@@ -239,7 +249,8 @@ def _token_objective(
         sums = _add(sums, 9, one * correction)
         sums = _add(sums, 10, one * corrected.to(tl.float32))
     if SEQUENCE_RATIO:
-        # Each token moves the mean by one over the length. The same threads wrote these places above.
+        # Each token moves the mean by one over the length.
+        tl.debug_barrier()  # another thread may have written this one's places
         for start in range(begin, end, BLOCK):
             at = start + tl.arange(0, BLOCK)
             inside = at < end
