@@ -30,10 +30,10 @@ lint: .venv/ready-dev
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info kernels/fastgrpo_kernels/_native.so
 
 # torch first and alone: $(TORCH) names the build that suits this machine, and what comes after must not replace it.
-.venv/ready: constraints/main.txt pyproject.toml setup.py
+.venv/ready: constraints/main.txt pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/fastgrpo_kernels/csrc/*)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/pip install -q $(TORCH)
 	.venv/bin/pip install -q -c constraints/main.txt -e .

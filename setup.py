@@ -3,6 +3,7 @@
 import runpy
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -18,11 +19,15 @@ class BuildNative(build_ext):
         native = runpy.run_path(str(ROOT / "kernels" / "fastgrpo_kernels" / "build.py"))
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(self.build_temp).resolve() / "native"
-        try:
-            print(f"fastgrpo_kernels: built {native['build'](target.parent, build_dir=folder)}", file=sys.stderr)
-        except native["BuildError"] as error:
-            print(f"fastgrpo_kernels: no native library, plain torch will run on the CPU: {error}", file=sys.stderr)
+        target.unlink(missing_ok=True)  # one that was left from other sources must not pass for this one
+        # A new folder: CMake remembers the tools of pip's environment, which is gone after the build.
+        with TemporaryDirectory() as folder:
+            try:
+                print(
+                    f"fastgrpo_kernels: built {native['build'](target.parent, build_dir=Path(folder))}", file=sys.stderr
+                )
+            except native["BuildError"] as error:
+                print(f"fastgrpo_kernels: no native library, the CPU runs plain torch: {error}", file=sys.stderr)
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"  # loaded by torch, not by Python

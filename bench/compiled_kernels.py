@@ -95,10 +95,14 @@ def _of_tiles() -> list[Variant]:
         "EVEN_WIDTH": True,
         "bias": None,
     }
+    whole_rows = {k: v for k, v in matmul.items() if k not in ("bias", "inverse_temperatures")}
     inputs = {"hidden": _H, "weight": _H, "target_ids": _I, **stats}
     return [
         Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H}, {**matmul, "weighteds": None}, *launch),
+        Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H, "weighteds": _F}, matmul, *launch),
         Variant("tiles", "_linear_tiles", {**inputs, "weighteds": _F}, {**matmul, "scaled": None}, *launch),
+        Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H, "bias": _H, "inverse_temperatures": _F},
+                {**whole_rows, "PER_ROW": True, "weighteds": None}, *launch),
         Variant("tiles", "_combine_tiles", {**stats, **_floats("weighteds", "logprobs", "lse", "entropy")},
                 {"BLOCK_R": 32, "BLOCK_TILES": 64}),
         Variant("tiles", "_tile_gradient", {**row, "scaled": _H, **_floats("tops", "grad_logprobs")},
@@ -130,7 +134,7 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name.endswith("stride") or name == "width"
+        if kind.startswith("*") or name.endswith("stride") or name in ("width", "vocabulary", "num_rows")
     }
     source = ASTSource(fn=function, signature=signature, constexprs=variant.constants, attrs=aligned)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and benchmarks on a bare GPU machine, within ten minutes: bench/gpu.sh [folder of wheels, default .whl]
+# Tests and benchmarks on a bare GPU machine, the kernels first; about ten minutes, each step with a limit of its own: bench/gpu.sh [folder of wheels, default .whl]
 #
 # The machine has CUDA torch 2.11 or newer, Triton, transformers, numpy, nvcc, and no network. What it must have besides,
 # or what the folder must hold as wheels (they are installed to a folder of their own, without their dependencies):

@@ -152,6 +152,8 @@ def test_non_contiguous_inputs(backend, device):
         hidden=wide[:, ::2].requires_grad_(),
         weight=case.weight.detach().T.contiguous().T.requires_grad_(),
         advantages=torch.stack([case.advantages] * 2, 1)[:, 0],
+        target_ids=torch.stack([case.target_ids] * 2, 1)[:, 0],
+        bias=torch.stack([case.bias.detach()] * 2, 1)[:, 0].requires_grad_(),
     )
     assert not turned.hidden.is_contiguous() and not turned.weight.is_contiguous()
     got = value_and_gradients(turned, lambda c: c.ours(OBJECTIVES["k3"]).loss)
@@ -249,6 +251,33 @@ def test_rows_that_can_have_no_gradient_never_enter_a_matmul(monkeypatch):
         torch.testing.assert_close(got, expected)
     left_out = torch.ones(40, dtype=torch.bool).index_fill(0, rows, False)
     assert (output.logprobs[left_out] == 0).all() and (output.logprobs[rows] < 0).all()
+
+
+def test_a_shared_ratio_needs_the_tokens_without_advantage_too():
+    mask, advantages = torch.tensor([True, True, False]), torch.tensor([1.0, 0.0, 1.0])
+    assert loss_rows(mask, advantages).tolist() == [0]
+    assert loss_rows(mask, advantages, Objective(sequence_ratio=True)).tolist() == [0, 1]
+
+
+def test_nan_of_a_broken_model_stays_nan(backend, device):
+    """Clipping must not make it a number: the trainer skips an update that is not finite."""
+    for objective in (Objective(), OBJECTIVES["everything"]):
+        case = make_case(20, 16, 65).to(torch.float32, device)
+        inside = int(case.response_mask.nonzero()[3, 0])
+        with torch.no_grad():
+            case.hidden[inside] = torch.nan
+        output = case.ours(objective, entropy=True)
+        output.loss.backward()
+        assert torch.isnan(output.loss) and torch.isnan(case.hidden.grad[inside]).any()
+
+
+def test_float16_sums_beyond_its_range_are_divided_first(backend, device):
+    """The sum over 20,000 tokens is beyond 65,504 before it is divided by their number."""
+    hidden = torch.full((20000, 4), 8.0, dtype=torch.float16, device=device).requires_grad_()
+    weight = torch.zeros(9, 4, dtype=torch.float16, device=device).requires_grad_()
+    ids = torch.zeros(20000, dtype=torch.int64, device=device)
+    linear_grpo(hidden, weight, ids, None, torch.ones(20000, device=device), None, 20000).loss.backward()
+    torch.testing.assert_close(weight.grad[0].float().cpu(), torch.full((4,), -8 * 8 / 9), rtol=2e-3, atol=0)
 
 
 def test_a_chunk_whose_tokens_are_all_clipped_has_no_gradient_matmuls(monkeypatch):

@@ -83,7 +83,8 @@ class TokenBlock {
     const V zero{}, one = broadcast(T(1));
     const T high = T(1 + objective_.clip_high), low = T(1 - objective_.clip_low), dual = T(objective_.dual_clip);
     const V ratio = bounded_exp<T>(log_ratio);
-    const V clipped = max_of(min_of(ratio, broadcast(high)), broadcast(low));
+    const V held = max_of(min_of(ratio, broadcast(high)), broadcast(low));
+    const V clipped = ratio == ratio ? held : ratio;  // NaN stays
     V above = (advantages > zero) & (ratio > high) ? one : zero;
     V below = (advantages < zero) & (ratio < low) ? one : zero;
     V far = dual != 0 ? ((advantages < zero) & (ratio > dual) ? one : zero) : zero;
@@ -98,7 +99,7 @@ class TokenBlock {
       surrogate = min_of(ratio * advantages, clipped * advantages);
       if (dual != 0) surrogate = advantages < zero ? max_of(surrogate, advantages * dual) : surrogate;
       const V magnitude = log_ratio < zero ? -log_ratio : log_ratio;
-      slope = (above + below + far == zero) & (magnitude <= T(20)) ? ratio * advantages : zero;
+      slope = (above + below + far != zero) | (magnitude > T(20)) ? zero : ratio * advantages;
     }
     V corrected = zero;
     const V correction = correct(rollout_log_ratio, corrected);

@@ -76,7 +76,7 @@ def _surrogate(
 ):
     """The surrogate, its derivatives to the log-ratio and to the logprob directly, and where which bound was met."""
     low, high = 1.0 - clip_low, 1.0 + clip_high
-    clipped = tl.maximum(tl.minimum(ratio, high), low)
+    clipped = tl.where(ratio > high, high, tl.where(ratio < low, low, ratio))  # NaN stays
     zero = ratio * 0.0
     if CISPO:
         below = (advantages != 0) & (ratio < low)
