@@ -35,7 +35,9 @@ def build(output_dir: Path = PACKAGE, torch_dir: Path | None = None, build_dir: 
     """Builds the library into ``output_dir`` and returns its path. Raises BuildError."""
     root = PACKAGE.parents[1]
     if not (root / "CMakeLists.txt").is_file():
-        raise BuildError(f"the sources are not here ({root}): build from a checkout, or install with pip")
+        raise BuildError(
+            "the sources are not installed: in a checkout `pip install --no-deps --force-reinstall --no-cache-dir .`"
+        )
     cmake = shutil.which("cmake")
     if cmake is None:
         raise BuildError("cmake was not found: `pip install cmake ninja`, or your system's package")

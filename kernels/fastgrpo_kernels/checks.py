@@ -69,6 +69,8 @@ def logit_transform(
             temperature.shape == (num_rows,),
             lambda: f"temperature must be a float or one per token [{num_rows}], got {list(temperature.shape)}",
         )
+        if temperature.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+            require(bool((temperature > 0).all()), "every token's temperature must be above 0")
         return LogitTransform(temperature.detach().to(statistics_dtype(logits_dtype)).contiguous(), softcap or 0.0)
     require(temperature > 0, lambda: f"temperature must be above 0, got {temperature}")
     return LogitTransform(float(temperature), softcap or 0.0)

@@ -190,6 +190,13 @@ def _prepare(
     if advantages is None:
         require(rewards is not None and cu_seqlens is not None, "without advantages, rewards and cu_seqlens are needed")
         assert rewards is not None and cu_seqlens is not None
+        require(not cu_seqlens.is_floating_point(), lambda: f"cu_seqlens must be integers, got {cu_seqlens.dtype}")
+        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            found = cu_seqlens.tolist()
+            require(
+                len(found) > 0 and found[0] == 0 and found[-1] == num_tokens and found == sorted(found),
+                lambda: f"cu_seqlens must run from 0 to T = {num_tokens} and never fall, got {found[:8]} ...",
+            )
         each = group_advantages(rewards, group_size, cu_groups=cu_groups, baseline=baseline, scale=scale)
         require(
             len(cu_seqlens) == len(each) + 1, lambda: f"got {len(each)} rewards for {len(cu_seqlens) - 1} responses"

@@ -69,6 +69,8 @@ class Objective:
             raise ValueError(f"need 0 <= clip_low <= 1 and clip_high >= 0, got {self.clip_low} and {self.clip_high}")
         if self.dual_clip != 0 and self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
+        if self.kl_coef < 0:
+            raise ValueError(f"kl_coef must be 0 or more, got {self.kl_coef}")
         if self.kl_cap < 0:
             raise ValueError(f"kl_cap must be above 0, or 0 for none, got {self.kl_cap}")
         if not 0 <= self.correction_low <= self.correction_high:
