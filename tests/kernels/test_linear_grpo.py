@@ -334,7 +334,12 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
     [
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": torch.ones(3)}, "one per token"),
+        ({"temperature": torch.zeros(10)}, "every token's temperature must be above 0"),
         ({"softcap": -1.0}, "softcap must be above 0"),
+        (
+            {"advantages": None, "rewards": torch.ones(2), "group_size": 2, "cu_seqlens": torch.tensor([0, 4, 9])},
+            "cu_seqlens must run from 0 to T = 10",
+        ),
         ({"chunk_tokens": 0}, "chunk_tokens must be above 0"),
         ({"advantages": None}, "rewards and cu_seqlens are needed"),
         ({"objective": Objective(kl_coef=0.1)}, "kl_coef 0.1 needs ref_logprobs"),
@@ -355,3 +360,18 @@ def test_what_does_not_fit_is_refused_in_words(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         linear_grpo(**{**inputs, **change})
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"clip_low": 1.5}, "clip_low <= 1"),
+        ({"dual_clip": 0.5}, "dual_clip must be above 1"),
+        ({"kl_coef": -0.1}, "kl_coef must be 0 or more"),
+        ({"kl": "k4"}, "kl must be one of k1, k2, k3"),
+        ({"correction_low": 3.0}, "correction_low <= correction_high"),
+    ],
+)
+def test_an_objective_that_means_nothing_is_refused_in_words(constants, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**constants)
