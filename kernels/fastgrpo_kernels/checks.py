@@ -63,7 +63,9 @@ def logit_transform(
     temperature: float | Tensor, softcap: float | None, num_rows: int, logits_dtype: torch.dtype
 ) -> LogitTransform:
     """Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0."""
-    require(softcap is None or softcap > 0, lambda: f"softcap must be above 0, or None, got {softcap}")
+    require(
+        softcap is None or 0 < softcap < 1e30, lambda: f"softcap must be above 0 and finite, or None, got {softcap}"
+    )
     if isinstance(temperature, Tensor):
         require(
             temperature.shape == (num_rows,),
@@ -92,6 +94,26 @@ def token_field(
     require(values.device == device, lambda: f"{name} must be on {device} as the logprobs are, is on {values.device}")
     require(values.shape == (num_tokens,), lambda: f"{name} must be [T] = [{num_tokens}], got {list(values.shape)}")
     return values.detach().to(dtype).contiguous()
+
+
+def boundaries(starts: Tensor, name: str, count: int) -> None:
+    """Raises ValueError unless they run from 0 to ``count`` and never fall; their values only on a CPU, which need not
+    be waited for."""
+    require(starts.dim() == 1 and not starts.is_floating_point(), lambda: f"{name} must be integers [S + 1]")
+    if starts.device.type == "cpu" and not torch.compiler.is_compiling():
+        found = starts.tolist()
+        require(
+            len(found) > 0 and found[0] == 0 and found[-1] == count and found == sorted(found),
+            lambda: f"{name} must run from 0 to {count} and never fall, got {str(found)[:60]}",
+        )
+
+
+def ascending_rows(rows: Tensor, num_tokens: int) -> None:
+    """Raises ValueError unless they are places of tokens in order; their values only on a CPU."""
+    require(rows.dim() == 1 and rows.dtype == torch.int64, lambda: f"rows must be int64 [R], got {rows.dtype}")
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling() and len(rows):
+        inside = int(rows[0]) >= 0 and int(rows[-1]) < num_tokens and bool((rows.diff() > 0).all())
+        require(inside, lambda: f"rows must rise, from 0 on and below T = {num_tokens}, got {str(rows.tolist())[:60]}")
 
 
 def _is_sharded(tensor: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import require
+from fastgrpo_kernels.checks import boundaries, require
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.primitives import statistics_dtype
 
@@ -42,9 +42,7 @@ def group_advantages(
         )
     rewards = rewards.detach().to(statistics_dtype(rewards.dtype)).contiguous()
     if cu_groups is not None:
-        require(
-            cu_groups.dim() == 1 and len(cu_groups) > 0, "cu_groups must be [G + 1], from 0 to the number of rewards"
-        )
+        boundaries(cu_groups, "cu_groups", len(rewards))
         cu_groups = cu_groups.to(torch.int64).contiguous()
     return _group_advantages(rewards, cu_groups, group_size or 0, baseline == "leave_one_out", scale, eps)
 

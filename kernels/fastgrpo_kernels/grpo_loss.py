@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import require, token_field
+from fastgrpo_kernels.checks import boundaries, require, token_field
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.objective import METRICS, Objective
 from fastgrpo_kernels.primitives import Tokens, statistics_dtype
@@ -92,6 +92,9 @@ def check_tokens(
         response_mask is None or (response_mask.dtype == torch.bool and response_mask.shape == (num_tokens,)),
         lambda: f"response_mask must be [T] = [{num_tokens}] bool",
     )
+    require(isinstance(advantages, Tensor), "advantages must be [T], one for every token")
+    if cu_seqlens is not None and objective.needs_whole_responses:
+        boundaries(cu_seqlens, "cu_seqlens", num_tokens)
     return [
         token_field(old_logprobs, "old_logprobs", num_tokens, dtype, device),
         token_field(advantages, "advantages", num_tokens, dtype, device),
@@ -107,6 +110,8 @@ def as_count(num_loss_tokens: int | Tensor, device: torch.device, dtype: torch.d
     """On the device; a number gets there without the wait that a tensor on the host would mean."""
     if isinstance(num_loss_tokens, Tensor):
         require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
+        if num_loss_tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            require(bool(num_loss_tokens > 0), lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens.item()}")
         return num_loss_tokens.detach().to(device, dtype).reshape(())
     require(num_loss_tokens > 0, lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens}")
     return torch.full((), num_loss_tokens, device=device, dtype=dtype)

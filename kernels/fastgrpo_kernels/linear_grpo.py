@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature
+from fastgrpo_kernels.checks import ascending_rows, boundaries, head_inputs, logit_transform, require, split_temperature
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.group_advantages import Baseline, Scale, group_advantages
 from fastgrpo_kernels.grpo_loss import as_count, check_tokens
@@ -190,13 +190,7 @@ def _prepare(
     if advantages is None:
         require(rewards is not None and cu_seqlens is not None, "without advantages, rewards and cu_seqlens are needed")
         assert rewards is not None and cu_seqlens is not None
-        require(not cu_seqlens.is_floating_point(), lambda: f"cu_seqlens must be integers, got {cu_seqlens.dtype}")
-        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-            found = cu_seqlens.tolist()
-            require(
-                len(found) > 0 and found[0] == 0 and found[-1] == num_tokens and found == sorted(found),
-                lambda: f"cu_seqlens must run from 0 to T = {num_tokens} and never fall, got {found[:8]} ...",
-            )
+        boundaries(cu_seqlens, "cu_seqlens", num_tokens)
         each = group_advantages(rewards, group_size, cu_groups=cu_groups, baseline=baseline, scale=scale)
         require(
             len(cu_seqlens) == len(each) + 1, lambda: f"got {len(each)} rewards for {len(cu_seqlens) - 1} responses"
@@ -210,6 +204,8 @@ def _prepare(
     )  # fmt: skip
     if rows is None and response_mask is not None and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         rows = response_mask.nonzero()[:, 0]
+    elif rows is not None:
+        ascending_rows(rows, num_tokens)
     if rows is not None and len(rows) < num_tokens:
         hidden, target_ids = hidden.index_select(0, rows), target_ids.index_select(0, rows)
         *of_tokens, starts = fields

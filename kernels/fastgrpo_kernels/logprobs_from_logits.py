@@ -38,8 +38,14 @@ def logprobs_from_logits(
         logits = logits.float()
     if logits.stride(1) != 1:
         logits = logits.contiguous()
+    apart = len(logits) < 2 or logits.stride(0) >= logits.shape[1]  # else rows share memory: no place for gradients
     logprobs, _, entropies = _forward(
-        logits, target_ids.contiguous(), *split_temperature(transform), transform.softcap, entropy, overwrite_logits
+        logits,
+        target_ids.contiguous(),
+        *split_temperature(transform),
+        transform.softcap,
+        entropy,
+        overwrite_logits and apart,
     )
     return logprobs, entropies if entropy else None
 

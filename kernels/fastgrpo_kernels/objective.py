@@ -7,12 +7,17 @@ The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the adva
 `reference.grpo_loss` is this in plain torch, for reading.
 """
 
+import math
 from dataclasses import astuple, dataclass, fields
 from typing import Literal, get_args
 
 Surrogate = Literal["clipped", "cispo"]
 Kl = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
+
+_NUMBERS = (
+    "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high",
+)  # fmt: skip
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are held within +-20 before `exp`, which overflows in float32 at 88: so far off there is no gradient."""
@@ -65,6 +70,9 @@ class Objective:
         for name, known in (("surrogate", Surrogate), ("kl", Kl), ("correction", Correction)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        for name in _NUMBERS:
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
             raise ValueError(f"need 0 <= clip_low <= 1 and clip_high >= 0, got {self.clip_low} and {self.clip_high}")
         if self.dual_clip != 0 and self.dual_clip <= 1:

@@ -149,7 +149,8 @@ def _correction(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor
     if objective.correction == "truncate":
         return ratio.clamp(max=objective.correction_high), above
     outside = above | (ratio < objective.correction_low)
-    return torch.where(outside, 0.0, ratio if objective.correction == "icepop" else 1.0), outside
+    kept = ratio if objective.correction == "icepop" else torch.where(ratio.isnan(), ratio, 1.0)  # NaN stays
+    return torch.where(outside, 0.0, kept), outside
 
 
 def _divergence(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:

@@ -338,7 +338,7 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
         ({"softcap": -1.0}, "softcap must be above 0"),
         (
             {"advantages": None, "rewards": torch.ones(2), "group_size": 2, "cu_seqlens": torch.tensor([0, 4, 9])},
-            "cu_seqlens must run from 0 to T = 10",
+            "cu_seqlens must run from 0 to 10",
         ),
         ({"chunk_tokens": 0}, "chunk_tokens must be above 0"),
         ({"advantages": None}, "rewards and cu_seqlens are needed"),
@@ -351,6 +351,15 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
         ({"response_mask": torch.ones(10)}, "bool"),
         ({"old_logprobs": torch.ones(9)}, r"old_logprobs must be \[T\]"),
         ({"num_loss_tokens": 0}, "num_loss_tokens must be above 0"),
+        ({"num_loss_tokens": torch.tensor(-3)}, "num_loss_tokens must be above 0"),
+        ({"rows": torch.tensor([3, 1])}, "rows must rise"),
+        ({"rows": torch.tensor([1, 1])}, "rows must rise"),
+        ({"rows": torch.tensor([10])}, "below T = 10"),
+        ({"softcap": float("inf")}, "softcap must be above 0 and finite"),
+        (
+            {"objective": Objective(sequence_ratio=True), "cu_seqlens": torch.tensor([0, 5, 3, 10])},
+            "cu_seqlens must run from 0 to 10 and never fall",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(change, message):
@@ -369,6 +378,7 @@ def test_what_does_not_fit_is_refused_in_words(change, message):
         ({"dual_clip": 0.5}, "dual_clip must be above 1"),
         ({"kl_coef": -0.1}, "kl_coef must be 0 or more"),
         ({"kl": "k4"}, "kl must be one of k1, k2, k3"),
+        ({"entropy_coef": float("nan")}, "entropy_coef must be a finite number"),
         ({"correction_low": 3.0}, "correction_low <= correction_high"),
     ],
 )

@@ -129,11 +129,12 @@ class TokenBlock {
     const T low = T(objective_.correction_low), high = T(objective_.correction_high);
     if (objective_.correction == kTruncate) {
       corrected = ratio > high ? one : zero;
-      return min_of(ratio, broadcast(high));
+      return ratio > high ? broadcast(high) : ratio;
     }
-    const auto kept = (ratio >= low) & (ratio <= high);
-    corrected = kept ? zero : one;
-    return kept ? (objective_.correction == kIcepop ? ratio : one) : zero;
+    const auto outside = (ratio < low) | (ratio > high);
+    corrected = outside ? one : zero;
+    const V kept = objective_.correction == kIcepop ? ratio : one;
+    return outside ? zero : (ratio == ratio ? kept : ratio);  // NaN stays
   }
 
   // From the reference: k1, k2 or k3, and its derivative to the logprob.

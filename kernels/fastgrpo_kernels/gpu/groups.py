@@ -14,7 +14,8 @@ def group_advantages(
     rewards: Tensor, cu_groups: Tensor | None, group_size: int, leave_one_out: bool, scale: bool, eps: float
 ) -> Tensor:
     require_single(rewards)
-    advantages = torch.empty_like(rewards)
+    # A reward that wrong boundaries leave out has no advantage.
+    advantages = torch.empty_like(rewards) if cu_groups is None else torch.full_like(rewards, float("nan"))
     switches = {"LEAVE_ONE_OUT": leave_one_out, "SCALE": scale}
     num_groups = len(rewards) // group_size if cu_groups is None else len(cu_groups) - 1
     if num_groups == 0:
@@ -27,7 +28,15 @@ def group_advantages(
         )
     else:
         _ragged_groups[(num_groups,)](
-            rewards, advantages, cu_groups, group_size, eps, RAGGED=cu_groups is not None, BLOCK=1024, **switches
+            rewards,
+            advantages,
+            cu_groups,
+            len(rewards),
+            group_size,
+            eps,
+            RAGGED=cu_groups is not None,
+            BLOCK=1024,
+            **switches,
         )
     return advantages
 
@@ -67,7 +76,7 @@ def _equal_groups(
     r = tl.where(inside, r - first[:, None], 0.0)
     centred = tl.where(inside, r - (tl.sum(r, 1) / count)[:, None], 0.0)
     factor = _factor(count, tl.sum(centred * centred, 1), eps, LEAVE_ONE_OUT, SCALE)
-    differing = tl.max(tl.abs(r), 1) > 0
+    differing = tl.sum(tl.abs(r), 1) != 0  # also where a reward is NaN
     tl.store(advantages + at, tl.where(differing[:, None], centred * factor[:, None], 0.0), mask=inside)
 
 
@@ -76,6 +85,7 @@ def _ragged_groups(
     rewards,  # [N]
     advantages,  # [N]
     cu_groups,  # [G + 1] or None
+    num_rewards,
     group_size,
     eps,
     RAGGED: tl.constexpr,
@@ -86,16 +96,18 @@ def _ragged_groups(
     group = tl.program_id(0).to(tl.int64)
     begin, end = group * group_size, (group + 1) * group_size
     if RAGGED:
-        begin, end = tl.load(cu_groups + group), tl.load(cu_groups + group + 1)
+        # Wrong boundaries must not reach other memory; a CPU refuses them.
+        begin = tl.maximum(tl.load(cu_groups + group), 0)
+        end = tl.minimum(tl.load(cu_groups + group + 1), num_rewards)
     count = tl.maximum(end - begin, 1).to(tl.float32)
     first = tl.load(rewards + begin, mask=begin < end, other=0.0)
     total = tl.zeros([BLOCK], tl.float32)
-    furthest = tl.zeros([BLOCK], tl.float32)
+    distance = tl.zeros([BLOCK], tl.float32)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         r = tl.where(at < end, tl.load(rewards + at, mask=at < end, other=0.0) - first, 0.0)
         total += r
-        furthest = tl.maximum(furthest, tl.abs(r))
+        distance += tl.abs(r)
     mean = tl.sum(total, 0) / count
     squares = tl.zeros([BLOCK], tl.float32)
     for start in range(begin, end, BLOCK):
@@ -103,7 +115,7 @@ def _ragged_groups(
         centred = tl.where(at < end, tl.load(rewards + at, mask=at < end, other=0.0) - first - mean, 0.0)
         squares += centred * centred
     factor = _factor(count, tl.sum(squares, 0), eps, LEAVE_ONE_OUT, SCALE)
-    differing = tl.max(furthest, 0) > 0
+    differing = tl.sum(distance, 0) != 0  # also where a reward is NaN
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         centred = tl.load(rewards + at, mask=at < end, other=0.0) - first - mean

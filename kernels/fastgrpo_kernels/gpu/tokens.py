@@ -107,11 +107,11 @@ def _correction(log_ratio, low, high, CORRECTION: tl.constexpr):
     if CORRECTION == _NONE:
         return one, ratio < 0
     if CORRECTION == _TRUNCATE:
-        return tl.minimum(ratio, high), ratio > high
+        return tl.where(ratio > high, high, ratio), ratio > high
     outside = (ratio < low) | (ratio > high)
     if CORRECTION == _ICEPOP:
         return tl.where(outside, 0.0, ratio), outside
-    return tl.where(outside, 0.0, one), outside
+    return tl.where(outside, 0.0, tl.where(ratio == ratio, one, ratio)), outside  # NaN stays
 
 
 @triton.jit
@@ -181,8 +181,9 @@ def _token_objective(
     mean_rollout = 0.0
     length = 1.0
     if BY_RESPONSE:
-        begin = tl.load(cu_seqlens + program)
-        end = tl.load(cu_seqlens + program + 1)
+        # Wrong boundaries must not reach other memory; a CPU refuses them.
+        begin = tl.maximum(tl.load(cu_seqlens + program), 0)
+        end = tl.minimum(tl.load(cu_seqlens + program + 1), num_tokens)
         summed = tl.zeros([BLOCK], tl.float32)
         summed_rollout = tl.zeros([BLOCK], tl.float32)
         counted = tl.zeros([BLOCK], tl.float32)
