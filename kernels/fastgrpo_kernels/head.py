@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MIN_LOGIT_BYTES = 2**25
 # On a CPU a few hundred tokens by this many columns at a time run as fast as all tokens by all columns; by all columns
-# alone they are a sixth slower (kernels/README.md).
+# at once they are slower (kernels/README.md).
 _CPU_COLUMNS = 1024
 _CPU_PADDING = 16
 

@@ -1,8 +1,8 @@
 """The LM head's matmul with the softmax's statistics taken from its float32 accumulators, tile by tile.
 
 What is stored of a logit, if anything, is its exponential relative to the highest of its row's tile, in 16 bits: with
-the exact statistics that gives the gradient at the precision of its own 16 bits, where a stored 16-bit logit loses 4
-to 9 times as much (kernels/README.md).
+the exact statistics that gives the gradient at the precision of its own 16 bits, where a stored 16-bit logit loses
+more.
 """
 
 from typing import NamedTuple
