@@ -56,8 +56,25 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["builtin"] = "builtin"
-    """What draws the responses: builtin is a decode loop over the transformers model."""
+    engine: Literal["builtin", "vllm"] = "builtin"
+    """What draws the responses: a decode loop over the transformers model, or vLLM."""
+    gpus: int = 0
+    """GPUs of every node that only sample, each a rank of the launch; on a CPU, ranks. 0: every rank does both."""
+    tensor_parallel: int = 1
+    """GPUs that share one engine's weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    """Dtype of the engine's weights; auto is the policy's compute dtype."""
+    max_staleness: int = 0
+    """Steps that a sampled token may be behind the weights it trains: 0 samples, then trains; 1 samples the next step
+    while it trains; from 2 on weights are replaced while responses are being drawn. Above 0 needs --rollout.gpus."""
+    running: Literal["recompute", "keep"] = "recompute"
+    """What responses that are being drawn do with their keys and values when weights are replaced."""
+    oversample: float = 1.0
+    """Prompts started for every prompt that a step needs; the step goes on with the first that finish."""
+    no_signal: Literal["keep", "drop", "replace"] = "keep"
+    """Groups whose responses are all right or all wrong: trained on, left out, or replaced by further prompts."""
+    max_rounds: int = 10
+    """With no_signal replace: times that a step may ask for further prompts before it goes on with what it has."""
     group_size: int = 8
     """Responses per problem, compared with each other."""
     max_response_tokens: int = 15360
@@ -69,7 +86,44 @@ class RolloutConfig:
     ignore_eos: bool = False
     """Sample every response to its full length; for benchmarks."""
     max_sequences: int = 1024
-    """Sequences that a rank decodes at the same time, at most; on a GPU as many as its free memory holds."""
+    """Sequences that an engine decodes at the same time, at most; on a GPU as many as its free memory holds."""
+    kv_cache_gib: float = 0.0
+    """Memory of an engine's keys and values; 0 takes what is left on a GPU, and 1 on a CPU. vLLM only."""
+    sleep_level: Literal[0, 1, 2] = 0
+    """What an engine inside a trainer rank gives up while that trains: nothing, its cache (1), its weights too (2)."""
+    enforce_eager: bool = False
+    """Spare vLLM the capture of CUDA graphs: starts sooner, samples slower."""
+    max_engine_restarts: int = 3
+    """Engines with GPUs of their own that may be restarted in a run; the next that dies ends it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    bucket_mib: int = 256
+    """Weights that are gathered at one time: the memory that a sync takes."""
+    verify_every: int = 50
+    """Syncs between comparisons of every weight on both sides, the first included; 0 compares only the first."""
+    cpu_layers: Literal["auto", "live", "repack"] = "auto"
+    """How vLLM's linear layers on a CPU follow a write: they read the parameter (live: fast to write), or a packed copy
+    is made anew (repack: fast to sample). auto is live below 100 million parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlineConfig:
+    start_s: float = 1800.0
+    """For an engine to be ready, weights and CUDA graphs included."""
+    stall_s: float = 300.0
+    """An engine that says nothing for so long counts as dead."""
+    generate_s: float = 14400.0
+    """For the responses of a step."""
+    verify_s: float = 3600.0
+    """For the verdicts of a step."""
+    update_s: float = 14400.0
+    """For the passes and the updates of a step."""
+    sync_s: float = 300.0
+    """For the weights to reach the engines."""
+    checkpoint_s: float = 3600.0
+    """For a checkpoint to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +153,15 @@ class ObjectiveConfig:
     logprobs makes logprobs first (four); reference has all logits of a micro-batch at once, to check the others."""
     old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
     """Denominator of the ratio: a forward pass before the first update, or what the sampler returned (cheaper)."""
+    correction: Literal["none", "truncate", "icepop", "sequence_mask"] = "none"
+    """Weight of a token for what the sampler is not, old over rollout probability: cut above correction_high
+    (truncate); tokens (icepop) or whole responses (sequence_mask) outside both bounds dropped."""
+    correction_low: float = 0.0
+    """Lower bound of the correction."""
+    correction_high: float = 2.0
+    """Upper bound of the correction."""
+    rollout_kl_alarm: float = 0.02
+    """A step whose rollout_kl is beyond this, in either sign, is warned about with the usual causes; 0 never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +234,13 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
 
     @property
     def responses_per_step(self) -> int:
@@ -209,7 +274,11 @@ _FREE_ON_RESUME = {
     "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "rollout.max_sequences",
     "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention", "model.liger",
     "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head", "checkpoint.every_steps",
-    "checkpoint.keep_last", "evaluation.every_steps",
+    "checkpoint.keep_last", "evaluation.every_steps", "rollout.kv_cache_gib", "rollout.sleep_level",
+    "rollout.enforce_eager", "rollout.max_engine_restarts", "rollout.gpus", "rollout.tensor_parallel",
+    "sync.bucket_mib", "sync.verify_every", "objective.rollout_kl_alarm",
+    "deadline.start_s", "deadline.stall_s", "deadline.generate_s", "deadline.verify_s", "deadline.update_s",
+    "deadline.sync_s", "deadline.checkpoint_s",
 }  # fmt: skip
 
 
@@ -237,16 +306,20 @@ _AT_LEAST_ONE = (
     "steps", "parallel.replicas", "data.max_prompt_tokens", "data.prompts_per_step",
     "rollout.max_response_tokens", "rollout.max_sequences", "reward.workers", "optimizer.updates_per_step",
     "optimizer.tokens_per_microbatch", "optimizer.max_skipped_updates", "evaluation.samples_per_prompt",
-    "evaluation.max_problems", "checkpoint.keep_last",
+    "evaluation.max_problems", "checkpoint.keep_last", "rollout.tensor_parallel", "rollout.oversample",
+    "rollout.max_rounds", "sync.bucket_mib",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "seed", "model.head_chunk_tokens", "optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every_steps",
     "evaluation.temperature",
-    "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high",
+    "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high", "objective.correction_low",
+    "objective.rollout_kl_alarm", "rollout.gpus", "rollout.max_staleness", "rollout.kv_cache_gib",
+    "rollout.max_engine_restarts", "sync.verify_every",
 )  # fmt: skip
 _POSITIVE = (
     "rollout.temperature", "parallel.timeout_s", "reward.timeout_s", "reward.memory_limit_gib", "optimizer.eps",
-    "optimizer.learning_rate", "optimizer.max_grad_norm",
+    "optimizer.learning_rate", "optimizer.max_grad_norm", "deadline.start_s", "deadline.stall_s",
+    "deadline.generate_s", "deadline.verify_s", "deadline.update_s", "deadline.sync_s", "deadline.checkpoint_s",
 )  # fmt: skip
 
 
