@@ -80,6 +80,7 @@ step linear_grpo_wide 60 "$python" -m bench linear_grpo --device cuda --shape 81
 for subject in grpo_loss group_advantages row_pass; do
   step "$subject" 45 "$python" -m bench "$subject" --device cuda
 done
+step broadcast 120 "$python" -m bench broadcast --device cuda
 step attention 60 "$python" -m bench attention --device cuda
 step tokens_per_s 160 "$python" -m bench tokens_per_s --device cuda
 step memory 200 "$python" -m bench memory --device cuda --timeout_s 45

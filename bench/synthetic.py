@@ -1,7 +1,7 @@
 """Random weights, prompts and responses for the project's own parts: what is measured is the code that trains."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bench.shapes import Shape
 from fastgrpo.attention import choose_attention
 from fastgrpo.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig
+from fastgrpo.dynamic_sampling import Judged
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.model import (
     Policy,
@@ -23,7 +24,7 @@ from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.builtin import BuiltinEngine
 from fastgrpo.rollout.kv_cache import ATTENTION
-from fastgrpo.trainer import Scored, Trainer
+from fastgrpo.trainer import Trainer
 from fastgrpo.types import Group, Prompt, Response, Sequence
 
 PROMPT_TOKENS = 128
@@ -100,22 +101,25 @@ def random_prompts(shape: Shape, count: int, num_tokens: int, seed: int = 1) -> 
     return [Prompt(position=i, row=i, text="", prompt_ids=ids[i], answer="") for i in range(count)]
 
 
-@dataclass
+@dataclass(frozen=True)
+class SyntheticPrompts:
+    """An endless order of random prompts."""
+
+    shape: Shape
+    num_tokens: int
+
+    def prompts_at(self, start: int, count: int) -> list[Prompt]:
+        prompts = random_prompts(self.shape, count, self.num_tokens, seed=start)
+        return [replace(p, position=start + i) for i, p in enumerate(prompts)]
+
+
 class SyntheticTrainer(Trainer):
-    """The trainer's own step on random prompts, with a coin for a verifier: nothing is read, decoded or judged."""
+    """The trainer's own step with a coin for a verifier: nothing is read, decoded or judged."""
 
-    shape: Shape | None = None
-    prompt_tokens: int = PROMPT_TOKENS
-
-    def next_prompts(self) -> list[Prompt]:
-        assert self.shape is not None
-        return random_prompts(self.shape, self.config.data.prompts_per_step, self.prompt_tokens, self.progress.step)
-
-    def score(self, groups: list[Group]) -> Scored:
-        everything = self.ranks.gather(groups)
+    def judge(self, groups: list[Group]) -> list[Judged]:
         coin = np.random.default_rng(self.progress.step)
-        rewards = coin.choice([-1.0, 1.0], size=sum(len(g.responses) for g in everything)).astype(np.float32)
-        return Scored(everything, [], rewards, self.advantages(rewards), verifier_failures=0)
+        everything = self.ranks.gather(groups)
+        return [Judged(g, coin.integers(2, size=len(g.responses)).astype(bool), 0) for g in everything]
 
 
 def tokens_read(config: Config, prompt_tokens: int) -> int:

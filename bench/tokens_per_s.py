@@ -138,6 +138,7 @@ def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
 def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
     """Decoding alone: a generation without the time of one that ends with its first token, after the prefill."""
     from bench.synthetic import random_engine, random_prompts
+    from fastgrpo.rollout.engine import generate
     from fastgrpo.types import Sampling
 
     assert protocol.rollout is not None
@@ -148,7 +149,7 @@ def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
 
     def seconds(num_tokens: int) -> tuple[float, float]:
         sampling = Sampling(group_size, num_tokens)
-        time = timed(lambda: engine.generate(prompts, sampling, 0), ranks.device, warmup_s=0.0, repeats=3, budget_s=15)
+        time = timed(lambda: generate(engine, prompts, sampling), ranks.device, warmup_s=0.0, repeats=3, budget_s=15)
         return time.median_s, time.spread_frac
 
     (short_s, _), (long_s, spread) = seconds(1), seconds(response_tokens)
@@ -161,8 +162,11 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
     """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included.
 
     Its limit reads every prompt once for all its responses, and recomputes no logprobs."""
-    from bench.synthetic import SyntheticTrainer, random_engine
+    from bench.synthetic import SyntheticPrompts, SyntheticTrainer, random_engine
     from fastgrpo.config import Config
+    from fastgrpo.policy.model import compute_dtype
+    from fastgrpo.rollout.local import LocalRollouts
+    from fastgrpo.rollout.prompts_in_order import PromptsInOrder
     from fastgrpo.types import Sampling
 
     assert protocol.step is not None
@@ -181,17 +185,19 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
     trainer = SyntheticTrainer(
         config=config,
         ranks=ranks,
-        stream=None,  # type: ignore[arg-type]
         tokenizer=None,
-        engine=random_engine(protocol.shape, ranks, config.responses_per_step),
+        rollouts=LocalRollouts(
+            random_engine(protocol.shape, ranks, config.responses_per_step),
+            ranks,
+            PromptsInOrder(SyntheticPrompts(protocol.shape, protocol.prompt_tokens)),  # type: ignore[arg-type]
+            Sampling(group_size, response_tokens),
+            compute_dtype(config.model, ranks.device),
+        ),
         pool=None,  # type: ignore[arg-type]
         learner=learner,
-        sampling=Sampling(group_size, response_tokens),
         run_dir=Path(tempfile.gettempdir()),
-        shape=protocol.shape,
-        prompt_tokens=protocol.prompt_tokens,
     )
-    trainer.engine.load_weights(_weights(learner))
+    trainer.publish(0)
     trainer.step()
     steps = [trainer.step()[0] for _ in range(2)]
     step = min(steps, key=lambda s: s["step_s"])
@@ -203,12 +209,6 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
     spread = max(s["step_s"] for s in steps) / step["step_s"] - 1
     phases = {name: value for name, value in step.items() if name.endswith("_s") and name != "tokens_per_s"}
     return _row(protocol, "step", tokens / step["step_s"], limit, spread) | {"phases": phases}
-
-
-def _weights(learner: Any) -> Any:
-    from fastgrpo.policy.sharding import full_weights
-
-    return full_weights(learner.policy)
 
 
 def _composed_row(protocol: Protocol, rows: list[dict[str, Any]]) -> dict[str, Any]:

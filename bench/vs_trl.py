@@ -224,7 +224,7 @@ def our_steps(task: Task, old_logprobs: str) -> dict[str, Any]:
         lines = Path(runs, "ours", "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines][task.warmup_steps :]
     require("our responses", {r["response_length"] for r in records}, {float(task.response_tokens)})
-    require("our updates", records[-1]["policy_version"], UPDATES_PER_STEP * (task.warmup_steps + task.steps))
+    require("our updates", records[-1]["updates"], UPDATES_PER_STEP * (task.warmup_steps + task.steps))
     phases = ("rollout_s", "reward_s", "old_logprobs_s", "update_s", "sync_s")
     medians = {name: statistics.median(r[name] for r in records) for name in phases if name in records[0]}
     return {"step_s": [r["step_s"] for r in records], "phases": medians}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 GRACE_S = 10.0
+KILL_S = 10.0
 
 
 def launch(arguments: Sequence[str], num_ranks: int) -> int:
@@ -73,13 +74,20 @@ def _wait(children: "list[subprocess.Popen[bytes]]") -> int:
 
 
 def _end(children: "list[subprocess.Popen[bytes]]") -> None:
-    deadline = time.monotonic() + GRACE_S
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
-        time.sleep(0.05)  # most end by themselves: they refused the same input, or saved at the same signal
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
+    """Returns at the latest after the two waits, whatever became of the children."""
+    for rank in _wait_for(children, GRACE_S):  # most end by themselves: they refused the same input, or saved
+        print(f"fastgrpo: rank {rank} did not end by itself in {GRACE_S:g} s and is killed", file=sys.stderr)
+        children[rank].kill()  # ends a stopped one too
+    for rank in _wait_for(children, KILL_S):
+        print(f"fastgrpo: the kernel does not let go of rank {rank}, pid {children[rank].pid}", file=sys.stderr)
+
+
+def _wait_for(children: "list[subprocess.Popen[bytes]]", limit_s: float) -> list[int]:
+    """Waits for all to end, and returns the ranks of those that have not."""
+    deadline = time.monotonic() + limit_s
+    while (running := [r for r, c in enumerate(children) if c.poll() is None]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return running
 
 
 def free_port() -> int:

@@ -6,5 +6,21 @@ from fastgrpo.config import ObjectiveConfig
 
 
 def token_objective(config: ObjectiveConfig) -> Objective:
-    """PPO's clip with DAPO's upper width and dual clip: JustRL's objective, and nothing else."""
-    return Objective(clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip)
+    """PPO's clip with DAPO's upper width and dual clip, which is JustRL's objective, and the correction if asked for.
+
+    Raises ValueError for a correction that would be 1 at every token.
+    """
+    if config.correction != "none" and config.old_logprobs == "rollout":
+        raise ValueError(
+            f"--objective.correction {config.correction} weighs tokens by old over rollout probability, and with "
+            f"--objective.old_logprobs rollout both are the sampler's, so that every weight is 1: take "
+            f"--objective.old_logprobs recomputed, or --objective.correction none"
+        )
+    return Objective(
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        correction=config.correction,
+        correction_low=config.correction_low,
+        correction_high=config.correction_high,
+    )

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,11 +30,15 @@ class SequenceCost:
         return self.per_token * num_tokens + self.per_token_pair * num_tokens**2
 
 
-def split_updates(sequences: Seq[Sequence], updates_per_step: int) -> list[Seq[Sequence]]:
-    """Equal contiguous shares, so that a group is never split: verl's mini-batches with ``shuffle=False``."""
-    assert len(sequences) % updates_per_step == 0, f"{len(sequences)} sequences, {updates_per_step} updates"
-    size = len(sequences) // updates_per_step
-    return [sequences[i * size : (i + 1) * size] for i in range(updates_per_step)]
+def split_updates(sequences: Seq[Sequence], updates_per_step: int, group_size: int) -> list[Seq[Sequence]]:
+    """Contiguous shares of nearly as many whole groups: verl's mini-batches with ``shuffle=False``.
+
+    Fewer groups than updates give fewer updates, no group none.
+    """
+    groups, rest = divmod(len(sequences), group_size)
+    assert rest == 0, f"{len(sequences)} sequences are no whole groups of {group_size}"
+    ends = [groups * i // updates_per_step * group_size for i in range(updates_per_step + 1)]
+    return [sequences[start:stop] for start, stop in pairwise(ends) if start < stop]
 
 
 def plan_microbatches(
@@ -134,6 +139,7 @@ def pack(sequences: Seq[Sequence], *, share_prompts: bool = False) -> PackedBatc
         max_seqlen=int(lengths.max()),
         response_mask=torch.from_numpy(is_response),
         response_rows=torch.from_numpy(np.flatnonzero(is_response)),
+        cu_responses=torch.from_numpy(np.concatenate([[0], np.cumsum(responses)]).astype(np.int32)),
         advantages=torch.from_numpy(np.repeat([s.advantage for s in sequences], lengths).astype(np.float32)),
         rollout_logprobs=torch.from_numpy(rollout_logprobs),
         shared=_share(sequences, cu_seqlens) if share_prompts else None,
@@ -163,6 +169,7 @@ def _nothing() -> PackedBatch:
         max_seqlen=2,
         response_mask=torch.zeros(2, dtype=torch.bool),
         response_rows=torch.zeros(0, dtype=torch.int64),
+        cu_responses=torch.zeros(2, dtype=torch.int32),
         advantages=torch.zeros(2),
         rollout_logprobs=torch.zeros(2),
     )

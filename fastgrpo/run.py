@@ -17,22 +17,19 @@ from fastgrpo.checkpoint import Checkpointer, newest_intact
 from fastgrpo.config import Config
 from fastgrpo.data import PromptStream
 from fastgrpo.display import Display
+from fastgrpo.engines import EngineSpec, start_engine
 from fastgrpo.inputs import Inputs, load_inputs
 from fastgrpo.metrics import write_json
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import (
-    compute_dtype,
-    load_causal_lm,
-    load_policy,
-    sequence_cost,
-)
+from fastgrpo.policy.model import compute_dtype, load_policy, sequence_cost
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
 from fastgrpo.report import write_report
 from fastgrpo.rewards import VerifierPool
-from fastgrpo.rollout.builtin import BuiltinEngine
-from fastgrpo.rollout.kv_cache import ATTENTION
+from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.run_folder import RunFolder
 from fastgrpo.trainer import Progress, Scored, Trainer
 from fastgrpo.types import Prompt, Sampling
@@ -62,9 +59,12 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
             ranks.together(lambda: claim(recipe, config, folder, ranks))
             checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
             run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
-            run.resume_or_start()
-            run.steps()
-            run.finish()
+            try:
+                run.resume_or_start()
+                run.steps()
+                run.finish()
+            finally:
+                trainer.rollouts.close()
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
@@ -116,33 +116,47 @@ def setup(
     """Loads the weights twice: sharded to be trained, and whole to be sampled from."""
     dtype = compute_dtype(config.model, ranks.device)
     policy = load_policy(config.model, config.rollout.temperature, ranks.device)
-    cost = sequence_cost(policy.model.config)
-    engine = BuiltinEngine(load_causal_lm(config.model, ranks.device, dtype, ATTENTION), config.rollout.max_sequences)
+    sampling = Sampling(
+        group_size=config.rollout.group_size,
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=config.rollout.temperature,
+        stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, policy.model.generation_config),
+        seed=config.seed,
+    )
+    rollouts = start_rollouts(config, ranks, PromptsInOrder(PromptStream(inputs.train, config.seed)), sampling)
     learner = Learner(
         shard(policy, ranks.mesh, dtype),
         ranks,
-        cost,
+        sequence_cost(policy.model.config),
         config.objective,
         config.optimizer,
-        need_entropy=not engine.knows_entropy,
+        need_entropy=not rollouts.knows_entropy,
     )
     return trainer_class(
         config=config,
         ranks=ranks,
-        stream=PromptStream(inputs.train, config.seed),
         tokenizer=inputs.tokenizer,
-        engine=engine,
+        rollouts=rollouts,
         pool=pool,
         learner=learner,
-        sampling=Sampling(
-            group_size=config.rollout.group_size,
-            max_response_tokens=config.rollout.max_response_tokens,
-            temperature=config.rollout.temperature,
-            stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, engine.model.generation_config),
-            seed=config.seed,
-        ),
         run_dir=folder.path,
     )
+
+
+def start_rollouts(config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling) -> Rollouts:
+    """An engine in every rank, or the way to those that have GPUs of their own."""
+    spec = EngineSpec(config, ranks.device.type, "external_launcher")
+    with ranks.watchdog.phase("start", config.deadline.start_s):
+        return LocalRollouts(
+            start_engine(spec),
+            ranks,
+            prompts,
+            sampling,
+            spec.dtype,
+            tensor_parallel=config.rollout.tensor_parallel,
+            oversample=config.rollout.oversample,
+            verify_every=config.sync.verify_every,
+        )
 
 
 def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
@@ -170,13 +184,16 @@ class Run:
     def resume_or_start(self) -> None:
         path = self._checkpoint_to_resume() if self.config.resume else None
         if path is not None:
-            self.trainer.progress = Progress(**self.checkpointer.load(path, self.trainer.learner))
-            self.trainer.engine.load_weights(full_weights(self.trainer.learner.policy))
+            saved = self.checkpointer.load(path, self.trainer.learner)
+            self.trainer.rollouts.load_state(saved.pop("rollouts"))
+            self.trainer.progress = Progress(**saved)
+            self.trainer.publish(self.trainer.progress.step)
             self.display.say(f"continuing from {path}")
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
             self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
         if path is None:
+            self.trainer.rollouts.verify(full_weights(self.trainer.learner.policy))
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:
@@ -216,7 +233,8 @@ class Run:
                 self.checkpointer.publish_if_written()
                 stop = self.trainer.ranks.any(bool(signals))
                 if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
-                    self.checkpointer.save(progress.step, self.trainer.learner, asdict(progress))
+                    state = {**asdict(progress), "rollouts": self.trainer.rollouts.state()}
+                    self.checkpointer.save(progress.step, self.trainer.learner, state)
                 if stop and progress.step < last:
                     self.checkpointer.finish()
                     raise Interrupted(f"saved step {progress.step}; go on with --resume")
@@ -228,22 +246,27 @@ class Run:
             self.folder.rollouts.append(rollouts or [])
 
     def _rollouts(self, scored: Scored) -> list[dict[str, Any]]:
-        """An even choice from the first rank's responses, for the report."""
-        rows = [(g.prompt, r) for g in scored.groups for r in g.responses][: len(scored.texts)]
+        """An even choice from the responses that the first rank judged, for the report."""
+        size = self.config.rollout.group_size
+        rows = [
+            (judged, k, group * size + k)
+            for group, judged in enumerate(scored.judged)
+            for k in range(len(judged.texts))  # none where another rank judged
+        ]
         count = min(self.config.checkpoint.rollouts_per_step, len(rows))
-        chosen = np.linspace(0, len(rows) - 1, count).astype(int)
+        chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
         return [
             {
                 "step": self.trainer.progress.step,
-                "prompt": rows[i][0].text,
-                "response": scored.texts[i],
-                "answer": rows[i][0].answer,
-                "reward": float(scored.rewards[i]),
-                "advantage": float(scored.advantages[i]),
-                "num_response_tokens": len(rows[i][1]),
-                "finish_reason": rows[i][1].finish_reason,
+                "prompt": judged.group.prompt.text,
+                "response": judged.texts[k],
+                "answer": judged.group.prompt.answer,
+                "reward": float(scored.rewards[n]),
+                "advantage": float(scored.advantages[n]),
+                "num_response_tokens": len(judged.group.responses[k]),
+                "finish_reason": judged.group.responses[k].finish_reason,
             }
-            for i in chosen
+            for judged, k, n in chosen
         ]
 
     def finish(self) -> None:
@@ -264,7 +287,7 @@ class Run:
             "steps": progress.step,
             "seed": self.config.seed,
             "total_tokens": progress.total_tokens,
-            "policy_version": progress.policy_version,
+            "updates": progress.updates,
             "skipped_updates": progress.skipped_updates,
             "verifier_failures": progress.verifier_failures,
             "num_ranks": self.trainer.ranks.count,

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import tyro
 
 from fastgrpo.config import Config, arithmetic, flatten, validate, with_run_dir
@@ -61,7 +60,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, is_first: bool)
     except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
         print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
         return EXIT_FAILED
-    dist.destroy_process_group()
+    ranks.disconnect()
     return code
 
 

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 
 from fastgrpo.advantages import group_normalised
-from fastgrpo.config import Config
-from fastgrpo.data import PromptStream
+from fastgrpo.config import Config, DeadlineConfig
+from fastgrpo.dynamic_sampling import Judged, Selection
 from fastgrpo.packing import split_updates
 from fastgrpo.policy.learner import Learner, TokenSums, Update
 from fastgrpo.policy.optimizer import learning_rate
 from fastgrpo.policy.sharding import full_weights
 from fastgrpo.ranks import Ranks
-from fastgrpo.rewards import Verdict, VerifierPool
-from fastgrpo.rollout.engine import RolloutEngine
+from fastgrpo.rewards import VerifierPool
+from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.types import Group, Prompt, Response, Sampling, Sequence
+from fastgrpo.watchdog import Watchdog
 
 
 class TrainingError(RuntimeError):
@@ -33,7 +34,7 @@ class Progress:
     """What a run knows besides its weights; a checkpoint keeps it."""
 
     step: int = 0
-    policy_version: int = 0  # optimizer updates
+    updates: int = 0  # of the optimizer
     total_tokens: int = 0  # response tokens sampled for training
     train_s: float = 0.0
     skipped_in_a_row: int = 0
@@ -45,25 +46,43 @@ class Progress:
 
 @dataclass(frozen=True)
 class Scored:
-    """All responses of a step, as every rank sees them."""
+    """The groups that a step trains on, as every rank sees them, and those that it left out."""
 
-    groups: list[Group]
-    texts: list[str]  # [N] of this rank's own share alone: text is only looked at, never fed back
-    rewards: np.ndarray  # [N] float32
-    advantages: np.ndarray  # [N] float32
-    verifier_failures: int
+    judged: list[Judged]
+    dropped: list[Judged]
+    rewards: np.ndarray  # [N] float32, of the judged
+    advantages: np.ndarray  # [N] float32, of the judged
+    sampled_rewards: np.ndarray  # float32, of the dropped too
+    ledger: dict[str, float]  # what became of the prompts
+
+    @property
+    def responses(self) -> list[Response]:
+        return [r for j in self.judged for r in j.group.responses]
+
+    @property
+    def sampled(self) -> list[Response]:
+        """With those left out."""
+        return [r for j in (*self.judged, *self.dropped) for r in j.group.responses]
+
+
+LIMITS = {"rollout": "generate", "reward": "verify", "old_logprobs": "update", "update": "update", "sync": "sync"}
+"""The deadline that each phase of a step is held to."""
 
 
 @dataclass
 class Clock:
-    """Seconds of each phase of a step."""
+    """Seconds of each phase of a step, none of which may outlast its deadline."""
 
+    watchdog: Watchdog
+    deadlines: DeadlineConfig
     phases: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        limit = LIMITS[phase]
+        with self.watchdog.phase(limit, getattr(self.deadlines, f"{limit}_s")):
+            yield
         self.phases[f"{phase}_s"] = self.phases.get(f"{phase}_s", 0.0) + time.perf_counter() - start
 
 
@@ -73,75 +92,83 @@ class Trainer:
 
     config: Config
     ranks: Ranks
-    stream: PromptStream
     tokenizer: Any
-    engine: RolloutEngine
+    rollouts: Rollouts
     pool: VerifierPool
     learner: Learner
-    sampling: Sampling
     run_dir: Path
     progress: Progress = field(default_factory=Progress)
 
     def step(self) -> tuple[dict[str, Any], Scored]:
         """One step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
-        clock, sums = Clock(), TokenSums.zero()
+        clock, sums = Clock(self.ranks.watchdog, self.config.deadline), TokenSums.zero()
         started = time.perf_counter()
-        with clock("rollout"):
-            groups = self.rollout(self.next_prompts())
-        with clock("reward"):
-            scored = self.score(groups)
+        scored = self.sample(clock)
         with clock("old_logprobs"):
             updates = self.with_old_logprobs(self.updates(scored))
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
         with clock("sync"):
-            self.engine.load_weights(full_weights(self.learner.policy))
+            self.publish(self.progress.step + 1)
         metrics = self.finish_step(scored, sums, norms, clock, time.perf_counter() - started)
         return metrics, scored
 
-    def next_prompts(self) -> list[Prompt]:
-        """The order is a function of seed and step, so a resumed run reads on where it stopped."""
-        count = self.config.data.prompts_per_step
-        return self.stream.prompts_at(self.progress.step * count, count)
+    def sample(self, clock: "Clock") -> Scored:
+        """The step's groups with their rewards; groups without signal are kept, left out or replaced."""
+        settings = self.config.rollout
+        selection = Selection(settings.no_signal, self.config.data.prompts_per_step, settings.max_rounds)
+        self.rollouts.begin_step(self.progress.step)
+        while selection.num_missing:
+            with clock("rollout"):
+                groups = self.rollouts.take(selection.num_missing)
+            with clock("reward"):
+                selection.add(self.judge(groups))
+        return self.scored(selection)
 
-    def rollout(self, prompts: list[Prompt]) -> list[Group]:
-        """This rank's responses to its share of the prompts."""
-        return self.engine.generate(self.ranks.share_of(prompts), self.sampling, self.progress.policy_version)
+    def judge(self, groups: list[Group]) -> list[Judged]:
+        """Judges this rank's groups; returns those of all ranks."""
+        mine = {j.group.prompt.position: j for j in judge(groups, self.tokenizer, self.pool)}
+        everyone = self.ranks.gather([replace(j, texts=()) for j in mine.values()])
+        return [mine.get(j.group.prompt.position, j) for j in everyone]
 
-    def score(self, groups: list[Group]) -> Scored:
-        """Judges this rank's responses and brings together those of all."""
-        texts, verdicts = judge(groups, self.tokenizer, self.pool)
-        rewards = [self.config.reward.correct if v.correct else self.config.reward.wrong for v in verdicts]
-        all_rewards = np.array(self.ranks.gather(rewards), dtype=np.float32)
+    def scored(self, selection: Selection) -> Scored:
+        """Rewards and advantages; advantages are of a group's own, so those left out change nothing."""
+        rewards = self.rewards(selection.kept)
         return Scored(
-            groups=self.ranks.gather(groups),
-            texts=texts,
-            rewards=all_rewards,
-            advantages=self.advantages(all_rewards),
-            verifier_failures=len(self.ranks.gather([v for v in verdicts if v.failure])),
+            judged=selection.kept,
+            dropped=selection.dropped,
+            rewards=rewards,
+            advantages=self.advantages(rewards),
+            sampled_rewards=np.concatenate([rewards, self.rewards(selection.dropped)]),
+            ledger={**selection.metrics(), **self.rollouts.metrics()},
         )
+
+    def rewards(self, judged: list[Judged]) -> np.ndarray:  # -> [N] float32
+        right = np.concatenate([np.zeros(0, dtype=bool), *(j.correct for j in judged)])
+        return np.where(right, self.config.reward.correct, self.config.reward.wrong).astype(np.float32)
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:  # [N] -> [N]
         return group_normalised(rewards, self.config.rollout.group_size)
 
     def updates(self, scored: Scored) -> list[Update]:
-        rows = ((g.prompt.prompt_ids, r) for g in scored.groups for r in g.responses)
+        rows = ((j.group.prompt.prompt_ids, r) for j in scored.judged for r in j.group.responses)
         sequences = [Sequence(p, r, float(a)) for (p, r), a in zip(rows, scored.advantages, strict=True)]
-        return [self.learner.pack(u) for u in split_updates(sequences, self.config.optimizer.updates_per_step)]
+        group_size, count = self.config.rollout.group_size, self.config.optimizer.updates_per_step
+        return [self.learner.pack(u) for u in split_updates(sequences, count, group_size)]
 
     def with_old_logprobs(self, updates: list[Update]) -> list[Update]:
         """The denominators of the ratios. For the first update they are the current logprobs: nothing to compute."""
         if self.config.objective.old_logprobs == "rollout":
-            first, *others = (self.learner.with_rollout_logprobs(u) for u in updates)
-            return [first, *(replace(u, is_first=False) for u in others)]
-        return [updates[0], *(self.learner.with_old_logprobs(u) for u in updates[1:])]
+            with_theirs = (self.learner.with_rollout_logprobs(u) for u in updates)
+            return [replace(u, is_first=i == 0) for i, u in enumerate(with_theirs)]
+        return [*updates[:1], *(self.learner.with_old_logprobs(u) for u in updates[1:])]
 
     def update(self, update: Update, sums: TokenSums) -> float:
         """One optimizer update. One that is not finite is skipped, and its batch is kept for inspection."""
         self.learner.backward(update, sums)
         norm = self.learner.apply(learning_rate(self.config.optimizer, self.progress.step + 1))
         if np.isfinite(norm):
-            self.progress.policy_version += 1
+            self.progress.updates += 1
             self.progress.skipped_in_a_row = 0
         else:
             self._skip(update, norm)
@@ -161,59 +188,66 @@ class Trainer:
                 f"is too high (now --optimizer.learning_rate {self.config.optimizer.learning_rate}) and broken weights"
             )
 
+    def publish(self, policy_version: int) -> None:
+        """Gives the engines the current weights."""
+        self.rollouts.publish(full_weights(self.learner.policy), policy_version)
+
     def finish_step(
-        self, scored: Scored, sums: TokenSums, norms: list[float], clock: Clock, step_s: float
+        self, scored: Scored, sums: TokenSums, norms: list[float], clock: "Clock", step_s: float
     ) -> dict[str, Any]:
         """Counts the step and puts its figures together, summed over ranks."""
-        responses = [r for g in scored.groups for r in g.responses]
+        responses = scored.sampled
         num_tokens = sum(len(r) for r in responses)
-        totals = dict(zip(TokenSums.NAMES, self.ranks.sum(sums.values).tolist(), strict=True))
-        # Responses without advantage may have been left out of both.
-        num_trained, num_compared = totals["num_tokens"] or math.nan, totals["num_compared"] or math.nan
-        group_size = self.config.rollout.group_size
+        tokens = TokenSums.metrics(self.ranks.sum(sums.values), sum(len(r) for r in scored.responses))
+        staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
         progress = self.progress
         progress.step += 1
         progress.total_tokens += num_tokens
         progress.train_s += step_s
-        progress.verifier_failures += scored.verifier_failures
+        failures = sum(j.num_failures for j in (*scored.judged, *scored.dropped))
+        progress.verifier_failures += failures
         return {
             "step": progress.step,
-            "reward": float(scored.rewards.mean()),
-            "reward_std": float(scored.rewards.std()),
+            "reward": float(scored.sampled_rewards.mean()),
+            "reward_std": float(scored.sampled_rewards.std()),
             "response_length": num_tokens / len(responses),
             "truncated_frac": float(np.mean([r.finish_reason == "length" for r in responses])),
-            "zero_advantage_frac": float((scored.advantages.reshape(-1, group_size) == 0).all(axis=1).mean()),
-            "entropy": _mean_entropy(responses, otherwise=totals["entropy"] / num_trained),
-            "rollout_kl": totals["rollout_kl"] / num_compared,
-            "logprob_diff_above_001_frac": totals["logprob_diff_above_001"] / num_compared,
-            "clip_frac": totals["clipped"] / num_tokens,
+            "zero_advantage_frac": self._share_without_advantage(scored.advantages),
+            "entropy": _mean_entropy(responses, otherwise=tokens.pop("entropy")),
+            **tokens,
             "grad_norm": float(np.mean([n for n in norms if np.isfinite(n)] or [math.nan])),
             "learning_rate": learning_rate(self.config.optimizer, progress.step),
-            "policy_version": progress.policy_version,
+            "updates": progress.updates,
+            "staleness_mean": float(staleness.mean()),
+            "staleness_max": int(staleness.max()),
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
-            "verifier_failures": scored.verifier_failures,
+            "verifier_failures": failures,
+            **scored.ledger,
             "total_tokens": progress.total_tokens,
             "tokens_per_s": num_tokens / step_s,
             "step_s": step_s,
             **clock.phases,
         }
 
+    def _share_without_advantage(self, advantages: np.ndarray) -> float:
+        groups = advantages.reshape(-1, self.config.rollout.group_size)
+        return float((groups == 0).all(axis=1).mean()) if len(groups) else math.nan
+
     def accuracy(self, prompts: list[Prompt]) -> tuple[float, float]:
         """Sampled (avg@k) and greedy accuracy on held-out problems. Draws that training never uses."""
-        settings = self.config.evaluation
+        settings, training = self.config.evaluation, self.rollouts.sampling
         sampled = replace(
-            self.sampling,
+            training,
             group_size=settings.samples_per_prompt,
             temperature=settings.temperature,
-            seed=self.sampling.seed + 2**32,
+            seed=training.seed + 2**32,
         )
         greedy = replace(sampled, group_size=1, temperature=0.0)
         return self._accuracy(prompts, sampled), self._accuracy(prompts, greedy)
 
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
-        groups = self.engine.generate(self.ranks.share_of(prompts), sampling, self.progress.policy_version)
-        _, verdicts = judge(groups, self.tokenizer, self.pool)
-        return float(np.mean(self.ranks.gather([v.correct for v in verdicts])))
+        judged = judge(self.rollouts.generate(prompts, sampling), self.tokenizer, self.pool)
+        return float(np.mean(self.ranks.gather([bool(c) for j in judged for c in j.correct])))
 
 
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:
@@ -223,9 +257,16 @@ def _mean_entropy(responses: list[Response], otherwise: float) -> float:
     return sum((r.mean_entropy or 0.0) * len(r) for r in responses) / sum(map(len, responses))
 
 
-def judge(groups: list[Group], tokenizer: Any, pool: VerifierPool) -> tuple[list[str], list[Verdict]]:
-    """Texts and verdicts of all responses, in order."""
+def judge(groups: list[Group], tokenizer: Any, pool: VerifierPool) -> list[Judged]:
+    """The groups with their verdicts, in order."""
     ids = [r.response_ids.tolist() for g in groups for r in g.responses]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # a rank may have no prompt
     answers = [g.prompt.answer for g in groups for _ in g.responses]
-    return texts, pool.score(list(zip(texts, answers, strict=True)))
+    verdicts = iter(zip(texts, pool.score(list(zip(texts, answers, strict=True))), strict=True))
+    judged = []
+    for group in groups:
+        mine = [next(verdicts) for _ in group.responses]
+        correct = np.array([v.correct for _, v in mine])
+        failures = sum(bool(v.failure) for _, v in mine)
+        judged.append(Judged(group, correct, failures, tuple(t for t, _ in mine)))
+    return judged

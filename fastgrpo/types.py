@@ -35,12 +35,20 @@ class Response:
     response_ids: np.ndarray  # [num_response_tokens] int32, the end token included if it was sampled
     rollout_logprobs: np.ndarray  # [num_response_tokens] float32, log-softmax(logits / temperature) of the sampled ids
     finish_reason: FinishReason
-    policy_version: int  # optimizer updates behind the weights that sampled it
+    policy_version: int  # trainer steps behind the weights that sampled its first token
     mean_entropy: float | None = None  # of the full vocabulary at the sampling temperature, nats a token; engines may
     # not know it
+    version_changes: tuple[tuple[int, int], ...] = ()  # (place, policy_version): from this token on, newer weights
 
     def __len__(self) -> int:
         return len(self.response_ids)
+
+    def token_versions(self) -> np.ndarray:  # [num_response_tokens] int64
+        """The policy version of every token."""
+        versions = np.full(len(self), self.policy_version)
+        for place, version in self.version_changes:
+            versions[place:] = version
+        return versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,16 @@ class Sampling:
     temperature: float = 1.0  # 0 takes the most probable token
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One response to be drawn. ``id`` is its owner's, unique among what an engine holds."""
+
+    id: int
+    prompt: Prompt
+    sample: int  # place in its group; with the prompt's position and the seed it keys the noise
+    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +116,7 @@ class PackedBatch:
     max_seqlen: int
     response_mask: Tensor  # [T] bool, true where the policy sampled target_ids[t]
     response_rows: Tensor  # [R] int64, where that is: found on the host, for a GPU would have to be waited for
+    cu_responses: Tensor  # [S + 1] int32, where each sequence's response tokens begin among the R
     advantages: Tensor  # [T] float32
     rollout_logprobs: Tensor  # [T] float32, 0 outside response_mask
     shared: SharedPrompts | None = None

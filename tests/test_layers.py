@@ -6,14 +6,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"fastgrpo_kernels", "fastgrpo.config", "fastgrpo.types", "fastgrpo.metrics"},
+    {"fastgrpo_kernels", "fastgrpo.config", "fastgrpo.types", "fastgrpo.metrics", "fastgrpo.watchdog"},
     {
         "fastgrpo.data", "fastgrpo.rewards", "fastgrpo.advantages", "fastgrpo.objective", "fastgrpo.packing",
         "fastgrpo.attention", "fastgrpo.ranks", "fastgrpo.report", "fastgrpo.recipe", "fastgrpo.run_folder",
+        "fastgrpo.dynamic_sampling",
         "fastgrpo.display",
     },
     {"fastgrpo.policy", "fastgrpo.rollout"},
-    {"fastgrpo.checkpoint", "fastgrpo.warmup"},
+    {"fastgrpo.checkpoint", "fastgrpo.warmup", "fastgrpo.engines"},
     {"fastgrpo.trainer", "fastgrpo.inputs"},
     {"fastgrpo.run"},
     {"fastgrpo.train"},

@@ -97,5 +97,5 @@ def test_a_rank_without_sequences_gets_tokens_without_loss():
 
 def test_updates_are_contiguous_so_that_groups_stay_whole():
     rows = sequences(8)
-    assert [len(u) for u in split_updates(rows, 4)] == [2, 2, 2, 2]
-    assert [r for u in split_updates(rows, 4) for r in u] == rows
+    assert [len(u) for u in split_updates(rows, 4, 1)] == [2, 2, 2, 2]
+    assert [r for u in split_updates(rows, 4, 1) for r in u] == rows

@@ -127,7 +127,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_kept(train, monkey
     assert train() == 0
     records = JsonLines(train.folder / "metrics.jsonl").read()
     assert [r.get("skipped_updates") for r in records] == [None, 1, 0, 0, 0]
-    assert records[-1]["policy_version"] == 7
+    assert records[-1]["updates"] == 7
     batch = torch.load(next((train.folder / "skipped").iterdir()))
     assert {"input_ids", "advantages", "response_mask"} <= set(batch[0])
     assert all(torch.isfinite(w).all() for w in weights_of(train.folder, 4).values())

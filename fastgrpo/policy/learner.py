@@ -12,6 +12,7 @@ from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.objective import token_objective
 from fastgrpo.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.losses import LOSSES
+from fastgrpo.policy.mismatch import NUM_BINS, histogram, quantile
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer
 from fastgrpo.policy.sharding import accumulate, reshard
@@ -34,11 +35,22 @@ CLIPPED = ("clipped_low", "clipped_high", "dual_clipped")
 
 @dataclass
 class TokenSums:
-    """Sums over this rank's response tokens; divided by the tokens of all ranks they are the step's metrics."""
+    """Sums over this rank's response tokens. Summed over ranks, `metrics` makes the step's figures of them."""
 
-    values: Tensor  # [6] float64
+    values: Tensor  # [len(NAMES)] float64, on the CPU
 
-    NAMES = ("num_tokens", "entropy", "clipped", "num_compared", "rollout_kl", "logprob_diff_above_001")
+    NAMES = (
+        "num_tokens",
+        "entropy",
+        "clipped",
+        "num_compared",
+        "rollout_kl",
+        "logprob_diff_above_001",
+        "num_weighed",
+        "correction",
+        "corrected",
+        *(f"logprob_diff_bin_{i}" for i in range(NUM_BINS)),
+    )
 
     @classmethod
     def zero(cls) -> "TokenSums":
@@ -49,18 +61,44 @@ class TokenSums:
         output: GrpoOutput,
         trainer_logprobs: Tensor | None,  # [R] under the weights that sampled, or None where nobody knows them
         rollout_logprobs: Tensor,  # [R]
+        weighed: bool,  # whether the objective corrects for the sampler
     ) -> None:
-        ones = torch.ones_like(rollout_logprobs)
-        entropy = ones * math.nan if output.entropy is None else output.entropy.detach()
-        clipped = torch.stack([output.metrics[METRICS.index(name)] for name in CLIPPED]).sum()
-        compared, difference = ones, rollout_logprobs
-        if trainer_logprobs is None:
-            compared = difference = torch.zeros_like(ones)
-        else:
-            difference = rollout_logprobs - trainer_logprobs
-        rows = (ones, entropy, compared, difference, difference.abs() > 0.01)
-        sums = [row.double().sum() for row in rows]
-        self.values += torch.stack([*sums[:2], clipped, *sums[2:]]).cpu()  # one copy from the device
+        known = dict(zip(METRICS, output.metrics.unbind(), strict=True))
+        no_entropy = torch.full_like(rollout_logprobs, math.nan)
+        entropy = no_entropy if output.entropy is None else output.entropy.detach()
+        differences = rollout_logprobs[:0] if trainer_logprobs is None else rollout_logprobs - trainer_logprobs
+        sums = {
+            "num_tokens": torch.ones_like(rollout_logprobs),
+            "entropy": entropy,
+            "clipped": torch.stack([known[name] for name in CLIPPED]),
+            "num_compared": torch.ones_like(differences),
+            "rollout_kl": differences,
+            "logprob_diff_above_001": ~(differences.abs() <= 0.01),  # NaN is not near
+            "num_weighed": torch.full_like(rollout_logprobs, weighed),
+            "correction": known["correction"],
+            "corrected": known["corrected"],
+        }
+        scalars = torch.stack([rows.double().sum() for rows in sums.values()])
+        self.values += torch.cat([scalars, histogram(differences)]).cpu()  # one copy from the device
+
+    @classmethod
+    def metrics(cls, summed: Tensor, num_tokens: int) -> dict[str, float]:
+        """The step's figures from the values summed over ranks; NaN where nothing was counted.
+
+        ``num_tokens`` are all sampled ones. Responses without advantage may have been left out of the passes: what
+        needs a pass is a mean over the tokens that were in one.
+        """
+        sums = dict(zip(cls.NAMES, summed.tolist(), strict=True))
+        trained, compared, weighed = (sums[n] or math.nan for n in ("num_tokens", "num_compared", "num_weighed"))
+        return {
+            "entropy": sums["entropy"] / trained,
+            "rollout_kl": sums["rollout_kl"] / compared,
+            "logprob_diff_p99": quantile(summed[-NUM_BINS:], 0.99),
+            "logprob_diff_above_001_frac": sums["logprob_diff_above_001"] / compared,
+            "clip_frac": sums["clipped"] / num_tokens,
+            "correction": sums["correction"] / weighed,
+            "corrected_frac": sums["corrected"] / weighed,
+        }
 
 
 class Learner:
@@ -113,7 +151,8 @@ class Learner:
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:
                 trainer_logprobs = output.logprobs if update.is_first else None
-            sums.add(output, trainer_logprobs, batch.at_responses(batch.rollout_logprobs))
+            weighed = self.objective.correction != "none"
+            sums.add(output, trainer_logprobs, batch.at_responses(batch.rollout_logprobs), weighed)
 
     def apply(self, learning_rate: float) -> float:
         """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypedDict
 
 from fastgrpo_kernels import GrpoOutput, Objective, grpo_loss, linear_grpo, reference
+from torch import Tensor
 
 from fastgrpo.policy.model import Policy
 from fastgrpo.types import PackedBatch
@@ -21,6 +23,7 @@ def fused(policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: O
         response_mask=None,
         num_loss_tokens=num_loss_tokens,
         objective=objective,
+        **_correction(batch, objective),
     )
     return policy(batch, entropy, op)
 
@@ -31,8 +34,9 @@ def from_logprobs(
     """Logprobs, then the loss: four matmuls. Any policy that gives logprobs will do."""
     logprobs, entropies = policy(batch, entropy)
     advantages = batch.at_responses(batch.advantages)
+    known = _correction(batch, objective)
     loss, ratio, metrics = grpo_loss(
-        logprobs, batch.old_logprobs, advantages, None, num_loss_tokens, objective, entropy=entropies
+        logprobs, batch.old_logprobs, advantages, None, num_loss_tokens, objective, entropy=entropies, **known
     )
     return GrpoOutput(loss, logprobs.detach(), entropies, ratio, metrics)
 
@@ -47,10 +51,26 @@ def by_definition(
 
     logprobs, entropies = policy(batch, entropy, definition)
     advantages = batch.at_responses(batch.advantages).to(logprobs.dtype)
-    loss = reference.grpo_loss(logprobs, batch.old_logprobs, advantages, num_loss_tokens, objective, entropy=entropies)
+    known = _correction(batch, objective)
+    loss = reference.grpo_loss(logprobs, batch.old_logprobs, advantages, num_loss_tokens, objective, entropy=entropies,
+                               **known)  # fmt: skip
     seen = grpo_loss(logprobs.detach(), batch.old_logprobs, advantages, None, num_loss_tokens, objective,
-                     entropy=entropies.detach())  # fmt: skip
+                     entropy=entropies.detach(), **known)  # fmt: skip
     return GrpoOutput(loss, logprobs.detach(), entropies, seen.ratio, seen.metrics)
+
+
+class _Correction(TypedDict):
+    rollout_logprobs: Tensor | None  # [R]
+    cu_seqlens: Tensor | None  # [S + 1], of the R response tokens
+
+
+def _correction(batch: PackedBatch, objective: Objective) -> _Correction:
+    """What the correction for the sampler reads; without one nothing, so that nothing is paid."""
+    corrects, whole = objective.correction != "none", objective.needs_whole_responses
+    return {
+        "rollout_logprobs": batch.at_responses(batch.rollout_logprobs) if corrects else None,
+        "cu_seqlens": batch.cu_responses if whole else None,
+    }
 
 
 LOSSES: dict[str, Loss] = {"fused": fused, "logprobs": from_logprobs, "reference": by_definition}

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -28,12 +28,16 @@ SELF_TEST: tuple[tuple[str, str, bool], ...] = (
 MAX_CHUNK_ITEMS = 128
 MAX_CHUNK_CHARS = 1 << 20
 MAX_FAILED_STARTS = 3
+MAX_DEATHS = 2
 BREATH_S = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``failure`` says why there was no judgement, in which case the response counts as wrong."""
+    """``failure`` says why there was no judgement, in which case the response counts as wrong.
+
+    ``"died"``: two processes ended with this response in hand. One may be killed by anybody, for want of memory say.
+    """
 
     correct: bool
     failure: Failure = ""
@@ -74,6 +78,7 @@ class VerifierPool:
         self._num_workers = workers
         self._start_timeout_s = start_timeout_s
         self._failed_starts = 0
+        self._last_failed_start = -math.inf
         self._workers: list[WorkerHandle] = []
         self._lock = threading.RLock()  # a signal handler may close the pool in the middle of a call
         # Linux ends a worker when the thread that started it ends, so one thread that lives as long as the pool
@@ -101,7 +106,9 @@ class VerifierPool:
     def score(self, items: Sequence[wire.Item]) -> list[Verdict]:
         """Verdicts on (response text, answer) pairs, in order.
 
-        Takes at most about ``len(items) * timeout_s / workers``, and the restart of a process for each failure.
+        An item whose process dies is judged once more by another one: what is killed from outside changes no verdict.
+        Takes at most about ``len(items) * timeout_s / workers``, twice that for items that kill their processes, and
+        the restart of a process for each failure.
         RuntimeError if a process could not be replaced.
         """
         _check_texts(items)
@@ -197,7 +204,8 @@ class VerifierPool:
         self._failed_starts = 0
 
     def _lose(self, job: "_Job", worker: WorkerHandle, max_failed_starts: int) -> None:
-        """Ends a process; the item in its hand is wrong, the others go back."""
+        """Ends a process. The item in its hand is wrong if it took too long or killed as many as it may, and else goes
+        back with the others."""
         self._workers.remove(worker)
         late = not worker.gone
         status = worker.kill()
@@ -206,11 +214,15 @@ class VerifierPool:
         elif worker.pending:
             late = late or status == -signal.SIGXCPU
             self.last_error = f"no verdict in {self._setup.timeout_s} s" if late else f"exit status {status}"
-            job.settle(worker.pending.popleft(), Verdict(False, "timeout" if late else "died"))
+            if late or job.count_death(worker.pending[0]) >= MAX_DEATHS:
+                job.settle(worker.pending.popleft(), Verdict(False, "timeout" if late else "died"))
             job.give_back(worker.pending)
 
     def _lose_starting(self, worker: WorkerHandle, late: bool, status: int | None, max_failed_starts: int) -> None:
-        self._failed_starts += 1
+        hired = worker.deadline - self._start_timeout_s
+        if hired > self._last_failed_start:  # a pool that is killed while it starts has failed once
+            self._failed_starts += 1
+            self._last_failed_start = time.monotonic()
         if self._failed_starts >= max_failed_starts:
             how = f"was not ready after {self._start_timeout_s} s" if late else f"ended with exit status {status}"
             raise RuntimeError(
@@ -227,6 +239,7 @@ class _Job:
         self.waiting = deque(range(len(items)))
         self._verdicts: list[Verdict | None] = [None] * len(items)
         self._num_open = len(items)
+        self._deaths: Counter[int] = Counter()
 
     @property
     def done(self) -> bool:
@@ -243,6 +256,11 @@ class _Job:
 
     def give_back(self, numbers: Sequence[int]) -> None:
         self.waiting.extendleft(reversed(numbers))
+
+    def count_death(self, number: int) -> int:
+        """Notes that a process died with this item in hand; returns how many have."""
+        self._deaths[number] += 1
+        return self._deaths[number]
 
     def settle(self, number: int, verdict: Verdict) -> None:
         assert self._verdicts[number] is None

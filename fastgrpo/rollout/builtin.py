@@ -1,12 +1,14 @@
 """The built-in engine: a decode loop over a transformers model, for any device and without vLLM."""
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastgrpo_kernels import linear_logits
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,39 +16,72 @@ from transformers import PreTrainedModel
 from fastgrpo.rollout.kv_cache import Prefill, SlotCache
 from fastgrpo.rollout.noise import stream_keys
 from fastgrpo.rollout.sampling import sample
-from fastgrpo.types import Group, Prompt, Response, Sampling
+from fastgrpo.rollout.weight_sync import LiveWeights
+from fastgrpo.types import Request, Response, Sampling
+
+RECOMPUTED_TOKENS = 16384
+"""Tokens whose keys and values are computed anew in one pass after the weights changed."""
 
 
 class BuiltinEngine:
     """Prompts of a group share their prefill, finished sequences leave the batch, waiting ones enter.
 
     ``model`` must have been loaded with ``attn_implementation=kv_cache.ATTENTION``; its weights are the engine's own.
+    ``running`` says what happens to the keys and values of running responses when weights are written.
     """
 
     knows_entropy = True
 
-    def __init__(self, model: PreTrainedModel, max_sequences: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, max_sequences: int, running: Literal["recompute", "keep"] = "recompute"
+    ) -> None:
         self.model = model.eval()
         self.max_sequences = max_sequences
-        self._parameters = dict(model.named_parameters())
+        self.running = running
+        self.policy_version = 0
+        self.weights = LiveWeights.of_modules(model)
+        self._decodings: dict[Sampling, _Decoding] = {}
 
-    @torch.no_grad()
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        for name, value in weights:
-            self._parameters[name].copy_(value)
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request.sampling not in self._decodings:
+                self._decodings[request.sampling] = _Decoding(self.model, request.sampling, self.max_sequences)
+            self._decodings[request.sampling].waiting.append(request)
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int) -> list[Group]:
-        if not prompts:
-            return []
-        longest = max(len(p.prompt_ids) for p in prompts) + sampling.max_response_tokens
-        slots = min(self.max_sequences, affordable_sequences(self.model, longest))
-        decoding = _Decoding(self.model, prompts, sampling, slots)
-        while decoding.is_unfinished():
-            decoding.admit_waiting()
-            decoding.decode_one_token()
-            decoding.drop_finished()
-        return decoding.groups(policy_version)
+    def step(self) -> list[tuple[int, Response]]:
+        finished = []
+        for sampling, decoding in list(self._decodings.items()):
+            finished += decoding.step(self.policy_version)
+            if not decoding.is_unfinished():
+                del self._decodings[sampling]
+        return finished
+
+    def cancel(self, ids: Iterable[int]) -> None:
+        ids = set(ids)
+        for sampling, decoding in list(self._decodings.items()):
+            decoding.cancel(ids)
+            if not decoding.is_unfinished():
+                del self._decodings[sampling]
+
+    def is_unfinished(self) -> bool:
+        return bool(self._decodings)
+
+    def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        self.weights.write(weights)
+        self.weights_changed(policy_version)
+
+    @torch.inference_mode()
+    def weights_changed(self, policy_version: int) -> None:
+        self.policy_version = policy_version
+        for decoding in self._decodings.values():
+            decoding.weights_changed(policy_version, recompute=self.running == "recompute")
+
+    def checksums(self) -> dict[str, int]:
+        return self.weights.checksums()
+
+    def close(self) -> None:
+        self._decodings.clear()
 
 
 def affordable_sequences(model: PreTrainedModel, longest: int) -> int:
@@ -64,114 +99,161 @@ def affordable_sequences(model: PreTrainedModel, longest: int) -> int:
 
 
 @dataclass(slots=True)
-class _Drawn:
-    """What has been sampled so far, by request; request r is sample r % group_size of prompt r // group_size."""
+class _Slots:
+    """What is being drawn, by slot: the first axis of every tensor."""
 
-    ids: Tensor  # [N, max_response_tokens] int32
-    logprobs: Tensor  # [N, max_response_tokens] float32
-    entropies: Tensor  # [N] float32, summed over the response
-    lengths: Tensor  # [N] int64
-    stopped: Tensor  # [N] bool
+    keys: Tensor  # int64, of the noise
+    last_ids: Tensor  # int64, sampled and not yet read by the model
+    ids: Tensor  # [slots, max_response_tokens] int32
+    logprobs: Tensor  # [slots, max_response_tokens] float32
+    entropies: Tensor  # float32, summed over the response
+    lengths: Tensor  # int64, tokens drawn
+    stopped: Tensor  # bool
+
+    @classmethod
+    def empty(cls, max_response_tokens: int, device: torch.device) -> "_Slots":
+        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.zeros((0, *shape), dtype=dtype, device=device)
+
+        return cls(
+            keys=zeros(torch.int64),
+            last_ids=zeros(torch.int64),
+            ids=zeros(torch.int32, max_response_tokens),
+            logprobs=zeros(torch.float32, max_response_tokens),
+            entropies=zeros(torch.float32),
+            lengths=zeros(torch.int64),
+            stopped=zeros(torch.bool),
+        )
+
+    def keep(self, slots: Tensor) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[slots])
+
+    def extend(self, count: int) -> None:
+        for field in fields(self):
+            old = getattr(self, field.name)
+            setattr(self, field.name, F.pad(old, (0, 0) * (old.dim() - 1) + (0, count)))
 
 
 class _Decoding:
-    """The state of one ``generate``: slots that decode, each for a request, and requests that wait."""
+    """Slots that decode, each for a request, and requests that wait; all are drawn alike."""
 
-    def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Prompt], sampling: Sampling, max_sequences: int
-    ) -> None:
-        self.model, self.prompts, self.sampling = model, prompts, sampling
+    def __init__(self, model: PreTrainedModel, sampling: Sampling, max_sequences: int) -> None:
+        self.model, self.sampling, self.max_sequences = model, sampling, max_sequences
         self.device = next(model.parameters()).device
-        num_requests = len(prompts) * sampling.group_size
-        requests = torch.arange(num_requests, device=self.device)
-        positions = torch.tensor([p.position for p in prompts], device=self.device)
-        self.keys = stream_keys(
-            sampling.seed, positions.repeat_interleave(sampling.group_size), requests % sampling.group_size
-        )
         self.stop_ids = torch.tensor(sampling.stop_token_ids, device=self.device, dtype=torch.int64)
-        shape = (num_requests, sampling.max_response_tokens)
-        self.drawn = _Drawn(
-            ids=torch.zeros(shape, dtype=torch.int32, device=self.device),
-            logprobs=torch.zeros(shape, dtype=torch.float32, device=self.device),
-            entropies=torch.zeros(num_requests, dtype=torch.float32, device=self.device),
-            lengths=torch.zeros(num_requests, dtype=torch.int64, device=self.device),
-            stopped=torch.zeros(num_requests, dtype=torch.bool, device=self.device),
-        )
-        self.next_request = 0
-        slots = min(num_requests, max_sequences)
-        self.cache = SlotCache(slots)
-        self.request = torch.zeros(slots, dtype=torch.int64, device=self.device)  # [slots] request that a slot serves
-        self.last_ids = torch.zeros(slots, dtype=torch.int64, device=self.device)  # [slots]
-        self.busy = np.zeros(slots, dtype=bool)  # [slots]
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self.keys) - self.next_request
+        self.waiting: deque[Request] = deque()
+        self.cache = SlotCache(0)
+        self.slots = _Slots.empty(sampling.max_response_tokens, self.device)
+        self.requests: list[Request | None] = []  # of each slot
+        self.versions: list[list[tuple[int, int]]] = []  # of each slot: (place, policy version) of each change
+        self.busy = np.zeros(0, dtype=bool)  # [slots]
 
     def is_unfinished(self) -> bool:
-        return self.num_waiting > 0 or bool(self.busy.any())
+        return bool(self.waiting) or bool(self.busy.any())
 
-    def admit_waiting(self) -> None:
+    def step(self, policy_version: int) -> list[tuple[int, Response]]:
+        finished = self._admit_waiting(policy_version)
+        finished += self._decode_one_token()
+        self._drop_idle()
+        return finished
+
+    def cancel(self, ids: set[int]) -> None:
+        self.waiting = deque(r for r in self.waiting if r.id not in ids)
+        slots = [i for i, r in enumerate(self.requests) if r is not None and r.id in ids]
+        self._free(slots)
+
+    def weights_changed(self, policy_version: int, *, recompute: bool) -> None:
+        lengths = self.slots.lengths.tolist()
+        for slot in np.flatnonzero(self.busy):
+            self.versions[slot].append((lengths[slot], policy_version))
+        if recompute:
+            self._recompute()
+
+    def _admit_waiting(self, policy_version: int) -> list[tuple[int, Response]]:
         """Fills free slots, a group's worth at a time at least: prefilling single sequences wastes the pass."""
+        self._make_room()
         free = np.flatnonzero(~self.busy)
-        count = min(len(free), self.num_waiting)
-        if count == 0 or (count < self.sampling.group_size and count < self.num_waiting and self.busy.any()):
-            return
-        requests = torch.arange(self.next_request, self.next_request + count, device=self.device)
-        self.next_request += count
+        count = min(len(free), len(self.waiting))
+        if count == 0 or (count < self.sampling.group_size and count < len(self.waiting) and self.busy.any()):
+            return []
+        requests = [self.waiting.popleft() for _ in range(count)]
         slots = torch.from_numpy(free[:count]).to(self.device)
-        served = requests // self.sampling.group_size
-        first, last = int(served[0]), int(served[-1])
-        prefill, logits = self._prefill(self.prompts[first : last + 1])
-        self.cache.admit(slots, prefill, served - first)
-        self.request[slots] = requests
+        prompts = {r.prompt.position: r.prompt for r in requests}
+        order = {position: i for i, position in enumerate(prompts)}
+        served = torch.tensor([order[r.prompt.position] for r in requests], device=self.device)
+        prefill, logits = self._prefill([p.prompt_ids for p in prompts.values()])
+        self.cache.admit(slots, prefill, served)
+        positions = torch.tensor([r.prompt.position for r in requests], device=self.device)
+        samples = torch.tensor([r.sample for r in requests], device=self.device)
+        self.slots.keys[slots] = stream_keys(self.sampling.seed, positions, samples)
+        self.slots.lengths[slots] = 0
+        self.slots.entropies[slots] = 0.0
         self.busy[free[:count]] = True
-        self._draw(slots, logits[served - first])
+        for slot, request in zip(free[:count].tolist(), requests, strict=True):
+            self.requests[slot] = request
+            self.versions[slot] = [(0, policy_version)]
+        return self._draw(slots, logits[served])
 
-    def decode_one_token(self) -> None:
-        if not self.busy.any():
+    def _make_room(self) -> None:
+        """As many slots as there is work for, up to what memory holds."""
+        wanted = int(self.busy.sum()) + len(self.waiting)
+        if wanted <= len(self.busy):
             return
+        most = self.max_sequences
+        if self.device.type == "cuda":
+            longest = max(len(r.prompt.prompt_ids) for r in self.waiting) + self.sampling.max_response_tokens
+            most = min(most, int(self.busy.sum()) + affordable_sequences(self.model, longest))
+        extra = min(wanted, most) - len(self.busy)
+        if extra > 0:
+            self.cache.extend(extra)
+            self.slots.extend(extra)
+            self.busy = np.concatenate([self.busy, np.zeros(extra, dtype=bool)])
+            self.requests += [None] * extra
+            self.versions += [[] for _ in range(extra)]
+
+    def _decode_one_token(self) -> list[tuple[int, Response]]:
+        if not self.busy.any():
+            return []
         cache = self.cache
         cache.begin_token()
-        hidden = self._hidden(self.last_ids[:, None], cache.lengths[:, None], cache)[:, 0]
+        hidden = self._hidden(self.slots.last_ids[:, None], cache.lengths[:, None], cache)[:, 0]
         cache.end_token()
         if self.busy.all():
-            self._draw(torch.arange(len(self.busy), device=self.device), self._logits(hidden))
-        else:
-            slots = torch.from_numpy(np.flatnonzero(self.busy)).to(self.device)
-            self._draw(slots, self._logits(hidden[slots]))
+            return self._draw(torch.arange(len(self.busy), device=self.device), self._logits(hidden))
+        slots = torch.from_numpy(np.flatnonzero(self.busy)).to(self.device)
+        return self._draw(slots, self._logits(hidden[slots]))
 
-    def drop_finished(self) -> None:
+    def _drop_idle(self) -> None:
         """With nobody waiting, free slots only cost time: the rest moves together once an eighth is free."""
         idle = len(self.busy) - self.busy.sum()
-        if self.num_waiting or idle * 8 < len(self.busy) or not self.busy.any():
+        if self.waiting or idle * 8 < len(self.busy) or not self.busy.any():
             return
-        kept = torch.from_numpy(np.flatnonzero(self.busy)).to(self.device)
-        self.cache.keep(kept)
-        self.request, self.last_ids = self.request[kept], self.last_ids[kept]
+        kept = np.flatnonzero(self.busy)
+        slots = torch.from_numpy(kept).to(self.device)
+        self.cache.keep(slots)
+        self.slots.keep(slots)
+        self.requests = [self.requests[i] for i in kept]
+        self.versions = [self.versions[i] for i in kept]
         self.busy = np.ones(len(kept), dtype=bool)
 
-    def groups(self, policy_version: int) -> list[Group]:
-        ids, logprobs = self.drawn.ids.cpu().numpy(), self.drawn.logprobs.cpu().numpy()
-        lengths, stopped = self.drawn.lengths.tolist(), self.drawn.stopped.tolist()
-        entropies = self.drawn.entropies.tolist()
-        responses = [
-            Response(
-                response_ids=ids[r, : lengths[r]].copy(),
-                rollout_logprobs=logprobs[r, : lengths[r]].copy(),
-                finish_reason="stop" if stopped[r] else "length",
-                policy_version=policy_version,
-                mean_entropy=entropies[r] / lengths[r],
-            )
-            for r in range(len(ids))
-        ]
-        size = self.sampling.group_size
-        return [Group(p, responses[i * size : (i + 1) * size]) for i, p in enumerate(self.prompts)]
+    def _recompute(self) -> None:
+        """The keys and values of what is being drawn, under the current weights."""
+        running = np.flatnonzero(self.busy).tolist()
+        lengths, ids = self.slots.lengths.tolist(), self.slots.ids.cpu().numpy()
+        read = {}  # slot -> the tokens whose keys and values the cache holds
+        for slot in running:
+            request = self.requests[slot]
+            assert request is not None
+            read[slot] = np.concatenate([request.prompt.prompt_ids, ids[slot, : lengths[slot] - 1]])
+        for part in _parts(running, [len(read[slot]) for slot in running], RECOMPUTED_TOKENS):
+            prefill, _ = self._prefill([read[slot] for slot in part])
+            self.cache.admit(torch.tensor(part, device=self.device), prefill, torch.arange(len(part)).to(self.device))
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Prefill, Tensor]:  # logits [len(prompts), V]
-        lengths = torch.tensor([len(p.prompt_ids) for p in prompts])
+    def _prefill(self, sequences: Sequence[np.ndarray]) -> tuple[Prefill, Tensor]:  # logits [len(sequences), V]
+        lengths = torch.tensor([len(ids) for ids in sequences])
         cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        ids = torch.from_numpy(np.concatenate([p.prompt_ids for p in prompts]).astype(np.int64))
+        ids = torch.from_numpy(np.concatenate(sequences).astype(np.int64))
         positions = torch.arange(len(ids)) - cu_seqlens[:-1].repeat_interleave(lengths)
         prefill = Prefill(cu_seqlens.int().to(self.device), int(lengths.max()))
         hidden = self._hidden(ids[None].to(self.device), positions[None].to(self.device), prefill)[0]
@@ -185,18 +267,58 @@ class _Decoding:
         head = self.model.get_output_embeddings()
         return linear_logits(hidden, head.weight, head.bias)
 
-    def _draw(self, slots: Tensor, logits: Tensor) -> None:
-        request, drawn = self.request[slots], self.drawn
-        places = drawn.lengths[request]
-        ids, logprobs, entropy = sample(logits, self.sampling.temperature, self.keys[request], places)
-        drawn.ids[request, places] = ids.int()
-        drawn.logprobs[request, places] = logprobs.float()
-        drawn.entropies[request] += entropy.float()
-        drawn.lengths[request] = places + 1
+    def _draw(self, slots: Tensor, logits: Tensor) -> list[tuple[int, Response]]:
+        drawn = self.slots
+        places = drawn.lengths[slots]
+        ids, logprobs, entropy = sample(logits, self.sampling.temperature, drawn.keys[slots], places)
+        drawn.ids[slots, places] = ids.int()
+        drawn.logprobs[slots, places] = logprobs.float()
+        drawn.entropies[slots] += entropy.float()
+        drawn.lengths[slots] = places + 1
         stopped = torch.isin(ids, self.stop_ids)
-        drawn.stopped[request] = stopped
-        self.last_ids[slots] = ids
+        drawn.stopped[slots] = stopped
+        drawn.last_ids[slots] = ids
         done = stopped | (places + 1 >= self.sampling.max_response_tokens)
-        if done.any():
-            self.busy[slots[done].cpu().numpy()] = False
-            self.cache.lengths[slots[done]] = 0  # an idle slot must not keep the others' attention long
+        return self._finish(slots[done]) if done.any() else []
+
+    def _finish(self, slots: Tensor) -> list[tuple[int, Response]]:
+        drawn = self.slots
+        ids, logprobs = drawn.ids[slots].cpu().numpy(), drawn.logprobs[slots].cpu().numpy()
+        lengths, stopped = drawn.lengths[slots].tolist(), drawn.stopped[slots].tolist()
+        entropies, numbers = drawn.entropies[slots].tolist(), slots.tolist()
+        finished = []
+        for row, slot in enumerate(numbers):
+            request, length = self.requests[slot], lengths[row]
+            assert request is not None
+            (_, first), *changes = self.versions[slot]
+            response = Response(
+                response_ids=ids[row, :length].copy(),
+                rollout_logprobs=logprobs[row, :length].copy(),
+                finish_reason="stop" if stopped[row] else "length",
+                policy_version=first,
+                mean_entropy=entropies[row] / length,
+                version_changes=tuple(changes),
+            )
+            finished.append((request.id, response))
+        self._free(numbers)
+        return finished
+
+    def _free(self, slots: list[int]) -> None:
+        self.busy[slots] = False
+        for slot in slots:
+            self.requests[slot] = None
+        if self.cache.layers:
+            self.cache.lengths[slots] = 0  # an idle slot must not keep the others' attention long
+
+
+def _parts(items: list[int], sizes: list[int], most: int) -> list[list[int]]:
+    """Consecutive items together while their sizes sum to at most ``most``; one at least."""
+    parts: list[list[int]] = []
+    room = 0
+    for item, size in zip(items, sizes, strict=True):
+        if not parts or size > room:
+            parts.append([])
+            room = most
+        parts[-1].append(item)
+        room -= size
+    return parts

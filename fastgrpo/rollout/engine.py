@@ -1,11 +1,12 @@
 """What every rollout engine does."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from itertools import count
 from typing import Protocol
 
 from torch import Tensor
 
-from fastgrpo.types import Group, Prompt, Sampling
+from fastgrpo.types import Group, Prompt, Request, Response, Sampling
 
 
 class RolloutEngine(Protocol):
@@ -14,10 +15,67 @@ class RolloutEngine(Protocol):
     knows_entropy: bool
     """Whether responses carry their mean entropy; where not, the trainer computes it."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, policy_version: int) -> list[Group]:
-        """One group per prompt, in order, each with ``sampling.group_size`` responses."""
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queues requests; ``step`` draws them."""
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Overwrites the engine's weights in place, by checkpoint name. Raises KeyError for a name it lacks."""
+    def step(self) -> list[tuple[int, Response]]:
+        """Draws the next token of every running response. Returns those that ended, each with its request's id."""
         ...
+
+    def cancel(self, ids: Iterable[int]) -> None:
+        """Forgets requests, finished or not."""
+        ...
+
+    def is_unfinished(self) -> bool: ...
+
+    def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Overwrites the engine's weights in place, by checkpoint name. What is being drawn goes on under them.
+
+        Raises KeyError for a name it lacks.
+        """
+        ...
+
+    def checksums(self) -> dict[str, int]:
+        """`weight_sync.checksum` of every weight as the engine holds it, by checkpoint name."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds. Nothing may be called afterwards."""
+        ...
+
+
+def requests_of(prompts: Sequence[Prompt], sampling: Sampling, first_id: int = 0) -> list[Request]:
+    """``sampling.group_size`` requests for each prompt, in order, with consecutive ids."""
+    ids = count(first_id)
+    return [Request(next(ids), p, sample, sampling) for p in prompts for sample in range(sampling.group_size)]
+
+
+def generate(
+    engine: RolloutEngine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    num_groups: int | None = None,
+    must: Container[int] = (),
+) -> list[Group]:
+    """Groups in the order of their prompts: all, or as soon as ``num_groups`` are complete those, with the prompts at
+    the positions ``must`` among them. What was not drawn to its end is forgotten."""
+    requests = requests_of(prompts, sampling)
+    drawn: dict[int, Response] = {}
+    missing = [sampling.group_size] * len(prompts)
+    wanted = len(prompts) if num_groups is None else num_groups
+    awaited = {n for n, p in enumerate(prompts) if p.position in must}
+    num_complete = 0
+    engine.submit(requests)
+    while engine.is_unfinished() and (num_complete < wanted or awaited):
+        for i, response in engine.step():
+            drawn[i] = response
+            n = i // sampling.group_size
+            missing[n] -= 1
+            if missing[n] == 0:
+                num_complete += 1
+                awaited.discard(n)
+    engine.cancel([r.id for r in requests if r.id not in drawn])
+    complete = sorted((n for n, left in enumerate(missing) if left == 0), key=lambda n: prompts[n].position not in must)
+    size = sampling.group_size
+    return [Group(prompts[n], [drawn[n * size + k] for k in range(size)]) for n in sorted(complete[:wanted])]

@@ -49,6 +49,13 @@ class SlotCache:
             values[slots, :, : prefill.max_seqlen] = new_values[:, tokens].transpose(0, 1)
         self.lengths[slots] = lengths[prompts]
 
+    def extend(self, count: int) -> None:
+        """Adds free slots."""
+        for i, (keys, values) in enumerate(self.layers):
+            self.layers[i] = F.pad(keys, (0,) * 6 + (0, count)), F.pad(values, (0,) * 6 + (0, count))
+        self.lengths = F.pad(self.lengths, (0, count))
+        self.num_slots += count
+
     def keep(self, slots: Tensor) -> None:
         """Drops all other slots; the kept ones move to the front in order."""
         for i, (keys, values) in enumerate(self.layers):

@@ -32,6 +32,11 @@ def stream_keys(seed: int, prompt_positions: Tensor, samples: Tensor) -> Tensor:
     return mix(mix(mix(torch.full_like(prompt_positions, seed)) ^ prompt_positions) ^ samples)
 
 
+def response_seed(seed: int, prompt_position: int, sample: int) -> int:
+    """The same key as a number in [0, 2**63), for samplers that take a seed for each request."""
+    return int(stream_keys(seed, torch.tensor([prompt_position]), torch.tensor([sample]))) & (2**63 - 1)
+
+
 def uniform(keys: Tensor, token_positions: Tensor) -> Tensor:
     """float64 in [0, 1), one per (response, place in the response)."""
     return _shift_right(mix(keys ^ mix(token_positions)), 11).double() * 2.0**-53

@@ -1,0 +1,105 @@
+"""Rollouts by an engine inside every trainer rank: it samples while nobody trains, and trains while nobody samples."""
+
+from collections.abc import Iterable, Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrpo.ranks import Ranks, share_of
+from fastgrpo.rollout.engine import RolloutEngine, generate
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.verify import added, require_equal, with_checksums
+from fastgrpo.types import Group, Prompt, Sampling
+
+
+class LocalRollouts:
+    """``tensor_parallel`` neighbouring ranks share an engine and step it together.
+
+    ``verify_every``: syncs between comparisons of all weights, the first is always compared; 0: only the first.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        ranks: Ranks,
+        prompts: PromptsInOrder,
+        sampling: Sampling,
+        dtype: torch.dtype,
+        *,
+        tensor_parallel: int = 1,
+        oversample: float = 1.0,
+        verify_every: int = 50,
+    ) -> None:
+        self.engine, self.ranks, self.prompts, self.sampling, self.dtype = engine, ranks, prompts, sampling, dtype
+        self.oversample, self.verify_every = oversample, verify_every
+        self.engine_index, self.shard = divmod(ranks.rank, tensor_parallel)
+        self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
+        self.knows_entropy = engine.knows_entropy
+        self.num_syncs = 0
+        self.ledger: dict[str, int] = {}
+
+    def begin_step(self, step: int) -> None:
+        self.ledger = dict.fromkeys(("prompts_started", "prompts_put_back"), 0)
+
+    def take(self, num_groups: int) -> list[Group]:
+        """This rank's part of the next groups. All ranks take part; together they have ``num_groups``."""
+        again = set(self.prompts.put_back)
+        prompts = self.prompts.take(max(ceil(num_groups * self.oversample), min(len(again), num_groups)))
+        share = self._share_of(prompts)
+        groups = generate(self.engine, share, self.sampling, len(self._share_of(range(num_groups))), again)
+        unfinished = {p.position for p in share} - {g.prompt.position for g in groups}
+        put_back = set(self.ranks.gather(sorted(unfinished))) if self.oversample > 1 else set()
+        self.prompts.give_back(sorted(put_back))
+        self.ledger["prompts_started"] += len(prompts)
+        self.ledger["prompts_put_back"] += len(put_back)
+        return self._part_of(groups)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        """This rank's part of the groups of these prompts, beside the training's."""
+        return self._part_of(generate(self.engine, self._share_of(prompts), sampling))
+
+    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Writes the trainer's weights into the engine. Raises WeightMismatch if they do not arrive."""
+        if self._must_verify():
+            ours: dict[str, int] = {}
+            self.engine.write_weights(with_checksums(weights, self.dtype, ours), policy_version)
+            self._require_equal(ours)
+        else:
+            self.engine.write_weights(weights, policy_version)
+        self.num_syncs += 1
+
+    def verify(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Raises WeightMismatch if the engine does not hold these weights."""
+        ours: dict[str, int] = {}
+        for _ in with_checksums(weights, self.dtype, ours):
+            pass
+        self._require_equal(ours)
+
+    def metrics(self) -> dict[str, float]:
+        return dict(self.ledger)
+
+    def state(self) -> dict[str, Any]:
+        return self.prompts.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.prompts.load_state(state)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _must_verify(self) -> bool:
+        return self.num_syncs == 0 or (self.verify_every > 0 and self.num_syncs % self.verify_every == 0)
+
+    def _require_equal(self, ours: dict[str, int]) -> None:
+        shards = self.ranks.gather([self.engine.checksums()])
+        mine = shards[self.engine_index * self.num_shards : (self.engine_index + 1) * self.num_shards]
+        require_equal(ours, added(mine), f"the engine of rank {self.ranks.rank}")
+
+    def _share_of(self, items: Sequence[Any]) -> Sequence[Any]:
+        return share_of(items, self.engine_index, self.num_engines)
+
+    def _part_of(self, groups: list[Group]) -> list[Group]:
+        """Every rank of an engine has drawn the same; each goes on with its own part."""
+        return list(share_of(groups, self.shard, self.num_shards))

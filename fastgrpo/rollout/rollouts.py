@@ -1,0 +1,47 @@
+"""Where a step's responses come from, as the trainer sees it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fastgrpo.types import Group, Prompt, Sampling
+
+
+class Rollouts(Protocol):
+    """All ranks call every method, in the same order; each gets its own part of the groups."""
+
+    sampling: Sampling
+    knows_entropy: bool
+
+    def begin_step(self, step: int) -> None:
+        """Starts what may be started: ``step`` steps are behind the trainer's weights."""
+        ...
+
+    def take(self, num_groups: int) -> list[Group]:
+        """This rank's part of the next groups; over all ranks they are ``num_groups``."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        """This rank's part of groups of these prompts, apart from the training's."""
+        ...
+
+    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Writes the trainer's weights into every engine."""
+        ...
+
+    def verify(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Raises WeightMismatch if an engine does not hold these weights, bit for bit in its dtype."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What became of the prompts since ``begin_step``."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, as JSON holds it."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,30 @@
+"""Weights of a trainer written into a live engine, in place. Needs torch alone, and vLLM where the engine is vLLM.
+
+From another trainer, with an engine in the same process::
+
+    llm = vllm.LLM(..., worker_extension_cls="fastgrpo.rollout.weight_sync.vllm_worker.WeightSyncWorker")
+    llm.collective_rpc("write_weights", args=(model.named_parameters(),))
+    llm.reset_prefix_cache()
+
+and with engines in processes of their own, ``group`` being a `SyncGroup` that all of them joined::
+
+    sender = Sender(group, manifest(model.named_parameters(), torch.bfloat16))
+    in every engine: llm.collective_rpc("receive_weights")     # one command a sync
+    here:            sender.send(model.named_parameters())
+"""
+
+from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, Sender, SyncGroup, manifest
+from fastgrpo.rollout.weight_sync.checksum import checksum
+from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights, Place
+
+__all__ = [
+    "LayoutError",
+    "LiveWeights",
+    "Manifest",
+    "Place",
+    "Receiver",
+    "Sender",
+    "SyncGroup",
+    "checksum",
+    "manifest",
+]

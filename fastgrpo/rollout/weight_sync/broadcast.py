@@ -1,0 +1,103 @@
+"""From one trainer rank to every engine process: one broadcast per tensor, straight into the live parameters."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastgrpo.rollout.weight_sync.live_weights import LiveWeights
+
+Manifest = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+"""(checkpoint name, shape, dtype on the wire) of every tensor, in the order of a sync."""
+
+
+def manifest(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Manifest:
+    return tuple((name, tuple(value.shape), dtype) for name, value in weights)
+
+
+@dataclass
+class SyncGroup:
+    """The sender (rank 0) and the engine processes, in a group of their own beside the trainer's and the engine's."""
+
+    group: Any  # a backend of torch's, outside its registry of groups
+    rank: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, host: str, port: int, rank: int, size: int, device: torch.device, timeout_s: float) -> "SyncGroup":
+        """Meets the others at the sender's store. Raises torch's DistStoreError or DistNetworkError after the time."""
+        timeout = timedelta(seconds=timeout_s)
+        store = dist.TCPStore(host, port, size, is_master=rank == 0, timeout=timeout)
+        return cls(_backend(store, rank, size, device, timeout), rank, device)
+
+    def broadcast(self, tensor: Tensor) -> dist.Work:
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        return self.group.broadcast([tensor], options)
+
+    def abort(self) -> None:
+        """Ends a group whose peers are gone; waits that are under way fail."""
+        abort = getattr(self.group, "abort", None) or getattr(self.group, "shutdown", None)
+        if abort is not None:
+            abort()
+
+
+def _backend(store: dist.Store, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
+    if device.type == "cuda":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+    return dist.ProcessGroupGloo(store, rank, size, timeout)
+
+
+class Sender:
+    """The trainer's side."""
+
+    def __init__(self, group: SyncGroup, manifest: Manifest) -> None:
+        self.group, self.manifest = group, manifest
+        self._next = 0
+
+    @torch.no_grad()
+    def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Broadcasts a bucket: the next tensors of the manifest, in its order. Returns when they have arrived."""
+        works = []
+        for name, value in weights:
+            wanted, shape, dtype = self.manifest[self._next]
+            assert (name, tuple(value.shape)) == (wanted, shape), f"{name} {value.shape} where {wanted} {shape} is due"
+            self._next = (self._next + 1) % len(self.manifest)
+            source = value.to(device=self.group.device, dtype=dtype).contiguous()
+            works.append((self.group.broadcast(source), source))  # the source must outlive its broadcast
+        for work, _ in works:
+            work.wait()
+        if self.group.device.type == "cuda":
+            torch.cuda.current_stream(self.group.device).synchronize()
+
+
+class Receiver:
+    """An engine process's side."""
+
+    def __init__(self, group: SyncGroup, weights: LiveWeights, manifest: Manifest) -> None:
+        self.group, self.weights = group, weights
+        self.manifest = manifest
+        missing = {name for name, *_ in manifest} ^ weights.places.keys()
+        if missing:
+            raise KeyError(f"trainer and engine do not have the same weights: {', '.join(sorted(missing)[:5])}")
+
+    @torch.no_grad()
+    def receive(self) -> None:
+        """Takes every tensor of the manifest: one that is held whole is written by the broadcast itself."""
+        for name, shape, dtype in self.manifest:
+            place, view = self.weights.places[name], self.weights.views[name]
+            if place.is_whole and view.dtype == dtype:
+                self.group.broadcast(view).wait()
+            else:
+                whole = torch.empty(shape, dtype=dtype, device=self.group.device)
+                self.group.broadcast(whole).wait()
+                view.copy_(place.part_of(whole))
+        if self.group.device.type == "cuda":
+            torch.cuda.current_stream(self.group.device).synchronize()
+        self.weights.after_write()

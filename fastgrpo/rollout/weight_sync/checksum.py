@@ -1,0 +1,32 @@
+"""A checksum of a tensor's bits that its shards can be summed to."""
+
+import torch
+from torch import Tensor
+
+_ROW, _COLUMN, _START = 0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64, 0x165667B19E3779F9
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def checksum(
+    values: Tensor,  # [rows] or [rows, columns], or a part of such a tensor
+    first_row: int = 0,
+    first_column: int = 0,
+) -> int:
+    """``sum over elements of bits * (a * row + b * column + c) mod 2**64``: the checksums of disjoint parts add up to
+    that of the whole, and elements that change places are seen. The bits are those of the dtype."""
+    bits = values.detach().view(_BITS[values.element_size()])
+    bits = bits[:, None] if bits.dim() == 1 else bits.reshape(len(bits), -1)
+    columns = _line(first_column, bits.shape[1], _COLUMN, values.device) + _START
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    step = max(1, _CHUNK_ELEMENTS // max(1, bits.shape[1]))
+    for start in range(0, len(bits), step):
+        part = bits[start : start + step].long()
+        rows = _line(first_row + start, len(part), _ROW, values.device)
+        total += (part * columns).sum() + (part.sum(1) * rows).sum()
+    return int(total)
+
+
+def _line(first: int, count: int, factor: int, device: torch.device) -> Tensor:
+    """``factor * (first + i)``, wrapping as int64 does."""
+    return torch.arange(first, first + count, device=device) * factor

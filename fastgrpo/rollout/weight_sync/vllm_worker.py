@@ -1,0 +1,74 @@
+"""What is added to a vLLM worker so that its weights can be written (``worker_extension_cls``).
+
+vLLM mixes this class into its worker, in whatever process that runs; its methods are called by ``collective_rpc``.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrpo.rollout.weight_sync import vllm_cpu_layers
+from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup
+from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights
+from fastgrpo.rollout.weight_sync.vllm_layout import layout_of
+
+if not torch.cuda.is_available():
+    vllm_cpu_layers.install()  # before the model is loaded: vLLM imports this class as its worker starts
+
+
+class WeightSyncWorker:
+    """Every name begins with ``sync_``, ``write_`` or ``receive_``: vLLM refuses one that its worker has already."""
+
+    model_runner: Any
+    device: torch.device
+    _sync_weights: LiveWeights | None
+    _sync_receiver: Receiver
+
+    def sync_layout(self) -> str:
+        """Reads the layout. Returns why the weights cannot be written in place, or an empty string."""
+        try:
+            self._sync_weights = live_weights(self.model_runner.get_model())
+        except LayoutError as error:
+            self._sync_weights = None
+            return str(error)
+        return ""
+
+    def write_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Writes whole checkpoint tensors of this process's memory. Without a layout, vLLM's own reload takes them."""
+        if self._sync_weights is not None:
+            self._sync_weights.write(weights)
+        else:
+            self.model_runner.reload_weights(weights_iterator=iter(weights))
+
+    def receive_join(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
+        """Meets the sender. The ranks of an engine's processes follow each other."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        if self._sync_weights is None:
+            raise LayoutError("weights of this layout cannot be received in place")
+        rank = first_rank + get_tensor_model_parallel_rank()
+        group = SyncGroup.join(host, port, rank, size, self.device, timeout_s)
+        self._sync_receiver = Receiver(group, self._sync_weights, wire)
+
+    def receive_weights(self) -> None:
+        self._sync_receiver.receive()
+
+    def receive_leave(self) -> None:
+        if hasattr(self, "_sync_receiver"):
+            self._sync_receiver.group.abort()
+
+    def sync_checksums(self) -> dict[str, int]:
+        return {} if self._sync_weights is None else self._sync_weights.checksums()
+
+    def sync_addresses(self) -> dict[str, int]:
+        """Where every live parameter stands: it must never move."""
+        return {n: p.data_ptr() for n, p in self.model_runner.get_model().named_parameters()}
+
+
+def live_weights(model: torch.nn.Module) -> LiveWeights:
+    """The live weights of a vLLM model in this process. Raises LayoutError."""
+    layout = layout_of(model)
+    parameters = {n: p.data for n, p in model.named_parameters()}
+    return LiveWeights(parameters, layout.places, vllm_cpu_layers.repack_of(model), layout.padding)

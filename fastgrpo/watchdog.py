@@ -1,0 +1,307 @@
+"""No wait is unbounded: a phase of a run that outlasts its deadline ends the process, and says who was missing.
+
+Whoever waits may be deep in a collective that no exception and no signal handler reaches. So another thread looks at
+the clock, and what ends the process is ``os._exit``.
+"""
+
+import atexit
+import contextlib
+import faulthandler
+import json
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+EXIT_FAILED = 1
+STDERR = 2  # sys.stderr may be a display that waits for a lock
+TICK_S = 0.1
+BEAT_S = 1.0
+SILENCE_S = 2.5 * BEAT_S  # who gives no sign of life for so long is stopped, dead or out of reach
+ANSWER_S = 3.0  # of the store
+REPORT_S = SILENCE_S + 2 * ANSWER_S + 3.0
+BACKSTOP_S = REPORT_S + 8.0
+MAX_DEADLINE_S = 1e8  # three years: faulthandler counts to some thousand million
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Phase:
+    name: str
+    began: float  # time.monotonic
+    deadline_s: float
+    setting: str
+    number: int  # of the times that this rank entered a phase of this name, this one included
+
+    @property
+    def ends(self) -> float:
+        return self.began + self.deadline_s
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """What a rank says about itself. No clock of one machine is compared with another's: ``beat`` counts the signs."""
+
+    beat: int
+    process: str
+    place: str  # where it is, in words
+    since_s: float  # it is there, when it wrote this
+    entered: dict[str, int]  # how often it entered the phases of each name
+
+    def __str__(self) -> str:
+        return f"{self.since_s:.0f} s {self.place}"
+
+
+class Watchdog:
+    """Ends this process with exit code 1 when a phase outlasts its deadline.
+
+    Args:
+        store: any that all ranks share, such as the one they met at; None for a lone process. Asked for connections
+            of its own, so other threads may go on using it.
+        rank, num_ranks: of this process and of all.
+
+    Before it ends the process it prints on stderr the phase, its seconds, the setting that limits them, which ranks
+    have not come to the phase or give no sign of life, and the stacks of all threads. Time in which this process was
+    stopped counts. If a thread never lets go of the interpreter lock, faulthandler ends the process some seconds later,
+    with stacks alone. In a fork of this process phases do nothing.
+    """
+
+    def __init__(self, store: dist.Store | None, rank: int, num_ranks: int) -> None:
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._pid = os.getpid()
+        self._process = f"pid {self._pid} on {socket.gethostname()}"
+        self._open: tuple[_Phase, ...] = ()  # outermost first; replaced, never changed: other threads read it
+        self._entered: Counter[str] = Counter()
+        self._at = ("before its first phase", time.monotonic())
+        self._lock = threading.RLock()  # a signal handler may enter a phase too
+        self._moved = threading.Event()
+        self._closing = threading.Event()
+        self._board = _Board(store, num_ranks) if store is not None and num_ranks > 1 else None
+        loops = [self._watch] if self._board is None else [self._watch, self._show_life]
+        self._threads = [threading.Thread(target=f, name=f"watchdog{f.__name__}", daemon=True) for f in loops]
+        for thread in self._threads:
+            thread.start()
+        # A daemon thread that comes back from C++ while the interpreter is taken down ends it with SIGABRT.
+        atexit.register(self.close)
+
+    @classmethod
+    def alone(cls) -> "Watchdog":
+        """For one process that waits for nobody else."""
+        return cls(None, 0, 1)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, deadline_s: float | None, setting: str = "") -> Iterator[None]:
+        """The block must end in ``deadline_s`` seconds; None sets no deadline, but others see where this rank is.
+
+        Phases may nest: the outer ones go on counting. ``setting`` is the flag that gave the deadline, otherwise
+        ``--deadline.{name}_s``. A rank is missing if it entered phases of this name less often than this one did, so
+        every rank must go through those that it shares with others. Costs about 50 microseconds.
+        """
+        if os.getpid() != self._pid or self._closing.is_set():
+            yield
+            return
+        limit_s = math.inf if deadline_s is None else min(deadline_s, MAX_DEADLINE_S)
+        entered = self._enter(name, limit_s, setting or f"--deadline.{name}_s")
+        try:
+            yield
+        finally:
+            self._leave(entered)
+
+    def close(self) -> None:
+        """Ends the threads; phases do nothing from here on. May be called again, and is when the interpreter exits.
+
+        Once a deadline has passed there is no way back: this waits for the end of the process.
+        """
+        if os.getpid() != self._pid or self._closing.is_set():
+            return
+        self._closing.set()
+        with self._lock:
+            self._open = ()
+            self._move("after it was done")
+        self._threads[0].join()
+        for thread in self._threads[1:]:
+            thread.join(ANSWER_S)
+        atexit.unregister(self.close)
+
+    def _enter(self, name: str, deadline_s: float, setting: str) -> _Phase:
+        with self._lock:
+            self._entered[name] += 1
+            phase = _Phase(name, time.monotonic(), deadline_s, setting, self._entered[name])
+            self._open = (*self._open, phase)
+            self._move(f'in phase "{name}"')
+        return phase
+
+    def _leave(self, phase: _Phase) -> None:
+        with self._lock:
+            self._open = tuple(p for p in self._open if p is not phase)
+            self._move(f'in phase "{self._open[-1].name}"' if self._open else f'after phase "{phase.name}"')
+
+    def _move(self, place: str) -> None:
+        self._at = (place, time.monotonic())
+        _Backstop.set(min((p.ends for p in self._open), default=math.inf) + BACKSTOP_S)
+        self._moved.set()
+
+    def _show_life(self) -> None:
+        """Writes a sign at every move, and every second in between."""
+        assert self._board is not None
+        for beat in range(sys.maxsize):
+            closing = self._closing.is_set()
+            try:
+                self._board.write(self._rank, self._sign(beat))
+            except RuntimeError:  # whoever holds the store is gone: the launcher or a deadline ends this rank as well
+                return
+            if closing:
+                return
+            self._moved.wait(BEAT_S)
+            self._moved.clear()
+
+    def _sign(self, beat: int) -> _Sign:
+        with self._lock:
+            place, arrived = self._at
+            return _Sign(beat, self._process, place, time.monotonic() - arrived, dict(self._entered))
+
+    def _watch(self) -> None:
+        while not self._closing.wait(TICK_S):
+            late = min(self._open, key=lambda phase: phase.ends, default=None)
+            if late is not None and late.ends < time.monotonic():
+                self._end(late)
+
+    def _end(self, late: _Phase) -> None:
+        try:
+            reporter = threading.Thread(target=self._report, args=(late,), daemon=True)
+            reporter.start()
+            reporter.join(REPORT_S)  # stderr may be a pipe that nobody reads
+        finally:
+            os._exit(EXIT_FAILED)
+
+    def _report(self, late: _Phase) -> None:
+        waited = f'{time.monotonic() - late.began:.0f} s in phase "{late.name}"'
+        lines = [
+            f"fastgrpo: rank {self._rank} ends: {waited}, more than {late.setting} {late.deadline_s:g}",
+            *(f"  {line}" for line in self._missing(late)),
+            f"Stacks of rank {self._rank} ({self._process}):",
+        ]
+        os.write(STDERR, ("\n".join(lines) + "\n").encode())
+        faulthandler.dump_traceback(STDERR)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+
+    def _missing(self, late: _Phase) -> list[str]:
+        """Who did not come to the phase, or gives no sign of life, one line each."""
+        if self._board is None:
+            return ["it waited for no other rank: what for stands in its stacks"]
+        earlier = self._board.ask()
+        if isinstance(earlier, str):
+            return [earlier]
+        time.sleep(SILENCE_S)
+        later = self._board.ask()
+        if isinstance(later, str):  # it worked just now: most likely the first rank's deadline has passed as well
+            return [later, *self._behind(late, earlier, {})]
+        return self._behind(late, later, earlier) or ["every rank came to this phase and is alive: see the stacks"]
+
+    def _behind(self, late: _Phase, signs: dict[int, _Sign], earlier: dict[int, _Sign]) -> list[str]:
+        lines = []
+        for rank in range(self._num_ranks):
+            sign = signs.get(rank)
+            if rank == self._rank:
+                continue
+            if sign is None:
+                lines.append(f"missing: rank {rank}, which has not said a word yet")
+            elif rank in earlier and sign.beat == earlier[rank].beat:
+                lines.append(f"missing: rank {rank} ({sign.process}), no sign of life, last seen {sign}")
+            elif sign.entered.get(late.name, 0) < late.number:
+                lines.append(f"missing: rank {rank} ({sign.process}), which is alive, {sign}")
+        return lines
+
+
+class _Board:
+    """The signs of all ranks in a store. Writing and asking have a connection each: a call locks the one it is made on,
+    and may never return."""
+
+    def __init__(self, store: dist.Store, num_ranks: int) -> None:
+        self._keys = [f"fastgrpo/watchdog/{rank}" for rank in range(num_ranks)]
+        self._store = cast(Any, store)  # torch's stubs lack clone; kept, because the first rank's is the server
+        self._writer, self._reader = self._store.clone(), self._store.clone()
+
+    def write(self, rank: int, sign: _Sign) -> None:
+        self._writer.set(self._keys[rank], json.dumps(asdict(sign)))
+
+    def ask(self) -> dict[int, _Sign] | str:
+        """The signs of the ranks that have written one, or in words why there is no answer."""
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+        host = "torchrun on the first node" if agent else "rank 0"
+        try:
+            signs = _bounded(self._read, ANSWER_S)
+        except RuntimeError as error:
+            return f"the store, hosted by {host}, is gone ({str(error).splitlines()[0]}): look at what {host} says"
+        if signs is None:
+            return f"the store, hosted by {host}, does not answer: {host} is stopped, dead or out of reach"
+        return signs
+
+    def _read(self) -> dict[int, _Sign]:
+        written = {rank: key for rank, key in enumerate(self._keys) if self._reader.check([key])}
+        return {rank: _Sign(**json.loads(self._reader.get(key))) for rank, key in written.items()}
+
+
+class _Backstop:
+    """Ends the process even while a thread keeps the interpreter lock: faulthandler's clock runs outside of it.
+
+    There is one in a process. A fork is left without: with it, the child would wait for faulthandler's thread, which it
+    does not have, when it exits.
+    """
+
+    ends = math.inf  # time.monotonic
+
+    @classmethod
+    def set(cls, ends: float) -> None:
+        if ends < math.inf:
+            faulthandler.dump_traceback_later(max(ends - time.monotonic(), TICK_S), exit=True, file=STDERR)
+        elif cls.ends < math.inf:
+            faulthandler.cancel_dump_traceback_later()
+        cls.ends = ends
+
+    @classmethod
+    def lift(cls) -> None:
+        if cls.ends < math.inf:
+            faulthandler.cancel_dump_traceback_later()
+
+    @classmethod
+    def restore(cls) -> None:
+        cls.set(cls.ends)
+
+    @classmethod
+    def forget(cls) -> None:
+        cls.ends = math.inf
+
+
+os.register_at_fork(before=_Backstop.lift, after_in_parent=_Backstop.restore, after_in_child=_Backstop.forget)
+
+
+def _bounded(work: Callable[[], T], limit_s: float) -> T | None:
+    """What `work` returns or raises, or None if it takes longer; then it goes on in its thread."""
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if errors:
+        raise errors[0]
+    return results[0] if results else None
