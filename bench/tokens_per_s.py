@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer, random_engine
     from fastgrpo.config import Config
     from fastgrpo.policy.model import compute_dtype
+    from fastgrpo.policy.sharding import full_weights
     from fastgrpo.rollout.local import LocalRollouts
     from fastgrpo.rollout.prompts_in_order import PromptsInOrder
     from fastgrpo.types import Sampling
@@ -191,13 +193,14 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
             ranks,
             PromptsInOrder(SyntheticPrompts(protocol.shape, protocol.prompt_tokens)),  # type: ignore[arg-type]
             Sampling(group_size, response_tokens),
+            partial(full_weights, learner.policy),
             compute_dtype(config.model, ranks.device),
         ),
         pool=None,  # type: ignore[arg-type]
         learner=learner,
         run_dir=Path(tempfile.gettempdir()),
     )
-    trainer.publish(0)
+    trainer.rollouts.publish(0)
     trainer.step()
     steps = [trainer.step()[0] for _ in range(2)]
     step = min(steps, key=lambda s: s["step_s"])

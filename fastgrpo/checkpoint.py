@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import threading
@@ -24,7 +25,7 @@ from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.sharding import full_weights
 from fastgrpo.ranks import Ranks
 
-SHARDS, EXPORT, STATE = "shards", "hf", "state.json"
+SHARDS, EXPORT, STATE, ROLLOUTS = "shards", "hf", "state.json", "rollouts.pkl"
 
 
 class CheckpointError(RuntimeError):
@@ -52,7 +53,7 @@ class _Write:
 
 
 class Checkpointer:
-    """Writes ``folder/step_000020/{shards, hf, state.json}``; at most one write is under way.
+    """Writes ``folder/step_000020/{shards, hf, rollouts.pkl, state.json}``; at most one write is under way.
 
     ``shards`` is torch's distributed checkpoint, which any number of ranks can load; ``hf`` loads with
     ``from_pretrained``; ``state.json`` holds the trainer's progress and the size and checksum of every file, and is
@@ -71,14 +72,19 @@ class Checkpointer:
                 shutil.rmtree(leftover)
         ranks.barrier()
 
-    def save(self, step: int, learner: Learner, progress: dict[str, Any]) -> None:
-        """Copies the state and returns; the files are written while training goes on. All ranks take part."""
+    def save(self, step: int, learner: Learner, progress: dict[str, Any], rollouts: dict[str, Any]) -> None:
+        """Copies the state and returns; the files are written while training goes on. All ranks take part.
+
+        ``rollouts`` is the first rank's: prompts and responses that no step has taken yet.
+        """
         self.finish()
         partial = self.folder / f".step_{step:06d}"
         error: Exception | None = None
         try:
             require_space(self.folder, learner.policy.model.num_parameters(), self.export_dtype)
             _save_random_state(partial, self.ranks.rank)
+            if self.ranks.is_first:
+                (partial / ROLLOUTS).write_bytes(pickle.dumps(rollouts))
         except (ValueError, OSError) as caught:
             error = caught
         self._agree(partial, error)
@@ -120,8 +126,9 @@ class Checkpointer:
                 f"are whole, go on with --resume"
             ) from error
 
-    def load(self, path: Path, learner: Learner) -> dict[str, Any]:
-        """Overwrites weights and optimizer; returns the progress that was saved with them. All ranks take part."""
+    def load(self, path: Path, learner: Learner) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Overwrites weights and optimizer; returns the progress and the rollouts that were saved with them. All ranks
+        take part."""
         model, optimizer = get_state_dict(learner.policy, learner.optimizer)
         state: dict[str, Any] = {"model": model, "optimizer": optimizer}
         dcp.load(state, checkpoint_id=path / SHARDS, process_group=self.group)
@@ -132,7 +139,8 @@ class Checkpointer:
             optim_state_dict=state["optimizer"],
         )
         _load_random_state(path, self.ranks.rank)
-        return json.loads((path / STATE).read_text())["progress"]
+        rollouts = pickle.loads((path / ROLLOUTS).read_bytes())
+        return json.loads((path / STATE).read_text())["progress"], rollouts
 
     def _write_export(
         self, write: "_Write", learner: Learner, weights: dict[str, Tensor], progress: dict[str, Any]

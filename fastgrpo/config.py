@@ -350,6 +350,7 @@ def validate(config: Config, num_ranks: int) -> None:
     require("objective.dual_clip", config.objective.dual_clip > 1, "above 1")
     require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
     _validate_arithmetic(config, num_ranks)
+    _validate_rollouts(config, num_ranks)
 
 
 def _validate_arithmetic(config: Config, num_ranks: int) -> None:
@@ -371,6 +372,35 @@ def _validate_arithmetic(config: Config, num_ranks: int) -> None:
     if num_ranks % config.parallel.replicas:
         raise ValueError(
             f"--parallel.replicas {config.parallel.replicas} does not divide the {num_ranks} ranks of this launch."
+        )
+
+
+def _validate_rollouts(config: Config, num_trainers: int) -> None:
+    rollout = config.rollout
+    if rollout.max_staleness > 0 and rollout.gpus == 0:
+        raise ValueError(
+            f"--rollout.max_staleness {rollout.max_staleness} needs engines that sample while the trainer trains: give "
+            f"them ranks of their own with --rollout.gpus, or take staleness 0"
+        )
+    if rollout.max_staleness > 1 and config.objective.correction == "none":
+        raise ValueError(
+            f"--rollout.max_staleness {rollout.max_staleness} with a plain objective trains on tokens of other weights "
+            f"as if they were the policy's own (AReaL, arXiv 2505.24298, table 3: 42.0 falls to 23.3 on AIME24): add "
+            f"--objective.correction truncate, or take staleness 1 at most"
+        )
+    if rollout.oversample > 1 and rollout.max_staleness > 0:
+        raise ValueError(
+            "--rollout.oversample cuts the tail that a step waits for; with --rollout.max_staleness above 0 a step "
+            "does not wait for it: leave one of them"
+        )
+    if rollout.gpus == 0 and num_trainers % rollout.tensor_parallel:
+        raise ValueError(
+            f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide the {num_trainers} ranks that share "
+            f"engines"
+        )
+    if rollout.gpus % rollout.tensor_parallel:
+        raise ValueError(
+            f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide --rollout.gpus {rollout.gpus}"
         )
 
 

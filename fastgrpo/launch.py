@@ -60,8 +60,8 @@ def _die_with_parent() -> None:
 
 def _wait(children: "list[subprocess.Popen[bytes]]") -> int:
     """A rank that fails takes the others with it: alone they would wait for it."""
-    while any(child.poll() is None for child in children):
-        if any(child.returncode for child in children):
+    while None in (codes := [child.poll() for child in children]):  # each is asked: a first one may hang for good
+        if any(codes):
             time.sleep(0.5)  # of several that fail, the one that was killed is the cause and the others its victims
             failed = sorted((c.poll() or 0, rank) for rank, c in enumerate(children) if c.poll())
             _end(children)

@@ -17,20 +17,18 @@ from fastgrpo.checkpoint import Checkpointer, newest_intact
 from fastgrpo.config import Config
 from fastgrpo.data import PromptStream
 from fastgrpo.display import Display
-from fastgrpo.engines import EngineSpec, start_engine
 from fastgrpo.inputs import Inputs, load_inputs
 from fastgrpo.metrics import write_json
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.model import compute_dtype, load_policy, sequence_cost
-from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
 from fastgrpo.report import write_report
 from fastgrpo.rewards import VerifierPool
-from fastgrpo.rollout.local import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.run_folder import RunFolder
+from fastgrpo.start_rollouts import start_rollouts
 from fastgrpo.trainer import Progress, Scored, Trainer
 from fastgrpo.types import Prompt, Sampling
 
@@ -123,15 +121,17 @@ def setup(
         stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, policy.model.generation_config),
         seed=config.seed,
     )
-    rollouts = start_rollouts(config, ranks, PromptsInOrder(PromptStream(inputs.train, config.seed)), sampling)
     learner = Learner(
         shard(policy, ranks.mesh, dtype),
         ranks,
         sequence_cost(policy.model.config),
         config.objective,
         config.optimizer,
-        need_entropy=not rollouts.knows_entropy,
+        need_entropy=config.rollout.engine != "builtin",
     )
+    prompts = PromptsInOrder(PromptStream(inputs.train, config.seed))
+    with ranks.watchdog.phase("start", config.deadline.start_s):
+        rollouts = start_rollouts(config, ranks, prompts, sampling, learner.policy)
     return trainer_class(
         config=config,
         ranks=ranks,
@@ -141,22 +141,6 @@ def setup(
         learner=learner,
         run_dir=folder.path,
     )
-
-
-def start_rollouts(config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling) -> Rollouts:
-    """An engine in every rank, or the way to those that have GPUs of their own."""
-    spec = EngineSpec(config, ranks.device.type, "external_launcher")
-    with ranks.watchdog.phase("start", config.deadline.start_s):
-        return LocalRollouts(
-            start_engine(spec),
-            ranks,
-            prompts,
-            sampling,
-            spec.dtype,
-            tensor_parallel=config.rollout.tensor_parallel,
-            oversample=config.rollout.oversample,
-            verify_every=config.sync.verify_every,
-        )
 
 
 def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
@@ -184,16 +168,16 @@ class Run:
     def resume_or_start(self) -> None:
         path = self._checkpoint_to_resume() if self.config.resume else None
         if path is not None:
-            saved = self.checkpointer.load(path, self.trainer.learner)
-            self.trainer.rollouts.load_state(saved.pop("rollouts"))
-            self.trainer.progress = Progress(**saved)
-            self.trainer.publish(self.trainer.progress.step)
+            progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
+            self.trainer.progress = Progress(**progress)
+            self.trainer.rollouts.load_state(rollouts)
+            self.trainer.rollouts.publish(self.trainer.progress.step)
             self.display.say(f"continuing from {path}")
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
             self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
         if path is None:
-            self.trainer.rollouts.verify(full_weights(self.trainer.learner.policy))
+            self.trainer.rollouts.verify()
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:
@@ -215,7 +199,7 @@ class Run:
 
     def _evaluate_before(self) -> None:
         if self.held_out:
-            accuracy, greedy = self.trainer.accuracy(self.held_out)
+            accuracy, greedy = self._accuracy()
             self.trainer.progress.accuracy_before, self.trainer.progress.greedy_before = accuracy, greedy
             self.display.say(f"before: held-out accuracy {accuracy:.3f} sampled, {greedy:.3f} greedy")
             self._write({"step": 0, "held_out_accuracy": accuracy, "held_out_greedy": greedy})
@@ -227,18 +211,34 @@ class Run:
             while progress.step < last:
                 metrics, scored = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
-                    metrics["held_out_accuracy"], metrics["held_out_greedy"] = self.trainer.accuracy(self.held_out)
+                    metrics["held_out_accuracy"], metrics["held_out_greedy"] = self._accuracy()
                 self._write(metrics, self._rollouts(scored) if self.trainer.ranks.is_first else [])
                 self.display.show(metrics)
                 self.checkpointer.publish_if_written()
                 stop = self.trainer.ranks.any(bool(signals))
                 if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
-                    state = {**asdict(progress), "rollouts": self.trainer.rollouts.state()}
-                    self.checkpointer.save(progress.step, self.trainer.learner, state)
+                    self._save()
                 if stop and progress.step < last:
-                    self.checkpointer.finish()
+                    self._finish_checkpoint()
                     raise Interrupted(f"saved step {progress.step}; go on with --resume")
+            self._finish_checkpoint()
+
+    def _finish_checkpoint(self) -> None:
+        with self._phase("checkpoint", self.config.deadline.checkpoint_s):
             self.checkpointer.finish()
+
+    def _accuracy(self) -> tuple[float, float]:
+        with self._phase("evaluate", self.config.deadline.generate_s + self.config.deadline.verify_s):
+            return self.trainer.accuracy(self.held_out)
+
+    def _save(self) -> None:
+        progress = self.trainer.progress
+        with self._phase("checkpoint", self.config.deadline.checkpoint_s):
+            self.checkpointer.save(progress.step, self.trainer.learner, asdict(progress), self.trainer.rollouts.state())
+
+    def _phase(self, name: str, deadline_s: float) -> contextlib.AbstractContextManager[None]:
+        setting = "--deadline.generate_s + verify_s" if name == "evaluate" else ""
+        return self.trainer.ranks.watchdog.phase(name, deadline_s, setting)
 
     def _write(self, metrics: dict[str, Any], rollouts: list[dict[str, Any]] | None = None) -> None:
         if self.trainer.ranks.is_first:

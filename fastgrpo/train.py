@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import tyro
 
 from fastgrpo.config import Config, arithmetic, flatten, validate, with_run_dir
-from fastgrpo.ranks import Ranks, Refused, choose_device, launched_ranks
+from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 
 EXIT_USER_ERROR = 2
@@ -18,29 +19,45 @@ EXIT_FAILED = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains. Returns the exit code: 0 done, 2 refused, 75 saved on a signal, 1 anything else."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    rank, num_ranks = launched_ranks()
+    rank, _ = launched_ranks()
     is_first = rank == 0
     try:
         recipe = load_recipe(find_recipe(_recipe_name(arguments, is_first)))
         config = parse(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
-        validate(config, num_ranks)
+        role = Role.of_this_rank(config.rollout.gpus)
+        validate(config, role.num_trainers)
         if config.dry_run:
             if is_first:
-                _print_dry_run(recipe, config, num_ranks)
+                _print_dry_run(recipe, config, role.num_trainers)
             return 0
         device = choose_device(config.device)
     except ValueError as error:
         return _refuse(error, is_first)
-    return _train(recipe, config, device, is_first)
+    if not role.is_trainer:
+        return _sample(config, role, device)
+    return _train(recipe, config, device, role)
 
 
-def _train(recipe: Recipe, config: Config, device: torch.device, is_first: bool) -> int:
-    from fastgrpo.checkpoint import CheckpointError
-    from fastgrpo.run import EXIT_INTERRUPTED, Interrupted, train
-    from fastgrpo.trainer import TrainingError
+def _sample(config: Config, role: Role, device: torch.device) -> int:
+    from fastgrpo.supervise import supervise
 
     try:
-        ranks = Ranks.connect(device, config.parallel)
+        return supervise(config, role, device.type)
+    except ValueError as error:  # the ranks cannot meet
+        return _refuse(error, is_first=False)
+
+
+def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
+    from fastgrpo.checkpoint import CheckpointError
+    from fastgrpo.rollout.remote.pool import EngineFailure
+    from fastgrpo.rollout.verify import WeightMismatch
+    from fastgrpo.run import EXIT_INTERRUPTED, Interrupted, train
+    from fastgrpo.supervise import OVER
+    from fastgrpo.trainer import TrainingError
+
+    is_first = role.index == 0
+    try:
+        ranks = Ranks.connect(device, config.parallel, role)
     except ValueError as error:
         return _refuse(error, is_first)
     code = 0
@@ -53,15 +70,24 @@ def _train(recipe: Recipe, config: Config, device: torch.device, is_first: bool)
         code = EXIT_INTERRUPTED
         if is_first:
             print(f"fastgrpo: {interrupted}")
-    except (TrainingError, CheckpointError) as error:
+    except (TrainingError, CheckpointError, EngineFailure, WeightMismatch) as error:
         code = EXIT_FAILED
         if is_first:
-            print(f"fastgrpo: stopped: {error}", file=sys.stderr)
+            print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
     except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
         print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
         return EXIT_FAILED
+    ranks.store.set(OVER, "1")  # ranks that only sample may go
     ranks.disconnect()
     return code
+
+
+def _newest_checkpoint(config: Config) -> str:
+    from fastgrpo.checkpoint import published
+    from fastgrpo.run_folder import RunFolder
+
+    saved = published(RunFolder(Path(config.run_dir)).checkpoints)
+    return f". The last checkpoint is {saved[-1]}: go on with --resume" if saved else ""
 
 
 def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Config:

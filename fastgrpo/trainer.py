@@ -17,7 +17,6 @@ from fastgrpo.dynamic_sampling import Judged, Selection
 from fastgrpo.packing import split_updates
 from fastgrpo.policy.learner import Learner, TokenSums, Update
 from fastgrpo.policy.optimizer import learning_rate
-from fastgrpo.policy.sharding import full_weights
 from fastgrpo.ranks import Ranks
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.rollouts import Rollouts
@@ -109,7 +108,7 @@ class Trainer:
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
         with clock("sync"):
-            self.publish(self.progress.step + 1)
+            self.rollouts.publish(self.progress.step + 1)
         metrics = self.finish_step(scored, sums, norms, clock, time.perf_counter() - started)
         return metrics, scored
 
@@ -187,10 +186,6 @@ class Trainer:
                 f"{self.progress.step + 1}; their batches are in {folder}. The usual causes are a learning rate that "
                 f"is too high (now --optimizer.learning_rate {self.config.optimizer.learning_rate}) and broken weights"
             )
-
-    def publish(self, policy_version: int) -> None:
-        """Gives the engines the current weights."""
-        self.rollouts.publish(full_weights(self.learner.policy), policy_version)
 
     def finish_step(
         self, scored: Scored, sums: TokenSums, norms: list[float], clock: "Clock", step_s: float

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from fastgrpo import launch
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +79,61 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
     launcher.wait()
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert alive == []
+
+
+def children_of(*commands: str) -> "list[subprocess.Popen[bytes]]":
+    return [subprocess.Popen(["sh", "-c", f"exec {command}"], stdin=subprocess.PIPE) for command in commands]
+
+
+def stop(child: "subprocess.Popen[bytes]") -> None:
+    os.kill(child.pid, signal.SIGSTOP)
+    while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
+def test_a_stopped_rank_does_not_outlive_one_that_failed(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    failing, stopped, ending = children_of("python3 -c 'input(); exit(3)'", "sleep 1000", "sleep 0")
+    stop(stopped)
+    failing.communicate(b"now\n")
+    assert launch._wait([failing, stopped, ending]) == 3
+    assert stopped.returncode == -signal.SIGKILL
+    assert "rank 1 did not end by itself in 0.5 s and is killed" in capfd.readouterr().err
+
+
+def test_a_killed_rank_takes_a_stopped_one_with_it(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    stopped, killed = children_of("sleep 1000", "sleep 1000")
+    stop(stopped)
+    killed.kill()
+    assert launch._wait([stopped, killed]) == 128 + signal.SIGKILL
+    assert stopped.returncode == -signal.SIGKILL
+    assert "rank 1 was ended by signal 9" in capfd.readouterr().err
+
+
+def test_a_rank_that_the_kernel_does_not_let_go_of_does_not_keep_the_launcher(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 0.1)
+    monkeypatch.setattr(launch, "KILL_S", 0.1)
+    failed, stuck = children_of("false", "sleep 1000")
+    monkeypatch.setattr(stuck, "kill", lambda: None)  # as if it hung in a file system
+    assert launch._wait([failed, stuck]) == 1
+    assert f"does not let go of rank 1, pid {stuck.pid}" in capfd.readouterr().err
+    os.kill(stuck.pid, signal.SIGKILL)
+    stuck.wait()
+
+
+def test_a_port_that_is_taken_meanwhile_is_named(monkeypatch, capfd, tmp_path):
+    """By someone whom the second rank then waits for a word of."""
+    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(launch, "free_port", lambda: port)
+        try:
+            assert launch.launch([str(TINY), "--runs_dir", str(tmp_path)], num_ranks=2) == 2
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    said = capfd.readouterr().err
+    assert f"rank 0 cannot meet the others at 127.0.0.1:{port}" in said and "EADDRINUSE" in said
+    assert "Traceback" not in said

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from fastgrpo.rollout.kv_cache import Prefill, SlotCache
 from fastgrpo.rollout.noise import stream_keys
 from fastgrpo.rollout.sampling import sample
-from fastgrpo.rollout.weight_sync import LiveWeights
+from fastgrpo.rollout.weight_sync import LiveWeights, Manifest, Receiver, SyncGroup, find_store
 from fastgrpo.types import Request, Response, Sampling
 
 RECOMPUTED_TOKENS = 16384
@@ -31,6 +31,7 @@ class BuiltinEngine:
     """
 
     knows_entropy = True
+    num_workers = 1
 
     def __init__(
         self, model: PreTrainedModel, max_sequences: int, running: Literal["recompute", "keep"] = "recompute"
@@ -69,6 +70,15 @@ class BuiltinEngine:
 
     def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         self.weights.write(weights)
+        self.weights_changed(policy_version)
+
+    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
+        store = find_store(host, port, size, timeout_s)
+        group = SyncGroup.join(store, first_rank, size, next(self.model.parameters()).device, timeout_s)
+        self._receiver = Receiver(group, self.weights, wire)
+
+    def receive_weights(self, policy_version: int) -> None:
+        self._receiver.receive()
         self.weights_changed(policy_version)
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Rollouts by an engine inside every trainer rank: it samples while nobody trains, and trains while nobody samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
@@ -26,13 +26,15 @@ class LocalRollouts:
         ranks: Ranks,
         prompts: PromptsInOrder,
         sampling: Sampling,
+        weights: Callable[[], Iterator[tuple[str, Tensor]]],
         dtype: torch.dtype,
         *,
         tensor_parallel: int = 1,
         oversample: float = 1.0,
         verify_every: int = 50,
     ) -> None:
-        self.engine, self.ranks, self.prompts, self.sampling, self.dtype = engine, ranks, prompts, sampling, dtype
+        self.engine, self.ranks, self.prompts, self.sampling = engine, ranks, prompts, sampling
+        self.weights, self.dtype = weights, dtype
         self.oversample, self.verify_every = oversample, verify_every
         self.engine_index, self.shard = divmod(ranks.rank, tensor_parallel)
         self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
@@ -60,20 +62,20 @@ class LocalRollouts:
         """This rank's part of the groups of these prompts, beside the training's."""
         return self._part_of(generate(self.engine, self._share_of(prompts), sampling))
 
-    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+    def publish(self, policy_version: int) -> None:
         """Writes the trainer's weights into the engine. Raises WeightMismatch if they do not arrive."""
         if self._must_verify():
             ours: dict[str, int] = {}
-            self.engine.write_weights(with_checksums(weights, self.dtype, ours), policy_version)
+            self.engine.write_weights(with_checksums(self.weights(), self.dtype, ours), policy_version)
             self._require_equal(ours)
         else:
-            self.engine.write_weights(weights, policy_version)
+            self.engine.write_weights(self.weights(), policy_version)
         self.num_syncs += 1
 
-    def verify(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Raises WeightMismatch if the engine does not hold these weights."""
+    def verify(self) -> None:
+        """Raises WeightMismatch if the engine does not hold the trainer's weights."""
         ours: dict[str, int] = {}
-        for _ in with_checksums(weights, self.dtype, ours):
+        for _ in with_checksums(self.weights(), self.dtype, ours):
             pass
         self._require_equal(ours)
 

@@ -1,9 +1,7 @@
 """Where a step's responses come from, as the trainer sees it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from fastgrpo.types import Group, Prompt, Sampling
 
@@ -26,12 +24,12 @@ class Rollouts(Protocol):
         """This rank's part of groups of these prompts, apart from the training's."""
         ...
 
-    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Writes the trainer's weights into every engine."""
+    def publish(self, policy_version: int) -> None:
+        """Writes the trainer's current weights into every engine."""
         ...
 
-    def verify(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Raises WeightMismatch if an engine does not hold these weights, bit for bit in its dtype."""
+    def verify(self) -> None:
+        """Raises WeightMismatch if an engine does not hold the trainer's weights, bit for bit in its dtype."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -39,7 +37,7 @@ class Rollouts(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know, as JSON holds it."""
+        """What a resumed run must know."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastgrpo.rollout.noise import response_seed
 from fastgrpo.rollout.verify import added
 from fastgrpo.rollout.vllm_window import require_vllm
+from fastgrpo.rollout.weight_sync import Manifest
 from fastgrpo.rollout.weight_sync.vllm_cpu_layers import SETTING
 from fastgrpo.types import Request, Response, Sampling
 
@@ -88,6 +89,17 @@ class VllmEngine:
 
     def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         self._rpc("write_weights", weights)
+        self.weights_changed(policy_version)
+
+    @property
+    def num_workers(self) -> int:
+        return self.settings.tensor_parallel
+
+    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
+        self._rpc("receive_join", host, port, first_rank, size, timeout_s, wire)
+
+    def receive_weights(self, policy_version: int) -> None:
+        self._rpc("receive_weights")
         self.weights_changed(policy_version)
 
     def weights_changed(self, policy_version: int) -> None:
@@ -208,6 +220,9 @@ def _start(settings: VllmSettings) -> Any:
     }
     if settings.cpu_layers is not None:
         options["additional_config"] = {SETTING: settings.cpu_layers}
+        # A prompt read in parts makes vLLM rewind the request's generator, which a CPU's cannot.
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(settings.max_model_len, 8192)
     else:
         options["gpu_memory_utilization"] = settings.gpu_memory_frac
         if settings.kv_cache_gib:

@@ -8,6 +8,7 @@ from fastgrpo_kernels import linear_logprobs, reference
 from fastgrpo.packing import pack
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.engine import generate
 from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.train import main
 from fastgrpo.types import Sampling, Sequence
@@ -57,7 +58,7 @@ def test_varlen_attention_gives_the_logprobs_of_sdpa(architecture, share_prompts
 
 def test_sampled_logprobs_are_those_of_the_policy():
     engine = BuiltinEngine(tiny_model("qwen2", ATTENTION).to("cuda", torch.bfloat16), 64)
-    groups = engine.generate(prompts(9), Sampling(3, 20, 0.8, (0, 5), 7), 0)
+    groups = generate(engine, prompts(9), Sampling(3, 20, 0.8, (0, 5), 7))
     rows = [Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]
     model = tiny_model("qwen2", "fastgrpo_varlen").to("cuda", torch.bfloat16)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from fastgrpo.config import ModelConfig
 from fastgrpo.policy.model import load_causal_lm
 from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.engine import generate
 from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.train import main
 from fastgrpo.types import Prompt, Sampling
@@ -31,7 +32,7 @@ def test_greedy_tokens_in_vllm_are_those_of_the_built_in_engine(tmp_path, tiny_b
     model = load_causal_lm(ModelConfig(path=str(path)), torch.device("cpu"), torch.float32, ATTENTION)
     random = np.random.default_rng(0)
     prompts = [Prompt(i, i, "", random.integers(1, 200, 9).astype(np.int32), "") for i in range(8)]
-    ours = BuiltinEngine(model, 8).generate(prompts, Sampling(1, 12, temperature=0.0), 0)
+    ours = generate(BuiltinEngine(model, 8), prompts, Sampling(1, 12, temperature=0.0))
 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -68,6 +68,18 @@ RECIPE = """
         while True:
             hoard.append(bytes(10**7))
 
+    def crash_once(answer):
+        try:
+            os.close(os.open(answer, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return True
+        crash(answer)
+
+    def note_and_leave(answer):
+        with open(answer, "a") as file:
+            file.write(f"{os.getpid()} ")
+        os._exit(0)
+
     def close_everything(answer):
         os.closerange(0, 100)
 
@@ -207,6 +219,77 @@ def test_a_worker_killed_between_calls_costs_no_verdict(pool: VerifierPool) -> N
         os.kill(pid, signal.SIGKILL)
         wait_until_gone(pid)
     assert pool.score(boxes(20)) == verdicts_on_boxes(20)
+
+
+def test_an_item_whose_worker_died_once_is_judged_by_another(pool: VerifierPool, tmp_path: Path) -> None:
+    items, verdicts = boxes(40), verdicts_on_boxes(40)
+    items[5], verdicts[5] = ("crash_once", str(tmp_path / "flag")), RIGHT
+    assert pool.score(items) == verdicts
+
+
+def test_an_item_that_kills_every_worker_is_wrong_after_two(pool: VerifierPool, tmp_path: Path) -> None:
+    items, verdicts = boxes(40), verdicts_on_boxes(40)
+    for number in (0, 5, 39):
+        items[number], verdicts[number] = ("note_and_leave", str(tmp_path / str(number))), DIED
+    assert pool.score(items) == verdicts
+    for number in (0, 5, 39):
+        pids = (tmp_path / str(number)).read_text().split()
+        assert len(pids) == len(set(pids)) == 2
+
+
+def signal_all(pids: set[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def test_a_pool_that_is_killed_in_the_middle_of_a_call_changes_no_verdict(recipe: str) -> None:
+    items = [item for box in boxes(15) for item in (("nap", ""), box)]
+    verdicts = [verdict for of_box in verdicts_on_boxes(15) for verdict in (RIGHT, of_box)]
+    others = workers_of(os.getpid())
+    with VerifierPool(f"{recipe}:naughty", workers=3, timeout_s=30, memory_limit_gib=1) as pool:
+        assert pool.score(items) == verdicts  # undisturbed
+        mine = workers_of(os.getpid()) - others
+        assert len(mine) == 3
+        threading.Timer(0.3, signal_all, (mine, signal.SIGKILL)).start()
+        assert pool.score(items) == verdicts
+        assert not mine & workers_of(os.getpid())
+
+
+def test_a_pool_that_is_killed_while_it_starts_recovers(recipe: str) -> None:
+    """All die at once before they are ready: that is one failure to start, not as many as there are processes."""
+    others = workers_of(os.getpid())
+    with VerifierPool(f"{recipe}:naughty", workers=4, timeout_s=30, memory_limit_gib=1) as pool:
+        first = workers_of(os.getpid()) - others
+        signal_all(first, signal.SIGKILL)
+        for pid in first:
+            wait_until_gone(pid)
+        killer = threading.Thread(target=kill_before_they_are_ready, args=(4, others | first))
+        killer.start()
+        assert pool.score(boxes(20)) == verdicts_on_boxes(20)
+        killer.join()
+
+
+def kill_before_they_are_ready(count: int, others: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    found: set[int] = set()
+    while len(found) < count and time.monotonic() < deadline:
+        found |= (new := workers_of(os.getpid()) - others - found)
+        signal_all(new, signal.SIGSTOP)
+        time.sleep(0.001)
+    signal_all(found, signal.SIGKILL)
+
+
+def test_workers_that_are_stopped_are_replaced_when_their_items_are_late(recipe: str) -> None:
+    """Their items in hand had no verdict in time; all that waited behind these is judged by others."""
+    others = workers_of(os.getpid())
+    with VerifierPool(f"{recipe}:naughty", workers=2, timeout_s=1.0, memory_limit_gib=1) as pool:
+        mine = workers_of(os.getpid()) - others
+        threading.Timer(0.3, signal_all, (mine, signal.SIGSTOP)).start()
+        verdicts = pool.score([("nap", "")] * 20)
+        assert verdicts.count(TIMEOUT) == 2 and verdicts.count(RIGHT) == 18
+        for pid in mine:
+            wait_until_gone(pid)
+        assert pool.score(boxes(20)) == verdicts_on_boxes(20)
 
 
 def test_what_a_hanging_verifier_started_is_ended_with_it(pool: VerifierPool, tmp_path: Path) -> None:

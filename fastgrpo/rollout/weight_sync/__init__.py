@@ -13,7 +13,15 @@ and with engines in processes of their own, ``group`` being a `SyncGroup` that a
     here:            sender.send(model.named_parameters())
 """
 
-from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, Sender, SyncGroup, manifest
+from fastgrpo.rollout.weight_sync.broadcast import (
+    Manifest,
+    Receiver,
+    Sender,
+    SyncGroup,
+    find_store,
+    manifest,
+    open_store,
+)
 from fastgrpo.rollout.weight_sync.checksum import checksum
 from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights, Place
 
@@ -26,5 +34,7 @@ __all__ = [
     "Sender",
     "SyncGroup",
     "checksum",
+    "find_store",
     "manifest",
+    "open_store",
 ]

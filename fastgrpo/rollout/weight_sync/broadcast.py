@@ -1,6 +1,6 @@
 """From one trainer rank to every engine process: one broadcast per tensor, straight into the live parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,11 +28,9 @@ class SyncGroup:
     device: torch.device
 
     @classmethod
-    def join(cls, host: str, port: int, rank: int, size: int, device: torch.device, timeout_s: float) -> "SyncGroup":
-        """Meets the others at the sender's store. Raises torch's DistStoreError or DistNetworkError after the time."""
-        timeout = timedelta(seconds=timeout_s)
-        store = dist.TCPStore(host, port, size, is_master=rank == 0, timeout=timeout)
-        return cls(_backend(store, rank, size, device, timeout), rank, device)
+    def join(cls, store: dist.Store, rank: int, size: int, device: torch.device, timeout_s: float) -> "SyncGroup":
+        """Meets the others at a store. Raises torch's DistError after the time."""
+        return cls(_backend(store, rank, size, device, timedelta(seconds=timeout_s)), rank, device)
 
     def broadcast(self, tensor: Tensor) -> dist.Work:
         options = dist.BroadcastOptions()
@@ -44,6 +42,15 @@ class SyncGroup:
         abort = getattr(self.group, "abort", None) or getattr(self.group, "shutdown", None)
         if abort is not None:
             abort()
+
+
+def open_store(host: str, size: int, timeout_s: float) -> dist.TCPStore:
+    """Where the group meets, on a free port: ``store.port``. The sender opens it and does not wait here."""
+    return dist.TCPStore(host, 0, size, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+
+
+def find_store(host: str, port: int, size: int, timeout_s: float) -> dist.TCPStore:
+    return dist.TCPStore(host, port, size, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
 def _backend(store: dist.Store, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
@@ -78,26 +85,34 @@ class Sender:
 
 
 class Receiver:
-    """An engine process's side."""
+    """An engine process's side. Without a layout (``weights`` None) whole tensors come out of ``incoming``."""
 
-    def __init__(self, group: SyncGroup, weights: LiveWeights, manifest: Manifest) -> None:
-        self.group, self.weights = group, weights
-        self.manifest = manifest
-        missing = {name for name, *_ in manifest} ^ weights.places.keys()
+    def __init__(self, group: SyncGroup, weights: LiveWeights | None, manifest: Manifest) -> None:
+        self.group, self.weights, self.manifest = group, weights, manifest
+        missing = {name for name, *_ in manifest} ^ weights.places.keys() if weights is not None else set()
         if missing:
             raise KeyError(f"trainer and engine do not have the same weights: {', '.join(sorted(missing)[:5])}")
 
     @torch.no_grad()
     def receive(self) -> None:
         """Takes every tensor of the manifest: one that is held whole is written by the broadcast itself."""
+        assert self.weights is not None
         for name, shape, dtype in self.manifest:
             place, view = self.weights.places[name], self.weights.views[name]
             if place.is_whole and view.dtype == dtype:
                 self.group.broadcast(view).wait()
             else:
-                whole = torch.empty(shape, dtype=dtype, device=self.group.device)
-                self.group.broadcast(whole).wait()
-                view.copy_(place.part_of(whole))
+                view.copy_(place.part_of(self._whole(shape, dtype)))
         if self.group.device.type == "cuda":
             torch.cuda.current_stream(self.group.device).synchronize()
         self.weights.after_write()
+
+    def incoming(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the manifest, one at a time, for an engine that must load them by its own means."""
+        for name, shape, dtype in self.manifest:
+            yield name, self._whole(shape, dtype)
+
+    def _whole(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        whole = torch.empty(shape, dtype=dtype, device=self.group.device)
+        self.group.broadcast(whole).wait()
+        return whole

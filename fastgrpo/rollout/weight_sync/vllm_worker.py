@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.rollout.weight_sync import vllm_cpu_layers
-from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup
+from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup, find_store
 from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights
 from fastgrpo.rollout.weight_sync.vllm_layout import layout_of
 
@@ -22,6 +22,7 @@ class WeightSyncWorker:
     """Every name begins with ``sync_``, ``write_`` or ``receive_``: vLLM refuses one that its worker has already."""
 
     model_runner: Any
+    vllm_config: Any
     device: torch.device
     _sync_weights: LiveWeights | None
     _sync_receiver: Receiver
@@ -40,24 +41,25 @@ class WeightSyncWorker:
         if self._sync_weights is not None:
             self._sync_weights.write(weights)
         else:
-            self.model_runner.reload_weights(weights_iterator=iter(weights))
+            from vllm.config import set_current_vllm_config
+
+            with set_current_vllm_config(self.vllm_config):
+                self.model_runner.reload_weights(weights_iterator=iter(weights))
 
     def receive_join(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
         """Meets the sender. The ranks of an engine's processes follow each other."""
         from vllm.distributed import get_tensor_model_parallel_rank
 
-        if self._sync_weights is None:
-            raise LayoutError("weights of this layout cannot be received in place")
         rank = first_rank + get_tensor_model_parallel_rank()
-        group = SyncGroup.join(host, port, rank, size, self.device, timeout_s)
+        group = SyncGroup.join(find_store(host, port, size, timeout_s), rank, size, self.device, timeout_s)
         self._sync_receiver = Receiver(group, self._sync_weights, wire)
 
     def receive_weights(self) -> None:
-        self._sync_receiver.receive()
-
-    def receive_leave(self) -> None:
-        if hasattr(self, "_sync_receiver"):
-            self._sync_receiver.group.abort()
+        """One sync: every tensor into its place, or through vLLM's reload where there is no layout."""
+        if self._sync_weights is not None:
+            self._sync_receiver.receive()
+        else:
+            self.write_weights(self._sync_receiver.incoming())
 
     def sync_checksums(self) -> dict[str, int]:
         return {} if self._sync_weights is None else self._sync_weights.checksums()

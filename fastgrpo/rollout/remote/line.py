@@ -1,0 +1,47 @@
+"""A connection that never makes its owner wait: a peer may be stopped in the middle of a word."""
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class Line:
+    """Sends and receives on threads of its own. ``hear`` gets every message, and None once, at the end."""
+
+    def __init__(self, connection: Connection, hear: "Callable[[Line, Any], None]", name: str) -> None:
+        self._connection, self._hear = connection, hear
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for work in (self._listen, self._talk):
+            threading.Thread(target=work, name=f"{name}: {work.__name__[1:]}", daemon=True).start()
+
+    def say(self, message: Any) -> None:
+        """Returns at once. What cannot be delivered ends the line."""
+        self._outbox.put(message)
+
+    def hang_up(self) -> None:
+        """Wakes both threads, wherever they are; the other side sees the end."""
+        self._outbox.put(None)
+        # close() alone would leave a thread that is inside send or recv there
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._hear(self, self._connection.recv())
+        except (EOFError, OSError):
+            self._outbox.put(None)
+            self._hear(self, None)
+
+    def _talk(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._connection.send(message)
+            except OSError:
+                self.hang_up()
+                return

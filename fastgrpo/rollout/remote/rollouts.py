@@ -1,0 +1,287 @@
+"""Rollouts by engines with processes of their own, while the trainer trains or before it does."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import ceil
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastgrpo.config import Config
+from fastgrpo.ranks import Ranks, share_of
+from fastgrpo.rollout.engine import requests_of
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.remote.messages import Received
+from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
+from fastgrpo.rollout.remote.schedule import Schedule, Started
+from fastgrpo.rollout.remote.weight_sender import Bucket, WeightSender
+from fastgrpo.rollout.verify import WeightMismatch, require_equal, with_checksums
+from fastgrpo.types import Group, Prompt, Response, Sampling
+
+T = TypeVar("T")
+
+BEAT_S = 5.0
+"""The first rank, which alone speaks with the engines, gives the others a sign so often: no collective waits longer."""
+
+Weights = Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+class RemoteRollouts:
+    """All trainer ranks call every method together; the pool is the first rank's.
+
+    A step's groups follow the schedule. With ``max_staleness`` 0 engines draw a fixed share each and wait while the
+    trainer trains; with 1 they draw the next step's meanwhile, and are done before weights change; from 2 on weights
+    change under what is being drawn. An engine that was lost gets the current weights when it is back.
+    """
+
+    def __init__(
+        self,
+        pool: EnginePool | None,
+        sender: WeightSender | None,
+        config: Config,
+        ranks: Ranks,
+        prompts: PromptsInOrder,
+        sampling: Sampling,
+        weights: Weights,
+        dtype: torch.dtype,
+        knows_entropy: bool,
+    ) -> None:
+        self._pool, self._sender = pool, sender
+        self.config, self.ranks, self.prompts, self.sampling = config, ranks, prompts, sampling
+        self.weights, self.dtype, self.knows_entropy = weights, dtype, knows_entropy
+        settings = config.rollout
+        self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
+        self.version = 0
+        self.num_syncs = 0
+        self._next_id = itertools.count()
+        self._training: dict[int, tuple[int, int]] = {}  # request id -> position, sample
+        self._other: dict[int, Response] = {}  # responses to requests that no step asked for
+        self._ledger: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @property
+    def pool(self) -> EnginePool:
+        assert self._pool is not None, "the pool is the first rank's"
+        return self._pool
+
+    def begin_step(self, step: int) -> None:
+        self.schedule.step = step
+        self._ledger = dict.fromkeys(("prompts_started", "prompts_put_back"), 0.0)
+        self._lead(lambda: self._start(self.config.data.prompts_per_step))
+
+    def take(self, num_groups: int) -> list[Group]:
+        return self._scatter(self._when_ready(lambda: self._next_groups(num_groups)))
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        groups = [requests_of([p], sampling, self._ids(sampling.group_size)) for p in prompts]
+        ids = [r.id for group in groups for r in group]
+        self._lead(lambda: self.pool.submit(groups))
+
+        def drawn() -> list[Group] | None:
+            self._collect()
+            if not all(i in self._other for i in ids):
+                return None
+            responses = iter([self._other.pop(i) for i in ids])
+            return [Group(p, [next(responses) for _ in range(sampling.group_size)]) for p in prompts]
+
+        return self._scatter(self._when_ready(drawn))
+
+    def publish(self, policy_version: int) -> None:
+        staleness = self.config.rollout.max_staleness
+        if staleness == 0:
+            self._lead(self._put_back)
+        elif staleness == 1:
+            self._until(lambda: self.pool.num_drawing == 0)
+        self.version = policy_version
+        self._sync()
+        self.num_syncs += 1
+
+    def verify(self) -> None:
+        self._sync(with_checksums=True)
+
+    def metrics(self) -> dict[str, float]:
+        return self._lead(self._metrics)
+
+    def state(self) -> dict[str, Any]:
+        """On the first rank also what engines have drawn and no step has taken: nothing is drawn twice or lost."""
+        if self._pool is not None:
+            self._collect()
+        under_way = [(p, s.version, s.is_awaited, dict(s.responses)) for p, s in self.schedule.started.items()]
+        return {**self.prompts.state(), "under_way": under_way}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.prompts.load_state(state)
+        for position, version, is_awaited, responses in state.get("under_way", []):
+            prompt = self.prompts.at(position)
+            self.schedule.started[position] = Started(prompt, version, is_awaited, responses)
+            missing = [r for r in self._requests(prompt) if r.sample not in responses]
+            if self._pool is not None and missing:
+                self.pool.submit([missing])
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    # Between the ranks.
+
+    def _lead(self, work: Callable[[], T]) -> T:
+        """The first rank does it and all get what came of it, or raise as it did."""
+        said: list[Any] = [None]
+        if self.ranks.is_first:
+            try:
+                said = [(work(), None)]
+            except (EngineFailure, WeightMismatch) as failure:
+                said = [(None, failure)]
+        dist.broadcast_object_list(said, src=0, group=self.ranks.control)
+        result, error = said[0]
+        if error is not None:
+            raise error
+        return result
+
+    def _until(self, is_over: Callable[[], bool]) -> None:
+        while not self._lead(lambda: self.pool.wait(is_over, BEAT_S)):
+            pass
+
+    def _when_ready(self, attempt: Callable[[], list[Group] | None]) -> list[Group] | None:
+        """Asks until there are groups; engines that come back meanwhile get the weights. None on other ranks."""
+        found: list[list[Group]] = []
+
+        def look() -> str:
+            if (groups := attempt()) is not None:
+                found.append(groups)
+                return "ready"
+            if self.pool.unsynced:
+                return "sync"
+            self.pool.wait(lambda: bool(self.pool.finished or self.pool.unsynced), BEAT_S)
+            return "wait"
+
+        while (word := self._lead(look)) != "ready":
+            if word == "sync":
+                self._sync()
+        return found[0] if found else None
+
+    def _scatter(self, groups: list[Group] | None) -> list[Group]:
+        """Each rank's part of what the first one has."""
+        count = self.ranks.count
+        parts = None if groups is None else [list(share_of(groups, i, count)) for i in range(count)]
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, parts, src=0, group=self.ranks.control)
+        return mine[0]
+
+    # On the first rank.
+
+    def _ids(self, count: int) -> int:
+        """The first of so many new ids."""
+        first = next(self._next_id)
+        for _ in range(count - 1):
+            next(self._next_id)
+        return first
+
+    def _requests(self, prompt: Prompt) -> Any:
+        requests = requests_of([prompt], self.sampling, self._ids(self.sampling.group_size))
+        self._training.update({r.id: (prompt.position, r.sample) for r in requests})
+        return requests
+
+    def _start(self, num_missing: int) -> None:
+        wanted = ceil(num_missing * self.config.rollout.oversample)
+        count = self.schedule.num_to_start(wanted)
+        again = set(self.prompts.put_back)
+        prompts = self.prompts.take(count)
+        for prompt in prompts:
+            self.schedule.start(prompt, again=prompt.position in again)
+        self.pool.submit([self._requests(p) for p in prompts])
+        self._ledger["prompts_started"] += count
+
+    def _next_groups(self, num_groups: int) -> list[Group] | None:
+        if self.schedule.num_to_start(num_groups) > 0 and len(self.schedule.started) < num_groups:
+            self._start(num_groups)  # a later round of the step
+        self._collect()
+        return self.schedule.take(num_groups)
+
+    def _collect(self) -> None:
+        for i, response in self.pool.collect().items():
+            if i in self._training:
+                self.schedule.finish(*self._training.pop(i), response)
+            else:
+                self._other[i] = response
+
+    def _put_back(self) -> None:
+        """What no step took would be stale: its prompts are the first of the next step."""
+        positions = self.schedule.put_back()
+        gone = set(positions)
+        ids = [i for i, (position, _) in self._training.items() if position in gone]
+        self.pool.cancel(ids)
+        for i in ids:
+            del self._training[i]
+        self.prompts.give_back(positions)
+        self._ledger["prompts_put_back"] = self._ledger.get("prompts_put_back", 0.0) + len(positions)
+
+    def _metrics(self) -> dict[str, float]:
+        pool, now = self.pool, time.monotonic()
+        busy = sum(e.busy_s for e in pool.engines) / (len(pool.engines) * (now - self._began))
+        self._began = now
+        for engine in pool.engines:
+            engine.busy_s = 0.0
+        return {
+            **self._ledger,
+            "prompts_under_way": len(self.schedule.started),
+            "engine_busy_frac": min(1.0, busy),
+            "engine_restarts": pool.num_restarts,
+            "responses_redrawn": pool.num_redrawn,
+        }
+
+    # Weights.
+
+    def _sync(self, *, with_checksums: bool = False) -> None:
+        """Until all engines that are there hold the trainer's weights; a lost one is waited for where it is needed."""
+        every = self.config.sync.verify_every
+        due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
+        while True:
+            self._until(self._are_enough)
+            if self._sync_once(due):
+                return
+
+    def _are_enough(self) -> bool:
+        present = len(self.pool.present)
+        return present == len(self.pool.engines) if self.pool.pinned else present > 0
+
+    def _sync_once(self, verify: bool) -> bool:
+        ours: dict[str, int] = {}
+        replies: dict[int, Received] | None = None
+        weights: Iterable[tuple[str, Tensor]] = self.weights()
+        if verify and self._sender is not None:
+            weights = with_checksums(weights, self.dtype, ours)
+        buckets = in_buckets(weights, self.config.sync.bucket_mib * 2**20 // 2)
+        if self._sender is not None:
+            replies = self._sender.send(buckets, self.version, with_checksums=verify)
+        else:
+            for _ in buckets:
+                pass
+        return self._lead(lambda: self._settle(replies, ours))
+
+    def _settle(self, replies: dict[int, Received] | None, ours: dict[str, int]) -> bool:
+        if replies is None:
+            return False
+        for index, reply in replies.items():
+            engine = self.pool.engines[index]
+            if reply.checksums:
+                require_equal(ours, reply.checksums, f"engine {index} ({engine.process})")
+            self.pool.synced(engine, reply.policy_version)
+        return True
+
+
+def in_buckets(weights: Iterable[tuple[str, Tensor]], most_bytes: int) -> Iterator[Bucket]:
+    """Consecutive tensors of at most so many bytes together; one at least."""
+    bucket: Bucket = []
+    size = 0
+    for name, value in weights:
+        if bucket and size + value.nbytes > most_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, value))
+        size += value.nbytes
+    if bucket:
+        yield bucket

@@ -1,0 +1,74 @@
+"""From a run's settings to where its responses come from."""
+
+import os
+from functools import partial
+
+from fastgrpo.config import Config
+from fastgrpo.engines import EngineSpec, start_engine
+from fastgrpo.policy.model import Policy
+from fastgrpo.policy.sharding import full_weights
+from fastgrpo.ranks import Ranks, Role
+from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.remote.pool import EnginePool
+from fastgrpo.rollout.remote.rollouts import RemoteRollouts
+from fastgrpo.rollout.remote.weight_sender import WeightSender
+from fastgrpo.rollout.rollouts import Rollouts
+from fastgrpo.rollout.weight_sync import manifest
+from fastgrpo.supervise import POOL
+from fastgrpo.types import Sampling
+
+
+def start_rollouts(
+    config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling, policy: Policy
+) -> Rollouts:
+    """An engine in every rank, or the way to those that have ranks of their own."""
+    return (_remote if config.rollout.gpus else _local)(config, ranks, prompts, sampling, policy)
+
+
+def _local(config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling, policy: Policy) -> LocalRollouts:
+    spec = EngineSpec(config, ranks.device.type, "external_launcher")
+    return LocalRollouts(
+        start_engine(spec),
+        ranks,
+        prompts,
+        sampling,
+        partial(full_weights, policy),
+        spec.dtype,
+        tensor_parallel=config.rollout.tensor_parallel,
+        oversample=config.rollout.oversample,
+        verify_every=config.sync.verify_every,
+    )
+
+
+def _remote(
+    config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling, policy: Policy
+) -> RemoteRollouts:
+    rollout = config.rollout
+    dtype = EngineSpec(config, ranks.device.type, "uni").dtype
+    pool, sender = None, None
+    if ranks.is_first:
+        num_engines = Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel
+        pool = EnginePool(
+            _host(),
+            num_engines,
+            config.deadline,
+            rollout.max_engine_restarts,
+            rollout.max_sequences,
+            pinned=rollout.max_staleness == 0 and rollout.oversample == 1,
+        )
+        wire = manifest(((n, p) for n, p in policy.model.named_parameters()), dtype)
+        sender = WeightSender(pool, wire, ranks.device, config.deadline.sync_s)
+        ranks.store.set(POOL, pool.address.encode())
+    knows_entropy = rollout.engine == "builtin"
+    return RemoteRollouts(
+        pool, sender, config, ranks, prompts, sampling, partial(full_weights, policy), dtype, knows_entropy
+    )
+
+
+def _host() -> str:
+    """Where engines find the first rank: on its own machine, or by the name that the launch found it under."""
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")) == os.environ.get(
+        "WORLD_SIZE", "1"
+    )
+    return "127.0.0.1" if one_machine else os.environ["MASTER_ADDR"]
