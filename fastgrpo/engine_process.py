@@ -53,15 +53,15 @@ class Server:
         self.connection, self.engine = connection, engine
         self.not_joined = "no sender of weights was named"
         self.busy_s = 0.0
-        self.said = time.monotonic()
+        self.beat = time.monotonic()
 
     def serve(self) -> None:
         while self._hear():
             if self.engine.is_unfinished():
                 self._step()
-            if time.monotonic() - self.said >= m.BEAT_S:
-                self._say(m.Alive(0, self.busy_s))
-                self.busy_s = 0.0
+            if time.monotonic() - self.beat >= m.BEAT_S:
+                self.connection.send(m.Alive(self.busy_s))
+                self.busy_s, self.beat = 0.0, time.monotonic()
 
     def _hear(self) -> bool:
         """False at the end. Waits only while there is nothing to draw."""
@@ -81,7 +81,7 @@ class Server:
             case m.Join():
                 self._join(message)
             case m.Receive():
-                self._say(self._receive(message))
+                self.connection.send(self._receive(message))
             case _:
                 raise RuntimeError(f"an engine cannot {type(message).__name__}")
 
@@ -90,7 +90,7 @@ class Server:
         finished = self.engine.step()
         self.busy_s += time.monotonic() - began
         if finished:
-            self._say(m.Finished(finished))
+            self.connection.send(m.Finished(finished))
 
     def _join(self, join: m.Join) -> None:
         try:
@@ -109,10 +109,6 @@ class Server:
             self.not_joined = str(error).splitlines()[0]
             return m.Received(version, self.not_joined)
         return m.Received(version, checksums=self.engine.checksums() if command.with_checksums else None)
-
-    def _say(self, message: Any) -> None:
-        self.connection.send(message)
-        self.said = time.monotonic()
 
 
 if __name__ == "__main__":

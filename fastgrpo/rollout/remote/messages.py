@@ -85,7 +85,6 @@ class Restart:
 class Alive:
     """Sent every second whatever else there is to say."""
 
-    num_unfinished: int
     busy_s: float  # spent in steps since the last word
 
 
