@@ -33,11 +33,16 @@ class EngineSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the engine's unquantised weights."""
-        asked = self.config.rollout.dtype
-        if asked == "auto":
-            return compute_dtype(self.config.model, torch.device(self.device_type))
-        return torch.bfloat16 if asked == "fp8" else getattr(torch, asked)
+        """Of the weights as they come to the engine."""
+        dtype = engine_dtype(self.config, torch.device(self.device_type))
+        return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+
+
+def engine_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """What the engine computes in."""
+    if config.rollout.dtype == "auto":
+        return compute_dtype(config.model, device)
+    return torch.float8_e4m3fn if config.rollout.dtype == "fp8" else getattr(torch, config.rollout.dtype)
 
 
 def start_engine(spec: EngineSpec) -> RolloutEngine:

@@ -20,6 +20,7 @@ from fastgrpo.display import Display
 from fastgrpo.inputs import Inputs, load_inputs
 from fastgrpo.metrics import write_json
 from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.mismatch import mismatch_warning
 from fastgrpo.policy.model import compute_dtype, load_policy, sequence_cost
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
@@ -171,13 +172,13 @@ class Run:
             progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
             self.trainer.progress = Progress(**progress)
             self.trainer.rollouts.load_state(rollouts)
-            self.trainer.rollouts.publish(self.trainer.progress.step)
+            self.trainer.publish(self.trainer.progress.step)
             self.display.say(f"continuing from {path}")
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
             self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
         if path is None:
-            self.trainer.rollouts.verify()
+            self.trainer.verify()
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:
@@ -212,6 +213,7 @@ class Run:
                 metrics, scored = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
                     metrics["held_out_accuracy"], metrics["held_out_greedy"] = self._accuracy()
+                self._warn(metrics)
                 self._write(metrics, self._rollouts(scored) if self.trainer.ranks.is_first else [])
                 self.display.show(metrics)
                 self.checkpointer.publish_if_written()
@@ -226,6 +228,10 @@ class Run:
     def _finish_checkpoint(self) -> None:
         with self._phase("checkpoint", self.config.deadline.checkpoint_s):
             self.checkpointer.finish()
+
+    def _warn(self, metrics: dict[str, Any]) -> None:
+        if warning := mismatch_warning(metrics, self.config.objective.rollout_kl_alarm):
+            self.display.say(f"warning, step {metrics['step']}: {warning}")
 
     def _accuracy(self) -> tuple[float, float]:
         with self._phase("evaluate", self.config.deadline.generate_s + self.config.deadline.verify_s):

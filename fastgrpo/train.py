@@ -9,6 +9,7 @@ import torch
 import tyro
 
 from fastgrpo.config import Config, arithmetic, flatten, validate, with_run_dir
+from fastgrpo.objective import token_objective
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
         role = Role.of_this_rank(config.rollout.gpus)
         validate(config, role.num_trainers)
+        token_objective(config.objective)
         if config.dry_run:
             if is_first:
                 _print_dry_run(recipe, config, role.num_trainers)

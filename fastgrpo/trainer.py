@@ -14,9 +14,11 @@ import torch
 from fastgrpo.advantages import group_normalised
 from fastgrpo.config import Config, DeadlineConfig
 from fastgrpo.dynamic_sampling import Judged, Selection
+from fastgrpo.engines import engine_dtype
 from fastgrpo.packing import split_updates
 from fastgrpo.policy.learner import Learner, TokenSums, Update
 from fastgrpo.policy.optimizer import learning_rate
+from fastgrpo.probe import probe
 from fastgrpo.ranks import Ranks
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.rollouts import Rollouts
@@ -103,12 +105,13 @@ class Trainer:
         clock, sums = Clock(self.ranks.watchdog, self.config.deadline), TokenSums.zero()
         started = time.perf_counter()
         scored = self.sample(clock)
+        self.rollouts.rest()
         with clock("old_logprobs"):
             updates = self.with_old_logprobs(self.updates(scored))
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
         with clock("sync"):
-            self.rollouts.publish(self.progress.step + 1)
+            self.publish(self.progress.step + 1)
         metrics = self.finish_step(scored, sums, norms, clock, time.perf_counter() - started)
         return metrics, scored
 
@@ -186,6 +189,20 @@ class Trainer:
                 f"{self.progress.step + 1}; their batches are in {folder}. The usual causes are a learning rate that "
                 f"is too high (now --optimizer.learning_rate {self.config.optimizer.learning_rate}) and broken weights"
             )
+
+    def publish(self, policy_version: int) -> None:
+        """Gives the engines the current weights. Where all were compared, what they mean by them is too."""
+        self.rollouts.publish(policy_version)
+        if self.rollouts.just_verified:
+            self.probe()
+
+    def verify(self) -> None:
+        """Raises WeightMismatch if an engine does not hold the trainer's weights, or means something else by them."""
+        self.rollouts.verify()
+        self.probe()
+
+    def probe(self) -> None:
+        probe(self.rollouts.prompts.at(0), self.rollouts, self.learner, engine_dtype(self.config, self.ranks.device))
 
     def finish_step(
         self, scored: Scored, sums: TokenSums, norms: list[float], clock: "Clock", step_s: float

@@ -14,7 +14,7 @@ LAYERS = [
         "fastgrpo.display",
     },
     {"fastgrpo.policy", "fastgrpo.rollout"},
-    {"fastgrpo.checkpoint", "fastgrpo.warmup", "fastgrpo.engines"},
+    {"fastgrpo.checkpoint", "fastgrpo.warmup", "fastgrpo.engines", "fastgrpo.probe"},
     {"fastgrpo.engine_process"},
     {"fastgrpo.supervise"},
     {"fastgrpo.trainer", "fastgrpo.inputs", "fastgrpo.start_rollouts"},

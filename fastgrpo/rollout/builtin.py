@@ -90,6 +90,9 @@ class BuiltinEngine:
     def checksums(self) -> dict[str, int]:
         return self.weights.checksums()
 
+    def rest(self) -> None:
+        """Its cache is gone with the last response."""
+
     def close(self) -> None:
         self._decodings.clear()
 

@@ -40,6 +40,10 @@ class RolloutEngine(Protocol):
         """`weight_sync.checksum` of every weight as the engine holds it, by checkpoint name."""
         ...
 
+    def rest(self) -> None:
+        """Nothing is running, nor will be until weights were written: gives up the memory that the settings say."""
+        ...
+
     def close(self) -> None:
         """Frees what it holds. Nothing may be called afterwards."""
         ...

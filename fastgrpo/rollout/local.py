@@ -39,7 +39,7 @@ class LocalRollouts:
         self.engine_index, self.shard = divmod(ranks.rank, tensor_parallel)
         self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
         self.knows_entropy = engine.knows_entropy
-        self.num_syncs = 0
+        self.num_syncs, self.just_verified = 0, False
         self.ledger: dict[str, int] = {}
 
     def begin_step(self, step: int) -> None:
@@ -62,9 +62,13 @@ class LocalRollouts:
         """This rank's part of the groups of these prompts, beside the training's."""
         return self._part_of(generate(self.engine, self._share_of(prompts), sampling))
 
+    def rest(self) -> None:
+        self.engine.rest()
+
     def publish(self, policy_version: int) -> None:
         """Writes the trainer's weights into the engine. Raises WeightMismatch if they do not arrive."""
-        if self._must_verify():
+        self.just_verified = self._must_verify()
+        if self.just_verified:
             ours: dict[str, int] = {}
             self.engine.write_weights(with_checksums(self.weights(), self.dtype, ours), policy_version)
             self._require_equal(ours)
@@ -78,6 +82,7 @@ class LocalRollouts:
         for _ in with_checksums(self.weights(), self.dtype, ours):
             pass
         self._require_equal(ours)
+        self.just_verified = True
 
     def metrics(self) -> dict[str, float]:
         return dict(self.ledger)

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.types import Group, Prompt, Sampling
 
 
 class Rollouts(Protocol):
     """All ranks call every method, in the same order; each gets its own part of the groups."""
 
+    prompts: PromptsInOrder
     sampling: Sampling
     knows_entropy: bool
 
@@ -24,12 +26,21 @@ class Rollouts(Protocol):
         """This rank's part of groups of these prompts, apart from the training's."""
         ...
 
+    def rest(self) -> None:
+        """The step has its groups: an engine in this process may give up memory until the next sync."""
+        ...
+
     def publish(self, policy_version: int) -> None:
         """Writes the trainer's current weights into every engine."""
         ...
 
     def verify(self) -> None:
         """Raises WeightMismatch if an engine does not hold the trainer's weights, bit for bit in its dtype."""
+        ...
+
+    @property
+    def just_verified(self) -> bool:
+        """Whether the last sync compared all weights."""
         ...
 
     def metrics(self) -> dict[str, float]:

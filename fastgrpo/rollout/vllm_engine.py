@@ -55,11 +55,13 @@ class VllmEngine:
         self.engine = _start(settings)
         self.policy_version = 0
         self._drawing: dict[int, _Drawing] = {}
+        self._asleep: set[str] = set()
         reasons = self._rpc("sync_layout")
         self.not_in_place = next((r for r in reasons if r), "")
         """Why weights are not written in place but by vLLM's reload; empty where they are."""
 
     def submit(self, requests: Sequence[Request]) -> None:
+        self._wake("weights", "kv_cache")
         for request in requests:
             prompt = {
                 "type": "token",
@@ -88,6 +90,7 @@ class VllmEngine:
         return bool(self._drawing)
 
     def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        self._wake("weights")  # the cache is not needed yet
         self._rpc("write_weights", weights)
         self.weights_changed(policy_version)
 
@@ -112,14 +115,16 @@ class VllmEngine:
     def checksums(self) -> dict[str, int]:
         return added(self._rpc("sync_checksums"))
 
-    def sleep(self) -> None:
-        """Gives up what the settings say until the engine is woken. Nothing may be being drawn."""
-        if self.settings.sleep_level:
+    def rest(self) -> None:
+        if self.settings.sleep_level and not self._asleep:
             self.engine.sleep(self.settings.sleep_level)
+            self._asleep = {"weights", "kv_cache"}
 
-    def wake(self, what: Literal["weights", "kv_cache"]) -> None:
-        if self.settings.sleep_level:
-            self.engine.wake_up([what])
+    def _wake(self, *what: str) -> None:
+        for part in what:
+            if part in self._asleep:
+                self.engine.wake_up([part])
+                self._asleep.discard(part)
 
     def close(self) -> None:
         """Frees weights and cache. vLLM's own shutdown would destroy the trainer's process groups too."""

@@ -55,7 +55,7 @@ class RemoteRollouts:
         settings = config.rollout
         self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
         self.version = 0
-        self.num_syncs = 0
+        self.num_syncs, self.just_verified = 0, False
         self._next_id = itertools.count()
         self._training: dict[int, tuple[int, int]] = {}  # request id -> position, sample
         self._other: dict[int, Response] = {}  # responses to requests that no step asked for
@@ -88,6 +88,9 @@ class RemoteRollouts:
             return [Group(p, [next(responses) for _ in range(sampling.group_size)]) for p in prompts]
 
         return self._scatter(self._when_ready(drawn))
+
+    def rest(self) -> None:
+        """These engines have their memory to themselves."""
 
     def publish(self, policy_version: int) -> None:
         staleness = self.config.rollout.max_staleness
@@ -239,6 +242,7 @@ class RemoteRollouts:
         """Until all engines that are there hold the trainer's weights; a lost one is waited for where it is needed."""
         every = self.config.sync.verify_every
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
+        self.just_verified = due
         while True:
             self._until(self._are_enough)
             if self._sync_once(due):

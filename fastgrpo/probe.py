@@ -1,0 +1,42 @@
+"""Whether engine and trainer mean the same by the same weights: both give logprobs of a fixed prompt's responses."""
+
+from dataclasses import replace
+
+import torch
+
+from fastgrpo.packing import pack
+from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.sharding import reshard
+from fastgrpo.rollout.rollouts import Rollouts
+from fastgrpo.rollout.verify import WeightMismatch
+from fastgrpo.types import Prompt, Sequence
+
+PROBE_TOKENS = 16
+TOLERANCES = {torch.float8_e4m3fn: 0.3, torch.bfloat16: 0.1, torch.float16: 0.1}
+OTHERWISE = 2e-3
+"""Mean difference of a token's logprob, nats: rounding is far below, stale or misplaced weights are far above."""
+
+
+@torch.no_grad()
+def probe(prompt: Prompt, rollouts: Rollouts, learner: Learner, dtype: torch.dtype) -> float:
+    """The mean difference over all ranks. All ranks take part. Raises WeightMismatch above what rounding in the
+    engine's ``dtype`` can do."""
+    ranks = learner.ranks
+    # Positions that no run reaches: the draws are the probe's own.
+    prompts = [replace(prompt, position=-1 - i) for i in range(ranks.count)]
+    sampling = replace(rollouts.sampling, group_size=1, max_response_tokens=PROBE_TOKENS)
+    groups = rollouts.generate(prompts, sampling)
+    batch = pack([Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]).to(ranks.device)
+    logprobs, _ = learner.policy(batch, entropy=False)
+    reshard(learner.policy)
+    differences = (logprobs.float() - batch.at_responses(batch.rollout_logprobs)).abs()
+    total, count = ranks.sum(torch.stack([differences.sum().double(), torch.tensor(float(len(differences)))])).tolist()
+    found, allowed = total / count, TOLERANCES.get(dtype, OTHERWISE)
+    if not found <= allowed:
+        raise WeightMismatch(
+            f"engine and trainer hold the same weights and mean different things by them: over {count:.0f} tokens of a "
+            f"probe prompt their logprobs differ by {found:.3g} in the mean, more than {allowed:g}. The engine may "
+            f"sample at another temperature or with top-p, know the architecture under other constants (rope, norm "
+            f"epsilon), or have kept keys and values of older weights"
+        )
+    return found
