@@ -57,7 +57,7 @@ class Server:
 
     def serve(self) -> None:
         while self._hear():
-            if self.engine.is_unfinished():
+            if self._is_drawing():
                 self._step()
             if time.monotonic() - self.beat >= m.BEAT_S:
                 self.connection.send(m.Alive(self.busy_s))
@@ -65,12 +65,16 @@ class Server:
 
     def _hear(self) -> bool:
         """False at the end. Waits only while there is nothing to draw."""
-        while self.connection.poll(0 if self.engine.is_unfinished() else m.BEAT_S):
+        while self.connection.poll(0 if self._is_drawing() else m.BEAT_S):
             message = self.connection.recv()
             if isinstance(message, m.End):
                 return False
             self._obey(message)
         return True
+
+    def _is_drawing(self) -> bool:
+        """Not after a sync that failed: half of the weights may be new."""
+        return self.engine.is_unfinished() and not self.not_joined
 
     def _obey(self, message: Any) -> None:
         match message:
@@ -100,15 +104,15 @@ class Server:
             self.not_joined = str(error).splitlines()[0]
 
     def _receive(self, command: m.Receive) -> m.Received:
-        version = command.policy_version
+        number, version = command.number, command.policy_version
         if self.not_joined:
-            return m.Received(version, self.not_joined)
+            return m.Received(number, version, self.not_joined)
         try:
             self.engine.receive_weights(version)
         except RuntimeError as error:  # a peer is gone: the sender forms another group
             self.not_joined = str(error).splitlines()[0]
-            return m.Received(version, self.not_joined)
-        return m.Received(version, checksums=self.engine.checksums() if command.with_checksums else None)
+            return m.Received(number, version, self.not_joined)
+        return m.Received(number, version, checksums=self.engine.checksums() if command.with_checksums else None)
 
 
 if __name__ == "__main__":

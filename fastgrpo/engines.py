@@ -15,8 +15,8 @@ from fastgrpo.rollout.vllm_engine import VllmEngine, VllmSettings
 from fastgrpo.rollout.vllm_window import require_vllm
 from fastgrpo.rollout.weight_sync.vllm_cpu_layers import choose_mode
 
-SHARE_OF_FREE_MEMORY = {"uni": 0.9, "mp": 0.9, "external_launcher": 0.5}
-"""Of a GPU's free memory, what vLLM may take for weights and cache: the trainer's passes need the rest of their own."""
+SHARE_BESIDE_TRAINER, SHARE_ALONE = 0.5, 0.9
+"""Of a GPU's free memory, what vLLM may take for weights and cache: the trainer's passes need theirs."""
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,4 @@ def num_parameters(config: Config) -> int:
 
 def _memory_share(spec: EngineSpec) -> float:
     free, total = torch.cuda.mem_get_info(spec.device)
-    return SHARE_OF_FREE_MEMORY[spec.executor] * free / total
+    return (SHARE_ALONE if spec.config.rollout.gpus else SHARE_BESIDE_TRAINER) * free / total

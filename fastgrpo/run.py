@@ -49,21 +49,35 @@ def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trai
     folder = RunFolder(Path(config.run_dir))
     if not (ranks.is_first and sys.stdout.isatty()):
         disable_progress_bar()
-    with Display(config.steps, quiet=not ranks.is_first) as display:
-        ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
-        dtype = compute_dtype(config.model, ranks.device)
-        inputs = ranks.together(lambda: load_inputs(config, display, ranks.device, dtype))
-        with ranks.together(lambda: start_verifiers(recipe, config)) as pool:
-            trainer = ranks.together(lambda: setup(config, ranks, inputs, pool, folder, trainer_class))
-            ranks.together(lambda: claim(recipe, config, folder, ranks))
-            checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
-            run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
-            try:
-                run.resume_or_start()
-                run.steps()
-                run.finish()
-            finally:
-                trainer.rollouts.close()
+    with Display(config.steps, quiet=not ranks.is_first) as display, contextlib.ExitStack() as ends:
+        with ranks.watchdog.phase("start", config.deadline.start_s):
+            run = start(recipe, config, folder, ranks, display, trainer_class, ends)
+        run.resume_or_start()
+        run.steps()
+        with ranks.watchdog.phase("checkpoint", config.deadline.checkpoint_s):
+            run.finish()
+            ranks.barrier()
+
+
+def start(
+    recipe: Recipe,
+    config: Config,
+    folder: RunFolder,
+    ranks: Ranks,
+    display: Display,
+    trainer_class: type[Trainer],
+    ends: contextlib.ExitStack,
+) -> "Run":
+    """Everything before the first response; what must be ended is noted in ``ends``."""
+    ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
+    dtype = compute_dtype(config.model, ranks.device)
+    inputs = ranks.together(lambda: load_inputs(config, display, ranks.device, dtype))
+    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
+    trainer = ranks.together(lambda: setup(config, ranks, inputs, pool, folder, trainer_class))
+    ends.callback(trainer.rollouts.close)
+    ranks.together(lambda: claim(recipe, config, folder, ranks))
+    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
+    return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
@@ -131,8 +145,7 @@ def setup(
         need_entropy=config.rollout.engine != "builtin",
     )
     prompts = PromptsInOrder(PromptStream(inputs.train, config.seed))
-    with ranks.watchdog.phase("start", config.deadline.start_s):
-        rollouts = start_rollouts(config, ranks, prompts, sampling, learner.policy)
+    rollouts = start_rollouts(config, ranks, prompts, sampling, learner.policy)
     return trainer_class(
         config=config,
         ranks=ranks,

@@ -27,7 +27,7 @@ def start_rollouts(
 
 
 def _local(config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling, policy: Policy) -> LocalRollouts:
-    spec = EngineSpec(config, ranks.device.type, "external_launcher")
+    spec = EngineSpec(config, ranks.device.type, "external_launcher" if "RANK" in os.environ else "uni")
     return LocalRollouts(
         start_engine(spec),
         ranks,

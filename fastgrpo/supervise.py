@@ -1,5 +1,6 @@
 """What a rank does that only samples: it keeps an engine process running, and starts another when told to."""
 
+import contextlib
 import ctypes
 import os
 import pickle
@@ -23,6 +24,7 @@ POOL, OVER = "engine_pool", "over"
 """Keys of the launch's store: where the pool listens; that the run has ended."""
 
 TICK_S = 0.2
+MOURNING_S = 2.0  # launchers end all ranks when one exits: the first must be the trainer
 LAST_WORDS = 2000  # characters of an engine's log that explain its end
 
 
@@ -40,7 +42,8 @@ def supervise(config: Config, role: Role, device_type: str) -> int:
             return 0 if _wait_for(store, OVER) is None else 1
         return _Supervisor(m.Address.decode(address.decode()), index, config, device_type).run()
     except (dist.DistError, EOFError, OSError):
-        return 1  # the trainer is gone: its own error is the one to read
+        time.sleep(MOURNING_S)
+        return 1  # the trainer is gone: its own error is the one to read, and its exit code that of the launch
 
 
 def _wait_for(store: dist.Store, key: str) -> bytes | None:
@@ -90,8 +93,9 @@ class _Supervisor:
                 preexec_fn=_die_with_parent,
             )
         self.told = False
-        self.child.stdin.write(pickle.dumps(self.boot))
-        self.child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it died at once, which is seen later
+            self.child.stdin.write(pickle.dumps(self.boot))
+            self.child.stdin.close()
 
     def _kill(self) -> None:
         if self.child is not None and self.child.poll() is None:

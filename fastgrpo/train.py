@@ -16,6 +16,11 @@ from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
 
+NAIVE = (
+    "fastgrpo: warning: with --rollout.max_staleness 1 every token was sampled by older weights, and the objective takes "
+    "it for the policy's own: the quickstart learns and then decays so. --objective.correction truncate mends it"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains. Returns the exit code: 0 done, 2 refused, 75 saved on a signal, 1 anything else."""
@@ -58,6 +63,8 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0
+    if is_first and config.rollout.max_staleness > 0 and config.objective.correction == "none":
+        print(NAIVE, flush=True)
     try:
         ranks = Ranks.connect(device, config.parallel, role)
     except ValueError as error:

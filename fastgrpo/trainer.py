@@ -234,7 +234,8 @@ class Trainer:
             "staleness_max": int(staleness.max()),
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
             "verifier_failures": failures,
-            **scored.ledger,
+            "engine_busy_s": clock.phases["rollout_s"],
+            **scored.ledger,  # engines with ranks of their own know better
             "total_tokens": progress.total_tokens,
             "tokens_per_s": num_tokens / step_s,
             "step_s": step_s,

@@ -102,6 +102,36 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             healthy="truncation falls early. Groups all right or all wrong teach nothing, and grow only as skill does.",
         ),
     ),
+    "Rollouts": (
+        Curve(
+            metric="staleness_mean",
+            title="Staleness",
+            unit="steps behind the weights",
+            series={"staleness_mean": "mean", "staleness_max": "most"},
+            hover=".2f",
+            healthy="0 where sampling and training take turns, else level below --rollout.max_staleness.",
+        ),
+        Curve(
+            metric="groups_kept",
+            title="Groups of a step",
+            unit="groups",
+            series={
+                "groups_kept": "trained on",
+                "groups_dropped_all_right": "left out, all right",
+                "groups_dropped_all_wrong": "left out, all wrong",
+            },
+            hover=",.0f",
+            healthy="those left out change slowly. All wrong: the problems are too hard; all right: too easy by now.",
+        ),
+        Curve(
+            metric="engine_busy_s",
+            title="Engines at work",
+            unit="seconds per step",
+            series={"engine_busy_s": "an engine draws", "step_s": "the step"},
+            healthy="engines with ranks of their own draw nearly all of the time. Where they wait, the trainer needs "
+            "more GPUs; where it waits for rollouts, they do.",
+        ),
+    ),
     "Speed": (
         Curve(
             metric="tokens_per_s",

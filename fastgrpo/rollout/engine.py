@@ -62,13 +62,15 @@ def generate(
     num_groups: int | None = None,
     must: Container[int] = (),
 ) -> list[Group]:
-    """Groups in the order of their prompts: all, or as soon as ``num_groups`` are complete those, with the prompts at
-    the positions ``must`` among them. What was not drawn to its end is forgotten."""
+    """Groups in the order of their prompts: all, or as soon as ``num_groups`` are complete those. Prompts at the
+    positions ``must`` are waited for and are among them, the first of them if there are more. What was not drawn to its
+    end is forgotten."""
     requests = requests_of(prompts, sampling)
     drawn: dict[int, Response] = {}
     missing = [sampling.group_size] * len(prompts)
     wanted = len(prompts) if num_groups is None else num_groups
-    awaited = {n for n, p in enumerate(prompts) if p.position in must}
+    awaited = set([n for n, p in enumerate(prompts) if p.position in must][:wanted])
+    first = frozenset(awaited)
     num_complete = 0
     engine.submit(requests)
     while engine.is_unfinished() and (num_complete < wanted or awaited):
@@ -80,6 +82,6 @@ def generate(
                 num_complete += 1
                 awaited.discard(n)
     engine.cancel([r.id for r in requests if r.id not in drawn])
-    complete = sorted((n for n, left in enumerate(missing) if left == 0), key=lambda n: prompts[n].position not in must)
+    complete = sorted((n for n, left in enumerate(missing) if left == 0), key=lambda n: n not in first)
     size = sampling.group_size
     return [Group(prompts[n], [drawn[n * size + k] for k in range(size)]) for n in sorted(complete[:wanted])]

@@ -4,6 +4,7 @@ Between two steps nothing runs, so weights are written there: no pause, no drain
 """
 
 import gc
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from fastgrpo.rollout.vllm_window import require_vllm
 from fastgrpo.rollout.weight_sync import Manifest
 from fastgrpo.rollout.weight_sync.vllm_cpu_layers import SETTING
 from fastgrpo.types import Request, Response, Sampling
+
+log = logging.getLogger(__name__)
 
 WORKER = "fastgrpo.rollout.weight_sync.vllm_worker.WeightSyncWorker"
 
@@ -59,6 +62,9 @@ class VllmEngine:
         reasons = self._rpc("sync_layout")
         self.not_in_place = next((r for r in reasons if r), "")
         """Why weights are not written in place but by vLLM's reload; empty where they are."""
+        if self.not_in_place:
+            log.warning("weights go through vLLM's own reload, not into place: %s", self.not_in_place)
+        self._num_writes = 0
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._wake("weights", "kv_cache")
@@ -66,9 +72,9 @@ class VllmEngine:
             prompt = {
                 "type": "token",
                 "prompt_token_ids": request.prompt.prompt_ids.tolist(),
-                "cache_salt": str(self.policy_version),  # keys and values of other weights are never found again
+                "cache_salt": str(self._num_writes),  # keys and values of other weights are never found again
             }
-            self._drawing[request.id] = _Drawing(self.policy_version)
+            self._drawing[request.id] = _Drawing(request, self.policy_version)
             self.engine.add_request(str(request.id), prompt, _sampling_params(request))
 
     def step(self) -> list[tuple[int, Response]]:
@@ -107,10 +113,14 @@ class VllmEngine:
 
     def weights_changed(self, policy_version: int) -> None:
         self.policy_version = policy_version
+        self._num_writes += 1
         for drawing in self._drawing.values():
             drawing.changes.append((len(drawing.ids), policy_version))
         if self._drawing and self.settings.running == "recompute":
             self.engine.reset_prefix_cache(reset_running_requests=True)
+        elif waiting := [d.request for d in self._drawing.values() if not d.ids]:
+            self.cancel([r.id for r in waiting])  # their salt would find prompts that older weights have read
+            self.submit(waiting)
 
     def checksums(self) -> dict[str, int]:
         return added(self._rpc("sync_checksums"))
@@ -145,8 +155,8 @@ class VllmEngine:
 class _Drawing:
     """A response that is being drawn."""
 
-    def __init__(self, policy_version: int) -> None:
-        self.policy_version = policy_version
+    def __init__(self, request: Request, policy_version: int) -> None:
+        self.request, self.policy_version = request, policy_version
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.changes: list[tuple[int, int]] = []

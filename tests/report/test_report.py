@@ -20,7 +20,7 @@ from fastgrpo.report.rollouts import embed, spread, thin
 from fastgrpo.report.words import amount, duration
 
 FakeRun = Callable[..., Path]
-PLOTS = 12
+PLOTS = 15
 HOSTILE = (
     "</script><script>document.title = 'broken'</script>",
     "<img src=x onerror=\"document.title = 'broken'\">",

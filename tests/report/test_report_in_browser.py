@@ -14,7 +14,7 @@ from fastgrpo.report import write_report
 
 FakeRun = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PLOTS = 12
+PLOTS = 15
 
 
 class Shown(NamedTuple):

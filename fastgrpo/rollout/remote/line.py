@@ -16,12 +16,20 @@ class Line:
     def __init__(self, connection: Connection, hear: "Callable[[Line, Any], None]", name: str) -> None:
         self._connection, self._hear = connection, hear
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for work in (self._listen, self._talk):
-            threading.Thread(target=work, name=f"{name}: {work.__name__[1:]}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, name=f"{name}: {work.__name__[1:]}", daemon=True)
+            for work in (self._listen, self._talk)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def say(self, message: Any) -> None:
-        """Returns at once. What cannot be delivered ends the line."""
+        """Returns at once. What cannot be delivered ends the line; after None nothing more is said."""
         self._outbox.put(message)
+
+    def wait_until_said(self, limit_s: float) -> None:
+        """After a last None: until all has left this process, or the time is up."""
+        self._threads[1].join(limit_s)
 
     def hang_up(self) -> None:
         """Wakes both threads, wherever they are; the other side sees the end."""

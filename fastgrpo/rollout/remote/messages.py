@@ -65,6 +65,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
+    number: int  # of the attempt: the answer carries it
     policy_version: int
     with_checksums: bool
 
@@ -97,6 +98,7 @@ class Finished:
 class Received:
     """Weights arrived, or why they did not."""
 
+    number: int
     policy_version: int
     error: str = ""
     checksums: dict[str, int] | None = None

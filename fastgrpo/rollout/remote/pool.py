@@ -18,6 +18,7 @@ from fastgrpo.types import Request, Response
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+GOODBYE_S = 2.0  # for the last words to leave: a process that ends at once would take them with it
 
 
 class EngineFailure(RuntimeError):
@@ -161,8 +162,10 @@ class EnginePool:
             self._send(engine, message)
 
     def synced(self, engine: Engine, version: int) -> None:
-        """The engine holds these weights, and gets what waits for it."""
+        """The engine holds these weights, and gets what waits for it. Nothing happens if it was lost since."""
         with self._changed:
+            if engine.line is None:
+                return
             first, engine.version = engine.version is None, version
             if first and engine.pending:  # pinned: drawn as before, in the same company
                 self._send(engine, m.Submit(engine.share))
@@ -174,12 +177,16 @@ class EnginePool:
             self._lose(engine, why)
 
     def close(self) -> None:
-        """Tells every engine and supervisor to end."""
+        """Tells every engine and supervisor to end, and waits a moment for those that listen."""
         with self._changed:
             self._closing = True
-            for line in [*(e.line for e in self.engines), *self.supervisors.values()]:
-                if line is not None:
-                    line.say(m.End())
+            lines = [e.line for e in self.engines if e.line is not None] + list(self.supervisors.values())
+        for line in lines:
+            line.say(m.End())
+            line.say(None)
+        until = time.monotonic() + GOODBYE_S
+        for line in lines:
+            line.wait_until_said(max(0.0, until - time.monotonic()))
         self._listener.close()
 
     # What follows runs on the pool's own threads, or under its lock.
@@ -247,7 +254,7 @@ class EnginePool:
                     engine.pending.pop(i, None)
                     if i in self._known and i not in self.finished:
                         self.finished[i] = response
-                    else:
+                    elif self.pinned:  # otherwise nothing is drawn twice, and this one was cancelled
                         self.num_redrawn += 1
                 self._deal()
             case m.Received():
@@ -276,6 +283,7 @@ class EnginePool:
         engine.line, engine.version, engine.lost_since = None, None, time.monotonic()
         if self._closing:
             return
+        log.warning("fastgrpo: %s", line)
         self.lost.append(line)
         self.num_restarts += 1
         if not self.pinned:

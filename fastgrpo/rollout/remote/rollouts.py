@@ -1,7 +1,6 @@
 """Rollouts by engines with processes of their own, while the trainer trains or before it does."""
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import ceil
 from typing import Any, TypeVar
@@ -14,7 +13,6 @@ from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
 from fastgrpo.rollout.engine import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.messages import Received
 from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
 from fastgrpo.rollout.remote.schedule import Schedule, Started
 from fastgrpo.rollout.remote.weight_sender import Bucket, WeightSender
@@ -60,7 +58,6 @@ class RemoteRollouts:
         self._training: dict[int, tuple[int, int]] = {}  # request id -> position, sample
         self._other: dict[int, Response] = {}  # responses to requests that no step asked for
         self._ledger: dict[str, float] = {}
-        self._began = time.monotonic()
 
     @property
     def pool(self) -> EnginePool:
@@ -110,8 +107,7 @@ class RemoteRollouts:
 
     def state(self) -> dict[str, Any]:
         """On the first rank also what engines have drawn and no step has taken: nothing is drawn twice or lost."""
-        if self._pool is not None:
-            self._collect()
+        self._lead(self._collect)
         under_way = [(p, s.version, s.is_awaited, dict(s.responses)) for p, s in self.schedule.started.items()]
         return {**self.prompts.state(), "under_way": under_way}
 
@@ -163,7 +159,7 @@ class RemoteRollouts:
 
         while (word := self._lead(look)) != "ready":
             if word == "sync":
-                self._sync()
+                self._sync(only_unsynced=True)
         return found[0] if found else None
 
     def _scatter(self, groups: list[Group] | None) -> list[Group]:
@@ -223,50 +219,54 @@ class RemoteRollouts:
         self._ledger["prompts_put_back"] = self._ledger.get("prompts_put_back", 0.0) + len(positions)
 
     def _metrics(self) -> dict[str, float]:
-        pool, now = self.pool, time.monotonic()
-        busy = sum(e.busy_s for e in pool.engines) / (len(pool.engines) * (now - self._began))
-        self._began = now
+        pool = self.pool
+        busy_s = sum(e.busy_s for e in pool.engines) / len(pool.engines)
         for engine in pool.engines:
             engine.busy_s = 0.0
         return {
             **self._ledger,
             "prompts_under_way": len(self.schedule.started),
-            "engine_busy_frac": min(1.0, busy),
+            "engine_busy_s": busy_s,
             "engine_restarts": pool.num_restarts,
             "responses_redrawn": pool.num_redrawn,
         }
 
     # Weights.
 
-    def _sync(self, *, with_checksums: bool = False) -> None:
-        """Until all engines that are there hold the trainer's weights; a lost one is waited for where it is needed."""
+    def _sync(self, *, with_checksums: bool = False, only_unsynced: bool = False) -> None:
+        """Until all engines that are there hold the trainer's weights; a lost one is waited for where it is needed.
+
+        ``only_unsynced`` leaves alone those that hold them already, and may be drawing.
+        """
         every = self.config.sync.verify_every
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
         self.just_verified = due
         while True:
             self._until(self._are_enough)
-            if self._sync_once(due):
+            if self._sync_once(due, only_unsynced):
                 return
 
     def _are_enough(self) -> bool:
         present = len(self.pool.present)
         return present == len(self.pool.engines) if self.pool.pinned else present > 0
 
-    def _sync_once(self, verify: bool) -> bool:
+    def _sync_once(self, verify: bool, only_unsynced: bool) -> bool:
         ours: dict[str, int] = {}
-        replies: dict[int, Received] | None = None
         weights: Iterable[tuple[str, Tensor]] = self.weights()
         if verify and self._sender is not None:
             weights = with_checksums(weights, self.dtype, ours)
         buckets = in_buckets(weights, self.config.sync.bucket_mib * 2**20 // 2)
         if self._sender is not None:
-            replies = self._sender.send(buckets, self.version, with_checksums=verify)
+            engines = self.pool.unsynced if only_unsynced else self.pool.present
+            self._sender.send(engines, buckets, self.version, with_checksums=verify)
         else:
             for _ in buckets:
                 pass
-        return self._lead(lambda: self._settle(replies, ours))
+        return self._lead(lambda: self._settle(ours))
 
-    def _settle(self, replies: dict[int, Received] | None, ours: dict[str, int]) -> bool:
+    def _settle(self, ours: dict[str, int]) -> bool:
+        assert self._sender is not None
+        replies = self._sender.replies()
         if replies is None:
             return False
         for index, reply in replies.items():

@@ -22,7 +22,8 @@ class Schedule:
     step's number being the steps before it), so no token is ever more than ``max_staleness`` steps behind the weights
     that it trains. Two rules make it so: at most ``(max_staleness + 1) * per_step`` groups are under way, and a step
     takes as many of the oldest ones as later steps would have no room for. Otherwise it takes what is finished,
-    the earliest started first.
+    the earliest started first. With ``max_staleness`` 1, where all that is started is drawn before weights change,
+    groups are taken in the order of their start: what a step trains on does not depend on who was faster.
     """
 
     def __init__(self, per_step: int, max_staleness: int, group_size: int) -> None:
@@ -55,9 +56,19 @@ class Schedule:
 
     def take(self, num_groups: int) -> list[Group] | None:
         """The next groups of this step, in the order of their start; None while some of them are not finished."""
+        chosen = self._in_order(num_groups) if self.max_staleness == 1 else self._as_finished(num_groups)
+        return None if chosen is None else [self._leave(p) for p in list(self.started) if p in chosen]
+
+    def _in_order(self, num_groups: int) -> set[int] | None:
+        first = list(self.started)[:num_groups]
+        is_ready = len(first) == num_groups and all(self.is_finished(self.started[p]) for p in first)
+        return set(first) if is_ready else None
+
+    def _as_finished(self, num_groups: int) -> set[int] | None:
         finished = [p for p, s in self.started.items() if self.is_finished(s)]
-        chosen = {p for p in finished if self.started[p].is_awaited}
-        if len(chosen) < sum(s.is_awaited for s in self.started.values()):
+        awaited = [p for p, s in self.started.items() if s.is_awaited][:num_groups]
+        chosen = set(awaited)
+        if not chosen <= set(finished):
             return None
         for version in range(self.step - self.max_staleness, self.step + 1):
             old = {p for p, s in self.started.items() if s.version <= version}
@@ -71,7 +82,7 @@ class Schedule:
         if len(chosen) + len(rest) < num_groups:
             return None
         chosen.update(rest[: num_groups - len(chosen)])
-        return [self._leave(p) for p in list(self.started) if p in chosen]
+        return chosen
 
     def put_back(self) -> list[int]:
         """Positions of what no step took; it is forgotten here."""

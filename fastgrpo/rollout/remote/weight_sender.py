@@ -1,5 +1,6 @@
 """The trainer's side of a sync: collectives on a thread of their own, every wait of the main thread bounded."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable
@@ -14,6 +15,11 @@ from fastgrpo.rollout.weight_sync import Manifest, Sender, SyncGroup, open_store
 
 Bucket = list[tuple[str, Tensor]]
 
+TICK_S = 0.1
+
+PATIENCE = 0.7
+"""Of a sync's time, what one collective of it may take."""
+
 
 class WeightSender:
     """Sends weights to all engines that are there. A group of processes serves until one of them changes."""
@@ -22,36 +28,56 @@ class WeightSender:
         self.pool, self.manifest, self.device, self.timeout_s = pool, manifest, device, timeout_s
         self._members: tuple[Any, ...] = ()  # the lines of the engines of the group
         self._sender: Sender | None = None
+        self._sending: _Sending | None = None
+        self._numbers = itertools.count()
 
-    def send(self, buckets: Iterable[Bucket], version: int, *, with_checksums: bool) -> dict[int, m.Received] | None:
-        """One sync. Returns what every engine said, by its index, or None if one failed: those that kept silent are
-        given up, and the sync must be done again.
+    def send(self, engines: list[Engine], buckets: Iterable[Bucket], version: int, *, with_checksums: bool) -> None:
+        """One sync, which ends with `replies`.
 
-        ``buckets`` is read to its end either way, for other ranks take part in making it. At most two are alive.
+        ``buckets`` is read to its end whatever happens, for other ranks take part in making it. At most two are alive.
         """
-        engines = self.pool.present
         for engine in engines:
             engine.inbox.clear()
-        sending = _Sending(self, engines, m.Receive(version, with_checksums), time.monotonic() + self.timeout_s)
+        command = m.Receive(next(self._numbers), version, with_checksums)
+        self._sending = sending = _Sending(self, engines, command, time.monotonic() + self.timeout_s)
+        sending.start()
         for bucket in buckets:
             sending.hand_over(bucket)
-        replies = sending.finish()
-        if replies is None:
-            self.leave()
+
+    def replies(self) -> dict[int, m.Received] | None:
+        """What every engine said, by its index, or None if one failed: those that kept silent are given up, and the
+        sync must be done again."""
+        assert self._sending is not None, "nothing was sent"
+        replies = self._sending.finish()
+        self._sending = None
         return replies
 
-    def group_of(self, engines: list[Engine], timeout_s: float) -> Sender:
-        """The sender to these very processes; in a new group if the last one was not theirs."""
-        members = tuple(e.line for e in engines)
-        if self._sender is None or members != self._members:
-            self.leave()
-            host, size, first_rank = self.pool.address.host, 1 + sum(e.num_workers for e in engines), 1
-            store = open_store(host, size, timeout_s)
+    def group_of(self, sending: "_Sending") -> Sender:
+        """The sender to its very processes, which are told to receive; in a new group if the last was not theirs.
+
+        Raises RuntimeError if it was given up meanwhile.
+        """
+        engines, command, members = sending.engines, sending.command, sending.lines
+        if self._sender is not None and members == self._members:
             for engine in engines:
-                self.pool.tell(engine, m.Join(host, store.port, first_rank, size, timeout_s, self.manifest))
-                first_rank += engine.num_workers
-            group = SyncGroup.join(store, 0, size, self.device, timeout_s)
-            self._sender, self._members = Sender(group, self.manifest), members
+                self.pool.tell(engine, command)
+            return self._sender
+        if None in members:
+            raise RuntimeError("an engine was lost before it could be told")
+        self.leave()
+        # Who waits for others gives up before the deadline, and says so: only the silent ones are to blame.
+        timeout_s = PATIENCE * self.timeout_s
+        host, size, first_rank = self.pool.address.host, 1 + sum(e.num_workers for e in engines), 1
+        store = open_store(host, size, timeout_s)
+        for engine in engines:
+            self.pool.tell(engine, m.Join(host, store.port, first_rank, size, timeout_s, self.manifest))
+            self.pool.tell(engine, command)
+            first_rank += engine.num_workers
+        group = SyncGroup.join(store, 0, size, self.device, timeout_s)
+        if self._sending is not sending:
+            group.abort()
+            raise RuntimeError("the sync was given up")
+        self._sender, self._members = Sender(group, self.manifest), members
         return self._sender
 
     def leave(self) -> None:
@@ -66,11 +92,14 @@ class _Sending:
 
     def __init__(self, owner: WeightSender, engines: list[Engine], command: m.Receive, deadline: float) -> None:
         self.owner, self.engines, self.command, self.deadline = owner, engines, command, deadline
+        self.lines = tuple(e.line for e in engines)  # of the processes that it is for: others may take their places
         self.error: Exception | None = None
         self._bucket: Bucket | None = None
         self._has_all = False
         self._is_over = False
         self._turn = threading.Condition()
+
+    def start(self) -> None:
         threading.Thread(target=self._send, name="weight sync", daemon=True).start()
 
     def hand_over(self, bucket: Bucket) -> None:
@@ -87,25 +116,34 @@ class _Sending:
         with self._turn:
             self._has_all = True
             self._turn.notify_all()
-            self._turn.wait_for(lambda: self._is_over, self._left_s)
-        pool, lines = self.owner.pool, [e.line for e in self.engines]
+            while not self._is_over and self._left_s > 0 and not self._lost():
+                self._turn.wait(TICK_S)
+            has_failed = self.error is not None or not self._is_over
+        if has_failed:
+            self.owner.leave()  # engines that wait for the rest of a broadcast hear of it
+        pool = self.owner.pool
+        pool.wait(lambda: not self._silent(), self._left_s)
+        for engine in self._silent():
+            pool.lose(engine, f"it took no part in a weight sync for {self.owner.timeout_s:g} s (--deadline.sync_s)")
+        lost = self._lost()
+        said = {e.index: reply for e in self.engines if e not in lost and (reply := self._reply(e)) is not None}
+        replies = {index: reply for index, reply in said.items() if not reply.error}
+        if has_failed or len(replies) < len(self.engines):
+            self.owner.leave()
+            return None
+        return replies
 
-        def has_spoken(engine: Engine, line: Any) -> bool:
-            return bool(engine.inbox) or engine.line is not line
+    def _lost(self) -> list[Engine]:
+        """Whose process is not there any more."""
+        return [e for e, line in zip(self.engines, self.lines, strict=True) if line is None or e.line is not line]
 
-        def all_have_spoken() -> bool:
-            return all(has_spoken(e, line) for e, line in zip(self.engines, lines, strict=True))
+    def _silent(self) -> list[Engine]:
+        lost = self._lost()
+        return [e for e in self.engines if e not in lost and self._reply(e) is None]
 
-        pool.wait(all_have_spoken, self._left_s)
-        replies = {}
-        for engine, line in zip(self.engines, lines, strict=True):
-            if not has_spoken(engine, line):
-                pool.lose(
-                    engine, f"it took no part in a weight sync for {self.owner.timeout_s:g} s (--deadline.sync_s)"
-                )
-            elif engine.line is line and not engine.inbox[0].error:
-                replies[engine.index] = engine.inbox[0]
-        return replies if len(replies) == len(self.engines) and self.error is None and self._is_over else None
+    def _reply(self, engine: Engine) -> m.Received | None:
+        """Not one to an earlier attempt, which may come late."""
+        return next((r for r in list(engine.inbox) if r.number == self.command.number), None)
 
     @property
     def _left_s(self) -> float:
@@ -113,9 +151,7 @@ class _Sending:
 
     def _send(self) -> None:
         try:
-            sender = self.owner.group_of(self.engines, max(1.0, self._left_s))
-            for engine in self.engines:
-                self.owner.pool.tell(engine, self.command)
+            sender = self.owner.group_of(self)
             while (bucket := self._next()) is not None:
                 sender.send(bucket)
                 with self._turn:

@@ -89,9 +89,8 @@ class Receiver:
 
     def __init__(self, group: SyncGroup, weights: LiveWeights | None, manifest: Manifest) -> None:
         self.group, self.weights, self.manifest = group, weights, manifest
-        missing = {name for name, *_ in manifest} ^ weights.places.keys() if weights is not None else set()
-        if missing:
-            raise KeyError(f"trainer and engine do not have the same weights: {', '.join(sorted(missing)[:5])}")
+        if weights is not None:
+            _require_same(manifest, weights)
 
     @torch.no_grad()
     def receive(self) -> None:
@@ -116,3 +115,12 @@ class Receiver:
         whole = torch.empty(shape, dtype=dtype, device=self.group.device)
         self.group.broadcast(whole).wait()
         return whole
+
+
+def _require_same(manifest: Manifest, weights: LiveWeights) -> None:
+    missing = {name for name, *_ in manifest} ^ weights.places.keys()
+    if missing:
+        raise KeyError(f"trainer and engine do not have the same weights: {', '.join(sorted(missing)[:5])}")
+    for name, shape, _ in manifest:
+        if (held := weights.places[name].shape) != shape:
+            raise KeyError(f"the trainer's {name} has shape {list(shape)}, the engine's {list(held)}")

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 _ROW, _COLUMN, _START = 0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64, 0x165667B19E3779F9
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
+"""By element size. Eight bytes are two columns: of 64th bits a sum modulo 2**64 sees only whether they are even."""
 _CHUNK_ELEMENTS = 1 << 22
 
 
@@ -15,9 +16,10 @@ def checksum(
 ) -> int:
     """``sum over elements of bits * (a * row + b * column + c) mod 2**64``: the checksums of disjoint parts add up to
     that of the whole, and elements that change places are seen. The bits are those of the dtype."""
-    bits = values.detach().view(_BITS[values.element_size()])
-    bits = bits[:, None] if bits.dim() == 1 else bits.reshape(len(bits), -1)
-    columns = _line(first_column, bits.shape[1], _COLUMN, values.device) + _START
+    matrix = values.detach().unsqueeze(1) if values.dim() == 1 else values.detach().flatten(1)
+    bits = matrix.view(_BITS[values.element_size()])
+    first = first_column * (values.element_size() // bits.element_size())
+    columns = _line(first, bits.shape[1], _COLUMN, values.device) + _START
     total = torch.zeros((), dtype=torch.int64, device=values.device)
     step = max(1, _CHUNK_ELEMENTS // max(1, bits.shape[1]))
     for start in range(0, len(bits), step):

@@ -13,12 +13,13 @@ from torch import nn
 Mode = Literal["live", "repack"]
 
 SETTING = "fastgrpo_cpu_layers"
-"""Key of the mode in vLLM's ``additional_config``, which reaches its workers wherever they run."""
+"""Key of the mode in vLLM's ``additional_config``, which reaches its workers wherever they run; without it, repack."""
 
 LIVE_BELOW_PARAMETERS = 100_000_000
 """Packed layers sample faster and repacking takes several times the write: worth it for large models."""
 
-_packed: list[tuple[nn.Module, Any]] = []  # layers that compute from a packed copy, and vLLM's function that makes it
+_PACK = "fastgrpo_pack"
+"""Attribute of a layer that computes from a packed copy: vLLM's function that makes it."""
 
 
 def choose_mode(setting: str, num_parameters: int) -> Mode:
@@ -39,14 +40,14 @@ def install() -> None:
 
     def dispatch(layer: nn.Module, remove_weight: bool) -> None:
         weight: Any = layer.weight
-        mode = (get_current_vllm_config().additional_config or {}).get(SETTING)
-        if mode is None or weight.is_meta or weight.ndim != 2:
+        mode = (get_current_vllm_config().additional_config or {}).get(SETTING, "repack")
+        if weight.is_meta or weight.ndim != 2:
             original(layer, remove_weight)
         elif mode == "live":
             layer.cpu_linear = F.linear  # type: ignore[assignment]
         else:
             original(layer, False)
-            _packed.append((layer, original))
+            setattr(layer, _PACK, original)
 
     dispatch.of_fastgrpo = True  # type: ignore[attr-defined]
     utils.dispatch_cpu_unquantized_gemm = dispatch
@@ -54,11 +55,10 @@ def install() -> None:
 
 def repack_of(model: nn.Module) -> Callable[[], None]:
     """What makes the packed copies of this model's layers anew."""
-    modules = {id(m) for m in model.modules()}
-    packed = [(layer, original) for layer, original in _packed if id(layer) in modules]
+    packed = [m for m in model.modules() if hasattr(m, _PACK)]
 
     def repack() -> None:
-        for layer, original in packed:
-            original(layer, False)
+        for layer in packed:
+            getattr(layer, _PACK)(layer, False)
 
     return repack

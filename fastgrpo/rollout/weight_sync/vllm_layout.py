@@ -1,7 +1,7 @@
 """Where vLLM's live parameters hold each tensor of a checkpoint: fused and sharded linear layers, padded embeddings."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,15 +26,21 @@ def layout_of(model: nn.Module) -> Layout:
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     layout = Layout()
     seen: set[int] = set()
+    rank = max((getattr(m, "tp_rank", 0) for m in model.modules()), default=0)
     for prefix, module in model.named_modules():
+        is_whole = getattr(module, "tp_size", 1) == 1  # every process holds it, the first counts it
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if id(parameter) not in seen:  # a tied head is the embedding
                 seen.add(id(parameter))
-                _place(layout, module, prefix, name, parameter.data, fused)
+                for member, place in _places(layout, module, prefix, name, parameter.data, fused):
+                    layout.places[member] = replace(place, is_first=place.is_first and not (is_whole and rank > 0))
     return layout
 
 
-def _place(layout: Layout, module: Any, prefix: str, name: str, parameter: Tensor, fused: dict[str, list[str]]) -> None:
+def _places(
+    layout: Layout, module: Any, prefix: str, name: str, parameter: Tensor, fused: dict[str, list[str]]
+) -> Iterator[tuple[str, Place]]:
+    """A parameter's checkpoint tensors, by name."""
     kinds = {c.__name__ for c in type(module).__mro__}
     leaf = name.rpartition(".")[2]
     if parameter.dim() > 2 or leaf not in ("weight", "bias"):
@@ -44,7 +50,7 @@ def _place(layout: Layout, module: Any, prefix: str, name: str, parameter: Tenso
     elif "MergedColumnParallelLinear" in kinds:
         parts = list(_merged(module))
     else:
-        layout.places[name] = _single(layout, module, kinds, name, parameter)
+        yield name, _single(layout, module, kinds, name, parameter)
         return
     parent, _, own = prefix.rpartition(".")
     members = fused.get(own)
@@ -54,7 +60,7 @@ def _place(layout: Layout, module: Any, prefix: str, name: str, parameter: Tenso
         )
     row = 0
     for member, (rows, total, is_first) in zip(members, parts, strict=True):
-        layout.places[f"{parent}.{member}.{leaf}"] = _rows_of(name, row, rows, total, parameter, is_first)
+        yield f"{parent}.{member}.{leaf}", _rows_of(name, row, rows, total, parameter, is_first)
         row += rows[1] - rows[0]
 
 

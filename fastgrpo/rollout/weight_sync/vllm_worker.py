@@ -24,27 +24,33 @@ class WeightSyncWorker:
     model_runner: Any
     vllm_config: Any
     device: torch.device
-    _sync_weights: LiveWeights | None
+    _sync_found: tuple[LiveWeights | None, str]
     _sync_receiver: Receiver
 
     def sync_layout(self) -> str:
-        """Reads the layout. Returns why the weights cannot be written in place, or an empty string."""
-        try:
-            self._sync_weights = live_weights(self.model_runner.get_model())
-        except LayoutError as error:
-            self._sync_weights = None
-            return str(error)
-        return ""
+        """Returns why the weights cannot be written in place, or an empty string. Reads the layout once."""
+        if "_sync_found" not in vars(self):
+            try:
+                self._sync_found = live_weights(self.model_runner.get_model()), ""
+            except LayoutError as error:
+                self._sync_found = None, str(error)
+        return self._sync_found[1]
+
+    @property
+    def sync_weights(self) -> LiveWeights | None:
+        self.sync_layout()
+        return self._sync_found[0]
 
     def write_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Writes whole checkpoint tensors of this process's memory. Without a layout, vLLM's own reload takes them."""
-        if self._sync_weights is not None:
-            self._sync_weights.write(weights)
+        if self.sync_weights is not None:
+            self.sync_weights.write(weights)
         else:
             from vllm.config import set_current_vllm_config
 
             with set_current_vllm_config(self.vllm_config):
                 self.model_runner.reload_weights(weights_iterator=iter(weights))
+            vllm_cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM leaves a tied head's packed copy old
 
     def receive_join(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
         """Meets the sender. The ranks of an engine's processes follow each other."""
@@ -52,17 +58,17 @@ class WeightSyncWorker:
 
         rank = first_rank + get_tensor_model_parallel_rank()
         group = SyncGroup.join(find_store(host, port, size, timeout_s), rank, size, self.device, timeout_s)
-        self._sync_receiver = Receiver(group, self._sync_weights, wire)
+        self._sync_receiver = Receiver(group, self.sync_weights, wire)
 
     def receive_weights(self) -> None:
         """One sync: every tensor into its place, or through vLLM's reload where there is no layout."""
-        if self._sync_weights is not None:
+        if self.sync_weights is not None:
             self._sync_receiver.receive()
         else:
             self.write_weights(self._sync_receiver.incoming())
 
     def sync_checksums(self) -> dict[str, int]:
-        return {} if self._sync_weights is None else self._sync_weights.checksums()
+        return {} if self.sync_weights is None else self.sync_weights.checksums()
 
     def sync_addresses(self) -> dict[str, int]:
         """Where every live parameter stands: it must never move."""
