@@ -102,7 +102,8 @@ class LocalRollouts:
     def _require_equal(self, ours: dict[str, int]) -> None:
         shards = self.ranks.gather([self.engine.checksums()])
         mine = shards[self.engine_index * self.num_shards : (self.engine_index + 1) * self.num_shards]
-        require_equal(ours, added(mine), f"the engine of rank {self.ranks.rank}")
+        if theirs := added(mine):  # nothing to compare where vLLM converts weights by its own reload
+            require_equal(ours, theirs, f"the engine of rank {self.ranks.rank}")
 
     def _share_of(self, items: Sequence[Any]) -> Sequence[Any]:
         return share_of(items, self.engine_index, self.num_engines)

@@ -210,6 +210,8 @@ def _sampling_params(request: Request) -> Any:
 def _start(settings: VllmSettings) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # vLLM has no other way to say: the core in this process
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+    if settings.cpu_layers is not None and settings.executor == "mp":
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cores_of_workers(settings.tensor_parallel))
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -243,3 +245,11 @@ def _start(settings: VllmSettings) -> Any:
         if settings.kv_cache_gib:
             options["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
     return LLMEngine.from_engine_args(EngineArgs(**options))
+
+
+def _cores_of_workers(count: int) -> str:
+    """This process's cores dealt to its workers, as vLLM wants them named: it refuses two workers on one NUMA node
+    that it has to bind itself."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[i::count] or cores[:1] for i in range(count)]
+    return "|".join(",".join(map(str, share)) for share in shares)
