@@ -251,6 +251,13 @@ class Config:
         return self.data.prompts_per_step // self.optimizer.updates_per_step
 
     @property
+    def longest_sync_s(self) -> float:
+        """With engines that are lost in it and started again, each within its own deadlines."""
+        if self.rollout.gpus == 0:
+            return self.deadline.sync_s
+        return (self.rollout.max_engine_restarts + 1) * (self.deadline.start_s + self.deadline.sync_s)
+
+    @property
     def run_dir(self) -> str:
         return f"{self.runs_dir}/{self.name}"
 

@@ -17,8 +17,8 @@ EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
 
 NAIVE = (
-    "fastgrpo: warning: with --rollout.max_staleness 1 every token was sampled by older weights, and the objective takes "
-    "it for the policy's own: the quickstart learns and then decays so. --objective.correction truncate mends it"
+    "fastgrpo: warning: with --rollout.max_staleness 1 tokens come from older weights, and a plain objective takes "
+    "them for the policy's own: the quickstart learns and then decays so. --objective.correction truncate mends it"
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastgrpo.advantages import group_normalised
-from fastgrpo.config import Config, DeadlineConfig
+from fastgrpo.config import Config
 from fastgrpo.dynamic_sampling import Judged, Selection
 from fastgrpo.engines import engine_dtype
 from fastgrpo.packing import split_updates
@@ -75,14 +75,15 @@ class Clock:
     """Seconds of each phase of a step, none of which may outlast its deadline."""
 
     watchdog: Watchdog
-    deadlines: DeadlineConfig
+    config: Config
     phases: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         limit = LIMITS[phase]
-        with self.watchdog.phase(limit, getattr(self.deadlines, f"{limit}_s")):
+        limit_s = self.config.longest_sync_s if limit == "sync" else getattr(self.config.deadline, f"{limit}_s")
+        with self.watchdog.phase(limit, limit_s):
             yield
         self.phases[f"{phase}_s"] = self.phases.get(f"{phase}_s", 0.0) + time.perf_counter() - start
 
@@ -102,7 +103,7 @@ class Trainer:
 
     def step(self) -> tuple[dict[str, Any], Scored]:
         """One step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
-        clock, sums = Clock(self.ranks.watchdog, self.config.deadline), TokenSums.zero()
+        clock, sums = Clock(self.ranks.watchdog, self.config), TokenSums.zero()
         started = time.perf_counter()
         scored = self.sample(clock)
         self.rollouts.rest()
@@ -110,6 +111,8 @@ class Trainer:
             updates = self.with_old_logprobs(self.updates(scored))
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
+        with clock("rollout"):
+            self.rollouts.settle()
         with clock("sync"):
             self.publish(self.progress.step + 1)
         metrics = self.finish_step(scored, sums, norms, clock, time.perf_counter() - started)

@@ -65,6 +65,9 @@ class LocalRollouts:
     def rest(self) -> None:
         self.engine.rest()
 
+    def settle(self) -> None:
+        """Nothing is drawn while this rank trains."""
+
     def publish(self, policy_version: int) -> None:
         """Writes the trainer's weights into the engine. Raises WeightMismatch if they do not arrive."""
         self.just_verified = self._must_verify()

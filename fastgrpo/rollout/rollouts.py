@@ -30,6 +30,10 @@ class Rollouts(Protocol):
         """The step has its groups: an engine in this process may give up memory until the next sync."""
         ...
 
+    def settle(self) -> None:
+        """Waits for what must be drawn to its end before the weights may change."""
+        ...
+
     def publish(self, policy_version: int) -> None:
         """Writes the trainer's current weights into every engine."""
         ...

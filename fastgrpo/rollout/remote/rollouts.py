@@ -89,12 +89,14 @@ class RemoteRollouts:
     def rest(self) -> None:
         """These engines have their memory to themselves."""
 
-    def publish(self, policy_version: int) -> None:
+    def settle(self) -> None:
         staleness = self.config.rollout.max_staleness
         if staleness == 0:
             self._lead(self._put_back)
         elif staleness == 1:
             self._until(lambda: self.pool.num_drawing == 0)
+
+    def publish(self, policy_version: int) -> None:
         self.version = policy_version
         self._sync()
         self.num_syncs += 1

@@ -5,23 +5,31 @@ from torch import Tensor
 
 _ROW, _COLUMN, _START = 0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64, 0x165667B19E3779F9
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
-"""By element size. Eight bytes are two columns: of 64th bits a sum modulo 2**64 sees only whether they are even."""
-_CHUNK_ELEMENTS = 1 << 22
+"""By element size. Eight bytes are two columns: of the 64th bit a sum modulo 2**64 sees only whether it stands by an
+odd factor."""
+_ALIGNED_BYTES = 256  # rows of a multiple of so many bytes are cut between words of four by up to 64 shards
+_CHUNK_WORDS = 1 << 22
 
 
 def checksum(
     values: Tensor,  # [rows] or [rows, columns], or a part of such a tensor
     first_row: int = 0,
     first_column: int = 0,
+    num_columns: int | None = None,  # of the whole tensor; None: these are all
 ) -> int:
-    """``sum over elements of bits * (a * row + b * column + c) mod 2**64``: the checksums of disjoint parts add up to
-    that of the whole, and elements that change places are seen. The bits are those of the dtype."""
+    """``sum over words of bits * (a * row + b * column + c) mod 2**64``: the checksums of disjoint parts add up to that
+    of the whole, and elements that change places are seen. The bits are those of the dtype.
+
+    A word is an element of at most four bytes; or four bytes, where every row of the whole tensor is a multiple of 256:
+    faster for small elements.
+    """
     matrix = values.detach().unsqueeze(1) if values.dim() == 1 else values.detach().flatten(1)
-    bits = matrix.view(_BITS[values.element_size()])
-    first = first_column * (values.element_size() // bits.element_size())
-    columns = _line(first, bits.shape[1], _COLUMN, values.device) + _START
+    size = matrix.element_size()
+    is_aligned = (num_columns or matrix.shape[1]) * size % _ALIGNED_BYTES == 0
+    bits = matrix.view(torch.int32 if is_aligned and matrix.shape[1] else _BITS[size])
+    columns = _line(first_column * size // bits.element_size(), bits.shape[1], _COLUMN, values.device) + _START
     total = torch.zeros((), dtype=torch.int64, device=values.device)
-    step = max(1, _CHUNK_ELEMENTS // max(1, bits.shape[1]))
+    step = max(1, _CHUNK_WORDS // max(1, bits.shape[1]))
     for start in range(0, len(bits), step):
         part = bits[start : start + step].long()
         rows = _line(first_row + start, len(part), _ROW, values.device)

@@ -80,7 +80,12 @@ class LiveWeights:
     def checksums(self) -> dict[str, int]:
         """Of what is held here, by checkpoint name: summed over processes they are those of the whole tensors."""
         return {
-            name: checksum(self.views[name], place.rows[0], place.columns[0] if place.columns else 0)
+            name: checksum(
+                self.views[name],
+                place.rows[0],
+                place.columns[0] if place.columns else 0,
+                place.shape[1] if place.columns else None,
+            )
             for name, place in self.places.items()
             if place.is_first
         }
