@@ -95,7 +95,7 @@ class TokenSums:
             "rollout_kl": sums["rollout_kl"] / compared,
             "logprob_diff_p99": quantile(summed[-NUM_BINS:], 0.99),
             "logprob_diff_above_001_frac": sums["logprob_diff_above_001"] / compared,
-            "clip_frac": sums["clipped"] / num_tokens,
+            "clip_frac": sums["clipped"] / (num_tokens or math.nan),
             "correction": sums["correction"] / weighed,
             "corrected_frac": sums["corrected"] / weighed,
         }

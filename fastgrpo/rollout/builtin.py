@@ -58,6 +58,7 @@ class BuiltinEngine:
                 del self._decodings[sampling]
         return finished
 
+    @torch.inference_mode()
     def cancel(self, ids: Iterable[int]) -> None:
         ids = set(ids)
         for sampling, decoding in list(self._decodings.items()):

@@ -63,12 +63,8 @@ class EnginePool:
     ) -> None:
         listener, port = m.listen(host)
         self.address = m.Address(host, port, secrets.token_bytes(32))
-        self.deadlines, self.max_restarts, self.max_sequences, self.pinned = (
-            deadlines,
-            max_restarts,
-            max_sequences,
-            pinned,
-        )
+        self.deadlines, self.max_restarts, self.max_sequences = deadlines, max_restarts, max_sequences
+        self.pinned = pinned
         now = time.monotonic()
         self.engines = [Engine(i, lost_since=now) for i in range(num_engines)]
         self.supervisors: dict[int, Line] = {}
