@@ -6,7 +6,8 @@
 #   tyro: tyro, docstring-parser, typeguard, typing-extensions      plotly: plotly, narwhals, packaging
 #   rich: rich, markdown-it-py, mdurl, pygments                     jinja2: jinja2, markupsafe
 #   pyarrow, tokenizers, safetensors, huggingface_hub; for the tests pytest, pytest-timeout, hypothesis
-#   optional: flash-attn (attention), liger-kernel (the policy's layers), and every peer of bench/peers/kernels.py
+#   optional: flash-attn (attention), liger-kernel (the policy's layers), every peer of bench/peers/kernels.py, vLLM
+#   (weight_sync, rollout_vllm)
 # One version of each. A step that fails is named at the end and in the exit code, and does not stop the others.
 # Results: bench/results/<gpu>/*.json, and the same in $OUT if that is set.
 
@@ -80,6 +81,9 @@ step linear_grpo_wide 60 "$python" -m bench linear_grpo --device cuda --shape 81
 for subject in grpo_loss group_advantages row_pass; do
   step "$subject" 45 "$python" -m bench "$subject" --device cuda
 done
+# Without vLLM these two say so and pass.
+step weight_sync 200 "$python" -m bench weight_sync --device cuda
+step rollout_vllm 300 "$python" -m bench rollout_vllm --device cuda
 step broadcast 120 "$python" -m bench broadcast --device cuda
 step attention 60 "$python" -m bench attention --device cuda
 step tokens_per_s 160 "$python" -m bench tokens_per_s --device cuda

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fastgrpo.engines import EngineSpec, start_engine
+from fastgrpo.rollout.engine import RolloutEngine
 from fastgrpo.rollout.receiving import ReceivingEngine
 from fastgrpo.rollout.remote import messages as m
 
@@ -29,7 +30,7 @@ class Boot:
 def main() -> int:
     boot: Boot = pickle.load(sys.stdin.buffer)
     engine: Any = start_engine(boot.spec)
-    hello = m.Hello(boot.index, False, this_process(), engine.num_workers)
+    hello = m.Hello(boot.index, False, this_process(), engine.num_workers, note=not_in_place(engine))
     connection = m.call(boot.address, hello)
     try:
         Server(connection, engine).serve()
@@ -40,6 +41,12 @@ def main() -> int:
         connection.send(m.Failed(f"{type(error).__name__}: {error}"))
         return 1
     return 0
+
+
+def not_in_place(engine: RolloutEngine) -> str:
+    """A line for people, empty where all is well."""
+    reason = engine.not_in_place
+    return f"weights are loaded anew at every sync, not written in place: {reason}" if reason else ""
 
 
 def this_process() -> str:

@@ -4,6 +4,7 @@ import os
 from functools import partial
 
 from fastgrpo.config import Config
+from fastgrpo.engine_process import not_in_place
 from fastgrpo.engines import EngineSpec, start_engine
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.sharding import full_weights
@@ -28,8 +29,11 @@ def start_rollouts(
 
 def _local(config: Config, ranks: Ranks, prompts: PromptsInOrder, sampling: Sampling, policy: Policy) -> LocalRollouts:
     spec = EngineSpec(config, ranks.device.type, "external_launcher" if "RANK" in os.environ else "uni")
+    engine = start_engine(spec)
+    if ranks.is_first and (note := not_in_place(engine)):
+        print(f"fastgrpo: {note}", flush=True)
     return LocalRollouts(
-        start_engine(spec),
+        engine,
         ranks,
         prompts,
         sampling,

@@ -32,6 +32,7 @@ class BuiltinEngine:
 
     knows_entropy = True
     num_workers = 1
+    not_in_place = ""
 
     def __init__(
         self, model: PreTrainedModel, max_sequences: int, running: Literal["recompute", "keep"] = "recompute"

@@ -14,6 +14,8 @@ class RolloutEngine(Protocol):
 
     knows_entropy: bool
     """Whether responses carry their mean entropy; where not, the trainer computes it."""
+    not_in_place: str
+    """Why weights are not written in place but loaded by the engine's own means; empty where they are."""
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues requests; ``step`` draws them."""

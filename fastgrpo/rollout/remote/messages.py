@@ -38,6 +38,7 @@ class Hello:
     is_supervisor: bool
     process: str  # pid and host, for messages to people
     num_workers: int = 1  # processes that hold weights
+    note: str = ""  # for people
 
 
 # To an engine.

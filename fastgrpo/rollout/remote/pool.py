@@ -205,6 +205,8 @@ class EnginePool:
         with self._changed:
             engine = self.engines[hello.engine]
             name = f"{'supervisor' if hello.is_supervisor else 'engine'} {hello.engine}"
+            if hello.note:
+                log.warning("fastgrpo: %s: %s", name, hello.note)
             if hello.is_supervisor:
                 self.supervisors[hello.engine] = Line(
                     connection, lambda _, said: self._hear_supervisor(engine, said), name

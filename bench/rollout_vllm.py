@@ -1,0 +1,242 @@
+"""Sampling by vLLM beside the built-in engine: tokens/s on the same prompts, weight sync, and a whole step of each."""
+
+import argparse
+import gc
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import vllm_models
+from bench.harness import interleaved, print_table, spread_frac, write_results
+from bench.limits import Peak, decode_limit, measured_peak
+from bench.shapes import QUICKSTART, QWEN25_1_5B, Shape
+
+ENGINES = ("builtin", "vllm")
+NO_PHASES = ("tokens_per_s", "step_s", "engine_busy_s")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a measurement; responses have their full length, the tokens mean nothing."""
+
+    shape: Shape
+    num_prompts: int
+    group_size: int
+    prompt_tokens: int
+    response_tokens: int
+    step_prompt_tokens: int  # a whole step trains on what it samples, so its prompts are short
+    step_response_tokens: int
+    context: int
+    tokens_per_microbatch: int
+    kv_cache_gib: float
+    repeats: int = 5
+
+
+QUICK = Sizes(QUICKSTART, 2, 2, 16, 8, 16, 8, 64, 256, 1.0)
+SMALL = Sizes(QUICKSTART, 16, 8, 17, 48, 17, 48, 128, 8192, 1.0)
+LONG_1_5B = Sizes(QWEN25_1_5B, 8, 8, 8192, 96, 128, 256, 16384, 16384, 24.0)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0, also where there is no vLLM."""
+    options = _options(argv)
+    if reason := vllm_models.why_no_vllm():
+        print(f"rollout_vllm is not measured: {reason}")
+        return 0
+    vllm_models.quiet()
+    from fastgrpo.config import ParallelConfig
+    from fastgrpo.ranks import Ranks, choose_device
+
+    device = choose_device(options.device)
+    sizes = QUICK if options.quick else (LONG_1_5B if device.type == "cuda" else SMALL)
+    peak = measured_peak(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    ranks = Ranks.connect(device, ParallelConfig())
+    with tempfile.TemporaryDirectory() as folder, vllm_models.one_process_group():
+        vllm_models.write_model(sizes.shape, _dtype(device), Path(folder), device)
+        rows = [measure(name, sizes, Path(folder), ranks) for name in ENGINES]
+    report(rows, sizes, peak, device, options.quick)
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench rollout_vllm", description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens, no result is kept")
+    return parser.parse_args(argv)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    from fastgrpo.config import ModelConfig
+    from fastgrpo.policy.model import compute_dtype
+
+    return compute_dtype(ModelConfig(), device)
+
+
+def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
+    """Everything about one engine, which is gone afterwards. The learner comes first: what is left is the engine's."""
+    from fastgrpo.engines import EngineSpec, start_engine
+
+    config = _config(name, sizes, folder)
+    learner = _learner(config, sizes, ranks)
+    engine = start_engine(EngineSpec(config, ranks.device.type, "uni"))
+    try:
+        row = {"engine": name, **_sampling(engine, sizes, ranks.device), **_sync(engine, learner, ranks.device)}
+        return row | _step(engine, learner, config, sizes, ranks)
+    finally:
+        engine.close()
+        del engine, learner
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _config(name: str, sizes: Sizes, folder: Path) -> Any:
+    from fastgrpo.config import Config
+
+    base = Config()
+    return replace(
+        base,
+        model=replace(base.model, path=str(folder)),
+        data=replace(
+            base.data,
+            prompts_per_step=sizes.num_prompts,
+            max_prompt_tokens=sizes.context - sizes.step_response_tokens,
+        ),
+        rollout=replace(
+            base.rollout,
+            engine=name,
+            group_size=sizes.group_size,
+            max_response_tokens=sizes.step_response_tokens,
+            max_sequences=sizes.num_prompts * sizes.group_size,
+            kv_cache_gib=sizes.kv_cache_gib if name == "vllm" else 0.0,
+        ),
+        sync=replace(base.sync, verify_every=0),
+        optimizer=replace(base.optimizer, updates_per_step=1, tokens_per_microbatch=sizes.tokens_per_microbatch),
+    )
+
+
+def _learner(config: Any, sizes: Sizes, ranks: Any) -> Any:
+    from bench.synthetic import random_learner
+
+    return random_learner(sizes.shape, ranks, config.model, config.optimizer)
+
+
+def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Tokens/s of whole responses, and of decoding alone: without the time of responses that end with their first
+    token. Every time the engine has weights of another version, so that no prompt is found in a cache."""
+    from bench.synthetic import random_prompts
+    from fastgrpo.rollout.engine import generate
+    from fastgrpo.types import Sampling
+
+    prompts = random_prompts(sizes.shape, sizes.num_prompts, sizes.prompt_tokens)
+    versions = iter(range(1, 1000))
+
+    def draw(num_tokens: int) -> None:
+        groups = generate(engine, prompts, Sampling(sizes.group_size, num_tokens))
+        assert all(len(r) == num_tokens for g in groups for r in g.responses)
+
+    seconds = interleaved(
+        {"first token": partial(draw, 1), "all": partial(draw, sizes.response_tokens)},
+        device,
+        prepare=lambda: engine.write_weights([], next(versions)),
+        rounds=sizes.repeats,
+        warmup_s=0.0,
+    )
+    first_s, all_s = (statistics.median(seconds[part]) for part in ("first token", "all"))
+    num_sequences = sizes.num_prompts * sizes.group_size
+    decode_s = all_s - first_s
+    return {
+        "tokens_per_s": num_sequences * sizes.response_tokens / all_s,
+        "decode_tokens_per_s": _rate(num_sequences * (sizes.response_tokens - 1), decode_s),
+        "prefill_s": first_s,
+        "spread_frac": spread_frac(seconds["all"]),
+    }
+
+
+def _rate(num_tokens: float, seconds: float) -> float:
+    """Not a number where the difference of two times is lost in their noise, as it may be for a tiny model."""
+    return num_tokens / seconds if seconds > 0 else math.nan
+
+
+def _sync(engine: Any, learner: Any, device: torch.device) -> dict[str, float]:
+    from fastgrpo.policy.sharding import full_weights
+
+    works = {"sync": lambda: engine.write_weights(full_weights(learner.policy), 0)}
+    return {"sync_s": statistics.median(interleaved(works, device, rounds=5)["sync"])}
+
+
+def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> dict[str, Any]:
+    """The faster of two steps of the trainer's own, with a coin for a verifier."""
+    from bench.synthetic import SyntheticPrompts, SyntheticTrainer
+    from fastgrpo.policy.sharding import full_weights
+    from fastgrpo.rollout.local import LocalRollouts
+    from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+    from fastgrpo.types import Sampling
+
+    rollouts = LocalRollouts(
+        engine,
+        ranks,
+        PromptsInOrder(SyntheticPrompts(sizes.shape, sizes.step_prompt_tokens)),  # type: ignore[arg-type]
+        Sampling(sizes.group_size, sizes.step_response_tokens),
+        partial(full_weights, learner.policy),
+        _dtype(ranks.device),
+        verify_every=0,
+    )
+    trainer = SyntheticTrainer(
+        config=config,
+        ranks=ranks,
+        tokenizer=None,
+        rollouts=rollouts,
+        pool=None,  # type: ignore[arg-type]
+        learner=learner,
+        run_dir=Path(tempfile.gettempdir()),
+    )
+    rollouts.publish(0)  # compared with checksums: the only time
+    trainer.step()
+    step = min((trainer.step()[0] for _ in range(2)), key=lambda s: s["step_s"])
+    phases = {k: v for k, v in step.items() if k.endswith("_s") and k not in NO_PHASES}
+    return {"step_s": step["step_s"], "step_tokens_per_s": step["tokens_per_s"], "phases": phases}
+
+
+def report(rows: list[dict[str, Any]], sizes: Sizes, peak: Peak, device: torch.device, quick: bool) -> None:
+    """Prints, and keeps the result unless it was quick."""
+    num_sequences = sizes.num_prompts * sizes.group_size
+    limit = decode_limit(sizes.shape, peak, num_sequences, sizes.prompt_tokens + sizes.response_tokens // 2)
+    print_table(
+        f"{sizes.shape.name} with random weights, {sizes.num_prompts} prompts x {sizes.group_size} responses of "
+        f"{sizes.prompt_tokens} + {sizes.response_tokens} tokens; a step's: {sizes.step_prompt_tokens} + "
+        f"{sizes.step_response_tokens}",
+        ("engine", "tokens/s", "decoding", "of limit", "prefill s", "sync ms", "step s", "step tokens/s", "spread"),
+        [
+            [r["engine"], r["tokens_per_s"], r["decode_tokens_per_s"], f"{r['decode_tokens_per_s'] / limit:.1%}",
+             r["prefill_s"], 1e3 * r["sync_s"], r["step_s"], r["step_tokens_per_s"], f"{r['spread_frac']:.0%}"]
+            for r in rows
+        ],
+    )  # fmt: skip
+    for row in rows:
+        print(f"a step with {row['engine']}: " + ", ".join(f"{k} {v:.3g}" for k, v in row["phases"].items()))
+    print(f"decoding limit {limit:,.0f} tokens/s: weights, keys and values once for every token of all sequences")
+    ours, theirs = rows
+    if not quick:
+        headline = [
+            [
+                f"decoding by vLLM, {sizes.shape.name}",
+                f"{theirs['decode_tokens_per_s']:,.0f} tokens/s",
+                f"limit {limit:,.0f}, built-in {ours['decode_tokens_per_s']:,.0f}",
+            ],
+            [
+                f"a step with vLLM, {sizes.shape.name}",
+                f"{theirs['step_s']:.3g} s, sync {1e3 * theirs['sync_s']:.3g} ms",
+                f"built-in {ours['step_s']:.3g} s",
+            ],
+        ]
+        results = {"rows": rows, "limit_tokens_per_s": limit, "peak": peak.as_dict(), "sizes": asdict(sizes)}
+        print(write_results("rollout_vllm", device, headline, results))
+    print(f"vLLM over the built-in engine, decoding: {theirs['decode_tokens_per_s'] / ours['decode_tokens_per_s']:.3g}")

@@ -1,0 +1,75 @@
+"""The tiny recipe, in which accidents happen: at the beginning of a phase of a step the first rank kills or stops a
+process of its launch.
+
+``ACCIDENTS`` in the environment is a JSON list of [step, phase, signal, whom], where whom is "trainer 1", "engine 0",
+"supervisor 0" or "verifiers". Every step's prompts and versions are noted in ``watched.jsonl`` of the run folder.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests import tiny_recipe
+
+config, reward, prepare = tiny_recipe.config, tiny_recipe.reward, tiny_recipe.prepare
+
+
+def processes(whom: str) -> list[Any]:
+    import psutil
+
+    kind, _, index = whom.partition(" ")
+    ranks = {int(p.environ()["RANK"]): p for p in psutil.Process(os.getppid()).children()}
+    if kind == "trainer":
+        return [ranks[int(index)]]
+    if kind == "verifiers":
+        workers = psutil.Process().children()
+        return [p for p in workers if any("rewards.worker" in part for part in p.cmdline())]
+    supervisor = ranks[int(os.environ["NUM_TRAINERS"]) + int(index)]
+    return [supervisor] if kind == "supervisor" else supervisor.children()
+
+
+def watch() -> None:
+    from fastgrpo import trainer
+
+    accidents = [tuple(a) for a in json.loads(os.environ.get("ACCIDENTS", "[]"))]
+    now = {"step": 0}
+    enter, step, scored = trainer.Clock.__call__, trainer.Trainer.step, trainer.Trainer.scored
+
+    def noted_step(self: Any) -> Any:
+        now["step"] = self.progress.step + 1
+        return step(self)
+
+    def noted_phase(self: Any, phase: str) -> Any:
+        for accident in [a for a in accidents if a[:2] == (now["step"], phase)]:
+            accidents.remove(accident)
+            victims = processes(accident[3])
+            assert victims, f"no process is {accident[3]}"
+            for process in victims:
+                process.send_signal(signal.Signals[accident[2]])
+        return enter(self, phase)
+
+    def noted_scored(self: Any, selection: Any) -> Any:
+        result = scored(self, selection)
+        versions = [r.token_versions() for r in result.sampled]
+        line = {
+            "step": now["step"],
+            "kept": [j.group.prompt.position for j in result.judged],
+            "dropped": [j.group.prompt.position for j in result.dropped],
+            "oldest": min(int(v.min()) for v in versions),
+            "newest": max(int(v.max()) for v in versions),
+            "num_changed": sum(bool(r.version_changes) for r in result.sampled),
+        }
+        with (Path(self.run_dir) / "watched.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return result
+
+    trainer.Trainer.step, trainer.Trainer.scored = noted_step, noted_scored  # type: ignore[method-assign]
+    trainer.Clock.__call__ = noted_phase  # type: ignore[method-assign,assignment]
+
+
+is_training = getattr(sys.modules["__main__"].__spec__, "name", "") == "fastgrpo.train"  # not judging
+if is_training and os.environ.get("RANK") == "0":
+    watch()

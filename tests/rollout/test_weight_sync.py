@@ -1,0 +1,380 @@
+"""The layout contract, checksums and broadcasts of the weight sync, without vLLM."""
+
+import threading
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastgrpo.rollout.verify import WeightMismatch, added, require_equal
+from fastgrpo.rollout.weight_sync import (
+    LayoutError,
+    LiveWeights,
+    Place,
+    Receiver,
+    Sender,
+    SyncGroup,
+    checksum,
+    find_store,
+    manifest,
+    open_store,
+)
+from fastgrpo.rollout.weight_sync.vllm_layout import Layout, layout_of
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+# Checksums.
+
+
+def wrapped(total: int) -> int:
+    return (total + 2**63) % 2**64 - 2**63
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.sampled_from([1, 64]),  # rows of any length, and rows that may be read in words of four bytes
+    st.integers(0, 2**31),
+)
+def test_checksums_of_parts_add_up_to_that_of_the_whole(dtype, heights, widths, unit, seed):
+    widths = [unit * width for width in widths]
+    columns = sum(widths)
+    whole = torch.randn(sum(heights), columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    total, row = 0, 0
+    for strip in whole.split(heights):
+        column = 0
+        for part in strip.split(widths, 1):
+            total += checksum(part.contiguous(), row, column, columns)
+            column += part.shape[1]
+        row += len(strip)
+    assert wrapped(total) == checksum(whole)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(DTYPES), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_checksums_of_a_vectors_parts_add_up(dtype, lengths, seed):
+    whole = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    parts = [{"w": checksum(part, start)} for part, start in zip(whole.split(lengths), starts, strict=True)]
+    assert added(parts) == {"w": checksum(whole)}
+
+
+@settings(deadline=None)
+@given(st.sampled_from(DTYPES), st.integers(2, 9), st.integers(2, 9), st.integers(0, 2**31), st.data())
+def test_a_checksum_sees_swapped_rows_swapped_columns_and_one_bit(dtype, rows, columns, seed, data):
+    columns *= data.draw(st.sampled_from([1, 128]))
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    first, second = sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=2, max_size=2)))
+    order = list(range(rows))
+    order[first], order[second] = order[second], order[first]
+    if not torch.equal(values[first], values[second]):
+        assert checksum(values[order]) != checksum(values)
+    left, right = sorted(data.draw(st.sets(st.integers(0, columns - 1), min_size=2, max_size=2)))
+    order = list(range(columns))
+    order[left], order[right] = order[right], order[left]
+    if not torch.equal(values[:, left], values[:, right]):
+        assert checksum(values[:, order].contiguous()) != checksum(values)
+    bits = values.clone().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
+    bits[first, left] ^= 1 << data.draw(st.integers(0, 8 * values.element_size() - 2))
+    assert checksum(bits.view(dtype)) != checksum(values)
+
+
+@each_dtype
+def test_a_checksum_tells_the_zeros_apart_and_knows_the_same_nan(dtype):
+    for shape in [(3, 4), (3, 128), (7,), (1,)]:
+        zeros = torch.zeros(shape, dtype=dtype)
+        assert checksum(zeros) != checksum(-zeros)
+    assert checksum(torch.full((2, 2), torch.nan, dtype=dtype)) == checksum(torch.full((2, 2), torch.nan, dtype=dtype))
+
+
+def test_nothing_has_the_checksum_zero():
+    assert checksum(torch.zeros(0, 4)) == checksum(torch.zeros(0)) == 0
+
+
+def test_a_checksum_over_several_chunks_is_that_of_the_definition():
+    values = torch.randn(1030, 4100)  # more elements than one chunk holds
+    bits = values.view(torch.int32).long()
+    rows, columns = torch.arange(1030)[:, None], torch.arange(4100)[None]
+    factors = [0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64, 0x165667B19E3779F9]
+    assert checksum(values) == int((bits * (factors[0] * rows + factors[1] * columns + factors[2])).sum())
+
+
+def test_a_difference_is_named_with_the_engine():
+    require_equal({"a": 1}, {"a": 1}, "engine 0")
+    with pytest.raises(WeightMismatch, match="the weight b of engine 3 differs"):
+        require_equal({"a": 1, "b": 2}, {"a": 1, "b": 3}, "engine 3")
+    with pytest.raises(WeightMismatch, match="the weight b of the trainer is unknown to engine 3"):
+        require_equal({"a": 1, "b": 2}, {"a": 1}, "engine 3")
+
+
+# Live weights.
+
+
+def place(parameter: str, row: int, held: int, columns: int = 2) -> Place:
+    return Place(parameter, row, (0, held), (0, columns), (held, columns))
+
+
+def test_a_write_reaches_every_element_and_moves_nothing():
+    fused, norm = torch.zeros(5, 2), torch.zeros(3)
+    places = {"q": place("fused", 0, 3), "k": place("fused", 3, 2), "norm": Place("norm", 0, (0, 3), None, (3,))}
+    calls: list[int] = []
+    live = LiveWeights({"fused": fused, "norm": norm}, places, lambda: calls.append(1))
+    addresses = fused.data_ptr(), norm.data_ptr()
+    new = {"q": torch.randn(3, 2), "k": torch.randn(2, 2), "norm": torch.randn(3)}
+    live.write(new.items())
+    assert torch.equal(fused, torch.cat([new["q"], new["k"]])) and torch.equal(norm, new["norm"])
+    assert (fused.data_ptr(), norm.data_ptr()) == addresses
+    assert calls == [1]
+    assert live.checksums() == {n: checksum(v) for n, v in new.items()}
+
+
+def test_a_part_takes_its_rows_and_columns_of_the_whole_tensor():
+    held = torch.zeros(2, 3)
+    live = LiveWeights({"w": held}, {"w": Place("w", 0, (2, 4), (3, 6), (4, 6))})
+    whole = torch.randn(4, 6)
+    live.write([("w", whole)])
+    assert torch.equal(held, whole[2:, 3:])
+    assert live.checksums() == {"w": checksum(whole[2:, 3:].contiguous(), 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"q": place("fused", 0, 3), "k": place("fused", 2, 3)},  # overlap
+        {"q": place("fused", 0, 2), "k": place("fused", 3, 2)},  # gap
+        {"q": place("fused", 0, 3)},  # an end without a weight
+        {"q": place("fused", 1, 4)},  # a beginning without one
+        {},
+        {"q": place("fused", 0, 3), "k": place("fused", 3, 3)},  # behind the end
+        {"q": place("fused", 0, 5, columns=3)},
+        {"q": Place("fused", 0, (0, 5), None, (5,))},
+    ],
+)
+def test_overlaps_gaps_and_wrong_shapes_are_refused_by_name(places):
+    with pytest.raises(LayoutError, match="fused"):
+        LiveWeights({"fused": torch.zeros(5, 2)}, places)
+
+
+def test_padding_must_be_as_long_as_it_is_said_to_be():
+    places = {"w": place("w", 0, 3)}
+    LiveWeights({"w": torch.zeros(5, 2)}, places, padding={"w": 2})
+    for wrong in (0, 1, 3):
+        with pytest.raises(LayoutError, match="w belong to no weight"):
+            LiveWeights({"w": torch.zeros(5, 2)}, places, padding={"w": wrong})
+
+
+def test_a_parameter_that_is_not_contiguous_is_refused():
+    with pytest.raises(LayoutError, match="strides"):
+        LiveWeights({"w": torch.zeros(2, 5).T}, {"w": place("w", 0, 5)})
+
+
+def test_a_write_of_another_shape_or_name_is_refused():
+    live = LiveWeights({"w": torch.zeros(5, 2)}, {"w": place("w", 0, 5)})
+    with pytest.raises(ValueError, match=r"w must have shape \[5, 2\], got \[2, 5\]"):
+        live.write([("w", torch.zeros(2, 5))])
+    with pytest.raises(KeyError):
+        live.write([("other", torch.zeros(5, 2))])
+
+
+# The layout of vLLM's layers, by the attributes that they have.
+
+
+def layer(kind: str, parameters: dict[str, tuple[int, ...]], **attributes: Any) -> nn.Module:
+    module = type(kind, (nn.Module,), {})()
+    for name, shape in parameters.items():
+        module.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
+def sharded_model(rank: int, size: int, key_heads: int = 1) -> nn.Module:
+    """Two heads of two columns, a vocabulary of 5 padded to 8, as one process of vLLM holds them."""
+    of = {"tp_rank": rank, "tp_size": size}
+    heads, held_keys = 2 // size, max(1, key_heads // size)
+    rows = (heads + 2 * held_keys) * 2
+    start, stop = 8 // size * rank, min(5, 8 // size * (rank + 1))
+    vocabulary = SimpleNamespace(org_vocab_start_index=start, org_vocab_end_index=stop)
+    model = layer("Model", {}, packed_modules_mapping={"qkv_proj": ["q", "k", "v"], "gate_up_proj": ["gate", "up"]})
+    model.add_module("block", layer("Block", {}))
+    children = {
+        "embed": layer(
+            "VocabParallelEmbedding",
+            {"weight": (8 // size, 4)},
+            tp_size=size,
+            org_vocab_size=5,
+            shard_indices=vocabulary,
+        ),
+        "qkv_proj": layer(
+            "QKVParallelLinear",
+            {"weight": (rows, 4), "bias": (rows,)},
+            num_heads=heads,
+            num_kv_heads=held_keys,
+            head_size=2,
+            num_kv_head_replicas=max(1, size // key_heads),
+            total_num_heads=2,
+            total_num_kv_heads=key_heads,
+            **of,
+        ),
+        "o": layer("RowParallelLinear", {"weight": (4, 4 // size), "bias": (4,)}, **of),
+        "norm": layer("RMSNorm", {"weight": (4,)}),
+        "gate_up_proj": layer("MergedColumnParallelLinear", {"weight": (12 // size, 4)}, output_sizes=[6, 6], **of),
+        "router": layer("ReplicatedLinear", {"weight": (3, 4)}, tp_rank=0, tp_size=1),
+        "wide": layer("ColumnParallelLinear", {"weight": (6 // size, 4)}, **of),
+    }
+    for name, child in children.items():
+        (model.block if name.endswith("_proj") else model).add_module(name, child)
+    return model
+
+
+def live(model: nn.Module) -> LiveWeights:
+    layout = layout_of(model)
+    return LiveWeights({n: p.data for n, p in model.named_parameters()}, layout.places, padding=layout.padding)
+
+
+@pytest.mark.parametrize("size, key_heads", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_shards_together_hold_every_element_once_in_their_checksums(size, key_heads):
+    shards = [live(sharded_model(rank, size, key_heads)) for rank in range(size)]
+    shapes = {name: place.shape for name, place in shards[0].places.items()}
+    assert shapes.keys() >= {
+        "embed.weight",
+        "block.q.weight",
+        "block.k.bias",
+        "block.gate.weight",
+        "block.up.weight",
+        "o.bias",
+        "norm.weight",
+    }
+    assert (
+        shapes["embed.weight"] == (5, 4)
+        and shapes["block.k.weight"] == (2 * key_heads, 4)
+        and shapes["o.weight"] == (4, 4)
+    )
+    whole = {name: torch.randn(shape) for name, shape in shapes.items()}
+    for one in shards:
+        one.write(whole.items())
+    assert added(one.checksums() for one in shards) == {name: checksum(value) for name, value in whole.items()}
+
+
+def test_replicas_of_a_key_head_hold_the_same_rows():
+    shards = [live(sharded_model(rank, 2)) for rank in range(2)]
+    keys = torch.randn(2, 4)
+    for one in shards:
+        one.views["block.k.weight"].copy_(one.places["block.k.weight"].part_of(keys))
+        assert torch.equal(one.views["block.k.weight"], keys)
+    assert [one.places["block.k.weight"].is_first for one in shards] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "kind, name, shape",
+    [
+        ("FusedMoE", "w13_weight", (2, 4, 4)),
+        ("RowParallelLinear", "weight_scale", (4,)),
+        ("Fp8Linear", "input_scale", (1,)),
+        ("Conv1d", "weight", (4, 1, 4)),
+    ],
+)
+def test_a_parameter_that_is_not_known_is_refused_by_name(kind, name, shape):
+    model = sharded_model(0, 1)
+    model.add_module("strange", layer(kind, {name: shape}))
+    with pytest.raises(LayoutError, match=rf"strange\.{name} .* of {kind}"):
+        layout_of(model)
+
+
+@pytest.mark.parametrize("mapping", [{}, {"qkv_proj": ["qkv_proj"]}])
+def test_a_fused_layer_whose_members_are_not_known_is_refused_by_name(mapping):
+    model = sharded_model(0, 1)
+    model.packed_modules_mapping = mapping
+    with pytest.raises(
+        LayoutError, match=r"block\.qkv_proj\.weight: the members of the fused layer qkv_proj are not known"
+    ):
+        layout_of(model)
+
+
+def test_a_tied_head_has_one_place():
+    model = sharded_model(0, 1)
+    model.add_module("head", layer("ParallelLMHead", {}))
+    model.get_submodule("head").weight = model.get_submodule("embed").weight
+    assert isinstance(layout_of(model), Layout)
+    assert "head.weight" not in layout_of(model).places
+
+
+# Broadcast.
+
+
+def synced(weights: dict[str, Tensor], wire: torch.dtype, receivers: list[LiveWeights], times: int = 1) -> None:
+    size = 1 + len(receivers)
+    store = open_store("127.0.0.1", size, 20)
+    names = manifest(weights.items(), wire)
+    errors: list[BaseException] = []
+
+    def receive(rank: int, live: LiveWeights) -> None:
+        try:
+            group = SyncGroup.join(find_store("127.0.0.1", store.port, size, 20), rank, size, CPU, 20)
+            receiver = Receiver(group, live, names)
+            for _ in range(times):
+                receiver.receive()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=receive, args=(i + 1, live)) for i, live in enumerate(receivers)]
+    for thread in threads:
+        thread.start()
+    sender = Sender(SyncGroup.join(store, 0, size, CPU, 20), names)
+    for _ in range(times):
+        items = list(weights.items())
+        sender.send(items[:2])
+        sender.send(items[2:])
+    for thread in threads:
+        thread.join(20)
+    assert not errors, errors
+
+
+@pytest.mark.parametrize("wire", [torch.float32, torch.bfloat16], ids=str)
+def test_a_broadcast_reaches_whole_and_sharded_engines_in_place(wire):
+    engines = [live(sharded_model(0, 1)), live(sharded_model(0, 2)), live(sharded_model(1, 2))]
+    weights = {n: torch.randn(p.shape) for n, p in engines[0].places.items()}
+    addresses = [{n: v.data_ptr() for n, v in e.views.items()} for e in engines]
+    synced(weights, wire, engines, times=3)
+    wanted = {n: checksum(w.to(wire).float()) for n, w in weights.items()}
+    assert engines[0].checksums() == wanted
+    assert added([engines[1].checksums(), engines[2].checksums()]) == wanted
+    assert [{n: v.data_ptr() for n, v in e.views.items()} for e in engines] == addresses
+
+
+def alone() -> SyncGroup:
+    return SyncGroup.join(dist.HashStore(), 0, 1, CPU, 5)
+
+
+def test_an_engine_of_another_model_is_refused_before_anything_is_written():
+    engine = live(sharded_model(0, 1))
+    names = manifest([(n, torch.zeros(p.shape)) for n, p in engine.places.items()], torch.float32)
+    Receiver(alone(), engine, names)
+    with pytest.raises(KeyError, match=r"do not have the same weights: embed\.weight"):
+        Receiver(alone(), engine, tuple(n for n in names if n[0] != "embed.weight"))
+    name, _, dtype = next(n for n in names if n[0] == "embed.weight")
+    with pytest.raises(KeyError, match=r"embed\.weight has shape \[6, 4\], the engine's \[5, 4\]"):
+        Receiver(alone(), engine, ((name, (6, 4), dtype), *(n for n in names if n[0] != name)))
+
+
+def test_tensors_in_another_order_are_not_sent():
+    sender = Sender(alone(), manifest([("a", torch.zeros(2)), ("b", torch.zeros(2))], torch.float32))
+    with pytest.raises(AssertionError, match=r"b .* where a"):
+        sender.send([("b", torch.zeros(2))])
+
+
+def test_a_group_whose_peers_do_not_come_ends_in_time():
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, timeout=timedelta(seconds=1), wait_for_workers=False)
+    with pytest.raises(RuntimeError):
+        SyncGroup.join(store, 0, 2, CPU, 1)
