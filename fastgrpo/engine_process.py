@@ -107,7 +107,7 @@ class Server:
         try:
             self.engine.join_sync(join.host, join.port, join.first_rank, join.size, join.timeout_s, join.manifest)
             self.not_joined = ""
-        except (RuntimeError, KeyError) as error:  # torch's errors of a group are RuntimeErrors
+        except (RuntimeError, KeyError, TimeoutError) as error:  # torch's errors of a group are RuntimeErrors
             self.not_joined = str(error).splitlines()[0]
 
     def _receive(self, command: m.Receive) -> m.Received:
@@ -116,7 +116,7 @@ class Server:
             return m.Received(number, version, self.not_joined)
         try:
             self.engine.receive_weights(version)
-        except RuntimeError as error:  # a peer is gone: the sender forms another group
+        except (RuntimeError, TimeoutError) as error:  # a peer is gone: the sender forms another group
             self.not_joined = str(error).splitlines()[0]
             return m.Received(number, version, self.not_joined)
         return m.Received(number, version, checksums=self.engine.checksums() if command.with_checksums else None)

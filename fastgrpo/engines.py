@@ -82,6 +82,8 @@ def start_vllm(spec: EngineSpec) -> VllmEngine:
 def check_engine(config: Config, device: torch.device, dtype: torch.dtype) -> None:
     """Refuses what no engine of these settings could do, before anything is loaded. Raises ValueError."""
     rollout = config.rollout
+    if rollout.sleep_level and rollout.gpus:
+        raise ValueError("--rollout.sleep_level is for engines inside trainer ranks: leave it with --rollout.gpus")
     if rollout.engine == "vllm":
         require_vllm()
         if dtype == torch.float64:

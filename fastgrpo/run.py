@@ -142,7 +142,7 @@ def setup(
         sequence_cost(policy.model.config),
         config.objective,
         config.optimizer,
-        need_entropy=config.rollout.engine != "builtin",
+        need_entropy=config.rollout.engine != "builtin",  # which tells it with every response
     )
     prompts = PromptsInOrder(PromptStream(inputs.train, config.seed))
     rollouts = start_rollouts(config, ranks, prompts, sampling, learner.policy)
@@ -182,16 +182,18 @@ class Run:
     def resume_or_start(self) -> None:
         path = self._checkpoint_to_resume() if self.config.resume else None
         if path is not None:
-            progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
-            self.trainer.progress = Progress(**progress)
-            self.trainer.rollouts.load_state(rollouts)
-            self.trainer.publish(self.trainer.progress.step)
+            with self._phase("start", self.config.deadline.start_s):
+                progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
+                self.trainer.progress = Progress(**progress)
+                self.trainer.rollouts.load_state(rollouts)
+                self.trainer.publish(self.trainer.progress.step)
             self.display.say(f"continuing from {path}")
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
             self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
         if path is None:
-            self.trainer.verify()
+            with self._phase("start", self.config.deadline.start_s):
+                self.trainer.verify()
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:

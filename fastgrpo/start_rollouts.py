@@ -64,10 +64,7 @@ def _remote(
         wire = manifest(((n, p) for n, p in policy.model.named_parameters()), dtype)
         sender = WeightSender(pool, wire, ranks.device, config.deadline.sync_s)
         ranks.store.set(POOL, pool.address.encode())
-    knows_entropy = rollout.engine == "builtin"
-    return RemoteRollouts(
-        pool, sender, config, ranks, prompts, sampling, partial(full_weights, policy), dtype, knows_entropy
-    )
+    return RemoteRollouts(pool, sender, config, ranks, prompts, sampling, partial(full_weights, policy), dtype)
 
 
 def _host() -> str:

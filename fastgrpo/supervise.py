@@ -10,7 +10,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 
@@ -25,6 +25,7 @@ POOL, OVER = "engine_pool", "over"
 
 TICK_S = 0.2
 MOURNING_S = 2.0  # launchers end all ranks when one exits: the first must be the trainer
+REAP_S = 10.0
 LAST_WORDS = 2000  # characters of an engine's log that explain its end
 
 
@@ -39,7 +40,8 @@ def supervise(config: Config, role: Role, device_type: str) -> int:
         if address is None:
             return 0
         if shard > 0:  # another rank's engine has this one's GPU
-            return 0 if _wait_for(store, OVER) is None else 1
+            _wait_for(store, OVER)
+            return 0
         return _Supervisor(m.Address.decode(address.decode()), index, config, device_type).run()
     except (dist.DistError, EOFError, OSError):
         time.sleep(MOURNING_S)
@@ -57,8 +59,8 @@ def _wait_for(store: dist.Store, key: str) -> bytes | None:
 
 class _Supervisor:
     def __init__(self, address: m.Address, index: int, config: Config, device_type: str) -> None:
-        executor = "mp" if config.rollout.tensor_parallel > 1 else "uni"
-        self.boot = Boot(address, index, EngineSpec(config, device_type, executor))  # type: ignore[arg-type]
+        executor: Literal["mp", "uni"] = "mp" if config.rollout.tensor_parallel > 1 else "uni"
+        self.boot = Boot(address, index, EngineSpec(config, device_type, executor))
         self.log = Path(config.run_dir) / "engines" / f"engine_{index}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.connection = m.call(address, m.Hello(index, True, this_process()))
@@ -98,9 +100,11 @@ class _Supervisor:
             self.child.stdin.close()
 
     def _kill(self) -> None:
-        if self.child is not None and self.child.poll() is None:
-            os.killpg(self.child.pid, signal.SIGKILL)  # with the workers that it started
-            self.child.wait()
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)  # with the workers that it started, also if it died itself
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel lets go of it when it can
+                self.child.wait(REAP_S)
         self.told = True
 
     def _process(self) -> str:
@@ -119,7 +123,7 @@ def _environment(num_gpus: int) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith("TORCHELASTIC_")}
     first = int(os.environ.get("LOCAL_RANK", 0))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(first + num_gpus)]
+    gpus = visible.split(",") if visible is not None else [str(i) for i in range(first + num_gpus)]
     return {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + num_gpus])}
 
 

@@ -15,6 +15,7 @@ from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
+GOODBYE_S = 1.0
 
 NAIVE = (
     "fastgrpo: warning: with --rollout.max_staleness 1 tokens come from older weights, and a plain objective takes "
@@ -37,21 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if is_first:
                 _print_dry_run(recipe, config, role.num_trainers)
             return 0
+        if not role.is_trainer:
+            return _sample(config, role)
         device = choose_device(config.device)
     except ValueError as error:
         return _refuse(error, is_first)
-    if not role.is_trainer:
-        return _sample(config, role, device)
     return _train(recipe, config, device, role)
 
 
-def _sample(config: Config, role: Role, device: torch.device) -> int:
+def _sample(config: Config, role: Role) -> int:
+    """Raises ValueError if the ranks cannot meet. The GPU is the engine's: nothing of this process may be on it."""
     from fastgrpo.supervise import supervise
 
-    try:
-        return supervise(config, role, device.type)
-    except ValueError as error:  # the ranks cannot meet
-        return _refuse(error, is_first=False)
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return supervise(config, role, "cuda" if on_gpu else "cpu")
 
 
 def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
@@ -63,7 +63,9 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0
-    if is_first and config.rollout.max_staleness > 0 and config.objective.correction == "none":
+    objective = config.objective
+    is_naive = objective.correction == "none" and objective.old_logprobs == "recomputed"
+    if is_first and is_naive and config.rollout.max_staleness > 0:
         print(NAIVE, flush=True)
     try:
         ranks = Ranks.connect(device, config.parallel, role)
@@ -86,7 +88,9 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
         print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
         return EXIT_FAILED
-    ranks.store.set(OVER, "1")  # ranks that only sample may go
+    if is_first:
+        ranks.store.set(OVER, "1")  # ranks that only sample may go, while the store is there to tell them
+        time.sleep(GOODBYE_S if config.rollout.gpus else 0.0)
     ranks.disconnect()
     return code
 

@@ -66,8 +66,13 @@ class Scored:
         return [r for j in (*self.judged, *self.dropped) for r in j.group.responses]
 
 
-LIMITS = {"rollout": "generate", "reward": "verify", "old_logprobs": "update", "update": "update", "sync": "sync"}
-"""The deadline that each phase of a step is held to."""
+def limit_of(phase: str, config: Config) -> tuple[str, float, str]:
+    """Of a phase of a step: its name in messages, its longest time, and the setting that gives it."""
+    if phase == "sync" and config.rollout.gpus:
+        return "sync", config.longest_sync_s, "(--deadline.start_s + sync_s) for each engine that may be lost,"
+    names = {"rollout": "generate", "settle": "generate", "reward": "verify", "old_logprobs": "update"}
+    name = names.get(phase, phase)
+    return name, getattr(config.deadline, f"{name}_s"), f"--deadline.{name}_s"
 
 
 @dataclass
@@ -81,9 +86,7 @@ class Clock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        limit = LIMITS[phase]
-        limit_s = self.config.longest_sync_s if limit == "sync" else getattr(self.config.deadline, f"{limit}_s")
-        with self.watchdog.phase(limit, limit_s):
+        with self.watchdog.phase(*limit_of(phase, self.config)):
             yield
         self.phases[f"{phase}_s"] = self.phases.get(f"{phase}_s", 0.0) + time.perf_counter() - start
 
@@ -111,7 +114,7 @@ class Trainer:
             updates = self.with_old_logprobs(self.updates(scored))
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
-        with clock("rollout"):
+        with clock("settle"):
             self.rollouts.settle()
         with clock("sync"):
             self.publish(self.progress.step + 1)

@@ -157,6 +157,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
                 "update_s": "update",
                 "old_logprobs_s": "old logprobs",
                 "reward_s": "reward",
+                "settle_s": "wait for engines",
                 "sync_s": "weight sync",
                 "rest_s": "rest",
             },

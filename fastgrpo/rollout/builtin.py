@@ -30,7 +30,6 @@ class BuiltinEngine:
     ``running`` says what happens to the keys and values of running responses when weights are written.
     """
 
-    knows_entropy = True
     num_workers = 1
     not_in_place = ""
 

@@ -12,8 +12,6 @@ from fastgrpo.types import Group, Prompt, Request, Response, Sampling
 class RolloutEngine(Protocol):
     """Draws responses from the weights that it was last given. Tokens in, tokens out."""
 
-    knows_entropy: bool
-    """Whether responses carry their mean entropy; where not, the trainer computes it."""
     not_in_place: str
     """Why weights are not written in place but loaded by the engine's own means; empty where they are."""
 

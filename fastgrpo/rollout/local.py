@@ -38,7 +38,6 @@ class LocalRollouts:
         self.oversample, self.verify_every = oversample, verify_every
         self.engine_index, self.shard = divmod(ranks.rank, tensor_parallel)
         self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
-        self.knows_entropy = engine.knows_entropy
         self.num_syncs, self.just_verified = 0, False
         self.ledger: dict[str, int] = {}
 
@@ -49,8 +48,9 @@ class LocalRollouts:
         """This rank's part of the next groups. All ranks take part; together they have ``num_groups``."""
         again = set(self.prompts.put_back)
         prompts = self.prompts.take(max(ceil(num_groups * self.oversample), min(len(again), num_groups)))
-        share = self._share_of(prompts)
-        groups = generate(self.engine, share, self.sampling, len(self._share_of(range(num_groups))), again)
+        # Every engine has its part of what is needed, and its part of what is started beyond that.
+        share = [*self._share_of(prompts[:num_groups]), *self._share_of(prompts[num_groups:])]
+        groups = generate(self.engine, share, self.sampling, len(self._share_of(prompts[:num_groups])), again)
         unfinished = {p.position for p in share} - {g.prompt.position for g in groups}
         put_back = set(self.ranks.gather(sorted(unfinished))) if self.oversample > 1 else set()
         self.prompts.give_back(sorted(put_back))

@@ -12,7 +12,6 @@ class Rollouts(Protocol):
 
     prompts: PromptsInOrder
     sampling: Sampling
-    knows_entropy: bool
 
     def begin_step(self, step: int) -> None:
         """Starts what may be started: ``step`` steps are behind the trainer's weights."""

@@ -50,8 +50,6 @@ class VllmEngine:
     cut off (no top-p, no top-k, no penalty). Raises ValueError for a vLLM outside the tested versions.
     """
 
-    knows_entropy = False
-
     def __init__(self, settings: VllmSettings) -> None:
         require_vllm()
         self.settings = settings
@@ -209,7 +207,9 @@ def _sampling_params(request: Request) -> Any:
 
 def _start(settings: VllmSettings) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # vLLM has no other way to say: the core in this process
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+    if settings.kv_cache_gib:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if settings.cpu_layers is not None and settings.executor == "mp":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cores_of_workers(settings.tensor_parallel))
     from vllm import EngineArgs

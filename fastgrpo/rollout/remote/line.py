@@ -1,6 +1,7 @@
 """A connection that never makes its owner wait: a peer may be stopped in the middle of a word."""
 
 import contextlib
+import logging
 import os
 import queue
 import socket
@@ -8,6 +9,8 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Line:
@@ -42,14 +45,18 @@ class Line:
         try:
             while True:
                 self._hear(self, self._connection.recv())
-        except (EOFError, OSError):
-            self._outbox.put(None)
+        except Exception as error:
+            if not isinstance(error, EOFError | OSError):
+                log.exception("a message could not be taken in")
+            self.hang_up()
             self._hear(self, None)
 
     def _talk(self) -> None:
         while (message := self._outbox.get()) is not None:
             try:
                 self._connection.send(message)
-            except OSError:
+            except Exception as error:
+                if not isinstance(error, OSError):
+                    log.exception("a message could not be sent")
                 self.hang_up()
                 return

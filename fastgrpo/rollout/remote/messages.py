@@ -14,6 +14,9 @@ BEAT_S = 1.0
 """An engine process says something at least so often, between two steps of its engine."""
 
 
+INTRODUCTION_S = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where the pool listens, and the secret that a peer must know."""
@@ -128,9 +131,11 @@ def listen(host: str) -> tuple[Listener, int]:
 
 
 def welcome(connection: Connection, secret: bytes) -> Hello:
-    """Raises AuthenticationError, EOFError or OSError for a stranger."""
+    """Raises AuthenticationError, EOFError, OSError or AssertionError for a stranger. Nothing is unpickled before."""
     deliver_challenge(connection, secret)
     answer_challenge(connection, secret)
+    if not connection.poll(INTRODUCTION_S):
+        raise OSError("a peer did not introduce itself")
     hello = connection.recv()
     if not isinstance(hello, Hello):
         raise OSError(f"a peer introduced itself as {hello!r}")

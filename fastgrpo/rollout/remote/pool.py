@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import AuthenticationError
 from typing import Any
 
 from fastgrpo.config import DeadlineConfig
@@ -40,6 +39,7 @@ class Engine:
     share: list[Request] = field(default_factory=list)  # where requests are pinned: all that it was given together
     inbox: "deque[m.Received]" = field(default_factory=deque)
     busy_s: float = 0.0
+    is_syncing: bool = False
 
 
 class EnginePool:
@@ -85,8 +85,8 @@ class EnginePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, groups: Sequence[Sequence[Request]]) -> None:
-        """Hands out groups of requests; ids must be new."""
+    def submit(self, groups: Sequence[Sequence[Request]], *, first: bool = False) -> None:
+        """Hands out groups of requests; ids must be new. ``first``: before those that wait."""
         with self._changed:
             self._known.update(r.id for group in groups for r in group)
             if self.pinned:
@@ -97,6 +97,9 @@ class EnginePool:
                     engine.pending.update({r.id: r for r in requests})
                     if requests and engine.version is not None:
                         self._send(engine, m.Submit(requests))
+            elif first:
+                self.waiting.extendleft(list(group) for group in reversed(groups))
+                self._deal()
             else:
                 self.waiting.extend(list(group) for group in groups)
                 self._deal()
@@ -167,10 +170,24 @@ class EnginePool:
                 self._send(engine, m.Submit(engine.share))
             self._deal()
 
-    def lose(self, engine: Engine, why: str) -> None:
-        """Gives an engine up: its process is ended and another started in its place."""
+    def lose(self, engine: Engine, line: Line, why: str) -> None:
+        """Gives up the process at this line, unless it is gone already: it is ended, and another started."""
         with self._changed:
-            self._lose(engine, why)
+            if engine.line is line:
+                self._lose(engine, why)
+
+    def expects_reply(self, engine: Engine, does: bool) -> None:
+        """An engine in a sync may be silent for longer: the sync has a deadline of its own."""
+        with self._changed:
+            engine.is_syncing, engine.heard = does, time.monotonic()
+
+    def take_busy_s(self) -> float:
+        """Seconds that an engine has drawn since the last call, in the mean."""
+        with self._changed:
+            total = sum(e.busy_s for e in self.engines)
+            for engine in self.engines:
+                engine.busy_s = 0.0
+            return total / len(self.engines)
 
     def close(self) -> None:
         """Tells every engine and supervisor to end, and waits a moment for those that listen."""
@@ -198,7 +215,7 @@ class EnginePool:
     def _welcome(self, connection: Any) -> None:
         try:
             hello = m.welcome(connection, self.address.secret)
-        except (AuthenticationError, EOFError, OSError) as error:
+        except Exception as error:  # a stranger may say anything
             log.warning("a stranger called the engine pool and was sent away: %s", error)
             connection.close()
             return
@@ -213,7 +230,7 @@ class EnginePool:
                 )
             else:
                 if engine.line is not None:
-                    self._lose(engine, "another process came in its place")
+                    self._lose(engine, "another process came in its place", restart=False)
                 engine.process, engine.num_workers = hello.process, hello.num_workers
                 engine.heard, engine.version = time.monotonic(), None
                 engine.inbox.clear()
@@ -266,7 +283,7 @@ class EnginePool:
         """Who has been silent for too long, and who does not come."""
         now = time.monotonic()
         for engine in self.engines:
-            if engine.line is not None and now - engine.heard > self.deadlines.stall_s:
+            if engine.line is not None and not engine.is_syncing and now - engine.heard > self.deadlines.stall_s:
                 self._lose(engine, f"it said nothing for {now - engine.heard:.0f} s (--deadline.stall_s)")
             elif engine.line is None and now - engine.lost_since > self.deadlines.start_s:
                 self._fail(
@@ -274,11 +291,12 @@ class EnginePool:
                     f"{self.deadlines.start_s:g})"
                 )
 
-    def _lose(self, engine: Engine, why: str) -> None:
+    def _lose(self, engine: Engine, why: str, *, restart: bool = True) -> None:
         if engine.line is not None:
             engine.line.hang_up()
         line = f"engine {engine.index} ({engine.process}) was lost: {why}"
         engine.line, engine.version, engine.lost_since = None, None, time.monotonic()
+        engine.is_syncing = False
         if self._closing:
             return
         log.warning("fastgrpo: %s", line)
@@ -290,7 +308,7 @@ class EnginePool:
             self._deal()
         if self.num_restarts > self.max_restarts:
             self._fail(f"{line}. {self.num_restarts} losses are more than --rollout.max_engine_restarts allows")
-        elif (supervisor := self.supervisors.get(engine.index)) is not None:
+        elif restart and (supervisor := self.supervisors.get(engine.index)) is not None:
             supervisor.say(m.Restart())
         self._changed.notify_all()
 

@@ -1,7 +1,7 @@
 """Rollouts by engines with processes of their own, while the trainer trains or before it does."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from math import ceil
 from typing import Any, TypeVar
 
@@ -15,9 +15,11 @@ from fastgrpo.rollout.engine import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
 from fastgrpo.rollout.remote.schedule import Schedule, Started
-from fastgrpo.rollout.remote.weight_sender import Bucket, WeightSender
+from fastgrpo.rollout.remote.weight_sender import WeightSender, in_buckets
 from fastgrpo.rollout.verify import WeightMismatch, require_equal, with_checksums
-from fastgrpo.types import Group, Prompt, Response, Sampling
+from fastgrpo.types import Group, Prompt, Request, Response, Sampling
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -45,16 +47,15 @@ class RemoteRollouts:
         sampling: Sampling,
         weights: Weights,
         dtype: torch.dtype,
-        knows_entropy: bool,
     ) -> None:
         self._pool, self._sender = pool, sender
         self.config, self.ranks, self.prompts, self.sampling = config, ranks, prompts, sampling
-        self.weights, self.dtype, self.knows_entropy = weights, dtype, knows_entropy
+        self.weights, self.dtype = weights, dtype
         settings = config.rollout
         self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
         self.version = 0
         self.num_syncs, self.just_verified = 0, False
-        self._next_id = itertools.count()
+        self._next_id = 0
         self._training: dict[int, tuple[int, int]] = {}  # request id -> position, sample
         self._other: dict[int, Response] = {}  # responses to requests that no step asked for
         self._ledger: dict[str, float] = {}
@@ -73,9 +74,14 @@ class RemoteRollouts:
         return self._scatter(self._when_ready(lambda: self._next_groups(num_groups)))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
-        groups = [requests_of([p], sampling, self._ids(sampling.group_size)) for p in prompts]
-        ids = [r.id for group in groups for r in group]
-        self._lead(lambda: self.pool.submit(groups))
+        ids: list[int] = []
+
+        def submit() -> None:
+            groups = [requests_of([p], sampling, self._ids(sampling.group_size)) for p in prompts]
+            ids.extend(r.id for group in groups for r in group)
+            self.pool.submit(groups, first=True)
+
+        self._lead(submit)
 
         def drawn() -> list[Group] | None:
             self._collect()
@@ -87,13 +93,11 @@ class RemoteRollouts:
         return self._scatter(self._when_ready(drawn))
 
     def rest(self) -> None:
-        """These engines have their memory to themselves."""
+        if self.config.rollout.max_staleness == 0:
+            self._lead(self._put_back)
 
     def settle(self) -> None:
-        staleness = self.config.rollout.max_staleness
-        if staleness == 0:
-            self._lead(self._put_back)
-        elif staleness == 1:
+        if self.config.rollout.max_staleness == 1:
             self._until(lambda: self.pool.num_drawing == 0)
 
     def publish(self, policy_version: int) -> None:
@@ -118,9 +122,9 @@ class RemoteRollouts:
         for position, version, is_awaited, responses in state.get("under_way", []):
             prompt = self.prompts.at(position)
             self.schedule.started[position] = Started(prompt, version, is_awaited, responses)
-            missing = [r for r in self._requests(prompt) if r.sample not in responses]
+            missing = set(range(self.sampling.group_size)) - responses.keys()
             if self._pool is not None and missing:
-                self.pool.submit([missing])
+                self.pool.submit([self._requests(prompt, missing)])
 
     def close(self) -> None:
         if self._pool is not None:
@@ -161,7 +165,7 @@ class RemoteRollouts:
 
         while (word := self._lead(look)) != "ready":
             if word == "sync":
-                self._sync(only_unsynced=True)
+                self._sync(with_checksums=True, only_unsynced=True)
         return found[0] if found else None
 
     def _scatter(self, groups: list[Group] | None) -> list[Group]:
@@ -176,13 +180,13 @@ class RemoteRollouts:
 
     def _ids(self, count: int) -> int:
         """The first of so many new ids."""
-        first = next(self._next_id)
-        for _ in range(count - 1):
-            next(self._next_id)
-        return first
+        self._next_id += count
+        return self._next_id - count
 
-    def _requests(self, prompt: Prompt) -> Any:
-        requests = requests_of([prompt], self.sampling, self._ids(self.sampling.group_size))
+    def _requests(self, prompt: Prompt, samples: Container[int] | None = None) -> list[Request]:
+        """A step's requests of a prompt; those for some of its samples alone, if they are named."""
+        every = requests_of([prompt], self.sampling, self._ids(self.sampling.group_size))
+        requests = [r for r in every if samples is None or r.sample in samples]
         self._training.update({r.id: (prompt.position, r.sample) for r in requests})
         return requests
 
@@ -222,13 +226,10 @@ class RemoteRollouts:
 
     def _metrics(self) -> dict[str, float]:
         pool = self.pool
-        busy_s = sum(e.busy_s for e in pool.engines) / len(pool.engines)
-        for engine in pool.engines:
-            engine.busy_s = 0.0
         return {
             **self._ledger,
             "prompts_under_way": len(self.schedule.started),
-            "engine_busy_s": busy_s,
+            "engine_busy_s": pool.take_busy_s(),
             "engine_restarts": pool.num_restarts,
             "responses_redrawn": pool.num_redrawn,
         }
@@ -243,10 +244,19 @@ class RemoteRollouts:
         every = self.config.sync.verify_every
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
         self.just_verified = due
-        while True:
+        for _ in range(self.config.rollout.max_engine_restarts + 1):
             self._until(self._are_enough)
             if self._sync_once(due, only_unsynced):
                 return
+        self._lead(self._give_up)
+
+    def _give_up(self) -> None:
+        assert self._sender is not None
+        reasons = "; ".join(self._sender.complaints) or "engines were lost in each"
+        raise EngineFailure(
+            f"weights did not reach the engines in {self.config.rollout.max_engine_restarts + 1} attempts, as many as "
+            f"--rollout.max_engine_restarts allows: {reasons}"
+        )
 
     def _are_enough(self) -> bool:
         present = len(self.pool.present)
@@ -269,7 +279,8 @@ class RemoteRollouts:
     def _settle(self, ours: dict[str, int]) -> bool:
         assert self._sender is not None
         replies = self._sender.replies()
-        if replies is None:
+        if not replies:
+            log.warning("fastgrpo: a weight sync failed and is done again: %s", "; ".join(self._sender.complaints))
             return False
         for index, reply in replies.items():
             engine = self.pool.engines[index]
@@ -277,17 +288,3 @@ class RemoteRollouts:
                 require_equal(ours, reply.checksums, f"engine {index} ({engine.process})")
             self.pool.synced(engine, reply.policy_version)
         return True
-
-
-def in_buckets(weights: Iterable[tuple[str, Tensor]], most_bytes: int) -> Iterator[Bucket]:
-    """Consecutive tensors of at most so many bytes together; one at least."""
-    bucket: Bucket = []
-    size = 0
-    for name, value in weights:
-        if bucket and size + value.nbytes > most_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, value))
-        size += value.nbytes
-    if bucket:
-        yield bucket

@@ -50,10 +50,6 @@ class Schedule:
     def is_finished(self, started: Started) -> bool:
         return len(started.responses) == self.group_size
 
-    @property
-    def num_unfinished(self) -> int:
-        return sum(not self.is_finished(s) for s in self.started.values())
-
     def take(self, num_groups: int) -> list[Group] | None:
         """The next groups of this step, in the order of their start; None while some of them are not finished."""
         chosen = self._in_order(num_groups) if self.max_staleness == 1 else self._as_finished(num_groups)

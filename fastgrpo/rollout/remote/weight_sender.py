@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class WeightSender:
         self._sender: Sender | None = None
         self._sending: _Sending | None = None
         self._numbers = itertools.count()
+        self.complaints: list[str] = []  # about the last sync, if it failed
 
     def send(self, engines: list[Engine], buckets: Iterable[Bucket], version: int, *, with_checksums: bool) -> None:
         """One sync, which ends with `replies`.
@@ -40,6 +41,8 @@ class WeightSender:
             engine.inbox.clear()
         command = m.Receive(next(self._numbers), version, with_checksums)
         self._sending = sending = _Sending(self, engines, command, time.monotonic() + self.timeout_s)
+        for engine in engines:
+            self.pool.expects_reply(engine, True)
         sending.start()
         for bucket in buckets:
             sending.hand_over(bucket)
@@ -107,7 +110,9 @@ class _Sending:
         if bucket and bucket[0][1].is_cuda:
             torch.cuda.current_stream().synchronize()  # the thread's stream does not wait for this one
         with self._turn:
-            if self._turn.wait_for(lambda: self._bucket is None or self._is_over, self._left_s) and not self._is_over:
+            if not self._turn.wait_for(lambda: self._bucket is None or self._is_over, self._left_s):
+                self.error = self.error or TimeoutError("the bucket before was not taken in time")
+            elif not self._is_over:
                 self._bucket = bucket
                 self._turn.notify_all()
 
@@ -116,22 +121,31 @@ class _Sending:
         with self._turn:
             self._has_all = True
             self._turn.notify_all()
-            while not self._is_over and self._left_s > 0 and not self._lost():
+            while not self._is_over and self._left_s > 0 and not self._lost() and not self._complaints():
                 self._turn.wait(TICK_S)
             has_failed = self.error is not None or not self._is_over
         if has_failed:
             self.owner.leave()  # engines that wait for the rest of a broadcast hear of it
         pool = self.owner.pool
         pool.wait(lambda: not self._silent(), self._left_s)
-        for engine in self._silent():
-            pool.lose(engine, f"it took no part in a weight sync for {self.owner.timeout_s:g} s (--deadline.sync_s)")
+        for engine, line in zip(self.engines, self.lines, strict=True):
+            if line is not None and engine in self._silent():
+                silent_s = self.owner.timeout_s
+                pool.lose(engine, line, f"it took no part in a weight sync for {silent_s:g} s (--deadline.sync_s)")
+            pool.expects_reply(engine, False)
         lost = self._lost()
         said = {e.index: reply for e in self.engines if e not in lost and (reply := self._reply(e)) is not None}
         replies = {index: reply for index, reply in said.items() if not reply.error}
         if has_failed or len(replies) < len(self.engines):
             self.owner.leave()
+            self.owner.complaints = [*self._complaints(), *([repr(self.error)] if self.error else [])]
             return None
         return replies
+
+    def _complaints(self) -> list[str]:
+        """What engines say that kept them from taking part."""
+        found = ((e, self._reply(e)) for e in self.engines)
+        return [f"engine {e.index}: {reply.error}" for e, reply in found if reply is not None and reply.error]
 
     def _lost(self) -> list[Engine]:
         """Whose process is not there any more."""
@@ -151,6 +165,8 @@ class _Sending:
 
     def _send(self) -> None:
         try:
+            if self.owner.device.type == "cuda":
+                torch.cuda.set_device(self.owner.device)  # a new thread begins on the first one
             sender = self.owner.group_of(self)
             while (bucket := self._next()) is not None:
                 sender.send(bucket)
@@ -168,3 +184,17 @@ class _Sending:
         with self._turn:
             self._turn.wait_for(lambda: self._bucket is not None or self._has_all)
             return self._bucket
+
+
+def in_buckets(weights: Iterable[tuple[str, Tensor]], most_bytes: int) -> Iterator[Bucket]:
+    """Consecutive tensors of at most so many bytes together; one at least."""
+    bucket: Bucket = []
+    size = 0
+    for name, value in weights:
+        if bucket and size + value.nbytes > most_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, value))
+        size += value.nbytes
+    if bucket:
+        yield bucket

@@ -1,5 +1,9 @@
 """From one trainer rank to every engine process: one broadcast per tensor, straight into the live parameters."""
 
+import contextlib
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastgrpo.rollout.weight_sync.live_weights import LiveWeights
+
+POLL_S = 0.0005
 
 Manifest = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """(checkpoint name, shape, dtype on the wire) of every tensor, in the order of a sync."""
@@ -26,22 +32,41 @@ class SyncGroup:
     group: Any  # a backend of torch's, outside its registry of groups
     rank: int
     device: torch.device
+    timeout_s: float
 
     @classmethod
     def join(cls, store: dist.Store, rank: int, size: int, device: torch.device, timeout_s: float) -> "SyncGroup":
-        """Meets the others at a store. Raises torch's DistError after the time."""
-        return cls(_backend(store, rank, size, device, timedelta(seconds=timeout_s)), rank, device)
+        """Meets the others at a store. Raises torch's DistError, or TimeoutError, after the time."""
+        backend = _backend(store, rank, size, device, timedelta(seconds=timeout_s))
+        group = cls(backend, rank, device, timeout_s)
+        if device.type == "cuda":  # NCCL meets in its first collective
+            group.broadcast(torch.zeros(1, device=device)).wait()
+            group.wait_for_device()
+        return group
 
     def broadcast(self, tensor: Tensor) -> dist.Work:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         return self.group.broadcast([tensor], options)
 
+    def wait_for_device(self) -> None:
+        """Until what was queued on a GPU is done: a broadcast's own wait only orders it. Raises TimeoutError, where a
+        synchronisation would never end."""
+        if self.device.type != "cuda":
+            return
+        done = torch.cuda.Event()
+        done.record()
+        deadline = time.monotonic() + self.timeout_s
+        while not done.query():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a broadcast did not end in {self.timeout_s:g} s")
+            time.sleep(POLL_S)
+
     def abort(self) -> None:
-        """Ends a group whose peers are gone; waits that are under way fail."""
+        """Ends a group whose peers are gone; waits that are under way fail. Returns at once."""
         abort = getattr(self.group, "abort", None) or getattr(self.group, "shutdown", None)
         if abort is not None:
-            abort()
+            threading.Thread(target=abort, name="abort of a sync group", daemon=True).start()
 
 
 def open_store(host: str, size: int, timeout_s: float) -> dist.TCPStore:
@@ -53,11 +78,24 @@ def find_store(host: str, port: int, size: int, timeout_s: float) -> dist.TCPSto
     return dist.TCPStore(host, port, size, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
+@contextlib.contextmanager
+def _errors_are_ours() -> Iterator[None]:
+    """A group made in here does not end its process when a collective times out, as torch's groups do by default."""
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.__setitem__(name, before)
+
+
 def _backend(store: dist.Store, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, size, options)
+        with _errors_are_ours():
+            return dist.ProcessGroupNCCL(store, rank, size, options)
     return dist.ProcessGroupGloo(store, rank, size, timeout)
 
 
@@ -80,8 +118,7 @@ class Sender:
             works.append((self.group.broadcast(source), source))  # the source must outlive its broadcast
         for work, _ in works:
             work.wait()
-        if self.group.device.type == "cuda":
-            torch.cuda.current_stream(self.group.device).synchronize()
+        self.group.wait_for_device()
 
 
 class Receiver:
@@ -102,8 +139,7 @@ class Receiver:
                 self.group.broadcast(view).wait()
             else:
                 view.copy_(place.part_of(self._whole(shape, dtype)))
-        if self.group.device.type == "cuda":
-            torch.cuda.current_stream(self.group.device).synchronize()
+        self.group.wait_for_device()
         self.weights.after_write()
 
     def incoming(self) -> Iterator[tuple[str, Tensor]]:

@@ -65,7 +65,10 @@ class WeightSyncWorker:
         if self.sync_weights is not None:
             self._sync_receiver.receive()
         else:
-            self.write_weights(self._sync_receiver.incoming())
+            incoming = self._sync_receiver.incoming()
+            self.write_weights(incoming)
+            for _ in incoming:  # every broadcast must be taken part in, whatever the reload read
+                pass
 
     def sync_checksums(self) -> dict[str, int]:
         return {} if self.sync_weights is None else self.sync_weights.checksums()
