@@ -420,3 +420,32 @@ def test_an_answer_to_an_earlier_sync_is_no_answer_to_this_one(pool_of):
     peer.connection.send(m.Received(peer.told(m.Receive)[0].number - 1, 1))
     assert sender.replies() is None
     assert pool.num_restarts == 1
+
+
+def test_an_engine_that_cannot_take_part_says_why_at_once_and_is_kept(pool_of):
+    pool = pool_of(1)
+    peer = Peer(pool, 0)
+    weights = [("w", torch.zeros(2, 2))]
+    sender = WeightSender(pool, manifest(weights, torch.float32), torch.device("cpu"), LONG_S)
+    began = time.monotonic()
+
+    def refuse() -> None:
+        until(lambda: bool(peer.told(m.Receive)))
+        peer.connection.send(m.Received(peer.told(m.Receive)[0].number, 1, "it has no weight w"))
+
+    threading.Thread(target=refuse, daemon=True).start()
+    sender.send(pool.present, [weights], 1, with_checksums=False)
+    assert sender.replies() is None and "engine 0: it has no weight w" in sender.complaints
+    assert time.monotonic() - began < LONG_S / 2 and pool.lost == []
+
+
+def test_a_loss_is_of_a_process_and_does_not_meet_the_one_that_took_its_place(pool_of):
+    pool = pool_of(1)
+    supervisor, first = Peer(pool, 0, is_supervisor=True), ready(pool, 0)
+    line = pool.engines[0].line
+    first.die()
+    until(lambda: pool.engines[0].line is None)
+    second = ready(pool, 0, name="second")
+    pool.lose(pool.engines[0], line, "silent")
+    assert pool.num_restarts == 1 and pool.engines[0].line is not None and second.connection is not None
+    assert len(supervisor.told(m.Restart)) <= 1

@@ -1,6 +1,7 @@
 """Groups from an engine that draws them to their end, or only as many as a step needs."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from fastgrpo.metrics import JsonLines
 from fastgrpo.rollout.engine import generate
+from fastgrpo.rollout.local import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.types import Prompt, Request, Response, Sampling
 
@@ -131,3 +133,19 @@ def test_prompts_put_back_come_first_and_every_prompt_is_trained_on_once(train, 
     assert train(*settings, "--steps", "2", "--overwrite") == 0
     assert train(*settings, "--steps", "6", "--resume") == 0
     assert taken == whole
+
+
+@pytest.mark.parametrize("oversample", [1.0, 1.05, 1.5, 3.0])
+def test_the_ranks_have_all_groups_together_whatever_their_number(oversample):
+    for num_ranks in range(1, 9):
+        for num_groups in range(1, 20):
+            taken = []
+            for rank in range(num_ranks):
+                ranks = SimpleNamespace(rank=rank, count=num_ranks, gather=list)
+                stream = SimpleNamespace(prompts_at=lambda start, count: prompts(range(start, start + count)))
+                rollouts = LocalRollouts(
+                    FakeEngine([1]), ranks, PromptsInOrder(stream), SAMPLING, dict, None, oversample=oversample
+                )
+                rollouts.begin_step(0)
+                taken += positions(rollouts.take(num_groups))
+            assert len(taken) == len(set(taken)) == num_groups

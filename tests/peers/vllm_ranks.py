@@ -1,0 +1,237 @@
+"""What single ranks of the tests of vLLM's weights run, each in an interpreter of its own."""
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastgrpo.config import Config, DataConfig, ModelConfig, ParallelConfig, RolloutConfig, SyncConfig
+from fastgrpo.engine_process import Boot
+from fastgrpo.engines import EngineSpec
+from fastgrpo.policy.model import Policy
+from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.ranks import Ranks
+from fastgrpo.rollout.engine import generate
+from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.remote.pool import EnginePool
+from fastgrpo.rollout.remote.rollouts import RemoteRollouts
+from fastgrpo.rollout.remote.weight_sender import WeightSender
+from fastgrpo.rollout.weight_sync import Sender, SyncGroup, checksum, manifest, open_store
+from fastgrpo.types import Prompt, Sampling
+from tests.peers import vllm_models as tiny
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Stream:
+    """Prompts by position, as the data's own stream gives them."""
+
+    def prompts_at(self, start: int, count: int) -> list[Prompt]:
+        return [tiny.prompts(1, seed=start + i, first=start + i)[0] for i in range(count)]
+
+
+def sharded_policy(name: str, ranks: Ranks, **changes: Any) -> Policy:
+    model = tiny.model_with(name, tiny.random_weights(name, 0, **changes), "fastgrpo_padded", **changes)
+    return shard(Policy(model, 0.8, 64), ranks.mesh, torch.float32)
+
+
+@torch.no_grad()
+def set_weights(policy: Policy, weights: tiny.Weights) -> None:
+    """Every rank sets its own rows."""
+    for name, parameter in policy.model.named_parameters():
+        mine: Any = parameter.data
+        local = mine.to_local()
+        rows = -(-len(weights[name]) // dist.get_world_size())
+        local.copy_(weights[name][rows * dist.get_rank() : rows * dist.get_rank() + len(local)])
+
+
+def assert_trainer_agrees(name: str, weights: tiny.Weights, groups: Any, **changes: Any) -> None:
+    pairs = tiny.pairs_of(groups)
+    ours = tiny.trainer_logprobs(name, weights, pairs, 0.8, **changes)
+    assert tiny.largest_gap([r.rollout_logprobs for _, r in pairs], ours) < 1e-4
+
+
+def colocated(path: str, name: str, key_heads: int) -> None:
+    """Two ranks that train share an engine: both step it, both write into it."""
+    changes = {"num_key_value_heads": key_heads}
+    ranks = Ranks.connect(CPU, ParallelConfig(timeout_s=200))
+    engine = tiny.start(path, executor="external_launcher", tensor_parallel=2)
+    assert engine.not_in_place == ""
+    addresses = engine._rpc("sync_addresses")
+    policy = sharded_policy(name, ranks, **changes)
+    sampling = Sampling(2, 16, 0.8, (), 5)
+    rollouts = LocalRollouts(
+        engine,
+        ranks,
+        PromptsInOrder(Stream()),  # type: ignore[arg-type]
+        sampling,
+        partial(full_weights, policy),
+        torch.float32,
+        tensor_parallel=2,
+        verify_every=1,
+    )
+    free = 0
+    for version in range(1, 101):
+        weights = tiny.random_weights(name, version, **changes)
+        set_weights(policy, weights)
+        free = tiny.in_flight(engine, free, Sampling(1, 80, 0.8, (), 3), {})
+        rollouts.publish(version)  # compares the checksums of both shards, added up, with the trainer's
+    (held,) = tiny.parameters(engine)
+    tiny.assert_same_bits(held, tiny.laid_out(weights, key_heads, ranks.rank, 2), torch.float32)
+    assert engine._rpc("sync_addresses") == addresses
+    tiny.rest_of(engine)
+    rollouts.begin_step(100)
+    groups = rollouts.take(4)
+    assert len(groups) == 2
+    assert_trainer_agrees(name, weights, groups, **changes)
+    rollouts.close()
+    dist.barrier()  # the engine has left the trainer's groups alone
+    ranks.disconnect()
+
+
+def two_workers(path: str, name: str, key_heads: int, num_syncs: int) -> None:
+    """One engine over two processes, which take their parts out of broadcasts from this one."""
+    changes = {"num_key_value_heads": key_heads}
+    engine = tiny.start(path, tensor_parallel=2, executor="mp")
+    assert engine.not_in_place == ""
+    addresses = engine._rpc("sync_addresses")
+    wire = manifest(tiny.random_weights(name, 0, **changes).items(), torch.float32)
+    store = open_store("127.0.0.1", 3, 60)
+    senders: list[Sender] = []
+    with in_thread(lambda: senders.append(Sender(SyncGroup.join(store, 0, 3, CPU, 60), wire))):
+        engine.join_sync("127.0.0.1", store.port, 1, 3, 60, wire)
+    free, weights = 0, {}
+    for version in range(1, num_syncs + 1):
+        weights = tiny.random_weights(name, version, **changes)
+        free = tiny.in_flight(engine, free, Sampling(1, 80, 0.8, (), 3), {})
+        assert engine.is_unfinished()
+        with in_thread(partial(senders[0].send, weights.items())):
+            engine.receive_weights(version)
+        assert engine.checksums() == {n: checksum(w) for n, w in weights.items()}, version
+    for rank, shard_of_rank in enumerate(tiny.parameters(engine)):
+        tiny.assert_same_bits(shard_of_rank, tiny.laid_out(weights, key_heads, rank, 2), torch.float32)
+    assert engine._rpc("sync_addresses") == addresses
+    tiny.rest_of(engine)
+    assert_trainer_agrees(name, weights, generate(engine, tiny.prompts(8), Sampling(2, 16, 0.8, (), 5)), **changes)
+    engine.close()
+
+
+@contextmanager
+def in_thread(work: Callable[[], object]) -> Iterator[None]:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    yield
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def trainer(path: str, name: str, num_syncs: int) -> None:
+    """A rank that trains; the first one has two engine processes."""
+    config = Config(
+        model=ModelConfig(path=path),
+        data=DataConfig(prompts_per_step=4, max_prompt_tokens=64),
+        rollout=RolloutConfig(
+            engine="vllm", gpus=2, max_staleness=2, group_size=2, max_response_tokens=48, max_sequences=16
+        ),
+        sync=SyncConfig(verify_every=1, cpu_layers="live"),
+    )
+    ranks = Ranks.connect(CPU, ParallelConfig(timeout_s=300))
+    policy = sharded_policy(name, ranks)
+    sampling = Sampling(2, 48, 0.8, tuple(range(12)), 5)
+    pool, sender, children = None, None, []
+    if ranks.is_first:
+        pool = EnginePool("127.0.0.1", 2, config.deadline, 0, 16, pinned=False)
+        wire = manifest(policy.model.named_parameters(), torch.float32)
+        sender = WeightSender(pool, wire, CPU, 100)
+        children = [engine_process(Boot(pool.address, i, EngineSpec(config, "cpu", "uni")), path) for i in range(2)]
+    rollouts = RemoteRollouts(
+        pool,
+        sender,
+        config,
+        ranks,
+        PromptsInOrder(Stream()),  # type: ignore[arg-type]
+        sampling,
+        partial(full_weights, policy),
+        torch.float32,
+        False,
+    )
+    try:
+        if pool is not None:
+            assert pool.wait(lambda: len(pool.present) == 2, 120), "the engines did not come"
+        num_in_flight, num_mixed = 0, 0
+        for version in range(num_syncs):
+            weights = tiny.random_weights(name, version)
+            set_weights(policy, weights)
+            rollouts.begin_step(version)
+            if pool is not None:
+                num_in_flight += pool.num_drawing > 0
+            rollouts.publish(version)  # every engine's checksums are compared with the trainer's
+            num_mixed += sum(bool(r.version_changes) for g in rollouts.take(4) for r in g.responses)
+        assert num_mixed > num_syncs, num_mixed
+        assert pool is None or num_in_flight > 0.8 * num_syncs, num_in_flight
+        prompts = tiny.prompts(4, first=10**6)
+        groups = rollouts.generate(prompts, sampling)
+        assert {r.policy_version for g in groups for r in g.responses} == {num_syncs - 1}
+        assert_trainer_agrees(name, weights, groups)
+        print(f"{num_syncs} syncs, {num_in_flight} with requests in flight, {num_mixed} responses over several weights")
+    finally:
+        rollouts.close()
+        for child in children:
+            assert child.wait(60) == 0
+    ranks.disconnect()
+
+
+def engine_process(boot: Boot, path: str) -> Any:
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    with (Path(path) / f"engine_{boot.index}.log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fastgrpo.engine_process"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**environment, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        )
+    assert child.stdin is not None
+    child.stdin.write(pickle.dumps(boot))
+    child.stdin.close()
+    return child
+
+
+def follow_the_example(path: str) -> None:
+    """The first example of the package's documentation, with a model and a prompt filled in."""
+    import vllm
+
+    import fastgrpo.rollout.weight_sync as documented
+
+    example = (documented.__doc__ or "").split("::")[1].split("and with")[0]
+    lines = [line.strip() for line in example.strip().splitlines()]
+    assert any("vllm.LLM(...," in line for line in lines), lines
+    weights = tiny.random_weights("qwen2_tied", 1)
+    model = tiny.model_with("qwen2_tied", weights)
+    program = "\n".join(lines).replace("vllm.LLM(...,", "vllm.LLM(path, dtype='float32', enforce_eager=True,")
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    names: dict[str, Any] = {"vllm": vllm, "model": model, "path": path, "os": os}
+    exec(program, names)
+
+    llm = names["llm"]
+    settings = vllm.SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, detokenize=False)
+    prompts = tiny.prompts(4)
+    outputs = llm.generate([{"prompt_token_ids": p.prompt_ids.tolist()} for p in prompts], settings)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = prompt.prompt_ids.tolist()
+        for token in output.outputs[0].token_ids:
+            assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
