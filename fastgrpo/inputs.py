@@ -11,7 +11,6 @@ from fastgrpo.checkpoint import require_space
 from fastgrpo.config import Config
 from fastgrpo.data import EncodedPrompts, encode, held_out_prompts, load_problems, load_tokenizer
 from fastgrpo.display import Display
-from fastgrpo.engines import check_engine
 from fastgrpo.policy.model import check_model, find_model
 from fastgrpo.types import Prompt
 
@@ -36,7 +35,6 @@ def load_inputs(config: Config, display: Display, device: torch.device, dtype: t
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype)
     choose_attention(config.model.attention, device, dtype)
-    check_engine(config, device, dtype)
     encoded = _load_prompts(config, config.data.train, tokenizer, display)
     held_out = []
     if config.data.held_out:

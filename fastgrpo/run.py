@@ -17,6 +17,7 @@ from fastgrpo.checkpoint import Checkpointer, newest_intact
 from fastgrpo.config import Config
 from fastgrpo.data import PromptStream
 from fastgrpo.display import Display
+from fastgrpo.engines import check_engine
 from fastgrpo.inputs import Inputs, load_inputs
 from fastgrpo.metrics import write_json
 from fastgrpo.policy.learner import Learner
@@ -69,8 +70,9 @@ def start(
     ends: contextlib.ExitStack,
 ) -> "Run":
     """Everything before the first response; what must be ended is noted in ``ends``."""
-    ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     dtype = compute_dtype(config.model, ranks.device)
+    ranks.together(lambda: check_engine(config, ranks.device, dtype))
+    ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(lambda: load_inputs(config, display, ranks.device, dtype))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
     trainer = ranks.together(lambda: setup(config, ranks, inputs, pool, folder, trainer_class))

@@ -73,7 +73,10 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         return _refuse(error, is_first)
     code = 0
     try:
-        train(recipe, config, ranks)
+        try:
+            train(recipe, config, ranks)
+        finally:
+            ranks.watchdog.close()  # it speaks with the store, which ends with the first rank
     # What follows is raised by every rank; anything else leaves as a traceback, and the launcher ends the others.
     except Refused as error:
         code = _refuse(error, is_first)
