@@ -295,13 +295,14 @@ class EnginePool:
         if engine.line is not None:
             engine.line.hang_up()
         line = f"engine {engine.index} ({engine.process}) was lost: {why}"
+        if not self._closing:
+            log.warning("fastgrpo: %s", line)
+            self.lost.append(line)
+            self.num_restarts += 1
         engine.line, engine.version, engine.lost_since = None, None, time.monotonic()
         engine.is_syncing = False
         if self._closing:
             return
-        log.warning("fastgrpo: %s", line)
-        self.lost.append(line)
-        self.num_restarts += 1
         if not self.pinned:
             self.waiting.extendleft(reversed(_groups(engine.pending.values())))
             engine.pending.clear()
