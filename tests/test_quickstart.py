@@ -28,10 +28,8 @@ def test_worked_out_demonstrations_are_right_and_guesses_mostly_wrong():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["fused", "reference"])
-def test_the_quickstart_learns_and_its_report_shows_it(tmp_path, show, head):  # noqa: F811
+def test_the_quickstart_learns_and_its_report_shows_it(tmp_path, show):  # noqa: F811
     command = [sys.executable, "-m", "fastgrpo", "train", "--ranks", "2", "quickstart", "--runs_dir", str(tmp_path)]
-    command += ["--objective.head", head]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert printed.returncode == 0, printed.stderr
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
