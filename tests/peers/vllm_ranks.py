@@ -165,7 +165,6 @@ def trainer(path: str, name: str, num_syncs: int) -> None:
         sampling,
         partial(full_weights, policy),
         torch.float32,
-        False,
     )
     try:
         if pool is not None:
