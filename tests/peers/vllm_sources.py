@@ -53,10 +53,12 @@ class _Remote(io.RawIOBase):
 
 
 def _index_url() -> str:
-    """Where this environment's pip looks, from its configuration files or PIP_INDEX_URL."""
+    """Where this environment's pip looks: its configuration files, PIP_INDEX_URL, or its own default."""
+    from pip._internal.models.index import PyPI
+
     settings = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     found = dict(re.findall(r"^(\S+)\.index-url='(.+)'$", settings, re.MULTILINE))
-    url = found.get(":env:") or found.get("install") or found.get("global") or "https://pypi.org/simple"
+    url = found.get(":env:") or found.get("install") or found.get("global") or PyPI.simple_url
     return url.rstrip("/") + "/"
 
 
