@@ -34,7 +34,7 @@ def main() -> int:
     connection = m.call(boot.address, hello)
     try:
         Server(connection, engine).serve()
-    except (EOFError, OSError):
+    except (EOFError, ConnectionError):
         return 1  # the pool is gone: its own error is the one to read
     except Exception as error:
         traceback.print_exc()
