@@ -13,13 +13,16 @@ test: .venv/ready-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	.venv/bin/python -m pytest -m "not slow and not peers and not gpu"
 
+# vLLM binds the process that it runs in to a core and adds to its environment: what starts processes of its own comes
+# in a process of its own.
 test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu"
 	.venv-trl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
 	.venv-verl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
 	.venv-openrlhf/bin/python -m pytest tests/peers/test_adapter_openrlhf.py
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py
-	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py quickstart_vllm.py) tests/bench/test_rollout_benches.py
+	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py)
+	.venv-vllm/bin/python -m pytest tests/peers/test_quickstart_vllm.py tests/bench/test_rollout_benches.py
 
 # On a CUDA GPU the kernels' tests run on it, in place of the interpreter.
 test-gpu: .venv/ready-dev

@@ -102,8 +102,8 @@ def run(folder: Path, name: str, settings: Sequence[str], num_steps: int, cores:
     children = []
     with log.open("wb") as output:
         for rank, core in enumerate(cores):
-            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(cores), "MASTER_PORT": port}
-            environment = child_environment() | {k: str(v) for k, v in ranks.items()}
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(cores), "LOCAL_WORLD_SIZE": len(cores)}
+            environment = child_environment() | {k: str(v) for k, v in ranks.items()} | {"MASTER_PORT": str(port)}
             children.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "fastgrpo.train", *arguments, *settings],

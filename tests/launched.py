@@ -16,7 +16,8 @@ def run_ranks(code: str, num_ranks: int, timeout_s: float = 120.0) -> None:
     port = str(free_port())
     children = []
     for rank in range(num_ranks):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+        ranks |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in ranks.items()}}
         command = [sys.executable, "-c", code]
         children.append(

@@ -1,0 +1,95 @@
+"""What an evaluation's folder holds, read back: problems, responses and verdicts.
+
+``evaluation.json`` says what was asked, ``problems/<benchmark>.jsonl`` the problems, ``generations/<benchmark>.jsonl``
+one response a line as it was drawn, ``verdicts/<benchmark>.jsonl`` what became of each.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemRow:
+    problem: int  # place in the benchmark's file, from 0
+    text: str  # as it was put to the model, before any chat template
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One response with its verdict."""
+
+    problem: int
+    sample: int
+    text: str
+    num_tokens: int
+    finish_reason: Literal["stop", "length"]
+    correct: bool
+
+
+@dataclass(frozen=True)
+class BenchmarkResults:
+    name: str
+    problems: list[ProblemRow]
+    judged: list[Judged]  # by (problem, sample); every problem has the same number of samples when complete
+
+    def outcomes(self) -> np.ndarray:  # [num_problems, n] bool
+        """Which responses were right. Raises ValueError if a response or a verdict is missing."""
+        by_problem: dict[int, list[bool]] = {p.problem: [] for p in self.problems}
+        for one in self.judged:
+            by_problem[one.problem].append(one.correct)
+        counts = {len(verdicts) for verdicts in by_problem.values()}
+        if len(counts) != 1 or counts == {0}:
+            raise ValueError(
+                f"{self.name} is incomplete: its problems have {min(counts, default=0)} to {max(counts, default=0)} "
+                "judged responses each. Run the same `fastgrpo evaluate` command again: it goes on where it stopped."
+            )
+        return np.array(list(by_problem.values()), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    folder: Path
+    about: dict[str, Any]  # evaluation.json
+    benchmarks: list[BenchmarkResults]
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """All that has been judged so far. Raises ValueError where there is no evaluation, or a file is broken."""
+    if not (folder / "evaluation.json").is_file():
+        raise ValueError(f"no evaluation in {folder}: it has no evaluation.json")
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return Evaluation(folder, about, [_read_benchmark(folder, name) for name in about["benchmarks"]])
+
+
+def _read_benchmark(folder: Path, name: str) -> BenchmarkResults:
+    problems = [ProblemRow(**row) for row in read_rows(folder / "problems" / f"{name}.jsonl")]
+    verdicts = {(v["problem"], v["sample"]): v for v in read_rows(folder / "verdicts" / f"{name}.jsonl")}
+    judged = []
+    for row in read_rows(folder / "generations" / f"{name}.jsonl"):
+        verdict = verdicts.get((row["problem"], row["sample"]))
+        if verdict is not None:
+            judged.append(Judged(**row, correct=is_correct(verdict)))
+    return BenchmarkResults(name, problems, sorted(judged, key=lambda j: (j.problem, j.sample)))
+
+
+def is_correct(verdict: dict[str, Any]) -> bool:
+    """A response is right if the rule accepts it or, where the rule did not, the verifier model."""
+    return bool(verdict["rule"]) or verdict["model"] is True
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows, none if there is no file; a last line that a kill tore is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows
