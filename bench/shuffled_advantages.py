@@ -9,20 +9,20 @@ import sys
 import numpy as np
 import torch.distributed as dist
 
-from fastgrpo.config import validate
 from fastgrpo.ranks import Ranks, choose_device, launched_ranks
 from fastgrpo.recipe import find_recipe, load_recipe
 from fastgrpo.run import train
 from fastgrpo.train import parse
 from fastgrpo.trainer import Trainer
+from fastgrpo.validate import validate
 
 
 class ShuffledAdvantages(Trainer):
     """Advantages permuted over the whole batch, by a permutation that is a function of seed and step."""
 
-    def advantages(self, rewards: np.ndarray) -> np.ndarray:  # [N] -> [N]
+    def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
         order = np.random.default_rng((self.config.seed, self.progress.step)).permutation(len(rewards))
-        return super().advantages(rewards)[order]
+        return super().advantages(rewards, lengths)[order]
 
 
 def run(arguments: list[str]) -> None:

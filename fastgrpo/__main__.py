@@ -5,6 +5,7 @@ import sys
 USAGE = """usage: fastgrpo COMMAND ...
 
   train [--ranks N] [RECIPE] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
+  evaluate MODEL [--suite justrl|simplerl|prorl] ...       draw and judge benchmarks the way a paper did
   report RUN                                               make report.html of a run, also while it goes
   recipes                                                  list the recipes that come with fastgrpo
 """
@@ -14,6 +15,10 @@ def main() -> int:
     command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if command == "train":
         return _train(arguments)
+    if command == "evaluate":
+        from fastgrpo.evaluate import main as evaluate
+
+        return evaluate(arguments)
     if command == "report":
         from fastgrpo.report.__main__ import main as report
 
@@ -39,14 +44,15 @@ def _train(arguments: list[str]) -> int:
 
 
 def _recipes() -> int:
-    import ast
+    """Name, first line, source and cost of every recipe that comes with the package."""
+    import signal
 
-    from fastgrpo.recipe import shipped_recipes
+    from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
 
-    for path in sorted(shipped_recipes().glob("*.py")):
-        if path.stem != "__init__":
-            about = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
-            print(f"{path.stem:28} {about[0] if about else ''}")
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
+    for name in recipe_names():
+        recipe = load_recipe(find_recipe(name))
+        print(f"{name}\n    {recipe.about}\n    source: {recipe.source}\n    cost: {recipe.cost}")
     return 0
 
 

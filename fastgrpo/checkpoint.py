@@ -19,7 +19,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.sharding import full_weights
@@ -81,17 +86,15 @@ class Checkpointer:
         partial = self.folder / f".step_{step:06d}"
         error: Exception | None = None
         try:
-            require_space(self.folder, learner.policy.model.num_parameters(), self.export_dtype)
+            copies = 2 if learner.reference else 1
+            require_space(self.folder, learner.policy.model.num_parameters(), self.export_dtype, copies)
             _save_random_state(partial, self.ranks.rank)
             if self.ranks.is_first:
                 (partial / ROLLOUTS).write_bytes(pickle.dumps(rollouts))
         except (ValueError, OSError) as caught:
             error = caught
         self._agree(partial, error)
-        model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-        shards: Any = dcp.async_save(
-            {"model": model, "optimizer": optimizer}, checkpoint_id=partial / SHARDS, process_group=self.group
-        )
+        shards: Any = dcp.async_save(_state_of(learner), checkpoint_id=partial / SHARDS, process_group=self.group)
         weights = {n: _to_cpu(w, self.export_dtype, self.ranks.is_first) for n, w in full_weights(learner.policy)}
         self.under_way = _Write(partial, shards)
         if self.ranks.is_first:
@@ -129,8 +132,7 @@ class Checkpointer:
     def load(self, path: Path, learner: Learner) -> tuple[dict[str, Any], dict[str, Any]]:
         """Overwrites weights and optimizer; returns the progress and the rollouts that were saved with them. All ranks
         take part."""
-        model, optimizer = get_state_dict(learner.policy, learner.optimizer)
-        state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        state = _state_of(learner)
         dcp.load(state, checkpoint_id=path / SHARDS, process_group=self.group)
         set_state_dict(
             learner.policy,
@@ -138,6 +140,8 @@ class Checkpointer:
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
         )
+        if learner.reference is not None:
+            set_model_state_dict(learner.reference.policy, state["reference"])
         _load_random_state(path, self.ranks.rank)
         rollouts = pickle.loads((path / ROLLOUTS).read_bytes())
         return json.loads((path / STATE).read_text())["progress"], rollouts
@@ -165,9 +169,18 @@ class Checkpointer:
             write.error = error
 
 
-def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype) -> None:
-    """Raises ValueError if a checkpoint would not fit on the disk that holds the folder."""
-    needed = checkpoint_bytes(num_parameters, export_dtype)
+def _state_of(learner: Learner) -> dict[str, Any]:
+    """What a run needs to go on, sharded as it is; the reference too, which may have been reset."""
+    model, optimizer = get_state_dict(learner.policy, learner.optimizer)
+    if learner.reference is None:
+        return {"model": model, "optimizer": optimizer}
+    return {"model": model, "optimizer": optimizer, "reference": get_model_state_dict(learner.reference.policy)}
+
+
+def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype, copies: int = 1) -> None:
+    """Raises ValueError if a checkpoint would not fit on the disk that holds the folder. ``copies`` is 2 with a
+    reference."""
+    needed = checkpoint_bytes(num_parameters, export_dtype, copies)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
@@ -175,9 +188,10 @@ def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype) 
         )
 
 
-def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype) -> int:
-    """Disk that one checkpoint takes: float32 weights and two AdamW moments, the export, and a tenth to spare."""
-    return int(num_parameters * (12 + export_dtype.itemsize) * 1.1)
+def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype, copies: int = 1) -> int:
+    """Disk that one checkpoint takes: float32 weights, as often as they are kept, two AdamW moments, the export, and a
+    tenth to spare."""
+    return int(num_parameters * (8 + 4 * copies + export_dtype.itemsize) * 1.1)
 
 
 def published(folder: Path) -> list[Path]:

@@ -6,8 +6,7 @@ hyper-parameters, plain GRPO. A recipe states what differs, the command line ove
 
 import dataclasses
 import json
-import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +27,8 @@ class ModelConfig:
     """Response tokens whose logits exist at one time; 0 chooses what is fast and small beside the head's gradient."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless asked for."""
+    family: Literal["qwen2", "llama", "mistral"] = "qwen2"
+    """What --shrink makes a random model of; a real run goes by the model's own files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,17 @@ class DataConfig:
     suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
     """Appended to every problem that does not end in it."""
     chat_template: bool = True
-    """Wrap the problem as one user message in the tokenizer's chat template."""
+    """Wrap it as one user message in the tokenizer's chat template, which base models lack."""
+    template: str = ""
+    """What is asked, with {problem} in it, in place of the suffix."""
+    special_tokens: bool = True
+    """Without a chat template: the tokenizer's own special tokens, as a BOS, before the prompt."""
+    levels: tuple[int, ...] = ()
+    """Difficulties to keep, of rows that have one; empty keeps all."""
+    hint_percent: int = 0
+    """Share of the reference solution that a recipe with hints gives away in the prompt, in characters."""
+    shuffle: bool = True
+    """Every pass over the data in an order of its own; else always in the order of the file."""
     max_prompt_tokens: int = 1024
     """Longer prompts are dropped and counted."""
     prompts_per_step: int = 256
@@ -82,7 +93,7 @@ class RolloutConfig:
     temperature: float = 1.0
     """One value for sampler and trainer."""
     stop_token_ids: tuple[int, ...] = ()
-    """Token ids that end a response; empty takes the end token of the model's generation settings."""
+    """Token ids that end a response, besides the end tokens of the model's generation settings."""
     ignore_eos: bool = False
     """Sample every response to its full length; for benchmarks."""
     max_sequences: int = 1024
@@ -132,6 +143,8 @@ class RewardConfig:
     """Reward of a response that the verifier accepts."""
     wrong: float = -1.0
     """Reward of any other response, also of one whose verifier hung or died."""
+    unformatted: float | None = None
+    """Reward of a response in which a verifier that looks for it finds no answer in the demanded form; None: wrong."""
     workers: int = 1
     """Verifier processes per rank."""
     timeout_s: float = 10.0
@@ -147,7 +160,18 @@ class ObjectiveConfig:
     clip_high: float = 0.28
     """The ratio counts up to 1 + clip_high."""
     dual_clip: float = 10.0
-    """With a negative advantage, the loss of a token is at most this times the advantage."""
+    """With a negative advantage, the loss of a token is at most this times the advantage; 0: unbounded."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the divergence from the reference, in the loss: log-ratio, half its square, or the unbiased one."""
+    kl_coef: float = 0.0
+    """Weight of that divergence; 0 loads no reference model."""
+    kl_cap: float = 0.0
+    """A token's divergence counts up to this, in either sign; 0: all of it."""
+    entropy_coef: float = 0.0
+    """Bonus for a nat of entropy."""
+    aggregation: Literal["token_mean", "microbatch_mean"] = "token_mean"
+    """token_mean: one mean over the response tokens of an update. microbatch_mean: the mean of each micro-batch, by its
+    share of the responses, which is what verl 0.4 does; it depends on the packing."""
     head: Literal["fused", "logprobs", "reference"] = "fused"
     """How the loss is computed, the same loss each time: fused forms its gradient in the LM head's op (three matmuls);
     logprobs makes logprobs first (four); reference has all logits of a micro-batch at once, to check the others."""
@@ -230,6 +254,10 @@ class Config:
     """Start anew although the run folder holds a run; its base model is kept."""
     dry_run: bool = False
     """Print the resolved configuration and the arithmetic of a step, and stop."""
+    fidelity: Literal["paper", "verl"] = "paper"
+    """verl: where the code that the paper was run with differs from its text, do as the code does."""
+    shrink: bool = False
+    """Make it a smoke run: three short steps of a tiny random model, on any machine, with all that the recipe names."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -277,7 +305,7 @@ def with_run_dir(config: Config) -> Config:
 
 # Settings that may differ between a run and its continuation.
 _FREE_ON_RESUME = {
-    "steps", "resume", "overwrite", "dry_run", "runs_dir", "name", "device",
+    "steps", "resume", "overwrite", "dry_run", "fidelity", "shrink", "model.family", "runs_dir", "name", "device",
     "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "rollout.max_sequences",
     "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention", "model.liger",
     "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head", "checkpoint.every_steps",
@@ -309,120 +337,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"--{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)]
 
 
-_AT_LEAST_ONE = (
-    "steps", "parallel.replicas", "data.max_prompt_tokens", "data.prompts_per_step",
-    "rollout.max_response_tokens", "rollout.max_sequences", "reward.workers", "optimizer.updates_per_step",
-    "optimizer.tokens_per_microbatch", "optimizer.max_skipped_updates", "evaluation.samples_per_prompt",
-    "evaluation.max_problems", "checkpoint.keep_last", "rollout.tensor_parallel", "rollout.oversample",
-    "rollout.max_rounds", "sync.bucket_mib",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "seed", "model.head_chunk_tokens", "optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every_steps",
-    "evaluation.temperature",
-    "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high", "objective.correction_low",
-    "objective.rollout_kl_alarm", "rollout.gpus", "rollout.max_staleness", "rollout.kv_cache_gib",
-    "rollout.max_engine_restarts", "sync.verify_every",
-)  # fmt: skip
-_POSITIVE = (
-    "rollout.temperature", "parallel.timeout_s", "reward.timeout_s", "reward.memory_limit_gib", "optimizer.eps",
-    "optimizer.learning_rate", "optimizer.max_grad_norm", "deadline.start_s", "deadline.stall_s",
-    "deadline.generate_s", "deadline.verify_s", "deadline.update_s", "deadline.sync_s", "deadline.checkpoint_s",
-)  # fmt: skip
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with some settings changed, by their command-line names: ``{"rollout.group_size": 16}``.
 
-
-def validate(config: Config, num_ranks: int) -> None:
-    """Refuses what cannot run, before anything is loaded. Raises ValueError with the range or the numbers."""
-    values = flatten(config)
-
-    def require(name: str, ok: bool, wanted: str) -> None:
-        if not ok:
-            raise ValueError(f"--{name} must be {wanted}, got {values[name]!r}")
-
-    for name, value in values.items():
-        require(name, not isinstance(value, float) or math.isfinite(value), "a finite number")
-    for name in _AT_LEAST_ONE:
-        require(name, values[name] >= 1, "at least 1")
-    for name in _NOT_NEGATIVE:
-        require(name, values[name] >= 0, "0 or more")
-    for name in _POSITIVE:
-        require(name, values[name] > 0, "above 0")
-    require("seed", config.seed < 2**62, "below 2**62")
-    require("name", re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.name) is not None, "one folder's name")
-    require("rollout.group_size", config.rollout.group_size >= 2, "at least 2: a response is compared with its group")
-    require("reward.correct", config.reward.correct > config.reward.wrong, "above --reward.wrong")
-    require("rollout.stop_token_ids", all(i >= 0 for i in config.rollout.stop_token_ids), "token ids of at least 0")
-    require("parallel.timeout_s", config.parallel.timeout_s <= 1e7, "at most 1e7")
-    require("reward.timeout_s", config.reward.timeout_s <= 1e6, "at most 1e6")
-    require("objective.clip_low", 0 <= config.objective.clip_low < 1, "in [0, 1)")
-    require("objective.dual_clip", config.objective.dual_clip > 1, "above 1")
-    require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
-    _validate_arithmetic(config, num_ranks)
-    _validate_rollouts(config, num_ranks)
-
-
-def _validate_arithmetic(config: Config, num_ranks: int) -> None:
-    prompts, updates = config.data.prompts_per_step, config.optimizer.updates_per_step
-    if prompts % updates:
-        more = prompts - prompts % updates + updates
-        raise ValueError(
-            f"--data.prompts_per_step {prompts} cannot be split into --optimizer.updates_per_step {updates} equal "
-            f"updates: {prompts} / {updates} = {prompts / updates:g}. Take {more} prompts, or a number of updates that "
-            f"divides {prompts}."
-        )
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if config.optimizer.tokens_per_microbatch < longest:
-        raise ValueError(
-            f"--optimizer.tokens_per_microbatch {config.optimizer.tokens_per_microbatch} cannot hold one longest "
-            f"sequence of {config.data.max_prompt_tokens} prompt + {config.rollout.max_response_tokens} response "
-            f"= {longest} tokens. Raise it, or lower --rollout.max_response_tokens."
-        )
-    if num_ranks % config.parallel.replicas:
-        raise ValueError(
-            f"--parallel.replicas {config.parallel.replicas} does not divide the {num_ranks} ranks of this launch."
-        )
-
-
-def _validate_rollouts(config: Config, num_trainers: int) -> None:
-    rollout = config.rollout
-    if rollout.max_staleness > 0 and rollout.gpus == 0:
-        raise ValueError(
-            f"--rollout.max_staleness {rollout.max_staleness} needs engines that sample while the trainer trains: give "
-            f"them ranks of their own with --rollout.gpus, or take staleness 0"
-        )
-    if rollout.max_staleness > 1 and config.objective.correction == "none":
-        raise ValueError(
-            f"--rollout.max_staleness {rollout.max_staleness} with a plain objective trains on tokens of other weights "
-            f"as if they were the policy's own (AReaL, arXiv 2505.24298, table 3: 42.0 falls to 23.3 on AIME24): add "
-            f"--objective.correction truncate, or take staleness 1 at most"
-        )
-    if rollout.oversample > 1 and rollout.max_staleness > 0:
-        raise ValueError(
-            "--rollout.oversample cuts the tail that a step waits for; with --rollout.max_staleness above 0 a step "
-            "does not wait for it: leave one of them"
-        )
-    if rollout.gpus == 0 and num_trainers % rollout.tensor_parallel:
-        raise ValueError(
-            f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide the {num_trainers} ranks that share "
-            f"engines"
-        )
-    if rollout.gpus % rollout.tensor_parallel:
-        raise ValueError(
-            f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide --rollout.gpus {rollout.gpus}"
-        )
-
-
-def arithmetic(config: Config, num_ranks: int) -> dict[str, str]:
-    """The derived numbers of a step, as the dry run prints them."""
-    group, updates = config.rollout.group_size, config.optimizer.updates_per_step
-    prompts, longest_response = config.prompts_per_update, config.rollout.max_response_tokens
-    shards = num_ranks // config.parallel.replicas
-    return {
-        "ranks": f"{num_ranks} ({config.parallel.replicas} x {shards} shards)",
-        "prompts per step": f"{config.data.prompts_per_step}",
-        "responses per step": f"{config.data.prompts_per_step} prompts x {group} = {config.responses_per_step}",
-        "updates per step": f"{updates}, each on {prompts} prompts x {group} = {prompts * group} responses",
-        "tokens a micro-batch": f"at most {config.optimizer.tokens_per_microbatch} on each rank",
-        "longest sequence": f"{config.data.max_prompt_tokens} prompt + {longest_response} response tokens",
-        "tokens a step": f"at most {config.responses_per_step * longest_response:,} sampled",
-        "updates in all": f"{config.steps} steps x {updates} = {config.steps * updates:,}",
-    }
+    Raises ValueError for a name that there is not.
+    """
+    for name, value in settings.items():
+        section, _, field_name = name.rpartition(".")
+        owner: Any = getattr(config, section, None) if section else config
+        if field_name not in getattr(owner, "__dataclass_fields__", ()):
+            raise ValueError(f"there is no setting --{name}")
+        changed: Any = dataclasses.replace(owner, **{field_name: value})
+        config = dataclasses.replace(config, **{section: changed}) if section else changed
+    return config

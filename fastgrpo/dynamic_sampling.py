@@ -1,6 +1,6 @@
-"""Groups that have nothing to teach: all responses right, or all wrong."""
+"""Groups that have nothing to teach: all responses right, or all wrong, or whatever a recipe's rule says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,22 @@ from fastgrpo.types import Group
 Rule = Literal["keep", "drop", "replace"]
 
 
+def some_right_and_some_wrong(correct: np.ndarray) -> bool:  # [group_size] bool
+    """DAPO's rule (arXiv 2503.14476, eq. 11)."""
+    return 0 < int(correct.sum()) < len(correct)
+
+
+@dataclass(frozen=True)
+class SuccessBetween:
+    """Groups with a share of right responses within both bounds (QuestA: 0.05 and 0.95)."""
+
+    low: float
+    high: float
+
+    def __call__(self, correct: np.ndarray) -> bool:  # [group_size] bool
+        return bool(self.low <= correct.mean() <= self.high)
+
+
 @dataclass(frozen=True)
 class Judged:
     """A group and what the verifier said of its responses."""
@@ -19,20 +35,20 @@ class Judged:
     correct: np.ndarray  # [group_size] bool
     num_failures: int  # of the verifier: responses that count as wrong unjudged
     texts: tuple[str, ...] = ()  # on the rank that judged alone: text is only looked at, never fed back
-
-    @property
-    def has_signal(self) -> bool:
-        """On raw accuracy, whatever a recipe adds to the reward (DAPO, arXiv 2503.14476, eq. 11)."""
-        return 0 < int(self.correct.sum()) < len(self.correct)
+    unformatted: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))  # [group_size] bool, of the wrong
 
 
 @dataclass
 class Selection:
-    """The groups that a step trains on, of those that were judged for it."""
+    """The groups that a step trains on, of those that were judged for it.
+
+    ``has_signal`` sees raw verdicts, whatever a recipe adds to the reward.
+    """
 
     rule: Rule
     wanted: int
     max_rounds: int
+    has_signal: Callable[[np.ndarray], bool] = some_right_and_some_wrong
     kept: list[Judged] = field(default_factory=list)
     dropped: list[Judged] = field(default_factory=list)
     num_rounds: int = 0
@@ -40,7 +56,7 @@ class Selection:
     def add(self, judged: Sequence[Judged]) -> None:
         self.num_rounds += 1
         for one in judged:
-            (self.kept if self.rule == "keep" or one.has_signal else self.dropped).append(one)
+            (self.kept if self.rule == "keep" or self.has_signal(one.correct) else self.dropped).append(one)
 
     @property
     def num_missing(self) -> int:
@@ -52,7 +68,7 @@ class Selection:
         return self.wanted - len(self.kept)
 
     def metrics(self) -> dict[str, float]:
-        dropped_right = sum(bool(one.correct.all()) for one in self.dropped)
+        dropped_right = sum(bool(one.correct.mean() > 0.5) for one in self.dropped)
         return {
             "groups_kept": len(self.kept),
             "groups_dropped_all_right": dropped_right,

@@ -45,8 +45,8 @@ def num_cores() -> int:
 
 def _start(arguments: Sequence[str], rank: int, num_ranks: int, port: int) -> "subprocess.Popen[bytes]":
     # All of torchrun's names: one that is left out would be read from an outer launch.
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
-    ranks |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_PORT": port}
+    ranks |= {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1"}
     threads = {"OMP_NUM_THREADS": max(1, num_cores() // num_ranks)}
     environment = {**{k: str(v) for k, v in threads.items()}, **os.environ, **{k: str(v) for k, v in ranks.items()}}
     command = [sys.executable, "-m", "fastgrpo.train", *arguments]

@@ -6,7 +6,7 @@ from fastgrpo.config import ObjectiveConfig
 
 
 def token_objective(config: ObjectiveConfig) -> Objective:
-    """PPO's clip with DAPO's upper width and dual clip, which is JustRL's objective, and the correction if asked for.
+    """PPO's clip with DAPO's upper width and dual clip, which is JustRL's objective, and what else is asked for.
 
     Raises ValueError for a correction that would be 1 at every token.
     """
@@ -20,6 +20,10 @@ def token_objective(config: ObjectiveConfig) -> Objective:
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,
+        kl=config.kl,
+        kl_coef=config.kl_coef,
+        kl_cap=config.kl_cap,
+        entropy_coef=config.entropy_coef,
         correction=config.correction,
         correction_low=config.correction_low,
         correction_high=config.correction_high,

@@ -6,32 +6,47 @@ whether the response is right). It may define
 - ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts;
 - ``prepare(config, base, say)``: makes what the run starts from in the folder ``base``, on the first rank and before
   anything is loaded;
+- ``algorithm`` (a ``fastgrpo.algorithm.Algorithm``): the functions that take the place of plain GRPO's parts;
+- ``fidelity``: settings that ``--fidelity verl`` changes, by their command-line names;
+- ``row``: (problem, answer, solution) -> a row in the schema of its data, for ``--shrink``;
+- ``source`` and ``cost``, a line each: whose run it is, and what that took;
 - ``published``: the figures of the paper that the report draws behind the curves.
 """
 
 import importlib.util
+import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastgrpo.config import Config
+from fastgrpo.algorithm import Algorithm
+from fastgrpo.config import Config, with_settings
+from fastgrpo.data.schemas import verl_row
 
 
 @dataclass(frozen=True)
 class Recipe:
     path: Path
     config: Config
+    reward: str  # the verifier as its processes import it
     prepare: Callable[[Config, Path, Callable[[str], None]], None] | None = None
     published: dict[str, Any] = field(default_factory=dict)
     self_test: Sequence[tuple[str, str, bool]] = ()
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    fidelity: Mapping[str, Any] = field(default_factory=dict)
+    row: Callable[[str, str, str], dict[str, Any]] = verl_row
+    about: str = ""  # the first line of its docstring
+    source: str = ""
+    cost: str = ""
 
-    @property
-    def reward(self) -> str:
-        """The verifier as its processes import it."""
-        return f"{self.path}:reward"
+    def with_fidelity(self) -> "Recipe":
+        """As the published code ran, where that is not what the paper says. Raises ValueError if nothing is known."""
+        if not self.fidelity:
+            raise ValueError(f"the recipe {self.path.stem} knows no --fidelity verl: its code is not known to differ")
+        return replace(self, config=with_settings(self.config, {**self.fidelity, "fidelity": "verl"}))
 
 
 def find_recipe(name: str) -> Path:
@@ -40,8 +55,13 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), shipped / Path(name).name, shipped / f"{name}.py"):
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate.resolve()
-    names = ", ".join(sorted(p.stem for p in shipped.glob("*.py") if p.stem != "__init__"))
+    names = ", ".join(recipe_names())
     raise ValueError(f"no recipe {name!r}: give a Python file, or the name of one that comes with fastgrpo ({names})")
+
+
+def recipe_names() -> list[str]:
+    """Those that come with the package; a file that begins with _ is what some of them share."""
+    return sorted(p.stem for p in shipped_recipes().glob("*.py") if not p.stem.startswith("_"))
 
 
 def shipped_recipes() -> Path:
@@ -62,10 +82,34 @@ def load_recipe(path: Path) -> Recipe:
     return Recipe(
         path,
         config,
+        _verifier(path, module),
         prepare=getattr(module, "prepare", None),
         published=getattr(module, "published", {}),
         self_test=getattr(module, "self_test", ()),
+        algorithm=_algorithm(path, module),
+        fidelity=getattr(module, "fidelity", {}),
+        row=getattr(module, "row", verl_row),
+        about=(module.__doc__ or "").strip().split("\n")[0],
+        source=getattr(module, "source", ""),
+        cost=getattr(module, "cost", ""),
     )
+
+
+def _verifier(path: Path, module: ModuleType) -> str:
+    """A function that the recipe only names is imported from where it is: its processes then need not load all that
+    the recipe does, torch among it."""
+    function = module.reward
+    place, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    if getattr(sys.modules.get(place), name, None) is function:
+        return f"{place}:{name}"
+    return f"{path}:reward"
+
+
+def _algorithm(path: Path, module: ModuleType) -> Algorithm:
+    algorithm = getattr(module, "algorithm", Algorithm())
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"{path}: `algorithm` must be a fastgrpo.algorithm.Algorithm, got {type(algorithm).__name__}")
+    return algorithm
 
 
 def _run(path: Path) -> ModuleType:

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from fastgrpo.algorithm import Algorithm
 from fastgrpo.checkpoint import Checkpointer, newest_intact
 from fastgrpo.config import Config
 from fastgrpo.data import PromptStream
 from fastgrpo.display import Display
 from fastgrpo.engines import check_engine
-from fastgrpo.inputs import Inputs, load_inputs
+from fastgrpo.inputs import load_inputs
 from fastgrpo.metrics import write_json
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.mismatch import mismatch_warning
 from fastgrpo.policy.model import compute_dtype, load_policy, sequence_cost
+from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
@@ -30,6 +32,7 @@ from fastgrpo.report import write_report
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.run_folder import RunFolder
+from fastgrpo.run_schedule import RunSchedule
 from fastgrpo.start_rollouts import start_rollouts
 from fastgrpo.trainer import Progress, Scored, Trainer
 from fastgrpo.types import Prompt, Sampling
@@ -70,16 +73,21 @@ def start(
     ends: contextlib.ExitStack,
 ) -> "Run":
     """Everything before the first response; what must be ended is noted in ``ends``."""
-    dtype = compute_dtype(config.model, ranks.device)
+    dtype, algorithm = compute_dtype(config.model, ranks.device), recipe.algorithm
+    configs = algorithm.configs(config)
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
-    inputs = ranks.together(lambda: load_inputs(config, display, ranks.device, dtype))
+    inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
-    trainer = ranks.together(lambda: setup(config, ranks, inputs, pool, folder, trainer_class))
+    streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
+    trainer = ranks.together(
+        lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool, folder, trainer_class)
+    )
     ends.callback(trainer.rollouts.close)
     ranks.together(lambda: claim(recipe, config, folder, ranks))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
-    return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out)
+    schedule = RunSchedule(algorithm, config, streams)
+    return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
@@ -90,7 +98,7 @@ def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, dis
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
-    folder.check(config)
+    folder.check(config, recipe.algorithm.describe())
     if recipe.prepare is not None:
         recipe.prepare(config, folder.base, display.say)
 
@@ -105,6 +113,7 @@ def claim(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> No
             "device": _device_name(ranks.device),
             "num_ranks": ranks.count,
             "published": recipe.published,
+            "algorithm": recipe.algorithm.describe(),
         }
         folder.claim(config, facts)
 
@@ -122,13 +131,16 @@ def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
 
 def setup(
     config: Config,
+    algorithm: Algorithm,
     ranks: Ranks,
-    inputs: Inputs,
+    tokenizer: Any,
+    stream: PromptStream,
     pool: VerifierPool,
     folder: RunFolder,
     trainer_class: type[Trainer] = Trainer,
 ) -> Trainer:
-    """Loads the weights twice: sharded to be trained, and whole to be sampled from."""
+    """Loads the weights twice: sharded to be trained, and whole to be sampled from; and where the run measures a
+    divergence once more, frozen."""
     dtype = compute_dtype(config.model, ranks.device)
     policy = load_policy(config.model, config.rollout.temperature, ranks.device)
     sampling = Sampling(
@@ -145,28 +157,34 @@ def setup(
         config.objective,
         config.optimizer,
         need_entropy=config.rollout.engine != "builtin",  # which tells it with every response
+        reference=load_reference(config, ranks) if algorithm.needs_reference(config) else None,
     )
-    prompts = PromptsInOrder(PromptStream(inputs.train, config.seed))
-    rollouts = start_rollouts(config, ranks, prompts, sampling, learner.policy)
+    rollouts = start_rollouts(algorithm.widest(config), ranks, PromptsInOrder(stream), sampling, learner.policy)
     return trainer_class(
         config=config,
         ranks=ranks,
-        tokenizer=inputs.tokenizer,
+        tokenizer=tokenizer,
         rollouts=rollouts,
         pool=pool,
         learner=learner,
         run_dir=folder.path,
+        algorithm=algorithm,
     )
 
 
+def load_reference(config: Config, ranks: Ranks) -> Reference:
+    """The model that the run begins with; a checkpoint may put a later one in its place."""
+    policy = load_policy(config.model, config.rollout.temperature, ranks.device).requires_grad_(False)
+    return Reference(shard(policy, ranks.mesh, compute_dtype(config.model, ranks.device)))
+
+
 def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
-    """The recipe's, or the end tokens of the model's generation settings."""
-    if config.rollout.stop_token_ids:
-        return config.rollout.stop_token_ids
+    """The end tokens of the model's generation settings and the recipe's."""
     ids = generation_config.eos_token_id
-    if ids is None:
+    ends = tuple(ids) if isinstance(ids, list) else (ids,) if ids is not None else ()
+    if not ends and not config.rollout.stop_token_ids:
         raise ValueError(f"{config.model.path} names no end token: give --rollout.stop_token_ids")
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+    return tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids)))
 
 
 @dataclass
@@ -180,6 +198,7 @@ class Run:
     trainer: Trainer
     checkpointer: Checkpointer
     held_out: list[Prompt]
+    schedule: RunSchedule
 
     def resume_or_start(self) -> None:
         path = self._checkpoint_to_resume() if self.config.resume else None
@@ -187,6 +206,7 @@ class Run:
             with self._phase("start", self.config.deadline.start_s):
                 progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
                 self.trainer.progress = Progress(**progress)
+                self.schedule.go_on(self.trainer)
                 self.trainer.rollouts.load_state(rollouts)
                 self.trainer.publish(self.trainer.progress.step)
             self.display.say(f"continuing from {path}")
@@ -227,6 +247,8 @@ class Run:
         self.display.begin(progress.step)
         with _signals_noted() as signals:
             while progress.step < last:
+                for event in self.schedule.before_step(self.trainer):
+                    self.display.say(f"step {progress.step + 1}: {event}")
                 metrics, scored = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
                     metrics["held_out_accuracy"], metrics["held_out_greedy"] = self._accuracy()

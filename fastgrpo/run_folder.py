@@ -40,12 +40,12 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, algorithm: dict[str, Any]) -> None:
         """Raises ValueError if the folder holds a run that this one neither continues nor may overwrite."""
         if config.overwrite and not config.resume:
             self._require_a_run()
         elif self.metrics.read() or self.checkpoints.exists():
-            self._require_same(config)
+            self._require_same(config, algorithm)
 
     def claim(self, config: Config, facts: dict[str, Any]) -> None:
         """Makes the folder this run's. An old run that is to be overwritten goes now that the new one can start."""
@@ -60,12 +60,15 @@ class RunFolder:
             for name, value in flatten(config).items()
         }
 
-    def _require_same(self, config: Config) -> None:
+    def _require_same(self, config: Config, algorithm: dict[str, Any]) -> None:
         try:
-            before = json.loads(self.facts.read_text())["config"]
+            facts = json.loads(self.facts.read_text())
+            before = facts["config"]
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self.facts} cannot be read ({error}): --overwrite the run, or mend the file") from error
         differing = differences(before, self._settings(config))
+        then, now = facts.get("algorithm", algorithm), json.loads(json.dumps(algorithm))
+        differing += [f"the recipe's {n}: {then.get(n)} there, {now[n]} now" for n in now if then.get(n) != now[n]]
         if differing:
             raise ValueError(
                 f"{self.path} holds a run with another configuration ({'; '.join(differing)}): give this one another "

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from fastgrpo.config import Config, arithmetic, flatten, validate, with_run_dir
+from fastgrpo.config import Config, flatten, with_run_dir
 from fastgrpo.objective import token_objective
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
+from fastgrpo.shrink import shrink
+from fastgrpo.validate import arithmetic, validate, validate_phases
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -30,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_first = rank == 0
     try:
         recipe = load_recipe(find_recipe(_recipe_name(arguments, is_first)))
-        config = parse(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
+        recipe, config = resolve(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
         role = Role.of_this_rank(config.rollout.gpus)
         validate(config, role.num_trainers)
+        validate_phases(recipe.algorithm, config, role.num_trainers)
         token_objective(config.objective)
         if config.dry_run:
             if is_first:
@@ -104,6 +107,18 @@ def _newest_checkpoint(config: Config) -> str:
 
     saved = published(RunFolder(Path(config.run_dir)).checkpoints)
     return f". The last checkpoint is {saved[-1]}: go on with --resume" if saved else ""
+
+
+def resolve(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> tuple[Recipe, Config]:
+    """The recipe as --fidelity and --shrink make it, and its configuration with what the command line says."""
+    config = parse(recipe, arguments, is_first)
+    if config.fidelity == "paper" and not config.shrink:
+        return recipe, config
+    if config.fidelity == "verl":
+        recipe = recipe.with_fidelity()
+    if config.shrink:
+        recipe = shrink(recipe)
+    return recipe, parse(recipe, arguments, is_first)
 
 
 def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Config:

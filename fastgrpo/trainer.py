@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgrpo.advantages import group_normalised
+from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config
 from fastgrpo.dynamic_sampling import Judged, Selection
 from fastgrpo.engines import engine_dtype
@@ -22,6 +22,7 @@ from fastgrpo.probe import probe
 from fastgrpo.ranks import Ranks
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.rollouts import Rollouts
+from fastgrpo.shaping import Outcomes
 from fastgrpo.types import Group, Prompt, Response, Sampling, Sequence
 from fastgrpo.watchdog import Watchdog
 
@@ -102,7 +103,28 @@ class Trainer:
     pool: VerifierPool
     learner: Learner
     run_dir: Path
+    algorithm: Algorithm = field(default_factory=Algorithm)
     progress: Progress = field(default_factory=Progress)
+
+    def enter(self, config: Config) -> None:
+        """The settings of the phase that begins with the next step."""
+        rollout = config.rollout
+        self.config = config
+        self.learner.adopt(config.objective, config.optimizer, rollout.temperature)
+        sampling = replace(
+            self.rollouts.sampling,
+            group_size=rollout.group_size,
+            max_response_tokens=rollout.max_response_tokens,
+            temperature=rollout.temperature,
+        )
+        self.rollouts.adopt(config, sampling)
+
+    def reset_reference(self, *, clear_optimizer: bool) -> None:
+        """The reference becomes the policy as it is."""
+        assert self.learner.reference is not None
+        self.learner.reference.reset(self.learner.policy)
+        if clear_optimizer:
+            self.learner.clear_optimizer()
 
     def step(self) -> tuple[dict[str, Any], Scored]:
         """One step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
@@ -124,7 +146,8 @@ class Trainer:
     def sample(self, clock: "Clock") -> Scored:
         """The step's groups with their rewards; groups without signal are kept, left out or replaced."""
         settings = self.config.rollout
-        selection = Selection(settings.no_signal, self.config.data.prompts_per_step, settings.max_rounds)
+        wanted, has_signal = self.config.data.prompts_per_step, self.algorithm.has_signal
+        selection = Selection(settings.no_signal, wanted, settings.max_rounds, has_signal)
         self.rollouts.begin_step(self.progress.step)
         while selection.num_missing:
             with clock("rollout"):
@@ -140,23 +163,35 @@ class Trainer:
         return [mine.get(j.group.prompt.position, j) for j in everyone]
 
     def scored(self, selection: Selection) -> Scored:
-        """Rewards and advantages; advantages are of a group's own, so those left out change nothing."""
+        """Rewards and advantages, of those that are kept alone: no other group has a say in them."""
         rewards = self.rewards(selection.kept)
         return Scored(
             judged=selection.kept,
             dropped=selection.dropped,
             rewards=rewards,
-            advantages=self.advantages(rewards),
+            advantages=self.advantages(rewards, lengths_of(selection.kept)),
             sampled_rewards=np.concatenate([rewards, self.rewards(selection.dropped)]),
             ledger={**selection.metrics(), **self.rollouts.metrics()},
         )
 
     def rewards(self, judged: list[Judged]) -> np.ndarray:  # -> [N] float32
-        right = np.concatenate([np.zeros(0, dtype=bool), *(j.correct for j in judged)])
-        return np.where(right, self.config.reward.correct, self.config.reward.wrong).astype(np.float32)
+        values, right = self.config.reward, joined([j.correct for j in judged], bool)
+        rewards = np.where(right, values.correct, values.wrong).astype(np.float32)
+        if values.unformatted is not None:
+            rewards[joined([j.unformatted for j in judged], bool)] = values.unformatted
+        if self.algorithm.shaping:
+            outcomes = self.outcomes(judged, right)
+            for shape in self.algorithm.shaping:
+                rewards = shape(rewards, outcomes).astype(np.float32)
+        return rewards
 
-    def advantages(self, rewards: np.ndarray) -> np.ndarray:  # [N] -> [N]
-        return group_normalised(rewards, self.config.rollout.group_size)
+    def outcomes(self, judged: list[Judged], right: np.ndarray) -> Outcomes:
+        truncated = [r.finish_reason == "length" for j in judged for r in j.group.responses]
+        limit = self.config.rollout.max_response_tokens
+        return Outcomes(right, lengths_of(judged), np.array(truncated, dtype=bool), limit, self.progress.step)
+
+    def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
+        return self.algorithm.advantages(rewards, self.config.rollout.group_size, lengths)
 
     def updates(self, scored: Scored) -> list[Update]:
         rows = ((j.group.prompt.prompt_ids, r) for j in scored.judged for r in j.group.responses)
@@ -269,6 +304,15 @@ class Trainer:
         return float(np.mean(self.ranks.gather([bool(c) for j in judged for c in j.correct])))
 
 
+def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    """End to end; no part at all gives an empty array of that type."""
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts])
+
+
+def lengths_of(judged: list[Judged]) -> np.ndarray:  # [N] int64
+    return np.array([len(r) for j in judged for r in j.group.responses], dtype=np.int64)
+
+
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:
     """Over all response tokens as the sampler knew it, or `otherwise`: over those that were trained on."""
     if any(r.mean_entropy is None for r in responses):
@@ -287,5 +331,6 @@ def judge(groups: list[Group], tokenizer: Any, pool: VerifierPool) -> list[Judge
         mine = [next(verdicts) for _ in group.responses]
         correct = np.array([v.correct for _, v in mine])
         failures = sum(bool(v.failure) for _, v in mine)
-        judged.append(Judged(group, correct, failures, tuple(t for t, _ in mine)))
+        unformatted = np.array([v.unformatted for _, v in mine])
+        judged.append(Judged(group, correct, failures, tuple(t for t, _ in mine), unformatted))
     return judged

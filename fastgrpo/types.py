@@ -68,6 +68,7 @@ class Sampling:
     temperature: float = 1.0  # 0 takes the most probable token
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+    top_p: float = 1.0  # draws from the smallest set of most probable tokens that has this share; training never cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class PackedBatch:
     rollout_logprobs: Tensor  # [T] float32, 0 outside response_mask
     shared: SharedPrompts | None = None
     old_logprobs: Tensor | None = None  # [R] float32 at the R response tokens; None stands for the current ones
+    ref_logprobs: Tensor | None = None  # [R] float32, of the reference, where there is one
 
     @property
     def num_loss_tokens(self) -> int:

@@ -42,6 +42,8 @@ config = Config(
 )
 reward = strict_boxed
 self_test = SELF_TEST
+source = "ours"
+cost = "two minutes on two cores of a CPU"
 
 WORKED_OUT_SHARE = 0.25  # of the demonstrations
 WARMUP_STEPS = 700

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.dynamic_sampling import Judged, Selection
+from fastgrpo.dynamic_sampling import Judged, Selection, SuccessBetween, some_right_and_some_wrong
 from fastgrpo.metrics import JsonLines
 from fastgrpo.rollout.local import LocalRollouts
 from fastgrpo.train import main
@@ -26,8 +26,24 @@ def judged(all_correct: Iterable[list[bool]]) -> list[Judged]:
     return [Judged(Group(p, []), np.array(c), 0) for p, c in zip(prompts, all_correct, strict=True)]
 
 
+def signal(one: Judged) -> bool:
+    return some_right_and_some_wrong(one.correct)
+
+
+def test_a_success_rate_between_bounds_is_signal_and_the_bounds_are_within():
+    rule = SuccessBetween(0.25, 0.75)
+    assert [rule(np.arange(4) < right) for right in range(5)] == [False, True, True, True, False]
+
+
+def test_a_selection_follows_the_rule_that_it_is_given():
+    selection = Selection("drop", 3, 1, SuccessBetween(0.5, 1.0))
+    selection.add(judged([RIGHT, WRONG, MIXED]))
+    assert [j.group.prompt.position for j in selection.kept] == [0]
+    assert selection.metrics()["groups_dropped_all_wrong"] == 2
+
+
 def test_a_group_has_signal_if_some_responses_are_right_and_some_wrong():
-    assert [one.has_signal for one in judged([RIGHT, WRONG, MIXED])] == [False, False, True]
+    assert [some_right_and_some_wrong(one.correct) for one in judged([RIGHT, WRONG, MIXED])] == [False, False, True]
 
 
 def test_keep_trains_on_all_and_drop_on_those_with_signal_in_one_round():
@@ -53,7 +69,7 @@ def test_replace_asks_for_what_is_missing_until_it_has_all_or_its_rounds_are_use
         assert selection.num_missing == wanted - len(selection.kept) and number < max_rounds
         asked += selection.num_missing
         selection.add(judged(found[: selection.num_missing]))
-    assert all(one.has_signal for one in selection.kept) and not any(one.has_signal for one in selection.dropped)
+    assert all(signal(one) for one in selection.kept) and not any(signal(one) for one in selection.dropped)
     assert len(selection.kept) + len(selection.dropped) == asked
     assert len(selection.kept) == wanted or selection.num_rounds == max_rounds
 
@@ -73,7 +89,7 @@ def trained_on(monkeypatch):
     updates = Trainer.updates
 
     def noted(self, scored):
-        assert all(j.has_signal for j in scored.judged)
+        assert all(signal(j) for j in scored.judged)
         assert (scored.advantages.reshape(-1, 4) != 0).any(axis=1).all()
         steps.append(tuple([j.group.prompt.position for j in part] for part in (scored.judged, scored.dropped)))
         return updates(self, scored)

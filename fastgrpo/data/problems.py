@@ -1,7 +1,7 @@
 """A source -> the problems in it, each once, with the instruction that a run gives."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from fastgrpo.data.read import find_files, read_rows
 from fastgrpo.data.schemas import Item, parse, schema_of
@@ -10,14 +10,15 @@ from fastgrpo.data.schemas import Item, parse, schema_of
 @dataclass(frozen=True, slots=True)
 class Problem:
     row: int  # 0-based; in a folder, counted through its files in their order
-    text: str  # with the suffix
+    text: str  # with the suffix, or in the template
     answer: str
     level: int | None = None  # difficulty, where the data set has it
+    solution: str = ""  # how the answer is found, where the data set has it
 
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """What was read. ``num_rows == len(problems) + num_duplicates + num_unanswered``."""
+    """What was read. ``num_rows == len(problems) + num_duplicates + num_unanswered + num_unwanted``."""
 
     problems: list[Problem]
     source: str
@@ -25,6 +26,7 @@ class Problems:
     num_duplicates: int  # rows whose problem came before, with the same answer or another
     num_conflicts: int  # duplicates whose answer differs from the one that was kept
     num_unanswered: int  # rows with an empty answer
+    num_unwanted: int = 0  # rows of another level, or of which the recipe makes no statement
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -33,7 +35,16 @@ class Problems:
         return iter(self.problems)
 
 
-def load_problems(source: str, suffix: str) -> Problems:
+Statement = Callable[[Problem], str | None]
+
+
+def load_problems(
+    source: str,
+    suffix: str,
+    template: str = "",
+    levels: tuple[int, ...] = (),
+    statement: Statement | None = None,
+) -> Problems:
     """Reads a .parquet, .jsonl or .json file, a folder of them, or a hub data set (owner/name, owner/name:path).
 
     Instructions that the data set puts around a problem are removed (DAPO's, JustRL's), white space at both ends too,
@@ -41,29 +52,39 @@ def load_problems(source: str, suffix: str) -> Problems:
     counted: DAPO-Math-17k repeats its rows. So are rows whose answer is an empty text, which no verifier could
     accept: two of MATH's 12,000 are so.
 
+    ``template`` holds the problem in place of ``{problem}``, and stands for the suffix. ``levels`` keeps rows of these
+    difficulties, and those that have none. ``statement`` may put something else in the place of a problem's text, or
+    refuse it with None.
+
     Raises ValueError, naming file and row, where the source is missing or empty, a file is broken, its columns are
     unknown, or a row lacks an answer, has an empty problem or one that is not a single user message.
     """
     first: dict[str, Item] = {}
     problems: list[Problem] = []
-    num_rows = num_duplicates = num_conflicts = num_unanswered = 0
-    for row_number, item in enumerate(_items(source, suffix)):
+    num_rows = num_duplicates = num_conflicts = num_unanswered = num_unwanted = 0
+    for row_number, item in enumerate(_items(source, suffix, template)):
         num_rows += 1
+        problem = Problem(row_number, item.body.strip(), item.answer, item.level, item.solution)
         if not item.answer:
             num_unanswered += 1
+        elif levels and item.level is not None and item.level not in levels:
+            num_unwanted += 1
         elif (kept := first.setdefault(item.body, item)) is not item:
             num_duplicates += 1
             num_conflicts += kept.answer != item.answer
+        elif (text := statement(problem) if statement else problem.text) is None:
+            num_unwanted += 1
         else:
-            problems.append(Problem(row_number, item.body.strip() + suffix, item.answer, item.level))
+            whole = template.replace("{problem}", text) if template else text + suffix
+            problems.append(replace(problem, text=whole))
     if not problems:
         raise ValueError(f"{source!r} holds no problem with an answer ({num_rows} rows were read).")
-    return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered)
+    return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered, num_unwanted)
 
 
-def _items(source: str, suffix: str) -> Iterator[Item]:
+def _items(source: str, suffix: str, template: str) -> Iterator[Item]:
     for file in find_files(source):
         extract = None
         for row in read_rows(file):
             extract = extract or schema_of(row)
-            yield parse(row, extract, suffix)
+            yield parse(row, extract, suffix, template)

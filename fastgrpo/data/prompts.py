@@ -28,18 +28,23 @@ class EncodedPrompts:
 
 
 def encode(
-    problems: Iterable[Problem], tokenizer: "PreTrainedTokenizerBase", *, chat_template: bool, max_prompt_tokens: int
+    problems: Iterable[Problem],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    chat_template: bool,
+    max_prompt_tokens: int,
+    special_tokens: bool = True,
 ) -> EncodedPrompts:
     """Token ids of every problem that has at most `max_prompt_tokens` of them; the others are counted.
 
     With `chat_template` a problem is one user message and the assistant's turn is opened; which special tokens there
-    are is the template's business. Without, the tokenizer adds its own, once. Raises ValueError where the tokenizer
-    cannot do what is asked or no problem is short enough.
+    are is the template's business. Without, the tokenizer adds its own, once, unless `special_tokens` is false. Raises
+    ValueError where the tokenizer cannot do what is asked or no problem is short enough.
     """
     problems = list(problems)
     if not problems:
         raise ValueError("There is no problem to encode.")
-    all_ids = _chat_ids(problems, tokenizer) if chat_template else _plain_ids(problems, tokenizer)
+    all_ids = _chat_ids(problems, tokenizer) if chat_template else _plain_ids(problems, tokenizer, special_tokens)
     kept = []
     for problem, ids in zip(problems, all_ids, strict=True):
         if not ids:
@@ -66,8 +71,8 @@ def _chat_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase") -> 
     return ids
 
 
-def _plain_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    all_ids = tokenizer([p.text for p in problems])["input_ids"]
+def _plain_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase", special_tokens: bool) -> list[list[int]]:
+    all_ids = tokenizer([p.text for p in problems], add_special_tokens=special_tokens)["input_ids"]
     end = tokenizer.eos_token_id
     if end is not None and all(ids and ids[-1] == end for ids in all_ids):
         raise ValueError(
@@ -81,16 +86,17 @@ class PromptStream:
     """The endless order of training prompts, a pure function of (seed, position).
 
     Each pass over the data is its own permutation, so that a run resumes from a position alone and any reader, in
-    pieces of any size, sees the same order.
+    pieces of any size, sees the same order. Without `shuffle` each pass is the order of the file.
     """
 
-    def __init__(self, encoded: EncodedPrompts, seed: int) -> None:
+    def __init__(self, encoded: EncodedPrompts, seed: int, shuffle: bool = True) -> None:
         if not len(encoded):
             raise ValueError("A stream of prompts needs at least one prompt.")
         if not 0 <= seed < 2**64:
             raise ValueError(f"The seed of the data order must be in [0, 2**64), got {seed}.")
         self._encoded = encoded
         self._seed = seed
+        self._shuffle = shuffle
         self._cached: tuple[int, np.ndarray] | None = None
 
     def prompts_at(self, first_position: int, count: int) -> list[Prompt]:
@@ -104,7 +110,7 @@ class PromptStream:
 
     def _index(self, position: int) -> int:
         pass_number, place = divmod(position, len(self._encoded))
-        return int(self._permutation(pass_number)[place])
+        return int(self._permutation(pass_number)[place]) if self._shuffle else place
 
     def _permutation(self, pass_number: int) -> np.ndarray:  # [num_prompts] int64
         if self._cached is None or self._cached[0] != pass_number:

@@ -28,18 +28,20 @@ class Item(NamedTuple):
     body: str  # the problem as it was written, its white space included, without anybody's instructions
     answer: str  # empty where the data set has none
     level: int | None
+    solution: str  # how the answer is found; empty where the data set does not say
 
 
-def parse(row: Row, extract: Extract, suffix: str) -> Item:
+def parse(row: Row, extract: Extract, suffix: str, template: str = "") -> Item:
     """One row by its schema. Raises ValueError, naming file and row, for what is missing or has the wrong type."""
     try:
         problem, answer = extract(row.values)
         if not isinstance(problem, str):
             raise ValueError(f"the problem must be text, got {_shown(problem)}")
-        body = unwrap_problem(problem, suffix)
+        body = unwrap_problem(unwrap_template(problem, template), suffix)
         if not body.strip():
             raise ValueError("the problem is empty")
-        return Item(body, unwrap_answer(answer_text(answer)), level_number(row.values.get("level")))
+        level = level_number(row.values.get("level"))
+        return Item(body, unwrap_answer(answer_text(answer)), level, solution_text(row.values))
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}.") from None
 
@@ -83,6 +85,26 @@ def _gsm8k(values: dict[str, Any]) -> tuple[Any, Any]:
     return question, answer
 
 
+def verl_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
+    """A row as verl's data sets have them, DAPO-Math-17k's among them."""
+    return {
+        "data_source": "made_up",
+        "prompt": [{"role": "user", "content": problem}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": answer, "style": "rule"},
+    }
+
+
+def generation_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
+    """A row as QuestA's data sets have them: a whole generation, its thoughts first."""
+    return {"problem": problem, "generation": f"<think>\nLet me see.\n</think>\n{solution}", "answer": answer}
+
+
+def solution_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
+    """A row as DeepScaleR's."""
+    return {"problem": problem, "solution": solution, "answer": answer}
+
+
 SCHEMAS: dict[tuple[str, ...], Extract] = {
     ("prompt", "reward_model"): _verl,
     ("problem", "answer"): _plain,
@@ -103,6 +125,13 @@ def unwrap_problem(text: str, suffix: str) -> str:
             separator = next((s for s in _SEPARATORS if shorter.endswith(s)), "")
             return shorter.removesuffix(separator)
     return text
+
+
+def unwrap_template(text: str, template: str) -> str:
+    """The problem of a text that is the whole template already, as SimpleRL-Zoo's rows are; any other text stays."""
+    before, _, after = template.partition("{problem}")
+    is_whole = template and text.startswith(before) and text.rstrip().endswith(after.rstrip())
+    return text.rstrip().removeprefix(before).removesuffix(after.rstrip()) if is_whole else text
 
 
 def unwrap_answer(answer: str) -> str:
@@ -127,6 +156,15 @@ def answer_text(answer: Any) -> str:
     if isinstance(answer, bool) or not isinstance(answer, int | float):
         raise ValueError(f"the answer must be text or a number, got {_shown(answer)}")
     return str(int(answer)) if isinstance(answer, int) or answer.is_integer() else str(answer)
+
+
+def solution_text(values: dict[str, Any]) -> str:
+    """A reference solution without the thoughts that led to it: what follows the last ``</think>`` of a generation, its
+    white space included, for hints are cut by characters. Some of QuestA's generations stand in quotes."""
+    solution = values.get("solution") or values.get("generation")
+    if not isinstance(solution, str):
+        return ""
+    return (solution[1:-1] if solution.startswith('"') else solution).rpartition("</think>")[2]
 
 
 def level_number(level: Any) -> int | None:

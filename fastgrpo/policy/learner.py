@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import torch
-from fastgrpo_kernels import METRICS, GrpoOutput
+from fastgrpo_kernels import METRICS, GrpoOutput, Objective
 from torch import Tensor
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
@@ -15,6 +15,7 @@ from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.mismatch import NUM_BINS, histogram, quantile
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer
+from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import accumulate, reshard
 from fastgrpo.ranks import Ranks
 from fastgrpo.types import PackedBatch, Sequence
@@ -22,12 +23,19 @@ from fastgrpo.types import PackedBatch, Sequence
 
 @dataclass(frozen=True)
 class Update:
-    """This rank's micro-batches of one optimizer update, and the tokens that all ranks have in it together."""
+    """This rank's micro-batches of one optimizer update."""
 
     batches: list[PackedBatch]
-    num_loss_tokens: int
+    num_loss_tokens: list[int | float]  # of each, what its loss is divided by
     is_first: bool = True  # of its step: the weights are still those that sampled
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
+
+
+def verl_denominator(microbatch: Seq[Sequence], num_responses: int) -> float:
+    """What a micro-batch's loss is divided by where verl 0.4's weights hold: its own token mean counts by its share of
+    the responses of the update (thunlp/JustRL train/verl/workers/actor/dp_actor.py). One without any counts as 1."""
+    num_tokens = sum(len(s.response) for s in microbatch)
+    return num_tokens * num_responses / len(microbatch) if microbatch else 1.0
 
 
 CLIPPED = ("clipped_low", "clipped_high", "dual_clipped")
@@ -49,6 +57,8 @@ class TokenSums:
         "num_weighed",
         "correction",
         "corrected",
+        "num_referred",
+        "kl_ref",
         *(f"logprob_diff_bin_{i}" for i in range(NUM_BINS)),
     )
 
@@ -61,12 +71,13 @@ class TokenSums:
         output: GrpoOutput,
         trainer_logprobs: Tensor | None,  # [R] under the weights that sampled, or None where nobody knows them
         rollout_logprobs: Tensor,  # [R]
-        weighed: bool,  # whether the objective corrects for the sampler
+        objective: Objective,
     ) -> None:
         known = dict(zip(METRICS, output.metrics.unbind(), strict=True))
         no_entropy = torch.full_like(rollout_logprobs, math.nan)
         entropy = no_entropy if output.entropy is None else output.entropy.detach()
         differences = rollout_logprobs[:0] if trainer_logprobs is None else rollout_logprobs - trainer_logprobs
+        weighed, referred = objective.correction != "none", objective.kl_coef > 0
         sums = {
             "num_tokens": torch.ones_like(rollout_logprobs),
             "entropy": entropy,
@@ -77,6 +88,8 @@ class TokenSums:
             "num_weighed": torch.full_like(rollout_logprobs, weighed),
             "correction": known["correction"],
             "corrected": known["corrected"],
+            "num_referred": torch.full_like(rollout_logprobs, referred),
+            "kl_ref": known["kl_ref"],
         }
         scalars = torch.stack([rows.double().sum() for rows in sums.values()])
         self.values += torch.cat([scalars, histogram(differences)]).cpu()  # one copy from the device
@@ -90,6 +103,7 @@ class TokenSums:
         """
         sums = dict(zip(cls.NAMES, summed.tolist(), strict=True))
         trained, compared, weighed = (sums[n] or math.nan for n in ("num_tokens", "num_compared", "num_weighed"))
+        reference = {"reference_kl": sums["kl_ref"] / sums["num_referred"]} if sums["num_referred"] else {}
         return {
             "entropy": sums["entropy"] / trained,
             "rollout_kl": sums["rollout_kl"] / compared,
@@ -98,6 +112,7 @@ class TokenSums:
             "clip_frac": sums["clipped"] / (num_tokens or math.nan),
             "correction": sums["correction"] / weighed,
             "corrected_frac": sums["corrected"] / weighed,
+            **reference,
         }
 
 
@@ -112,23 +127,45 @@ class Learner:
         objective: ObjectiveConfig,
         optimizer: OptimizerConfig,
         need_entropy: bool = True,
+        reference: Reference | None = None,
     ) -> None:
-        self.policy, self.ranks, self.cost = policy, ranks, cost
-        self.objective, self.loss, self.config = token_objective(objective), LOSSES[objective.head], optimizer
+        self.policy, self.ranks, self.cost, self.reference = policy, ranks, cost, reference
+        self.adopt(objective, optimizer, policy.temperature)
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, optimizer)
 
+    def adopt(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, temperature: float) -> None:
+        """Goes on with other constants; what the optimizer was made with, but its learning rate, stays."""
+        for policy in (self.policy, *((self.reference.policy,) if self.reference else ())):
+            policy.temperature = temperature
+        self.objective, self.loss, self.config = token_objective(objective), LOSSES[objective.head], optimizer
+        self.by_microbatch = objective.aggregation == "microbatch_mean"
+
+    def clear_optimizer(self) -> None:
+        """Its moments start anew."""
+        self.optimizer = make_optimizer(self.parameters, self.config)
+
     def pack(self, sequences: Seq[Sequence]) -> Update:
         """This rank's share of one update. Every rank must be given the same sequences."""
-        num_loss_tokens = sum(len(s.response) for s in sequences)
-        if self.config.skip_zero_advantage:
+        num_tokens, num_responses = sum(len(s.response) for s in sequences), len(sequences)
+        if self.config.skip_zero_advantage and self._only_advantages_act:
             sequences = [s for s in sequences if s.advantage != 0]
         share = self.config.share_prompts and self.policy.can_share_prompts
         budget = self.config.tokens_per_microbatch
         plan = plan_microbatches(sequences, self.ranks.count, budget, self.cost, share_prompts=share)
-        batches = [pack(chosen, share_prompts=share) for chosen in plan[self.ranks.rank]]
-        return Update([b.to(self.ranks.device) for b in batches], num_loss_tokens)
+        mine = plan[self.ranks.rank]
+        batches = [pack(chosen, share_prompts=share).to(self.ranks.device) for chosen in mine]
+        if self.reference is not None:
+            batches = self.reference.with_ref_logprobs(batches)
+        if self.by_microbatch:
+            return Update(batches, [verl_denominator(chosen, num_responses) for chosen in mine])
+        return Update(batches, [num_tokens] * len(batches))
+
+    @property
+    def _only_advantages_act(self) -> bool:
+        """Whether a response without advantage has no gradient and is in nobody's mean."""
+        return self.objective.kl_coef == 0 and self.objective.entropy_coef == 0 and not self.by_microbatch
 
     @torch.no_grad()
     def with_old_logprobs(self, update: Update) -> Update:
@@ -144,15 +181,14 @@ class Learner:
 
     def backward(self, update: Update, sums: TokenSums) -> None:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
-        for i, batch in enumerate(update.batches):
+        for i, (batch, num_loss_tokens) in enumerate(zip(update.batches, update.num_loss_tokens, strict=True)):
             accumulate(self.policy, is_last=i == len(update.batches) - 1)
-            output = self.loss(self.policy, batch, update.num_loss_tokens, self.objective, self.need_entropy)
+            output = self.loss(self.policy, batch, num_loss_tokens, self.objective, self.need_entropy)
             output.loss.backward()
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:
                 trainer_logprobs = output.logprobs if update.is_first else None
-            weighed = self.objective.correction != "none"
-            sums.add(output, trainer_logprobs, batch.at_responses(batch.rollout_logprobs), weighed)
+            sums.add(output, trainer_logprobs, batch.at_responses(batch.rollout_logprobs), self.objective)
 
     def apply(self, learning_rate: float) -> float:
         """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.

@@ -11,10 +11,12 @@ from fastgrpo.policy.model import Policy
 from fastgrpo.types import PackedBatch
 
 # (policy, batch, num_loss_tokens, objective, entropy wanted) -> output over the R response tokens
-Loss = Callable[[Policy, PackedBatch, int, Objective, bool], GrpoOutput]
+Loss = Callable[[Policy, PackedBatch, int | float, Objective, bool], GrpoOutput]
 
 
-def fused(policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: Objective, entropy: bool) -> GrpoOutput:
+def fused(
+    policy: Policy, batch: PackedBatch, num_loss_tokens: int | float, objective: Objective, entropy: bool
+) -> GrpoOutput:
     """Loss and gradient while a chunk's logits are live: three matmuls of the LM head."""
     op = partial(
         linear_grpo,
@@ -23,18 +25,18 @@ def fused(policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: O
         response_mask=None,
         num_loss_tokens=num_loss_tokens,
         objective=objective,
-        **_correction(batch, objective),
+        **_known(batch, objective),
     )
     return policy(batch, entropy, op)
 
 
 def from_logprobs(
-    policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: Objective, entropy: bool
+    policy: Policy, batch: PackedBatch, num_loss_tokens: int | float, objective: Objective, entropy: bool
 ) -> GrpoOutput:
     """Logprobs, then the loss: four matmuls. Any policy that gives logprobs will do."""
-    logprobs, entropies = policy(batch, entropy)
+    logprobs, entropies = policy(batch, entropy or objective.entropy_coef > 0)
     advantages = batch.at_responses(batch.advantages)
-    known = _correction(batch, objective)
+    known = _known(batch, objective)
     loss, ratio, metrics = grpo_loss(
         logprobs, batch.old_logprobs, advantages, None, num_loss_tokens, objective, entropy=entropies, **known
     )
@@ -42,7 +44,7 @@ def from_logprobs(
 
 
 def by_definition(
-    policy: Policy, batch: PackedBatch, num_loss_tokens: int, objective: Objective, entropy: bool
+    policy: Policy, batch: PackedBatch, num_loss_tokens: int | float, objective: Objective, entropy: bool
 ) -> GrpoOutput:
     """All logits of the micro-batch at once, and autograd: the kernels' reference."""
 
@@ -51,7 +53,7 @@ def by_definition(
 
     logprobs, entropies = policy(batch, entropy, definition)
     advantages = batch.at_responses(batch.advantages).to(logprobs.dtype)
-    known = _correction(batch, objective)
+    known = _known(batch, objective)
     loss = reference.grpo_loss(logprobs, batch.old_logprobs, advantages, num_loss_tokens, objective, entropy=entropies,
                                **known)  # fmt: skip
     seen = grpo_loss(logprobs.detach(), batch.old_logprobs, advantages, None, num_loss_tokens, objective,
@@ -59,15 +61,17 @@ def by_definition(
     return GrpoOutput(loss, logprobs.detach(), entropies, seen.ratio, seen.metrics)
 
 
-class _Correction(TypedDict):
+class _Known(TypedDict):
+    ref_logprobs: Tensor | None  # [R]
     rollout_logprobs: Tensor | None  # [R]
     cu_seqlens: Tensor | None  # [S + 1], of the R response tokens
 
 
-def _correction(batch: PackedBatch, objective: Objective) -> _Correction:
-    """What the correction for the sampler reads; without one nothing, so that nothing is paid."""
+def _known(batch: PackedBatch, objective: Objective) -> _Known:
+    """What the divergence and the correction for the sampler read; without them nothing, so that nothing is paid."""
     corrects, whole = objective.correction != "none", objective.needs_whole_responses
     return {
+        "ref_logprobs": batch.ref_logprobs,
         "rollout_logprobs": batch.at_responses(batch.rollout_logprobs) if corrects else None,
         "cu_seqlens": batch.cu_responses if whole else None,
     }

@@ -284,7 +284,8 @@ class _Decoding:
     def _draw(self, slots: Tensor, logits: Tensor) -> list[tuple[int, Response]]:
         drawn = self.slots
         places = drawn.lengths[slots]
-        ids, logprobs, entropy = sample(logits, self.sampling.temperature, drawn.keys[slots], places)
+        sampling = self.sampling
+        ids, logprobs, entropy = sample(logits, sampling.temperature, drawn.keys[slots], places, sampling.top_p)
         drawn.ids[slots, places] = ids.int()
         drawn.logprobs[slots, places] = logprobs.float()
         drawn.entropies[slots] += entropy.float()
@@ -292,7 +293,7 @@ class _Decoding:
         stopped = torch.isin(ids, self.stop_ids)
         drawn.stopped[slots] = stopped
         drawn.last_ids[slots] = ids
-        done = stopped | (places + 1 >= self.sampling.max_response_tokens)
+        done = stopped | (places + 1 >= sampling.max_response_tokens)
         return self._finish(slots[done]) if done.any() else []
 
     def _finish(self, slots: Tensor) -> list[tuple[int, Response]]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
 from fastgrpo.rollout.engine import RolloutEngine, generate
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
@@ -40,6 +41,9 @@ class LocalRollouts:
         self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
         self.num_syncs, self.just_verified = 0, False
         self.ledger: dict[str, int] = {}
+
+    def adopt(self, config: Config, sampling: Sampling) -> None:
+        self.sampling = sampling
 
     def begin_step(self, step: int) -> None:
         self.ledger = dict.fromkeys(("prompts_started", "prompts_put_back"), 0)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from fastgrpo.config import Config
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.types import Group, Prompt, Sampling
 
@@ -12,6 +13,10 @@ class Rollouts(Protocol):
 
     prompts: PromptsInOrder
     sampling: Sampling
+
+    def adopt(self, config: Config, sampling: Sampling) -> None:
+        """Goes on with another number, size, length and temperature of groups: between two steps."""
+        ...
 
     def begin_step(self, step: int) -> None:
         """Starts what may be started: ``step`` steps are behind the trainer's weights."""

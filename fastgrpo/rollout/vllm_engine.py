@@ -5,6 +5,7 @@ Between two steps nothing runs, so weights are written there: no pause, no drain
 
 import gc
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class VllmEngine:
     """Requests in, responses out, weights written between two steps.
 
     Logprobs are vLLM's processed ones: log-softmax of logits / temperature over the whole vocabulary, since nothing is
-    cut off (no top-p, no top-k, no penalty). Raises ValueError for a vLLM outside the tested versions.
+    cut off (no top-k, no penalty). With top-p, which training never sets, they would be those of the nucleus: there
+    vLLM is not asked for them, and they are NaN. Raises ValueError for a vLLM outside the tested versions.
     """
 
     def __init__(self, settings: VllmSettings) -> None:
@@ -161,7 +163,11 @@ class _Drawing:
 
     def add(self, completion: Any) -> None:
         self.ids.extend(completion.token_ids)
-        self.logprobs.extend(_sampled_logprobs(len(completion.token_ids), completion.logprobs))
+        count = len(completion.token_ids)
+        if self.request.sampling.top_p < 1:
+            self.logprobs.extend([math.nan] * count)
+        else:
+            self.logprobs.extend(_sampled_logprobs(count, completion.logprobs))
 
     def response(self, finish_reason: str) -> Response:
         assert finish_reason in ("stop", "length"), f"vLLM ended a request with {finish_reason!r}"
@@ -194,11 +200,12 @@ def _sampling_params(request: Request) -> Any:
     sampling: Sampling = request.sampling
     return SamplingParams(
         temperature=sampling.temperature,
+        top_p=sampling.top_p,
         seed=response_seed(sampling.seed, request.prompt.position, request.sample),
         max_tokens=sampling.max_response_tokens,
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,  # the stop tokens are the recipe's, not those of the model's files
-        logprobs=0,  # of the sampled token alone
+        logprobs=0 if sampling.top_p == 1 else None,  # of the sampled token alone
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

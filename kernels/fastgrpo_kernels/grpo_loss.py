@@ -25,7 +25,7 @@ def grpo_loss(
     old_logprobs: Tensor | None,  # [T]; None: the current ones, as in the first update of a step
     advantages: Tensor,  # [T]
     response_mask: Tensor | None,  # [T] bool; None: every token is a response's
-    num_loss_tokens: int | Tensor,  # response tokens of the whole update, over all ranks and micro-batches
+    num_loss_tokens: int | float | Tensor,  # response tokens of the whole update, over all ranks and micro-batches
     objective: Objective | None = None,
     *,
     entropy: Tensor | None = None,  # [T]
@@ -106,7 +106,7 @@ def check_tokens(
     ]
 
 
-def as_count(num_loss_tokens: int | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:  # []
+def as_count(num_loss_tokens: int | float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:  # []
     """On the device; a number gets there without the wait that a tensor on the host would mean."""
     if isinstance(num_loss_tokens, Tensor):
         require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")

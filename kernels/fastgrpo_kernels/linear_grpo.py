@@ -38,7 +38,7 @@ def linear_grpo(
     old_logprobs: Tensor | None,  # [T]; None: the current ones, as in the first update of a step
     advantages: Tensor | None,  # [T]; None: from `rewards`
     response_mask: Tensor | None,  # [T] bool; None: every token is a response's
-    num_loss_tokens: int | Tensor,  # response tokens of the whole update, over all ranks and micro-batches
+    num_loss_tokens: int | float | Tensor,  # response tokens of the whole update, over all ranks and micro-batches
     objective: Objective | None = None,
     *,
     bias: Tensor | None = None,  # [V]
@@ -92,7 +92,7 @@ def linear_grpo_into(
     old_logprobs: Tensor | None,
     advantages: Tensor | None,
     response_mask: Tensor | None,
-    num_loss_tokens: int | Tensor,
+    num_loss_tokens: int | float | Tensor,
     objective: Objective | None = None,
     **options: Any,
 ) -> tuple[GrpoOutput, Tensor]:  # and the gradient of hidden [T, D]
@@ -163,7 +163,7 @@ def _prepare(
     old_logprobs: Tensor | None,
     advantages: Tensor | None,
     response_mask: Tensor | None,
-    num_loss_tokens: int | Tensor,
+    num_loss_tokens: int | float | Tensor,
     objective: Objective | None,
     *,
     bias: Tensor | None = None,

@@ -65,6 +65,13 @@ class RemoteRollouts:
         assert self._pool is not None, "the pool is the first rank's"
         return self._pool
 
+    def adopt(self, config: Config, sampling: Sampling) -> None:
+        """With nothing under way: where steps overlap, settings do not change in the run."""
+        assert not self.schedule.started
+        settings = config.rollout
+        self.config, self.sampling = config, sampling
+        self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
+
     def begin_step(self, step: int) -> None:
         self.schedule.step = step
         self._ledger = dict.fromkeys(("prompts_started", "prompts_put_back"), 0.0)

@@ -1,0 +1,87 @@
+"""``fastgrpo evaluate MODEL [--suite justrl|simplerl|prorl] [--benchmarks ...]``; ``python -m fastgrpo.evaluate``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import tyro
+
+from fastgrpo.evaluation.settings import Settings, validate
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates. Returns the exit code: 0 done, 2 refused, 75 stopped by a signal and to be continued, 1 else."""
+    from fastgrpo.evaluation.interrupts import Interrupted
+    from fastgrpo.evaluation.ranks import RankFailed
+
+    settings = parse(sys.argv[1:] if arguments is None else list(arguments))
+    try:
+        if settings.compare:
+            _compare(settings)
+        else:
+            validate(settings)
+            _evaluate(settings)
+    except ValueError as error:
+        return _say(f"{error}", EXIT_USER_ERROR)
+    except Interrupted as interrupted:
+        return _say(f"{interrupted}", EXIT_INTERRUPTED)
+    except RankFailed as error:
+        return _say(f"stopped: {error}", EXIT_FAILED)
+    except OSError as error:  # as a full disk is
+        return _say(f"stopped: {error}; when that is mended, the same command goes on from here", EXIT_FAILED)
+    return EXIT_DONE
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Exits on --help and unknown flags."""
+    return tyro.cli(
+        Settings,
+        prog="fastgrpo evaluate",
+        description="Evaluate a model the way its paper did. An evaluation that was stopped goes on.",
+        args=list(arguments),
+        use_underscores=True,
+    )
+
+
+def _evaluate(settings: Settings) -> None:
+    from fastgrpo.evaluation.plan import make_plan
+
+    plan = make_plan(settings)
+    for planned in plan.benchmarks:
+        print(f"{planned.name}: {len(planned.benchmark.problems)} problems of {planned.benchmark.source}")
+    for note in plan.notes:
+        print(f"note: {note}")
+    if settings.dry_run:
+        for planned in plan.benchmarks:
+            print(f"{planned.name}: {', '.join(f'{k} {v!r}' for k, v in asdict(planned.protocol).items())}")
+        print(f"{plan.num_responses} responses, judged by {settings.rule or plan.suite.rule}")
+        return
+    from fastgrpo.evaluation.stages import evaluate
+
+    evaluate(settings, plan, Path(settings.out) / settings.folder_name)
+
+
+def _compare(settings: Settings) -> None:
+    """Writes into the folder --name inside --out if one is named, and prints in any case."""
+    from fastgrpo.evaluation.compare import compare, write_comparison
+    from fastgrpo.evaluation.records import read_evaluation
+
+    evaluations = [read_evaluation(Path(folder)) for folder in settings.compare]
+    print(compare(evaluations))
+    if settings.name:
+        folder = Path(settings.out) / settings.name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_comparison(evaluations, folder)
+        print(f"  {folder}")
+
+
+def _say(text: str, code: int) -> int:
+    print(f"fastgrpo: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What cannot run is refused here, with the numbers, before anything is loaded."""
+
+import math
+import re
+
+from fastgrpo.algorithm import Algorithm
+from fastgrpo.config import Config, flatten
+
+_AT_LEAST_ONE = (
+    "steps", "parallel.replicas", "data.max_prompt_tokens", "data.prompts_per_step",
+    "rollout.max_response_tokens", "rollout.max_sequences", "reward.workers", "optimizer.updates_per_step",
+    "optimizer.tokens_per_microbatch", "optimizer.max_skipped_updates", "evaluation.samples_per_prompt",
+    "evaluation.max_problems", "checkpoint.keep_last", "rollout.tensor_parallel", "rollout.oversample",
+    "rollout.max_rounds", "sync.bucket_mib",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "seed", "model.head_chunk_tokens", "optimizer.warmup_steps", "optimizer.weight_decay", "evaluation.every_steps",
+    "evaluation.temperature", "objective.dual_clip", "objective.kl_coef", "objective.kl_cap", "objective.entropy_coef",
+    "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high", "objective.correction_low",
+    "objective.rollout_kl_alarm", "rollout.gpus", "rollout.max_staleness", "rollout.kv_cache_gib",
+    "rollout.max_engine_restarts", "sync.verify_every",
+)  # fmt: skip
+_POSITIVE = (
+    "rollout.temperature", "parallel.timeout_s", "reward.timeout_s", "reward.memory_limit_gib", "optimizer.eps",
+    "optimizer.learning_rate", "optimizer.max_grad_norm", "deadline.start_s", "deadline.stall_s",
+    "deadline.generate_s", "deadline.verify_s", "deadline.update_s", "deadline.sync_s", "deadline.checkpoint_s",
+)  # fmt: skip
+
+
+def validate(config: Config, num_ranks: int) -> None:
+    """Refuses what cannot run, before anything is loaded. Raises ValueError with the range or the numbers."""
+    values = flatten(config)
+
+    def require(name: str, ok: bool, wanted: str) -> None:
+        if not ok:
+            raise ValueError(f"--{name} must be {wanted}, got {values[name]!r}")
+
+    for name, value in values.items():
+        require(name, not isinstance(value, float) or math.isfinite(value), "a finite number")
+    for name in _AT_LEAST_ONE:
+        require(name, values[name] >= 1, "at least 1")
+    for name in _NOT_NEGATIVE:
+        require(name, values[name] >= 0, "0 or more")
+    for name in _POSITIVE:
+        require(name, values[name] > 0, "above 0")
+    require("seed", config.seed < 2**62, "below 2**62")
+    require("name", re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.name) is not None, "one folder's name")
+    require("rollout.group_size", config.rollout.group_size >= 2, "at least 2: a response is compared with its group")
+    require("reward.correct", config.reward.correct > config.reward.wrong, "above --reward.wrong")
+    require("rollout.stop_token_ids", all(i >= 0 for i in config.rollout.stop_token_ids), "token ids of at least 0")
+    require("parallel.timeout_s", config.parallel.timeout_s <= 1e7, "at most 1e7")
+    require("reward.timeout_s", config.reward.timeout_s <= 1e6, "at most 1e6")
+    require("objective.clip_low", 0 <= config.objective.clip_low < 1, "in [0, 1)")
+    require("objective.dual_clip", config.objective.dual_clip == 0 or config.objective.dual_clip > 1, "above 1, or 0")
+    require("data.hint_percent", 0 <= config.data.hint_percent <= 100, "in [0, 100]")
+    require("data.template", not config.data.template or config.data.template.count("{problem}") == 1,
+            "empty, or text with {problem} in it once")  # fmt: skip
+    require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
+    _validate_arithmetic(config, num_ranks)
+    _validate_rollouts(config, num_ranks)
+
+
+def _validate_arithmetic(config: Config, num_ranks: int) -> None:
+    prompts, updates = config.data.prompts_per_step, config.optimizer.updates_per_step
+    if prompts % updates:
+        more = prompts - prompts % updates + updates
+        raise ValueError(
+            f"--data.prompts_per_step {prompts} cannot be split into --optimizer.updates_per_step {updates} equal "
+            f"updates: {prompts} / {updates} = {prompts / updates:g}. Take {more} prompts, or a number of updates that "
+            f"divides {prompts}."
+        )
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if config.optimizer.tokens_per_microbatch < longest:
+        raise ValueError(
+            f"--optimizer.tokens_per_microbatch {config.optimizer.tokens_per_microbatch} cannot hold one longest "
+            f"sequence of {config.data.max_prompt_tokens} prompt + {config.rollout.max_response_tokens} response "
+            f"= {longest} tokens. Raise it, or lower --rollout.max_response_tokens."
+        )
+    if num_ranks % config.parallel.replicas:
+        raise ValueError(
+            f"--parallel.replicas {config.parallel.replicas} does not divide the {num_ranks} ranks of this launch."
+        )
+
+
+def _validate_rollouts(config: Config, num_trainers: int) -> None:
+    rollout = config.rollout
+    if rollout.max_staleness > 0 and rollout.gpus == 0:
+        raise ValueError(
+            f"--rollout.max_staleness {rollout.max_staleness} needs engines that sample while the trainer trains: give "
+            f"them ranks of their own with --rollout.gpus, or take staleness 0"
+        )
+    if rollout.max_staleness > 1 and config.objective.correction == "none":
+        raise ValueError(
+            f"--rollout.max_staleness {rollout.max_staleness} with a plain objective trains on tokens of other weights "
+            f"as if they were the policy's own (AReaL, arXiv 2505.24298, table 3: 42.0 falls to 23.3 on AIME24): add "
+            f"--objective.correction truncate, or take staleness 1 at most"
+        )
+    if rollout.oversample > 1 and rollout.max_staleness > 0:
+        raise ValueError(
+            "--rollout.oversample cuts the tail that a step waits for; with --rollout.max_staleness above 0 a step "
+            "does not wait for it: leave one of them"
+        )
+    if rollout.gpus == 0 and num_trainers % rollout.tensor_parallel:
+        raise ValueError(
+            f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide the {num_trainers} ranks that share "
+            f"engines"
+        )
+    if rollout.gpus % rollout.tensor_parallel:
+        raise ValueError(
+            f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide --rollout.gpus {rollout.gpus}"
+        )
+
+
+def validate_phases(algorithm: Algorithm, config: Config, num_ranks: int) -> None:
+    """Refuses what a later phase could not run with, before the first begins. Raises ValueError naming the phase."""
+    for number, later in enumerate(algorithm.configs(config)[1:], start=1):
+        try:
+            validate(later, num_ranks)
+        except ValueError as error:
+            first_step = algorithm.phases[number - 1].first_step
+            raise ValueError(f"the recipe's phase from step {first_step} on: {error}") from error
+    if algorithm.phases and config.rollout.max_staleness > 0:
+        raise ValueError(
+            f"this recipe changes settings in the run, and with --rollout.max_staleness "
+            f"{config.rollout.max_staleness} steps overlap: take staleness 0"
+        )
+    if algorithm.reference_reset and not algorithm.needs_reference(config):
+        raise ValueError("this recipe resets a reference that --objective.kl_coef 0 does not load: give a coefficient")
+
+
+def arithmetic(config: Config, num_ranks: int) -> dict[str, str]:
+    """The derived numbers of a step, as the dry run prints them."""
+    group, updates = config.rollout.group_size, config.optimizer.updates_per_step
+    prompts, longest_response = config.prompts_per_update, config.rollout.max_response_tokens
+    shards = num_ranks // config.parallel.replicas
+    return {
+        "ranks": f"{num_ranks} ({config.parallel.replicas} x {shards} shards)",
+        "prompts per step": f"{config.data.prompts_per_step}",
+        "responses per step": f"{config.data.prompts_per_step} prompts x {group} = {config.responses_per_step}",
+        "updates per step": f"{updates}, each on {prompts} prompts x {group} = {prompts * group} responses",
+        "tokens a micro-batch": f"at most {config.optimizer.tokens_per_microbatch} on each rank",
+        "longest sequence": f"{config.data.max_prompt_tokens} prompt + {longest_response} response tokens",
+        "tokens a step": f"at most {config.responses_per_step * longest_response:,} sampled",
+        "updates in all": f"{config.steps} steps x {updates} = {config.steps * updates:,}",
+    }

@@ -1,0 +1,18 @@
+"""SimpleRL-Zoo of Qwen2.5-0.5B: 12.1 to 20.9 on average over its benchmarks."""
+
+from fastgrpo_recipes import _simplerl_zoo as zoo
+
+from fastgrpo.rewards import self_test_of, simplerl_mix
+
+config = zoo.zoo(
+    "qwen2_5_0_5b",
+    "Qwen/Qwen2.5-0.5B",
+    template="simple",
+    bucket="medium",
+    stop_token_ids=(14582, 16141, 31198),
+)
+reward = simplerl_mix
+self_test = self_test_of(simplerl_mix)
+row = zoo.row_of(config)
+source = zoo.source
+cost = "not published; trains on one GPU of 80 GB"

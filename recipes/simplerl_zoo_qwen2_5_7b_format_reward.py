@@ -1,0 +1,13 @@
+"""SimpleRL-Zoo of Qwen2.5-7B with a format reward: -1 without a box, -0.5 for a wrong answer in one."""
+
+from fastgrpo_recipes import _simplerl_zoo as zoo
+from fastgrpo_recipes import simplerl_zoo_qwen2_5_7b as base
+
+from fastgrpo.rewards import format_penalty, self_test_of
+
+config = zoo.with_format_reward(base.config)
+reward = format_penalty
+self_test = self_test_of(format_penalty)
+row = base.row
+source = "SimpleRL-Zoo, arXiv 2503.18892, section 3.1"
+cost = base.cost

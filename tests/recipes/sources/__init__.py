@@ -1,0 +1,1 @@
+"""The published constants, a file a family of systems."""

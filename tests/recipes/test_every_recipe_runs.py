@@ -1,0 +1,39 @@
+"""Every recipe in small: three steps on a CPU of a random model of its architecture, by its own verifier."""
+
+import math
+
+import pytest
+
+from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
+from tests.recipes.shrunk import run_shrunk
+
+ONE_OF_EACH = [
+    "justrl_deepseek_1_5b", "simplerl_zoo_llama_3_1_8b", "simplerl_zoo_mistral_7b_format_reward", "prorl_v2_1_5b",
+    "questa_nemotron_1_5b", "dapo_qwen2_5_32b",
+]  # fmt: skip
+RECIPES = [n for n in recipe_names() if n != "quickstart"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ONE_OF_EACH else pytest.mark.slow) for n in RECIPES])
+def test_a_recipe_runs_three_steps_in_small(name, tmp_path):
+    records = run_shrunk(name, tmp_path)
+    assert [r["step"] for r in records] == [1, 2, 3]
+    recipe = load_recipe(find_recipe(name))
+    for r in records:
+        assert math.isfinite(r["grad_norm"]) and r["grad_norm"] > 0 and r["skipped_updates"] == 0
+        assert r["verifier_failures"] == 0
+        assert abs(r["rollout_kl"]) < 1e-5  # the sampler reads the same prompt and means the same temperature
+        assert ("reference_kl" in r) == (recipe.config.objective.kl_coef > 0)
+    assert any(r["reward_std"] > 0 for r in records)
+
+
+def test_recipes_say_whose_they_are_and_what_they_cost():
+    for name in recipe_names():
+        recipe = load_recipe(find_recipe(name))
+        assert recipe.about and recipe.source and recipe.cost, name
+        assert recipe.config.name == name
+
+
+def test_a_recipes_verifier_is_loaded_without_the_recipe():
+    """Its processes need little memory: no torch."""
+    assert load_recipe(find_recipe("prorl_v2_1_5b")).reward == "fastgrpo.rewards.prime_union:prime_union"
