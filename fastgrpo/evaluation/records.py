@@ -1,10 +1,15 @@
 """What an evaluation's folder holds, read back: problems, responses and verdicts.
 
-``evaluation.json`` says what was asked, ``problems/<benchmark>.jsonl`` the problems, ``generations/<benchmark>.jsonl``
-one response a line as it was drawn, ``verdicts/<benchmark>.jsonl`` what became of each.
+- ``evaluation.json``: ``name, model, suite, seed, engine, rule, verifier_model, notes`` and more, and under
+  ``benchmarks`` for each name its ``source, num_problems, samples_per_problem, temperature, top_p,
+  max_response_tokens, template, chat_template``;
+- ``problems/<benchmark>.jsonl``: the problems;
+- ``generations/<benchmark>.jsonl``, and ``<benchmark>.rank<k>.jsonl`` of several ranks: one response a line;
+- ``verdicts/<benchmark>.jsonl``: what became of each; of several rows of one response the last counts.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +20,7 @@ import numpy as np
 @dataclass(frozen=True, slots=True)
 class ProblemRow:
     problem: int  # place in the benchmark's file, from 0
-    text: str  # as it was put to the model, before any chat template
+    text: str  # without the words that the protocol's template puts around it
     answer: str
 
 
@@ -70,11 +75,27 @@ def _read_benchmark(folder: Path, name: str) -> BenchmarkResults:
     problems = [ProblemRow(**row) for row in read_rows(folder / "problems" / f"{name}.jsonl")]
     verdicts = {(v["problem"], v["sample"]): v for v in read_rows(folder / "verdicts" / f"{name}.jsonl")}
     judged = []
-    for row in read_rows(folder / "generations" / f"{name}.jsonl"):
+    for row in read_generations(folder, name):
         verdict = verdicts.get((row["problem"], row["sample"]))
         if verdict is not None:
             judged.append(Judged(**row, correct=is_correct(verdict)))
     return BenchmarkResults(name, problems, sorted(judged, key=lambda j: (j.problem, j.sample)))
+
+
+def read_generations(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Each response of a benchmark once, whichever rank drew it."""
+    drawn: dict[tuple[int, int], dict[str, Any]] = {}
+    for path in generation_files(folder, name):
+        for row in read_rows(path):
+            drawn.setdefault((row["problem"], row["sample"]), row)
+    return list(drawn.values())
+
+
+def generation_files(folder: Path, name: str) -> list[Path]:
+    """Those that are there: of one process, and of each rank."""
+    ranks = re.compile(rf"{re.escape(name)}(\.rank\d+)?\.jsonl")
+    folder = folder / "generations"
+    return sorted(p for p in folder.iterdir() if ranks.fullmatch(p.name)) if folder.is_dir() else []
 
 
 def is_correct(verdict: dict[str, Any]) -> bool:

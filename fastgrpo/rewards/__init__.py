@@ -1,8 +1,34 @@
-"""Responses -> right or wrong. A verifier is a pure function (response text, answer) -> bool: ``strict_boxed`` is
-JustRL's, a recipe may bring its own. ``VerifierPool`` runs it in processes of its own, so that a response on which it
-hangs, dies or eats all memory costs one verdict and never the run. Nothing here imports torch."""
+"""Responses -> right or wrong. A verifier is a pure function (response text, answer) -> bool, or ``"unformatted"`` for
+a wrong response that lacks the demanded form; a recipe may bring its own. docs/verifiers.md says which is whose.
+``VerifierPool`` runs it in processes of its own, so that a response on which it hangs, dies or eats all memory costs
+one verdict and never the run. Nothing here imports torch, and nothing evaluates a response as code."""
 
-from fastgrpo.rewards.pool import SELF_TEST, Verdict, VerifierPool
+from fastgrpo.rewards.boxes import last_boxed
+from fastgrpo.rewards.compass import compass_accepts, compass_prompt
+from fastgrpo.rewards.dapo_minerva import dapo_minerva
+from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
+from fastgrpo.rewards.format_penalty import format_penalty
+from fastgrpo.rewards.hf_math_verify import math_verify
+from fastgrpo.rewards.known_answers import SELF_TEST, self_test_of
+from fastgrpo.rewards.pool import Verdict, VerifierPool
+from fastgrpo.rewards.prime_union import prime_union
+from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed
 
-__all__ = ["SELF_TEST", "Verdict", "VerifierPool", "strict_boxed"]
+__all__ = [
+    "SELF_TEST",
+    "Verdict",
+    "VerifierPool",
+    "compass_accepts",
+    "compass_prompt",
+    "dapo_minerva",
+    "deepscaler",
+    "format_penalty",
+    "last_boxed",
+    "math_verify",
+    "mathd_or_sympy",
+    "prime_union",
+    "self_test_of",
+    "simplerl_mix",
+    "strict_boxed",
+]

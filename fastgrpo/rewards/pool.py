@@ -16,14 +16,9 @@ from typing import Literal, Self
 
 from fastgrpo.rewards import wire
 from fastgrpo.rewards.handle import WorkerHandle
+from fastgrpo.rewards.known_answers import SELF_TEST
 
 Failure = Literal["", "timeout", "died", "raised"]
-
-SELF_TEST: tuple[tuple[str, str, bool], ...] = (
-    ("Six times seven is 42, so the answer is \\boxed{42}.", "42", True),
-    ("Six times seven is 41, so the answer is \\boxed{41}.", "42", False),
-    ("", "42", False),
-)
 
 MAX_CHUNK_ITEMS = 128
 MAX_CHUNK_CHARS = 1 << 20
@@ -36,11 +31,20 @@ BREATH_S = 0.0002
 class Verdict:
     """``failure`` says why there was no judgement, in which case the response counts as wrong.
 
+    ``unformatted``: wrong, and without an answer in the form that the verifier demands.
     ``"died"``: two processes ended with this response in hand. One may be killed by anybody, for want of memory say.
     """
 
     correct: bool
     failure: Failure = ""
+    unformatted: bool = False
+
+
+VERDICTS = {
+    wire.ACCEPTED: Verdict(True),
+    wire.REJECTED: Verdict(False),
+    wire.UNFORMATTED: Verdict(False, unformatted=True),
+}
 
 
 class VerifierPool:
@@ -48,7 +52,7 @@ class VerifierPool:
 
     Args:
         verifier: ``"package.module:function"`` or ``"/path/to/recipe.py:function"``, a function
-            (response text, answer) -> bool. A file is read once, here.
+            (response text, answer) -> bool or ``"unformatted"``. A file is read once, here.
         workers: processes. Each is a fresh interpreter, not a fork; it is replaced when it hangs or dies.
         timeout_s: wall-clock seconds that one item may take.
         memory_limit_gib: address space of one process, shared libraries included (Linux only).
@@ -69,7 +73,7 @@ class VerifierPool:
         workers: int,
         timeout_s: float,
         memory_limit_gib: float,
-        self_test: Sequence[tuple[str, str, bool]] = SELF_TEST,
+        self_test: Sequence[wire.KnownAnswer] = SELF_TEST,
         start_timeout_s: float = 60.0,
     ) -> None:
         _check_positive(workers=workers, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib)
@@ -180,8 +184,8 @@ class VerifierPool:
     def _hear(self, job: "_Job", worker: WorkerHandle, code: bytes, body: bytes) -> None:
         if worker.starting:
             self._hear_start(worker, code, body)
-        elif code in (wire.ACCEPTED, wire.REJECTED) and worker.pending:
-            job.settle(worker.judged(), Verdict(code == wire.ACCEPTED))
+        elif code in VERDICTS and worker.pending:
+            job.settle(worker.judged(), VERDICTS[code])
         elif code in (wire.RAISED, wire.RETIRED) and worker.pending:
             self.last_error = body.decode("utf-8", "replace")
             job.settle(worker.judged(), Verdict(False, "raised"))

@@ -7,9 +7,11 @@ verifier could have written.
 
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 Item = tuple[str, str]  # response text, answer
+Judgement = bool | Literal["unformatted"]  # what a verifier returns
+KnownAnswer = tuple[str, str, Judgement]  # response text, answer, what the verifier must return
 
 # To a worker.
 SETUP = b"S"  # pickled Setup
@@ -21,6 +23,7 @@ NOT_LOADED = b"L"  # why the verifier could not be loaded
 NOT_PASSED = b"P"  # which known answer it judged wrongly
 ACCEPTED = b"1"
 REJECTED = b"0"
+UNFORMATTED = b"U"  # wrong, and without an answer in the demanded form
 RAISED = b"R"  # end of the traceback
 RETIRED = b"M"  # as RAISED, and the worker leaves: out of memory, it may not get it back
 
@@ -35,7 +38,7 @@ class Setup:
 
     verifier: str  # "package.module:function" or "/path/to/file.py:function"
     source: bytes | None  # of that file
-    self_test: tuple[tuple[str, str, bool], ...]
+    self_test: tuple[KnownAnswer, ...]
     parent_pid: int
     timeout_s: float
     memory_limit_gib: float

@@ -18,7 +18,9 @@ from typing import BinaryIO
 
 from fastgrpo.rewards import wire
 
-Verifier = Callable[[str, str], bool]
+Verifier = Callable[[str, str], wire.Judgement]
+
+CODES = {True: wire.ACCEPTED, False: wire.REJECTED, "unformatted": wire.UNFORMATTED}
 
 PR_SET_PDEATHSIG = 1
 
@@ -121,12 +123,12 @@ def _run_file(path: str, source: bytes) -> ModuleType:
     return module
 
 
-def _try_known_answers(verifier: Verifier, self_test: tuple[tuple[str, str, bool], ...]) -> str:
+def _try_known_answers(verifier: Verifier, self_test: tuple[wire.KnownAnswer, ...]) -> str:
     """What went wrong, or the empty text. It also warms up what the verifier imports late, before its time counts."""
     for text, answer, expected in self_test:
         code, reason = _judge(verifier, text, answer)
-        if code != (wire.ACCEPTED if expected else wire.REJECTED):
-            found = reason or str(not expected)
+        if code != CODES[expected]:
+            found = reason or next(str(verdict) for verdict, its_code in CODES.items() if its_code == code)
             return f"needed {expected} for the response {text[-200:]!r} and the answer {answer!r}, got {found}"
     return ""
 
@@ -157,10 +159,14 @@ def _judge(verifier: Verifier, text: str, answer: str) -> tuple[bytes, str]:
         return wire.RETIRED, "MemoryError: the verifier went over memory_limit_gib"
     except BaseException:  # also SystemExit: the process is the pool's to end
         return wire.RAISED, traceback.format_exc(limit=-20)
-    if type(verdict).__name__ not in ("bool", "bool_"):  # numpy's too
-        kind = type(verdict).__name__
-        return wire.RAISED, f"TypeError: a verifier must return bool, got {kind}; as a bool, a reward of -1.0 is true"
-    return wire.ACCEPTED if verdict else wire.REJECTED, ""
+    if type(verdict).__name__ in ("bool", "bool_"):  # numpy's too
+        return CODES[bool(verdict)], ""
+    if verdict == "unformatted":
+        return wire.UNFORMATTED, ""
+    return wire.RAISED, (
+        f'TypeError: a verifier must return bool or "unformatted", got {type(verdict).__name__}; '
+        "as a bool, a reward of -1.0 is true"
+    )
 
 
 def _send(replies: BinaryIO, reply: bytes) -> None:

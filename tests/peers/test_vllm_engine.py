@@ -82,7 +82,9 @@ def forced(groups: list[Group], sampling: Sampling) -> Any:
             key = stream_keys(sampling.seed, torch.tensor([group.prompt.position]), torch.tensor([sample]))
             tokens[int(key)] = response.response_ids
 
-    def draw(logits: Tensor, temperature: float, keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(
+        logits: Tensor, temperature: float, keys: Tensor, places: Tensor, top_p: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = zip(keys.tolist(), places.tolist(), strict=True)
         ids = torch.tensor([int(tokens[k][min(p, len(tokens[k]) - 1)]) for k, p in pairs])
         logprobs = torch.log_softmax(logits / temperature, -1)
@@ -145,6 +147,28 @@ def test_greedy_responses_have_logprobs_that_the_trainer_has(engine):
     pairs = tiny.pairs_of(groups)
     ours = tiny.trainer_logprobs(NAME, tiny.random_weights(NAME, 0), pairs, 1.0)
     assert tiny.largest_gap(rollout(pairs), ours) < 1e-3
+
+
+def test_with_top_p_only_the_nucleus_is_drawn_and_no_logprob_is_claimed(engine):
+    """First tokens of many samples against the trainer's probabilities of the nucleus."""
+    prompt = tiny.prompts(1, longest=20)[0]
+    sampling = Sampling(400, 1, TEMPERATURE, (), 5, top_p=0.5)
+    [group] = generate(engine, [prompt], sampling)
+    whole = np.exp([_first_logprobs(prompt)])[0]
+    order = np.argsort(-whole)
+    size = int(np.searchsorted(np.cumsum(whole[order]), 0.5)) + 1
+    drawn = {int(r.response_ids[0]) for r in group.responses}
+    assert 1 < size < 100 and drawn <= set(order[:size].tolist()) and len(drawn) > 1
+    assert all(np.isnan(r.rollout_logprobs).all() for r in group.responses)
+
+
+def _first_logprobs(prompt: Prompt) -> np.ndarray:
+    """Of every token of the vocabulary as a first one."""
+    pairs = [
+        (prompt, Response(np.array([i], np.int32), np.zeros(1, np.float32), "length", 0))
+        for i in range(tiny.VOCABULARY)
+    ]
+    return np.array([logprobs[0] for logprobs in trainer(0, pairs)])
 
 
 def test_cancelled_requests_come_never_and_leave_the_others_alone(engine):

@@ -1,0 +1,88 @@
+"""A benchmark's name -> its problems, every one of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastgrpo.data.read import FORMATS, find_files, read_rows
+from fastgrpo.data.schemas import Item, parse, schema_of
+from fastgrpo.evaluation.records import ProblemRow
+from fastgrpo.evaluation.suites import BENCHMARKS
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    source: str  # file, folder or hub data set that it was read from
+    problems: list[ProblemRow]
+
+
+def find_benchmark(name: str, data: str) -> tuple[str, str]:
+    """(name, source) of a known benchmark, of a local file or folder, or of a hub data set owner/name[:path].
+
+    A known one is taken from the folder `data` (laid out as AIME24/test.parquet), else from the hub. A file gives its
+    own name, or its folder's if it is called test. Raises ValueError that says what to get from where.
+    """
+    known = BENCHMARKS.get(name)
+    if known is None:
+        path = Path(name)
+        if not path.exists() and "/" not in name:
+            names = ", ".join(BENCHMARKS)
+            raise ValueError(f"no benchmark {name!r}: give one of {names}, a {', '.join(FORMATS)} file or a hub id")
+        return _short_name(name), name
+    if data and (file := Path(data).expanduser() / known.file).is_file():
+        return name, str(file)
+    if known.hub:
+        return name, known.hub
+    where = f"{Path(data) / known.file} does not exist" if data else "no --data folder was given"
+    raise ValueError(
+        f"{name} is not on the hub as its paper used it, and {where}: get {known.repository} from GitHub (for "
+        f"JustRL's nine: git clone https://github.com/thunlp/JustRL, then --data JustRL/data)"
+    )
+
+
+def _short_name(source: str) -> str:
+    """``base/held_out.jsonl`` -> held_out, ``AIME24/test.parquet`` -> AIME24, ``MathArena/aime_2025`` -> aime_2025"""
+    owner_and_name, _, inside = source.partition(":")
+    path = Path(owner_and_name if inside and not Path(source).exists() else source)
+    if path.suffix in FORMATS:
+        return path.parent.name if path.stem == "test" and path.parent.name else path.stem
+    return path.name
+
+
+def load_benchmark(name: str, source: str, limit: int = 0) -> Benchmark:
+    """All problems, or the first `limit`, without anybody's instructions around them, and each with its answer as the
+    data set gives it, but for a box around it.
+
+    Unlike training data, a repeated problem stays: an average is over the rows of the file. Raises ValueError for what
+    cannot be read and for a row without an answer.
+    """
+    problems = []
+    for number, item in enumerate(_items(source)):
+        if limit and number == limit:
+            break
+        if not item.answer:
+            raise ValueError(f"{source}, row {number} has no answer: no response to it could be right. Take it out.")
+        problems.append(ProblemRow(number, item.body.strip(), item.answer))
+    if not problems:
+        raise ValueError(f"{source} holds no problem")
+    return Benchmark(name, source, problems)
+
+
+def _items(source: str) -> Iterator[Item]:
+    for file in find_files(source):
+        extract = None
+        for row in read_rows(file):
+            extract = extract or schema_of(row)
+            yield parse(row, extract, "")
+
+
+def count_note(benchmark: Benchmark, limit: int) -> str:
+    """What to say of a known benchmark with another number of problems than its paper's; empty otherwise."""
+    known = BENCHMARKS.get(benchmark.name)
+    if known is None or limit or known.num_problems == len(benchmark.problems):
+        return ""
+    return (
+        f"{benchmark.name} has {known.num_problems} problems in {known.repository}, and {len(benchmark.problems)} in "
+        f"{benchmark.source}: not the published benchmark"
+    )

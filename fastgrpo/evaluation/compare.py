@@ -1,0 +1,195 @@
+"""Runs beside each other on the same problems: who is better, by how much, and whether chance explains it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import starmap
+from pathlib import Path
+from typing import Any
+
+from fastgrpo.evaluation.page import comparison_page
+from fastgrpo.evaluation.records import BenchmarkResults, Evaluation
+from fastgrpo.evaluation.results import replace_text
+from fastgrpo.evaluation.statistics import SIGN_FLIPS, Difference, avg_at_k, paired_difference
+from fastgrpo.evaluation.summary import Summary, summarize
+from fastgrpo.evaluation.tables import AVERAGE, INTERVAL, Table, averages, markdown_grid, with_interval
+from fastgrpo.metrics import write_json
+
+_JUDGED_BY = ("rule", "verifier_model", "compass_without_question")
+_NOT_PROTOCOL = ("source", "num_problems")
+_EXPLAINED = (
+    f"± is half of the {INTERVAL}. p is of the two-sided paired sign flip over problems ({SIGN_FLIPS:,} draws): how "
+    "often two equal runs would lie at least as far apart. It judges one comparison: of nine benchmarks on which "
+    "two runs are equal, one or more has p < 0.05 in about a third of all cases. Look at the average first."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    summaries: list[Summary]  # of the benchmarks that all have; names are unique
+    differences: dict[str, dict[str, Difference]]  # run other than the first -> benchmark or average -> to the first
+    warnings: list[str]
+
+
+def compare(evaluations: Sequence[Evaluation]) -> str:
+    """Markdown: the accuracy of every run, and each one's difference to the first with its interval and p-value.
+
+    Raises ValueError for fewer than two evaluations, for an incomplete one, and where a benchmark of one name has
+    other problems or answers. Protocols may differ; then a warning says which.
+    """
+    return as_markdown(compared(evaluations))
+
+
+def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> None:
+    """Writes compare.md, compare.json and compare.html into the folder. Raises what `compare` raises."""
+    comparison = compared(evaluations)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "compare.json", as_json(comparison))
+    replace_text(folder / "compare.md", as_markdown(comparison))
+    html = comparison_page(
+        _title(comparison),
+        comparison.summaries,
+        comparison.differences,
+        tables(comparison),
+        comparison.warnings,
+        _EXPLAINED,
+    )
+    replace_text(folder / "compare.html", html)
+
+
+def compared(evaluations: Sequence[Evaluation]) -> Comparison:
+    if len(evaluations) < 2:
+        raise ValueError(f"a comparison needs two evaluations or more, got {len(evaluations)}.")
+    evaluations, warnings = _on_common_benchmarks(_with_unique_names(evaluations))
+    first, *others = evaluations
+    for other in others:
+        _require_same_problems(first, other)
+        warnings += _protocol_differences(first, other)
+    return Comparison(
+        summaries=[summarize(evaluation) for evaluation in evaluations],
+        differences={other.about["name"]: _differences(first, other) for other in others},
+        warnings=warnings,
+    )
+
+
+def _with_unique_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """By their names; by their folders where two have the same name."""
+    names = [str(e.about.get("name") or e.folder.name) for e in evaluations]
+    if len(set(names)) < len(names):
+        names = [str(e.folder) for e in evaluations]
+    if len(set(names)) < len(names):
+        raise ValueError(f"an evaluation is compared with others, not with itself: got {', '.join(names)}.")
+    return [
+        Evaluation(e.folder, {**e.about, "name": name}, e.benchmarks)
+        for e, name in zip(evaluations, names, strict=True)
+    ]
+
+
+def _on_common_benchmarks(evaluations: Sequence[Evaluation]) -> tuple[list[Evaluation], list[str]]:
+    parts = [{part.name: part for part in e.benchmarks} for e in evaluations]
+    common = [name for name in parts[0] if all(name in found for found in parts)]
+    if not common:
+        raise ValueError("the evaluations have no benchmark in common: nothing can be compared.")
+    left_out = sorted({name for found in parts for name in found} - set(common))
+    warnings = [f"{', '.join(left_out)}: left out, since not all runs have it."] if left_out else []
+    return [
+        Evaluation(e.folder, e.about, [found[name] for name in common])
+        for e, found in zip(evaluations, parts, strict=True)
+    ], warnings
+
+
+def _require_same_problems(first: Evaluation, other: Evaluation) -> None:
+    for mine, theirs in zip(first.benchmarks, other.benchmarks, strict=True):
+        if len(mine.problems) != len(theirs.problems):
+            raise ValueError(
+                f"{mine.name} has {len(mine.problems)} problems in {first.folder} and {len(theirs.problems)} in "
+                f"{other.folder}: a paired comparison needs the same problems."
+            )
+        for one, same in zip(mine.problems, theirs.problems, strict=True):
+            if one != same:
+                raise ValueError(
+                    f"{mine.name}, problem {one.problem} is another one, or has another answer, in {other.folder} than "
+                    f"in {first.folder}: a paired comparison needs the same problems."
+                )
+
+
+def _protocol_differences(first: Evaluation, other: Evaluation) -> list[str]:
+    """A sentence for each setting that differs, with the benchmarks on which it does."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for part in first.benchmarks:
+        mine, theirs = first.about["benchmarks"][part.name], other.about["benchmarks"][part.name]
+        for key in sorted((mine.keys() | theirs.keys()) - set(_NOT_PROTOCOL)):
+            if mine.get(key) != theirs.get(key):
+                found.setdefault((key, repr(theirs.get(key)), repr(mine.get(key))), []).append(part.name)
+    for key in _JUDGED_BY:
+        if first.about.get(key) != other.about.get(key):
+            found[key, repr(other.about.get(key)), repr(first.about.get(key))] = ["all benchmarks"]
+    names = (other.about["name"], first.about["name"])
+    return [
+        f"Protocols differ on {', '.join(on)}: {key} is {theirs} in {names[0]} and {mine} in {names[1]}."
+        for (key, theirs, mine), on in found.items()
+    ]
+
+
+def _differences(first: Evaluation, other: Evaluation) -> dict[str, Difference]:
+    mine, theirs = _problem_means(first.benchmarks), _problem_means(other.benchmarks)
+    found = {name: paired_difference({name: mine[name]}, {name: theirs[name]}) for name in mine}
+    return found | ({AVERAGE: paired_difference(mine, theirs)} if len(mine) > 1 else {})
+
+
+def _problem_means(benchmarks: Sequence[BenchmarkResults]) -> dict[str, Any]:
+    return {part.name: avg_at_k(part.outcomes()) for part in benchmarks}
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """Accuracies, a row a run; then for each other run its differences to the first, a row a benchmark."""
+    found = [averages(summary) for summary in comparison.summaries]
+    columns = list(found[0])
+    columns = columns[-1:] + columns[:-1]  # the average first: a narrow page still shows it
+    accuracies = [
+        [summary.name, *(with_interval(values[name]) for name in columns)]
+        for summary, values in zip(comparison.summaries, found, strict=True)
+    ]
+    return [(["run", *columns], accuracies), *starmap(_difference_table, comparison.differences.items())]
+
+
+def _difference_table(run: str, by_benchmark: Mapping[str, Difference]) -> Table:
+    rows = [
+        [benchmark, signed(found.estimate.value), _interval(found), f"{found.p_value:.2g}"]
+        for benchmark, found in by_benchmark.items()
+    ]
+    return [run, "difference", "interval", "p"], rows
+
+
+def signed(share: float) -> str:
+    """In percentage points, with a true minus."""
+    return f"{100 * share:+.2f}".replace("-", "\u2212")
+
+
+def _interval(found: Difference) -> str:
+    low, high = found.estimate.low, found.estimate.high
+    return "–" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def _title(comparison: Comparison) -> str:
+    return " against ".join(summary.name for summary in reversed(comparison.summaries))
+
+
+def as_markdown(comparison: Comparison) -> str:
+    accuracies, *found = (markdown_grid(*table) for table in tables(comparison))
+    warnings = "".join(f"> {warning}\n" for warning in comparison.warnings)
+    parts = [f"# {_title(comparison)}", warnings, "## Accuracy", accuracies]
+    parts += [f"## Differences to {comparison.summaries[0].name}", *found, _EXPLAINED]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    def of(by_name: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: asdict(value) for name, value in by_name.items()}
+
+    return {
+        "first": comparison.summaries[0].name,
+        "accuracies": {summary.name: of(averages(summary)) for summary in comparison.summaries},
+        "differences": {run: of(found) for run, found in comparison.differences.items()},
+        "warnings": comparison.warnings,
+        "interval": INTERVAL,
+    }

@@ -1,0 +1,138 @@
+"""The folder of an evaluation: what it holds, and rows that survive a kill."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fastgrpo.evaluation.plan import Plan, Planned, differences
+from fastgrpo.evaluation.records import read_generations, read_rows
+from fastgrpo.metrics import write_json
+
+Key = tuple[int, int]  # problem, sample
+BLOCK_BYTES = 1 << 16
+
+
+class RowFile:
+    """Rows of JSON at the end of a file, each out of this process's hands when ``write`` returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Raises OSError if the disk is full: what it took of a row is dropped when the evaluation goes on."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        left = memoryview(text.encode("utf-8", "surrogatepass"))
+        while left:
+            left = left[self._file.write(left) :]
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        whole = 0
+        while end and not whole:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            whole, end = (start + newline + 1, end) if newline >= 0 else (0, start)
+    if whole < size:
+        os.truncate(path, whole)
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    path: Path
+
+    @property
+    def about(self) -> Path:
+        return self.path / "evaluation.json"
+
+    def problems(self, name: str) -> Path:
+        return self.path / "problems" / f"{name}.jsonl"
+
+    def generations(self, name: str, rank: int | None = None) -> Path:
+        """One file for each rank: two processes never write into one."""
+        return self.path / "generations" / (f"{name}.jsonl" if rank is None else f"{name}.rank{rank}.jsonl")
+
+    def verdicts(self, name: str) -> Path:
+        return self.path / "verdicts" / f"{name}.jsonl"
+
+    def check(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
+        """Raises ValueError if the folder holds what this evaluation neither continues nor may overwrite."""
+        if not self.about.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise ValueError(
+                    f"{self.path} holds files and no evaluation (no {self.about.name}): give another --name"
+                )
+            return
+        if overwrite:
+            return
+        try:
+            before = json.loads(self.about.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.about} cannot be read ({error}): --overwrite it, or mend the file") from error
+        different = differences(before, facts) or [
+            f"{b.name}: its problems or answers are others" for b in plan.benchmarks if self._has_others(b)
+        ]
+        if different:
+            raise ValueError(
+                f"{self.path} holds another evaluation ({'; '.join(different)}): give this one another --name, or "
+                f"--overwrite that one"
+            )
+
+    def _has_others(self, planned: Planned) -> bool:
+        there = read_rows(self.problems(planned.name))
+        return bool(there) and there != [asdict(p) for p in planned.benchmark.problems]
+
+    def claim(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
+        """From here on the folder is this evaluation's; what it holds of it stays, unless it is to be overwritten."""
+        if overwrite:
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.about, facts)
+        for planned in plan.benchmarks:
+            target = self.problems(planned.name)
+            partial = target.with_name(f".{target.name}.partial")
+            partial.unlink(missing_ok=True)
+            with RowFile(partial) as file:
+                file.write(asdict(p) for p in planned.benchmark.problems)
+            partial.replace(target)
+
+    def _clear(self) -> None:
+        for part in ("problems", "generations", "verdicts"):
+            if (self.path / part).exists():
+                shutil.rmtree(self.path / part)
+        for name in ("behaviours.jsonl", "results.json", "results.md", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def drawn(self, name: str) -> dict[Key, dict[str, Any]]:
+        return {key_of(row): row for row in read_generations(self.path, name)}
+
+    def judged(self, name: str) -> dict[Key, dict[str, Any]]:
+        """The last row of each response."""
+        return {key_of(row): row for row in read_rows(self.verdicts(name))}
+
+    def missing(self, plan: Plan) -> Iterator[tuple[Planned, list[Key]]]:
+        """Each benchmark with the responses that nobody has drawn yet."""
+        for planned in plan.benchmarks:
+            drawn = self.drawn(planned.name)
+            yield planned, [key for key in planned.keys if key not in drawn]
+
+
+def key_of(row: dict[str, Any]) -> Key:
+    return row["problem"], row["sample"]

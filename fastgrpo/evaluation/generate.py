@@ -1,0 +1,112 @@
+"""The responses that are missing, drawn and written one by one."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fastgrpo.config import Config
+from fastgrpo.evaluation.folder import EvaluationFolder, RowFile
+from fastgrpo.evaluation.plan import Plan, Planned
+from fastgrpo.evaluation.progress import StageProgress
+from fastgrpo.evaluation.sampler import (
+    PREFILLED_TOGETHER,
+    Asked,
+    Drawn,
+    check_fits,
+    draw,
+    prompt_ids,
+    read_tokenizer,
+    stop_token_ids,
+)
+from fastgrpo.evaluation.settings import Settings
+from fastgrpo.types import Sampling
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All responses that a plan asks for, and the engine that can draw them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    asked: list[Asked]
+    config: Config
+
+
+def prepare(settings: Settings, plan: Plan) -> Prepared:
+    """Reads tokenizer and prompts and checks them against the model, whose weights are not loaded. Raises ValueError
+    for what cannot be drawn."""
+    tokenizer = read_tokenizer(settings, settings.model)
+    asked = [a for planned in plan.benchmarks for a in _asked(settings, planned, tokenizer)]
+    return Prepared(tokenizer, asked, check_fits(settings, settings.model, tokenizer, asked))
+
+
+def generate(
+    settings: Settings,
+    plan: Plan,
+    folder: EvaluationFolder,
+    prepared: Prepared,
+    device: torch.device,
+    check: Callable[[], None],
+    rank: int | None = None,
+) -> None:
+    """Draws what no file holds yet; of several ranks, this one's share of it, into files of its own.
+
+    Every response is a line on disk as soon as it has ended. Raises OSError where it cannot be written.
+    """
+    missing = {planned.name: set(keys) for planned, keys in folder.missing(plan)}
+    asked = [a for a in prepared.asked if (a.problem, a.sample) in missing[a.benchmark]]
+    share = asked if rank is None else _share(asked, plan, rank, settings.ranks)
+    if not share:
+        return
+    total = plan.num_responses
+    with contextlib.ExitStack() as files:
+        names = {a.benchmark for a in share}
+        opened = {name: files.enter_context(RowFile(folder.generations(name, rank))) for name in names}
+        progress = files.enter_context(StageProgress("responses", total, total - len(asked), quiet=rank is not None))
+
+        def take(drawn: Drawn) -> None:
+            opened[drawn.asked.benchmark].write([row_of(drawn)])
+            progress.advance()
+
+        draw(settings, prepared.config, device, prepared.tokenizer, share, take, check)
+
+
+def row_of(drawn: Drawn) -> dict[str, object]:
+    return {
+        "problem": drawn.asked.problem,
+        "sample": drawn.asked.sample,
+        "text": drawn.text,
+        "num_tokens": drawn.num_tokens,
+        "finish_reason": drawn.finish_reason,
+    }
+
+
+def _asked(settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+    protocol = planned.protocol
+    sampling = Sampling(
+        group_size=PREFILLED_TOGETHER,
+        max_response_tokens=protocol.max_response_tokens,
+        temperature=protocol.temperature,
+        top_p=protocol.top_p,
+        stop_token_ids=stop_token_ids(settings.model, settings.stop_token_ids, settings.trust_remote_code),
+        seed=settings.seed,
+    )
+    texts = [protocol.template.replace("{problem}", p.text) for p in planned.benchmark.problems]
+    ids = dict(
+        zip(
+            (p.problem for p in planned.benchmark.problems),
+            prompt_ids(tokenizer, texts, protocol.chat_template),
+            strict=True,
+        )
+    )
+    return [Asked(planned.name, problem, sample, ids[problem], sampling) for problem, sample in planned.keys]
+
+
+def _share(asked: list[Asked], plan: Plan, rank: int, ranks: int) -> list[Asked]:
+    """Whole problems, so that an engine reads each prompt once for all its samples; dealt from all of them, since the
+    missing ones change while other ranks draw."""
+    problems = [(b.name, p.problem) for b in plan.benchmarks for p in b.benchmark.problems]
+    mine = set(problems[rank::ranks])
+    return [a for a in asked if (a.benchmark, a.problem) in mine]

@@ -1,0 +1,81 @@
+"""maj@k: the accuracy of the answer that most of k responses give."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastgrpo.rewards.boxes import last_boxed
+from fastgrpo.rewards.mathd import normalised
+
+_MOST_SAMPLES = 1000  # beyond, the binomial coefficients leave float64
+
+
+def vote_of(response: str) -> str | None:
+    """The answer that a response votes for: what stands in its last box, as `fastgrpo.rewards.mathd` normalises it.
+
+    None without a box. ``1/2`` and ``\\frac12`` are one vote, ``1/4`` and ``0.25`` are two: a vote must not know the
+    gold answer, so what the verifier would find equal is not asked.
+    """
+    answer = last_boxed(response)
+    return None if answer is None else normalised(answer)
+
+
+def majority_at_k(
+    votes: Sequence[str | None],  # [n], None where a response does not vote
+    correct: Sequence[bool],  # [n]
+) -> np.ndarray:  # [n], entry k - 1 is maj@k
+    """The expected accuracy of the majority of k of the n responses, for every k: exact over all C(n, k) choices.
+
+    The answer with the most votes wins, each of several with as many with equal chance; an answer counts by the share
+    of right verdicts among its votes (1 or 0 unless a verifier judges one answer in two ways). Responses without a box
+    do not vote; where nobody votes, the majority is wrong. At k = n this is the plain majority vote.
+
+    Raises ValueError beyond 1,000 responses a problem.
+    """
+    num_samples = len(votes)
+    if num_samples > _MOST_SAMPLES:
+        raise ValueError(f"maj@k takes at most {_MOST_SAMPLES} responses a problem, got {num_samples}.")
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for vote, verdict in zip(votes, correct, strict=True):
+        if vote is not None:
+            verdicts[vote].append(bool(verdict))
+    answers = [(len(given), sum(given) / len(given)) for given in verdicts.values()]
+    most = max((count for count, _ in answers), default=0)
+    ways = sum((_ways_won_with(answers, wins, num_samples) for wins in range(1, most + 1)), np.zeros(num_samples + 1))
+    return ways[1:] / _choices(num_samples)[1:]
+
+
+def _ways_won_with(
+    answers: list[tuple[int, float]],  # (votes, share of right verdicts) of each answer
+    wins: int,
+    num_samples: int,
+) -> np.ndarray:  # [n + 1] by the number of chosen responses
+    """Choices of responses in which the most votes of an answer are `wins`, each weighted by its majority's accuracy.
+
+    A product of generating functions, one an answer: the power of x counts chosen responses, t the answers that reach
+    `wins`. Those with fewer votes, and the responses without one, can be chosen freely: (1 + x) ** count together.
+    """
+    able = [(count, right) for count, right in answers if count >= wins]
+    free = _choices(num_samples - sum(count for count, _ in able))
+    reached = np.zeros((len(able) + 1, num_samples + 1))  # [t, x]: choices
+    right_sum = np.zeros_like(reached)  # [t, x]: their sums of `right` over the answers that reach `wins`
+    reached[0, : len(free)] = free
+    for count, right in able:
+        choices = _choices(count)
+        new_reached, new_right = _times(reached, choices[:wins]), _times(right_sum, choices[:wins])
+        new_reached[1:, wins:] += choices[wins] * reached[:-1, : num_samples + 1 - wins]
+        new_right[1:, wins:] += choices[wins] * (right_sum + right * reached)[:-1, : num_samples + 1 - wins]
+        reached, right_sum = new_reached, new_right
+    return sum((right_sum[t] / t for t in range(1, len(able) + 1)), np.zeros(num_samples + 1))
+
+
+def _choices(count: int) -> np.ndarray:  # [count + 1]
+    """Coefficients of (1 + x) ** count: C(count, i)."""
+    drawn = np.arange(count)
+    return np.concatenate([[1.0], np.cumprod((count - drawn) / (drawn + 1))])
+
+
+def _times(rows: np.ndarray, polynomial: np.ndarray) -> np.ndarray:
+    """Each row times the polynomial, cut at the rows' length; a row of zeros is not multiplied."""
+    return np.array([np.convolve(row, polynomial)[: len(row)] if row.any() else row for row in rows])

@@ -1,0 +1,175 @@
+"""Puts a page together: one html text with everything inside, that loads nothing."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from fastgrpo.evaluation.page import figures
+from fastgrpo.evaluation.page.transcripts import Transcripts, choose
+from fastgrpo.evaluation.published import same_protocol
+from fastgrpo.evaluation.records import Evaluation
+from fastgrpo.evaluation.statistics import Difference
+from fastgrpo.evaluation.summary import Summary
+from fastgrpo.evaluation.tables import (
+    AVERAGE,
+    INTERVAL,
+    Table,
+    accuracy_table,
+    glossary,
+    pass_table,
+    percent,
+    text_table,
+    with_interval,
+)
+from fastgrpo.report.rollouts import embed
+from fastgrpo.report.words import amount, counted
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`size` is a class of page.css; `about` stands below the chart."""
+
+    name: str
+    title: str
+    figure: go.Figure
+    about: str = ""
+    size: Literal["", "wide", "half"] = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    hint: str = ""
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+
+
+def page(evaluation: Evaluation, summary: Summary) -> str:
+    """The page of one evaluation."""
+    transcripts = choose(evaluation)
+    responses = [judged.num_tokens for part in evaluation.benchmarks for judged in part.judged]
+    return _render(
+        title=summary.name,
+        subtitle=[f"{name}: {summary.about[key]}" for name, key in _SUBTITLE.items() if summary.about.get(key)],
+        facts=_facts(summary, responses),
+        notes=[str(note) for note in summary.about.get("notes", [])],
+        sections=[_accuracy(summary), *_curves(summary), _lengths(evaluation), _responses(summary)],
+        transcripts=transcripts,
+    )
+
+
+def comparison_page(
+    title: str,
+    summaries: Sequence[Summary],
+    differences: Mapping[str, Mapping[str, Difference]],  # run -> benchmark -> its difference to the first run
+    tables: Sequence[Table],  # accuracies, then each other run's differences
+    warnings: Sequence[str],
+    explained: str,
+) -> str:
+    """The page of a comparison of runs."""
+    first = summaries[0].name
+    accuracies = Chart("accuracies", "Accuracy by benchmark", figures.accuracies(summaries), size="wide")
+    found = Chart("differences", f"Difference to {first}", figures.differences(differences), size="wide")
+    sections = [
+        Section("Differences", explained, [found], tables[1:]),
+        Section("Accuracy", f"Bars are the {INTERVAL}.", [accuracies], tables[:1]),
+    ]
+    models = [f"{summary.name}: {summary.about.get('model', 'unknown model')}" for summary in summaries]
+    return _render(title=title, subtitle=models, facts=[], notes=warnings, sections=sections, transcripts=None)
+
+
+_SUBTITLE = {"model": "model", "suite": "suite", "judged by": "rule", "then by": "verifier_model", "seed": "seed"}
+
+
+def _facts(summary: Summary, responses: Sequence[int]) -> list[tuple[str, str, str]]:  # label, value, detail
+    benchmarks = summary.benchmarks
+    best = summary.average or benchmarks[0].accuracies
+    over = f"{len(benchmarks)} benchmarks, equal weight" if summary.average else benchmarks[0].name
+    truncated = sum(b.text.truncated * b.num_problems * b.samples_per_problem for b in benchmarks) / len(responses)
+    problems = sum(b.num_problems for b in benchmarks)
+    return [
+        ("Average accuracy" if summary.average else "Accuracy", f"{with_interval(best.avg)} %", over),
+        ("Responses", f"{len(responses):,}", f"to {counted(problems, 'problem')}"),
+        ("Tokens a response", f"{sum(responses) / len(responses):,.0f}", f"{amount(sum(responses))} in all"),
+        ("Cut at the limit", f"{percent(truncated)} %", "of the responses"),
+    ]
+
+
+def _accuracy(summary: Summary) -> Section:
+    published = same_protocol({b.name: b.protocol for b in summary.benchmarks})
+    sources = dict.fromkeys(row.source for row in published)
+    about = (
+        f"Published with the same temperature, top-p, token limit and samples: {'; '.join(sources)}."
+        if sources
+        else "No published result has the temperature, top-p, token limit and samples of this evaluation."
+    )
+    chart = Chart("accuracy", "Accuracy by benchmark", figures.accuracy(summary, published), about, "wide")
+    hint = f"Bars are the {INTERVAL}."
+    return Section("Accuracy", hint, [chart], [accuracy_table(summary)])
+
+
+def _curves(summary: Summary) -> list[Section]:
+    if all(b.samples_per_problem == 1 for b in summary.benchmarks):
+        return []
+    drawn = [
+        Chart("pass", "pass@k", figures.curves(summary, "pass_at"), "At least one of k responses is right.", "half"),
+        Chart("maj", "maj@k", figures.curves(summary, "maj_at"), "The answer that most of k box is right.", "half"),
+    ]
+    return [Section("Samples", "Expected over all choices of k responses to a problem.", drawn, [pass_table(summary)])]
+
+
+def _lengths(evaluation: Evaluation) -> Section:
+    drawn = [
+        Chart(f"lengths-{i}", part.name, figures.lengths(part.judged)) for i, part in enumerate(evaluation.benchmarks)
+    ]
+    return Section("Response lengths", "Responses by their number of tokens, right and wrong.", drawn)
+
+
+def _responses(summary: Summary) -> Section:
+    return Section("Responses in figures", tables=[text_table(summary)], notes=glossary())
+
+
+def _render(*, sections: Sequence[Section], transcripts: Transcripts | None, **context: Any) -> str:
+    drawn = {chart.name: json.loads(chart.figure.to_json()) for section in sections for chart in section.charts}
+    # Trusted: everything else is escaped. The report's script gives theme(), element() and visible() to this page's.
+    scripts = [Markup(text) for text in (get_plotlyjs(), _report("page.js"), _resource("page.js"))]
+    data: Mapping[str, Any] = {
+        "charts": drawn,
+        "rollouts": [],
+        "problems": transcripts.problems if transcripts else [],
+        "transcripts": transcripts.shown if transcripts else [],
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_resource("page.html")).render(
+        **context,
+        sections=sections,
+        average=AVERAGE,
+        transcripts=transcripts,
+        style=Markup(_report("page.css") + _resource("page.css")),
+        scripts=scripts,
+        script_hashes=" ".join(map(_hash, scripts)),
+        data=Markup(embed(data)),
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _report(name: str) -> str:
+    return resources.files("fastgrpo.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """As a content security policy names a script: the page runs these and no other, whatever a response holds."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

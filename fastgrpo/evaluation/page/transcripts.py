@@ -1,0 +1,88 @@
+"""Which responses the page holds: an evaluation keeps more text than a page can carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastgrpo.evaluation.records import BenchmarkResults, Evaluation, Judged
+from fastgrpo.report.rollouts import MAX_EMBEDDED_BYTES, embed, spread
+
+_MAX_CHARACTERS = 12_000  # of one text; a longer one loses its middle, and the folder keeps it whole
+_LEFT_OUT = "\n\n[... {:,} characters are left out here ...]\n\n"
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """`shown` holds one record a response, its problem by its place in `problems`."""
+
+    problems: list[dict[str, str]]
+    shown: list[dict[str, Any]]
+    num_responses: int  # of the evaluation
+
+
+def choose(evaluation: Evaluation, budget: int = MAX_EMBEDDED_BYTES) -> Transcripts:
+    """Right and wrong responses of every benchmark, spread evenly over its problems, within `budget` bytes in all.
+
+    Benchmarks have equal shares, and so have right and wrong ones within a benchmark.
+    """
+    problems: list[dict[str, str]] = []
+    shown: list[dict[str, Any]] = []
+    for part in evaluation.benchmarks:
+        chosen = _choose(part, budget // len(evaluation.benchmarks))
+        places: dict[int, int] = {}
+        rows = {row.problem: row for row in part.problems}
+        for one in chosen:
+            if one.problem not in places:
+                places[one.problem] = len(problems)
+                row = rows[one.problem]
+                problems.append({"text": shorten(row.text), "answer": shorten(row.answer)})
+            shown.append(_record(part.name, one, places[one.problem]))
+    return Transcripts(problems, shown, sum(len(part.judged) for part in evaluation.benchmarks))
+
+
+def shorten(text: str, most: int = _MAX_CHARACTERS) -> str:
+    """The beginning and the end of a long text, and how much is missing between them."""
+    if len(text) <= most:
+        return text
+    return text[: most // 2] + _LEFT_OUT.format(len(text) - most) + text[-(most // 2) :]
+
+
+def _choose(part: BenchmarkResults, budget: int) -> list[Judged]:
+    """By problem and sample, ascending."""
+    texts = {row.problem: len(embed([shorten(row.text), shorten(row.answer)])) + 24 for row in part.problems}
+    wrong = _fit([one for one in part.judged if not one.correct], texts, budget // 2)
+    left = budget - sum(_size(part.name, one, texts) for one in wrong)
+    right = _fit([one for one in part.judged if one.correct], texts, left)
+    left -= sum(_size(part.name, one, texts) for one in right)
+    if len(wrong) < sum(not one.correct for one in part.judged):  # what the right ones did not need
+        used = sum(_size(part.name, one, texts) for one in wrong)
+        wrong = _fit([one for one in part.judged if not one.correct], texts, used + left)
+    return sorted([*right, *wrong], key=lambda one: (one.problem, one.sample))
+
+
+def _fit(judged: Sequence[Judged], texts: dict[int, int], budget: int) -> list[Judged]:
+    """As many as fit, spread evenly."""
+    sizes = {id(one): _size("", one, texts) for one in judged}
+    chosen = list(judged)
+    while chosen and (size := sum(sizes[id(one)] for one in chosen)) > budget:
+        fewer = min(len(chosen) - 1, len(chosen) * budget // size)
+        chosen = spread(judged, fewer) if fewer else []
+    return chosen
+
+
+def _size(benchmark: str, one: Judged, texts: dict[int, int]) -> int:
+    """Bytes in the page, its problem's included although several responses may share it."""
+    return len(embed(_record(benchmark, one, 0))) + texts[one.problem] + 8
+
+
+def _record(benchmark: str, one: Judged, place: int) -> dict[str, Any]:
+    return {
+        "benchmark": benchmark,
+        "problem": one.problem,
+        "sample": one.sample,
+        "place": place,
+        "tokens": one.num_tokens,
+        "truncated": one.finish_reason == "length",
+        "right": one.correct,
+        "response": shorten(one.text),
+    }

@@ -1,0 +1,160 @@
+"""What an evaluation asks: each benchmark with its problems and its protocol, and the facts that make it that one."""
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastgrpo.evaluation.benchmarks import Benchmark, count_note, find_benchmark, load_benchmark
+from fastgrpo.evaluation.settings import Settings
+from fastgrpo.evaluation.suites import SUITES, TEMPLATES, Protocol, Suite
+
+
+@dataclass(frozen=True)
+class Planned:
+    benchmark: Benchmark
+    protocol: Protocol
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        """(problem, sample) of every response, a problem's samples together."""
+        return [(p.problem, s) for p in self.benchmark.problems for s in range(self.protocol.samples_per_problem)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    suite: Suite
+    benchmarks: list[Planned]
+    notes: list[str]
+
+    @property
+    def num_responses(self) -> int:
+        return sum(len(b.keys) for b in self.benchmarks)
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Reads the benchmarks. Raises ValueError for what is missing and what the suite leaves open."""
+    suite = SUITES[settings.suite]
+    benchmarks: list[Planned] = []
+    notes = list(suite.notes)
+    for name in settings.benchmarks or suite.protocols:
+        name, source = find_benchmark(name, settings.data)
+        _require_new(name, [b.name for b in benchmarks])
+        benchmark = load_benchmark(name, source, settings.problems)
+        benchmarks.append(Planned(benchmark, _protocol(settings, suite.protocols.get(name, suite.other))))
+        notes += filter(None, [count_note(benchmark, settings.problems)])
+    if suite.verifier_model and not settings.verifier_model:
+        notes.append(
+            f"judged by the rule alone: the paper asks {suite.verifier_model} about what the rule rejects "
+            f"(--verifier_model {suite.verifier_model})"
+        )
+    if settings.problems:
+        notes.append(f"only the first {settings.problems} problems of each benchmark")
+    return Plan(suite, benchmarks, notes)
+
+
+def _require_new(name: str, others: list[str]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or ".rank" in name:
+        raise ValueError(f"a benchmark's name becomes a file's, and {name!r} cannot: rename its file")
+    if name in others:
+        raise ValueError(f"two benchmarks are called {name}: rename a file, or evaluate them one by one")
+
+
+def _protocol(settings: Settings, protocol: Protocol) -> Protocol:
+    given = {
+        "samples_per_problem": settings.samples,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "max_response_tokens": settings.max_response_tokens,
+    }
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if settings.template:
+        changed |= {"template": TEMPLATES.get(settings.template, settings.template), "chat_template": False}
+    protocol = replace(protocol, **changed)
+    if not protocol.template:
+        raise ValueError(
+            f"the suite {settings.suite} asks in the words that a model was trained with: give --template simple "
+            f"(SimpleRL-Zoo's Llama-3.1-8B, Mistral-7B, Qwen2.5-0.5B and 1.5B), --template boxed (its other models), "
+            f"or a text with {{problem}}"
+        )
+    if "{problem}" not in protocol.template:
+        raise ValueError(f"--template needs {{problem}} where the problem goes, got {protocol.template!r}")
+    return protocol
+
+
+def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
+    """``evaluation.json``: all that a response and its verdict depend on."""
+    return {
+        "name": settings.folder_name,
+        "model": settings.model,
+        "model_fingerprint": fingerprint(settings.model),
+        "suite": settings.suite,
+        "source": plan.suite.source,
+        "seed": settings.seed,
+        "engine": settings.engine,
+        "dtype": settings.dtype,
+        "stop_token_ids": list(settings.stop_token_ids),
+        "extrapolate": settings.extrapolate,
+        "rule": settings.rule or plan.suite.rule,
+        "verifier_model": settings.verifier_model,
+        "compass_without_question": settings.compass_without_question,
+        "benchmarks": {
+            b.name: {
+                "source": b.benchmark.source,
+                "num_problems": len(b.benchmark.problems),
+                **asdict(b.protocol),
+            }
+            for b in plan.benchmarks
+        },
+        "notes": plan.notes,
+    }
+
+
+SAMPLED_BYTES = 1 << 16
+
+
+def fingerprint(model: str) -> str:
+    """Tells a folder's weights from others that took their place: names, sizes and both ends of its files. Empty for a
+    hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json")):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLED_BYTES))
+            file.seek(max(0, path.stat().st_size - SAMPLED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+FREE_TO_CHANGE = {"name", "source", "notes"}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What keeps an evaluation from going on as another one. A verifier model may be added, since it only judges what
+    is there; the place of a benchmark's file may change, not its content."""
+    found = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in now
+        if key not in FREE_TO_CHANGE | {"benchmarks"} and before.get(key) != now[key] and not _added(key, before)
+    ]
+    old, new = before.get("benchmarks", {}), now["benchmarks"]
+    found += [f"{name}: {'there' if name in old else 'not there'} before" for name in sorted(old.keys() ^ new.keys())]
+    for name in sorted(old.keys() & new.keys()):
+        found += [
+            f"{name}, {key}: {old[name].get(key)!r} there, {value!r} now"
+            for key, value in new[name].items()
+            if key not in FREE_TO_CHANGE and old[name].get(key) != value
+        ]
+    return found
+
+
+def _added(key: str, before: dict[str, Any]) -> bool:
+    return key in ("verifier_model", "compass_without_question") and not before.get("verifier_model")

@@ -1,0 +1,48 @@
+"""What a person sees of an evaluation while it goes."""
+
+import sys
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINES = 10
+"""Lines that a stage prints where there is no terminal."""
+
+
+class StageProgress:
+    """A bar in a terminal, a plain line for each tenth elsewhere."""
+
+    def __init__(self, stage: str, total: int, done: int = 0, quiet: bool = False) -> None:
+        self.stage, self.total, self.done, self.first = stage, total, done, done
+        self.started = time.perf_counter()
+        self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        is_live = sys.stdout.isatty() and not quiet
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console) if is_live else None
+        self.task = self.bar.add_task(stage, total=total, completed=done) if self.bar else None
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        elif self.first:
+            self.say(f"{self.stage}: {self.first} of {self.total} are there")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def advance(self, count: int = 1) -> None:
+        if not count:
+            return
+        before, self.done = self.done, self.done + count
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=self.done)
+        elif self.done * LINES // self.total > before * LINES // self.total:
+            rate = (self.done - self.first) / max(time.perf_counter() - self.started, 1e-9)
+            self.say(f"{self.stage}: {self.done} of {self.total}, {rate:.1f} a second")

@@ -1,0 +1,160 @@
+"""A model that draws: its tokenizer, its engine and what ends a response. Prompts go in as text, text comes out."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from fastgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
+from fastgrpo.data import Problem, encode, load_tokenizer
+from fastgrpo.engines import EngineSpec, check_engine, start_engine
+from fastgrpo.evaluation.settings import Settings
+from fastgrpo.policy.model import check_model, compute_dtype, find_model
+from fastgrpo.types import Prompt, Request, Response, Sampling
+
+NO_LIMIT = 1 << 40
+PREFILLED_TOGETHER = 8
+"""Free slots of the built-in engine that are filled at one time, as those of a group in training."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One response to be drawn."""
+
+    benchmark: str
+    problem: int
+    sample: int
+    prompt_ids: np.ndarray  # [num_prompt_tokens] int32
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Drawn:
+    asked: Asked
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+def noise_position(benchmark: str, problem: int) -> int:
+    """What keys the noise of a problem's samples: nothing but its own name and place, so that it draws the same
+    whichever other benchmarks are evaluated."""
+    return zlib.crc32(benchmark.encode()) << 24 | problem
+
+
+def read_tokenizer(settings: Settings, model: str) -> PreTrainedTokenizerBase:
+    """Raises ValueError if there is no model or no tokenizer."""
+    find_model(model)
+    try:
+        return load_tokenizer(model, settings.trust_remote_code)
+    except OSError as error:
+        raise ValueError(
+            f"{model}: no tokenizer can be had, neither from a folder nor from the hub ({str(error).splitlines()[0]}). "
+            f"Give a local folder, or a hub id that this machine can reach"
+        ) from error
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_template: bool) -> list[np.ndarray]:
+    problems = [Problem(row, text, "") for row, text in enumerate(texts)]
+    try:
+        encoded = encode(problems, tokenizer, chat_template=chat_template, max_prompt_tokens=NO_LIMIT)
+    except ValueError as error:
+        if not chat_template or getattr(tokenizer, "chat_template", None):
+            raise
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models: give --template "
+            f"simple, --template boxed or a text with {{problem}}"
+        ) from error
+    return encoded.prompt_ids
+
+
+def stop_token_ids(model: str, given: tuple[int, ...], trust_remote_code: bool) -> tuple[int, ...]:
+    """Those given, or the end tokens of the model's generation settings, which without a file of their own are in its
+    configuration. Raises ValueError if there are none."""
+    if given:
+        return given
+    try:
+        ids = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:
+        ids = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).eos_token_id
+    if ids is None:
+        raise ValueError(f"{model} names no end token: give --stop_token_ids")
+    return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+def num_positions(model: str, trust_remote_code: bool) -> int:
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return getattr(config, "max_position_embeddings", None) or NO_LIMIT
+
+
+def engine_config(settings: Settings, model: str, longest_prompt: int, longest_response: int) -> Config:
+    """What the engine's starter reads of a training configuration, for an engine that has its devices for itself."""
+    return Config(
+        device=settings.device,
+        model=ModelConfig(path=model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code),
+        data=DataConfig(max_prompt_tokens=longest_prompt),
+        rollout=RolloutConfig(
+            engine=settings.engine,
+            gpus=settings.tensor_parallel,
+            tensor_parallel=settings.tensor_parallel,
+            max_response_tokens=longest_response,
+            max_sequences=settings.max_sequences,
+            kv_cache_gib=settings.kv_cache_gib,
+            enforce_eager=settings.enforce_eager,
+        ),
+    )
+
+
+def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked]) -> Config:
+    """The engine's configuration. Raises ValueError for a sequence that outgrows the model's positions."""
+    longest_prompt = max(len(a.prompt_ids) for a in asked)
+    longest_response = max(a.sampling.max_response_tokens for a in asked)
+    positions = num_positions(model, settings.trust_remote_code)
+    if longest_prompt + longest_response > positions and not settings.extrapolate:
+        raise ValueError(
+            f"{model} has {positions} positions, prompt and response may take {longest_prompt} + {longest_response} "
+            f"tokens: lower --max_response_tokens to {max(1, positions - longest_prompt)}, or --extrapolate beyond "
+            f"what the model was made for"
+        )
+    config = engine_config(settings, model, longest_prompt, longest_response)
+    check_model(config.model, len(tokenizer), min(longest_prompt + longest_response, positions))
+    return config
+
+
+def draw(
+    settings: Settings,
+    config: Config,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    take: Callable[[Drawn], None],
+    check: Callable[[], None],
+) -> None:
+    """Draws all responses, gives each to ``take`` as it ends, and frees the engine. ``check`` may end it in between."""
+    check_engine(config, device, compute_dtype(config.model, device))
+    spec = EngineSpec(config, device.type, "mp" if settings.tensor_parallel > 1 else "uni")
+    engine = start_engine(spec)
+    try:
+        prompts = {
+            (a.benchmark, a.problem): Prompt(noise_position(a.benchmark, a.problem), a.problem, "", a.prompt_ids, "")
+            for a in asked
+        }
+        engine.submit([Request(n, prompts[a.benchmark, a.problem], a.sample, a.sampling) for n, a in enumerate(asked)])
+        while engine.is_unfinished():
+            for number, response in engine.step():
+                take(_drawn(asked[number], response, tokenizer))
+            check()
+    finally:
+        engine.close()
+        del engine
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _drawn(asked: Asked, response: Response, tokenizer: PreTrainedTokenizerBase) -> Drawn:
+    text: Any = tokenizer.decode(response.response_ids.tolist(), skip_special_tokens=True)
+    return Drawn(asked, text, len(response), response.finish_reason)

@@ -1,0 +1,125 @@
+"""Every setting of an evaluation, its meaning and its default, once."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    model: tyro.conf.Positional[str] = ""
+    """Hub id or local folder of the model."""
+    compare: tuple[str, ...] = ()
+    """Folders of finished evaluations to compare with each other; nothing is drawn."""
+    suite: Literal["justrl", "simplerl", "prorl"] = "justrl"
+    """Whose benchmarks and protocol."""
+    benchmarks: tuple[str, ...] = ()
+    """Names, data files or hub data sets (owner/name or owner/name:path) instead of all of the suite's."""
+    data: str = ""
+    """Folder with the benchmarks' files, as AIME24/test.parquet; what is not there comes from the hub."""
+    problems: int = 0
+    """Only the first so many problems of each benchmark; 0 takes all."""
+    samples: int | None = None
+    """Responses per problem; none takes the suite's."""
+    max_response_tokens: int | None = None
+    """A response is cut here and judged as it stands; none takes the suite's."""
+    temperature: float | None = None
+    """0 takes the most probable token; none takes the suite's."""
+    top_p: float | None = None
+    """Draw from the most probable tokens that have this share; none takes the suite's."""
+    template: str = ""
+    """Text with {problem}, or "simple" or "boxed" for SimpleRL-Zoo's: what the model reads, without a chat template."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a response; empty takes the end tokens of the model's generation settings."""
+    rule: str = ""
+    """Verifier as package.module:function or file.py:function; empty takes the suite's."""
+    verifier_model: str = ""
+    """Model that judges what the rule rejects, as opencompass/CompassVerifier-3B; empty asks none."""
+    compass_without_question: bool = False
+    """Leave the question out of what the verifier model reads, as JustRL's published script does."""
+    behaviours: str = ""
+    """Address of an OpenAI-compatible server (http://host:port/v1) that judges the four cognitive behaviours."""
+    behaviours_model: str = ""
+    """The judging model's name at that server."""
+    behaviours_samples: int = 1
+    """Responses per problem whose behaviours are judged, from the first; 0 takes all."""
+    behaviours_key_file: str = ""
+    """File with the server's key; empty sends none."""
+    name: str = ""
+    """Folder of the evaluation inside out; empty is the model's name and the suite's."""
+    out: str = "evaluations"
+    """Where evaluation folders are made. A folder that has begun goes on."""
+    overwrite: bool = False
+    """Start anew although the folder holds an evaluation."""
+    dry_run: bool = False
+    """Print benchmarks and protocols, and stop."""
+    seed: int = 1
+    """Responses are a function of it, the benchmark's name, the problem's place and the sample."""
+    engine: Literal["builtin", "vllm"] = "builtin"
+    """What draws the responses: a decode loop over the transformers model, or vLLM."""
+    ranks: int = 1
+    """Processes that draw, each with GPUs of its own and a share of the problems; the verdicts are one process's."""
+    tensor_parallel: int = 1
+    """GPUs that share one engine's weights; vLLM only."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is cuda where a GPU is visible."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Of the weights; auto is bfloat16 on CUDA and float32 on CPU."""
+    max_sequences: int = 1024
+    """Sequences that an engine decodes at the same time, at most."""
+    kv_cache_gib: float = 0.0
+    """Memory of an engine's keys and values; 0 takes what is left on a GPU, and 1 on a CPU. vLLM only."""
+    enforce_eager: bool = False
+    """Spare vLLM the capture of CUDA graphs, as JustRL's script does."""
+    extrapolate: bool = False
+    """Let prompt and response go beyond the model's positions; otherwise that is refused."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless asked for."""
+    verifier_workers: int = 0
+    """Processes that judge; 0 takes one for each core."""
+    verifier_timeout_s: float = 10.0
+    """Time that one response may take to judge before it counts as wrong."""
+    verifier_memory_gib: float = 4.0
+    """Address space of one verifier process."""
+
+    @property
+    def folder_name(self) -> str:
+        return self.name or f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _last_part(self.model))}-{self.suite}"
+
+
+def _last_part(model: str) -> str:
+    """``runs/quickstart/base/model`` -> model"""
+    return [part for part in model.split("/") if part not in ("", ".", "..")][-1] if model.strip("/.") else "model"
+
+
+def validate(settings: Settings) -> None:
+    """Refuses what cannot be, before anything is read. Raises ValueError with the range."""
+
+    def require(name: str, ok: bool, wanted: str) -> None:
+        if not ok:
+            raise ValueError(f"--{name} must be {wanted}, got {getattr(settings, name)!r}")
+
+    if not settings.model:
+        raise ValueError("give a model: fastgrpo evaluate MODEL [--suite justrl]")
+    for name in ("problems", "seed", "verifier_workers", "kv_cache_gib", "behaviours_samples"):
+        require(name, getattr(settings, name) >= 0, "0 or more")
+    for name in ("ranks", "tensor_parallel", "max_sequences"):
+        require(name, getattr(settings, name) >= 1, "at least 1")
+    for name in ("samples", "max_response_tokens"):
+        require(name, getattr(settings, name) is None or getattr(settings, name) >= 1, "at least 1")
+    for name in ("verifier_timeout_s", "verifier_memory_gib"):
+        require(name, 0 < getattr(settings, name) < math.inf, "above 0 and finite")
+    temperature, top_p = settings.temperature, settings.top_p
+    require("temperature", temperature is None or 0 <= temperature < math.inf, "0 or more and finite")
+    require("top_p", top_p is None or 0 < top_p <= 1, "above 0 and at most 1")
+    require("seed", settings.seed < 2**62, "below 2**62")
+    require("name", re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", settings.folder_name) is not None, "a folder's name")
+    if bool(settings.behaviours) != bool(settings.behaviours_model):
+        raise ValueError("--behaviours URL and --behaviours_model NAME belong together: give both or neither")
+    if settings.compass_without_question and not settings.verifier_model:
+        raise ValueError("--compass_without_question is of the verifier model: add --verifier_model")
+    if settings.tensor_parallel > 1 and settings.engine != "vllm":
+        raise ValueError("--tensor_parallel is vLLM's: the built-in engine has none, add --engine vllm")

@@ -1,0 +1,50 @@
+"""An evaluation from its folder to its tables."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from fastgrpo.evaluation.compass import judge_by_model
+from fastgrpo.evaluation.folder import EvaluationFolder
+from fastgrpo.evaluation.generate import generate, prepare
+from fastgrpo.evaluation.interrupts import interrupts_noted
+from fastgrpo.evaluation.plan import Plan, facts_of
+from fastgrpo.evaluation.ranks import generate_on_ranks
+from fastgrpo.evaluation.records import read_evaluation
+from fastgrpo.evaluation.results import write_results
+from fastgrpo.evaluation.sampler import read_tokenizer, stop_token_ids
+from fastgrpo.evaluation.settings import Settings
+from fastgrpo.evaluation.verdicts import judge_by_rule, start_pool
+from fastgrpo.ranks import choose_device
+
+
+def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
+    """Draws what is missing, judges what has no verdict, and writes the results. Raises ValueError for what the user
+    can mend, before the folder is touched; OSError for a full disk, Interrupted on a signal."""
+    disable_progress_bar()
+    folder, facts, device = EvaluationFolder(path), facts_of(settings, plan), choose_device(settings.device)
+    folder.check(facts, plan, settings.overwrite)
+    prepared = prepare(settings, plan)
+    check_judges(settings, plan)
+    with interrupts_noted() as check:
+        folder.claim(facts, plan, settings.overwrite)
+        if settings.ranks > 1:
+            generate_on_ranks(settings, plan, folder, device, check)
+        else:
+            generate(settings, plan, folder, prepared, device, check)
+        judge_by_rule(settings, plan, folder, check)
+        if settings.verifier_model:
+            judge_by_model(settings, plan, folder, device, check)
+    write_results(read_evaluation(path))
+    print((path / "results.md").read_text(encoding="utf-8"))
+    for name in ("results.json", "results.md", "report.html", "generations", "verdicts"):
+        print(f"  {path / name}")
+
+
+def check_judges(settings: Settings, plan: Plan) -> None:
+    """A judge that will not do is refused now, and not after the last response. Raises ValueError."""
+    start_pool(replace(settings, verifier_workers=1), settings.rule or plan.suite.rule).close()
+    if settings.verifier_model:
+        read_tokenizer(settings, settings.verifier_model)
+        stop_token_ids(settings.verifier_model, (), settings.trust_remote_code)

@@ -1,0 +1,79 @@
+"""Responses -> right or wrong, by the suite's rule, in processes that can be killed."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fastgrpo import rewards
+from fastgrpo.evaluation.folder import EvaluationFolder, Key, RowFile
+from fastgrpo.evaluation.plan import Plan
+from fastgrpo.evaluation.progress import StageProgress
+from fastgrpo.evaluation.settings import Settings
+from fastgrpo.rewards import SELF_TEST, VerifierPool, self_test_of
+from fastgrpo.rewards.wire import KnownAnswer
+
+CHUNK = 64
+"""Responses for each worker between two looks at signals; their verdicts are written together."""
+
+
+def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, check: Callable[[], None]) -> None:
+    """Judges every response that has no verdict yet. Raises ValueError if the rule cannot be loaded."""
+    waiting = {b.name: _waiting(folder, b.name) for b in plan.benchmarks}
+    count = sum(map(len, waiting.values()))
+    if not count:
+        return
+    with (
+        start_pool(settings, settings.rule or plan.suite.rule) as pool,
+        StageProgress("verdicts", plan.num_responses, plan.num_responses - count) as progress,
+    ):
+        for planned in plan.benchmarks:
+            answers = {p.problem: p.answer for p in planned.benchmark.problems}
+            with RowFile(folder.verdicts(planned.name)) as file:
+                for rows in _chunks(waiting[planned.name], CHUNK * num_workers(settings)):
+                    verdicts = pool.score([(row["text"], answers[row["problem"]]) for row in rows])
+                    file.write(_row(row, v.correct, None, v.failure) for row, v in zip(rows, verdicts, strict=True))
+                    progress.advance(len(rows))
+                    check()
+
+
+def start_pool(settings: Settings, rule: str) -> VerifierPool:
+    try:
+        return VerifierPool(
+            rule,
+            num_workers(settings),
+            settings.verifier_timeout_s,
+            settings.verifier_memory_gib,
+            self_test=known_answers(rule),
+        )
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def known_answers(rule: str) -> tuple[KnownAnswer, ...]:
+    """What a shipped verifier must judge rightly before it starts; nothing is known of a user's own."""
+    module, _, function = rule.rpartition(":")
+    if module == "fastgrpo.rewards":
+        return self_test_of(getattr(rewards, function))
+    return SELF_TEST if module.startswith("fastgrpo.") else ()
+
+
+def num_workers(settings: Settings) -> int:
+    return settings.verifier_workers or len(os.sched_getaffinity(0))
+
+
+def _waiting(folder: EvaluationFolder, name: str) -> list[dict[str, Any]]:
+    judged = folder.judged(name)
+    return [row for key, row in sorted(folder.drawn(name).items()) if key not in judged]
+
+
+def _chunks(rows: list[dict[str, Any]], size: int) -> list[list[dict[str, Any]]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _row(row: dict[str, Any], rule: bool, model: bool | None, failure: str) -> dict[str, Any]:
+    return {"problem": row["problem"], "sample": row["sample"], "rule": rule, "model": model, "failure": failure}
+
+
+def rejected(folder: EvaluationFolder, name: str) -> dict[Key, dict[str, Any]]:
+    """Verdict rows of the responses that the rule rejected and no model was asked about yet."""
+    return {key: v for key, v in folder.judged(name).items() if not v["rule"] and v["model"] is None}

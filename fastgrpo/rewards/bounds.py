@@ -1,0 +1,81 @@
+"""What may be computed: the size of a number is estimated before sympy makes it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+MAX_CHARS = 1000
+MAX_DEPTH = 12
+MAX_DIGITS = 300
+MAX_BITS = 20_000
+MAX_FACTORIAL = 2000
+MAX_NODES = 2000
+
+LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS},}}")
+# latex2sympy computes these at once: no more than four digits may stand in them.
+EAGER_COMMANDS = re.compile(r"\\(?:[dt]?binom|choose|gcd|lcm)|gcd|lcm")
+FIVE_DIGITS = re.compile(r"[0-9]{5}")
+
+
+def readable(latex: str) -> bool:
+    """Whether latex2sympy may see this: not too long or deep, and with no large number that it computes at once."""
+    if len(latex) > MAX_CHARS or LONG_NUMBER.search(latex) or _depth(latex) > MAX_DEPTH:
+        return False
+    return not (EAGER_COMMANDS.search(latex) and (FIVE_DIGITS.search(latex) or "^" in latex or "!" in latex))
+
+
+def small_enough(value: Any) -> bool:
+    """Whether each number in an expression that is not computed yet has at most 20,000 bits when it is."""
+    nodes = [value]
+    for node in nodes:
+        nodes.extend(_parts(node))
+        if len(nodes) > MAX_NODES:
+            return False
+    return _log2(value) <= MAX_BITS
+
+
+def _parts(value: Any) -> Any:
+    """A matrix has its entries among its arguments in one kind of sympy's, and not in the other."""
+    return value.flat() if hasattr(value, "flat") else getattr(value, "args", ())
+
+
+def _depth(text: str) -> int:
+    """The most brackets of all kinds that are open at one time."""
+    depth = deepest = 0
+    for character in text:
+        if character in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "})]":
+            depth -= 1
+    return deepest
+
+
+def _log2(value: Any) -> float:
+    """A bound on the bits of the value and of everything in it; infinite for what nobody should compute."""
+    if getattr(value, "is_Rational", False):
+        return float(max(int(value.p).bit_length(), int(value.q).bit_length(), 1))
+    sizes = [_log2(argument) for argument in _parts(value)]
+    largest = max(sizes, default=1.0)
+    if largest > MAX_BITS:
+        return math.inf
+    kind = type(value).__name__
+    if kind == "Pow":
+        return _log2_of_power(value, sizes)
+    if kind in ("factorial", "factorial2", "subfactorial", "gamma"):
+        return largest if largest < math.log2(MAX_FACTORIAL) else (math.inf if value.is_number else largest)
+    if kind in ("Add", "Mul"):
+        return sum(sizes)
+    return largest
+
+
+def _log2_of_power(value: Any, sizes: list[float]) -> float:
+    base, exponent = value.args
+    if exponent.free_symbols or base == 1:
+        return max(sizes)
+    if sizes[1] > 64:
+        return math.inf
+    size = abs(float(exponent.evalf(15)))
+    return max(sizes[0], 1.0) * max(1.0, size)

@@ -1,0 +1,77 @@
+"""DAPO's training verifier: the last line that says "Answer:", normalised as Minerva's authors did, and equal."""
+
+import re
+
+WINDOW_CHARS = 300  # the longest answer in MATH-500 has 159
+ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
+
+REPLACED = (
+    ("an ", ""),
+    ("a ", ""),
+    (".$", "$"),
+    ("\\$", ""),
+    ("\\ ", ""),
+    (" ", ""),
+    ("mbox", "text"),
+    (",\\text{and}", ","),
+    ("\\text{and}", ","),
+    ("\\text{m}", "\\text{}"),
+)
+UNITS = (
+    "square ways integers dollars mph inches hours km units \\ldots sue points feet minutes digits cents degrees cm gm "
+    "pounds meters meals edges students childrentickets multiples"
+)
+REMOVED = (
+    *UNITS.split(),
+    "\\text{s}",
+    "\\text{.}",
+    "\\text{\ns}",
+    "\\text{}^2",
+    "\\text{}^3",
+    "\\text{\n}",
+    "\\text{}",
+    "\\mathrm{th}",
+    "^\\circ",
+    "^{\\circ}",
+    "\\;",
+    ",\\!",
+    "{,}",
+    '"',
+    "\\dots",
+)
+REWRITTEN = (
+    (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),  # what the first pair of dollars holds is the answer
+    (re.compile(r"\\text\{(.*?)\}"), r"\1"),
+    (re.compile(r"\\textbf\{(.*?)\}"), r"\1"),
+    (re.compile(r"\\overline\{(.*?)\}"), r"\1"),
+    (re.compile(r"\\boxed\{(.*)\}"), r"\1"),
+    (re.compile(r"frac([^{])(.)"), r"frac{\1}{\2}"),  # \frac12
+    (re.compile(r"sqrt([^{])"), r"sqrt{\1}"),
+)
+
+
+def dapo_minerva(response: str, answer: str) -> bool:
+    """Whether the last "Answer: ..." within the last 300 characters of the response equals the answer, both normalised.
+
+    Normalised: what follows the last ``=``; without articles, spaces, units and LaTeX's dress; ``\\frac12`` written
+    out; thousands separators dropped where nothing but digits is left. The rest is equality of texts: 0.5 is not 1/2.
+    "[INVALID]" is the answer of a response without one, as in the original.
+
+    Source: volcengine/verl verl/utils/reward_score/math_dapo.py with ``strict_box_verify=False``; the normalisation is
+    that of Lewkowycz et al. 2022 (Minerva), appendix D.
+    """
+    lines = ANSWER_LINE.findall(response[-WINDOW_CHARS:])
+    return normalised(lines[-1] if lines else "[INVALID]") == normalised(answer)
+
+
+def normalised(answer: str) -> str:
+    text = answer.rsplit("=", 1)[-1]
+    for old, new in REPLACED:
+        text = text.replace(old, new)
+    for expression in REMOVED:
+        text = text.replace(expression, "")
+    for pattern, replacement in REWRITTEN:
+        text = pattern.sub(replacement, text)
+    text = text.replace("$", "")
+    digits = text.replace(",", "")
+    return (digits if digits.isdigit() else text).strip()

@@ -1,0 +1,34 @@
+"""DeepScaleR's verifier, and its grader alone: equality by ``mathd`` or by sympy of what the last box holds."""
+
+from fastgrpo.rewards.boxes import answer_of, last_boxed
+from fastgrpo.rewards.mathd import equal_by_mathd
+from fastgrpo.rewards.sympy_grader import equal_by_sympy
+
+END_OF_THOUGHT = "</think>"
+
+
+def deepscaler(response: str, answer: str) -> bool:
+    r"""Whether the last box after ``</think>`` holds the answer, by ``mathd`` or by sympy.
+
+    A response without ``</think>`` is wrong. What counts is the text between the first ``</think>`` and the next, if
+    there is a next.
+
+    Source: agentica-project/rllm rllm/rewards/math_reward.py, the same in ChenxinAn-fdu/POLARIS deepscaler/rewards/;
+    without its judge model, which is off by default. One answer, where the original takes a list.
+    """
+    parts = response.split(END_OF_THOUGHT, 2)
+    return len(parts) > 1 and mathd_or_sympy(parts[1], answer)
+
+
+def mathd_or_sympy(response: str, answer: str) -> bool:
+    """Whether the last box of the response, wherever it stands, holds the answer, by ``mathd`` or by sympy.
+
+    The rule part of JustRL's evaluation; an empty answer is never met.
+
+    Source: ``grade_answer_verl`` of thunlp/JustRL evals/utils.py.
+    """
+    given = last_boxed(response)
+    wanted = answer_of(answer)
+    if given is None or not wanted:
+        return False
+    return equal_by_mathd(given, wanted) or equal_by_sympy(given, wanted)

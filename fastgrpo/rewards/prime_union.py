@@ -1,0 +1,13 @@
+"""ProRL's mathematics verifier: right if either of two verifiers says so."""
+
+from fastgrpo.rewards.deepscaler import deepscaler
+from fastgrpo.rewards.hf_math_verify import math_verify
+
+
+def prime_union(response: str, answer: str) -> bool:
+    """Whether ``deepscaler`` or ``math_verify`` accepts the response.
+
+    Source: ProRL (Liu et al. 2025, arXiv 2505.24864), section on rewards: 1 if DeepScaleR's verifier or math-verify
+    passes, else 0. Its code is not public; each half is what its own project published.
+    """
+    return deepscaler(response, answer) or math_verify(response, answer)

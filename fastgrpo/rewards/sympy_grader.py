@@ -1,0 +1,133 @@
+"""DeepScaleR's second grader: equality of two normalised answers, item by item, by sympy where that is safe."""
+
+import re
+from decimal import Decimal
+
+from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
+from fastgrpo.rewards.latex_text import TooDeep, plain_text
+
+MAX_CHARS = 1000  # beyond, answers are equal only as texts
+MAX_UNKNOWN_LETTERS = 2
+INTEGER_TOLERANCE = Decimal("1e-7")
+BRACKETS = "()[]"
+
+TEXT_AROUND = re.compile(r"^\\text\{(.+?)\}$")
+MILLIONS = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
+UNITS = "degree cm centimeter meter mile second minute hour day week month year foot feet inch yard"
+UNIT = [re.compile(rf"{unit}(?:es)?s? *(?:\^[0-9]+)?") for unit in UNITS.split()]
+SEPARATOR = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+MIXED_NUMBER = re.compile(r"([0-9]+) +([0-9]+/[0-9]+)")
+NUMBER = re.compile(r"[+-]?(?:[0-9]{1,300}\.?[0-9]{0,300}|\.[0-9]{1,300})(?:[eE][+-]?[0-9]{1,2})?")
+FRACTION = re.compile(r"-?[0-9]+.?/0*[1-9][0-9]*.?")
+# A power in braces, of a power, or of more than one digit: nobody's answer needs it evaluated.
+REFUSED = re.compile(r"\^\{|\^\(|\^[0-9]+\^|\^[0-9][0-9]")
+
+
+def equal_by_sympy(given: str, answer: str) -> bool:
+    """Whether both are equal as normalised texts, or item by item as expressions.
+
+    Items are those of a tuple or interval, whose brackets must be the same. Two fractions of integers must be the same
+    fraction, unreduced is wrong; an integer equals only an integer. Everything else is equal if sympy simplifies the
+    difference to 0, of which powers in braces or of several digits and more than two unknown letters are no part.
+
+    Source: ``grade_answer_sympy`` of agentica-project/rllm rllm/rewards/math_utils/utils.py, which follows
+    openai/prm800k. Ours differs where that one was not safe or not right: it never evaluates text as Python; a number
+    that is too large for a quick answer is not computed; integers of any length are compared exactly;
+    fractions keep their brackets and roots their degree; -7 3/4 is -(7+3/4).
+    """
+    wanted, found = normalised(answer), normalised(given)
+    if wanted == found:
+        return True
+    if not found or not wanted or max(len(answer), len(given)) > MAX_CHARS:
+        return False
+    wanted_items, found_items = items_of(wanted), items_of(found)
+    if len(wanted_items) != len(found_items):
+        return False
+    if len(wanted_items) > 1 and (wanted[0], wanted[-1]) != (found[0], found[-1]):
+        return False
+    return all(_same_item(w, f) for w, f in zip(wanted_items, found_items, strict=True))
+
+
+def normalised(answer: str) -> str:
+    """The answer as plain text in lower case, without units, money, percent and spaces; integers as digits.
+
+    A text of more than 1,000 characters is no answer, and is left as it is.
+    """
+    if len(answer) > MAX_CHARS:
+        return answer
+    around = TEXT_AROUND.search(answer)
+    text = around[1] if around else answer
+    for sign in ("\\%", "\\$", "$", "%"):
+        text = text.replace(sign, "")
+    text = text.replace(" or ", " , ").replace(" and ", " , ")
+    for word, factor in MILLIONS:
+        text = text.replace(word, factor)
+    for unit in UNIT:
+        text = unit.sub("", text)
+    text = re.sub(r"\^ *\\circ", "", text)
+    if text.startswith("{") and text.endswith("}"):
+        text = text[1:-1]
+    text = re.sub(r",\\! *", "", text)
+    text = _plain(text)
+    text = MIXED_NUMBER.sub(r"(\1+\2)", re.sub(r"- *", "-", text))
+    text = re.sub(r"([0-9]) +([0-9])", r"\1+\2", text)
+    text = re.sub(r"[ {}]", "", text).lower()
+    integer = _integer(text)
+    return text if integer is None else str(integer)
+
+
+def items_of(text: str) -> list[str]:
+    """Of a tuple, list or interval; the text itself if it is none."""
+    text = _without_separators(text)
+    bracketed = len(text) > 2 and text[0] in BRACKETS and text[-1] in BRACKETS
+    if bracketed and not any(bracket in text[1:-1] for bracket in BRACKETS):
+        return [item.strip() for item in text[1:-1].split(",")]
+    return [text]
+
+
+def _same_item(wanted: str, found: str) -> bool:
+    if FRACTION.fullmatch(wanted) and FRACTION.fullmatch(found):
+        return wanted == found
+    if (_integer(wanted) is None) != (_integer(found) is None):
+        return False
+    return _same_value(wanted, found)
+
+
+def _same_value(wanted: str, found: str) -> bool:
+    from sympy import simplify
+
+    both = f"({wanted})-({found})".replace("**", "^")
+    if REFUSED.search(both) or _num_unknown_letters(both) > MAX_UNKNOWN_LETTERS:
+        return False
+    try:
+        difference = parse_arithmetic(wanted) - parse_arithmetic(found)
+    except NotArithmetic:
+        return False
+    return bool(difference == 0 or simplify(difference).is_zero)
+
+
+def _num_unknown_letters(text: str) -> int:
+    return len({c for c in text.replace("sqrt", "").replace("frac", "") if c.isalpha()})
+
+
+def _plain(text: str) -> str:
+    if "\\" not in text:
+        return text
+    try:
+        return plain_text(text).strip()
+    except TooDeep:
+        return text
+
+
+def _integer(text: str) -> int | None:
+    """The integer within 1e-7 of the number that the text is; None for anything else."""
+    text = _without_separators(text)
+    if not NUMBER.fullmatch(text):
+        return None
+    number = Decimal(text)
+    nearest = round(number)
+    return nearest if abs(number - nearest) <= INTEGER_TOLERANCE else None
+
+
+def _without_separators(text: str) -> str:
+    return SEPARATOR.sub("", text)

@@ -1,0 +1,174 @@
+"""The page of an evaluation: what it holds, that it loads nothing, and that no text of a model runs in it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastgrpo.evaluation.compare import write_comparison
+from fastgrpo.evaluation.page.transcripts import choose, shorten
+from fastgrpo.evaluation.records import BenchmarkResults, Evaluation, ProblemRow
+from fastgrpo.evaluation.results import write_results
+from fastgrpo.report.rollouts import embed
+from tests.evaluation import synthetic
+from tests.report.test_report import HOSTILE, Tags, data_of
+from tests.report.test_report_in_browser import Shown, acting, show  # noqa: F401
+
+TWO = {"AIME24": (30, 32, 0.5), "MATH-500": (50, 4, 0.9)}
+
+
+def page_of(evaluation: Evaluation) -> str:
+    write_results(evaluation)
+    return (evaluation.folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Evaluation:
+    """Every text that a model or a data set gives is an attack."""
+    part = synthetic.benchmark("AIME24", np.eye(6, dtype=bool), text=lambda problem, sample, right: HOSTILE[sample])
+    problems = [ProblemRow(row.problem, HOSTILE[row.problem], HOSTILE[-1 - row.problem]) for row in part.problems]
+    name = HOSTILE[1]
+    evaluation = synthetic.of(
+        tmp_path / "run", [BenchmarkResults(part.name, problems, part.judged)], model=HOSTILE[0], notes=[HOSTILE[0]]
+    )
+    return Evaluation(evaluation.folder, {**evaluation.about, "name": name}, evaluation.benchmarks)
+
+
+def without_scripts(page: str) -> str:
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_page_holds_charts_tables_and_transcripts(tmp_path: Path):
+    page = page_of(synthetic.evaluation(tmp_path / "run", TWO))
+    data = data_of(page)
+    assert data["charts"].keys() == {"accuracy", "pass", "maj", "lengths-0", "lengths-1"}
+    assert len(data["transcripts"]) == 30 * 32 + 50 * 4
+    for text in ("Average accuracy", "1,160", "avg@k", "pass@k", "maj@k", "truncated %", "<td>MATH-500</td>"):
+        assert text in page
+
+
+def test_published_rows_of_the_same_protocol_stand_beside_the_run(tmp_path: Path):
+    page = page_of(synthetic.evaluation(tmp_path / "run", TWO))
+    traces = {trace["name"]: trace for trace in data_of(page)["charts"]["accuracy"]["data"]}
+    assert (traces["JustRL-DeepSeek-1.5B"]["y"], traces["JustRL-DeepSeek-1.5B"]["x"]) == (
+        ["AIME24", "MATH-500"],
+        [52.60, 91.65],
+    )
+    assert "JustRL, arXiv 2512.16649, table 3" in page
+    other = synthetic.evaluation(tmp_path / "other", TWO, protocol={**synthetic.JUSTRL, "max_response_tokens": 512})
+    page = page_of(other)
+    assert [trace["name"] for trace in data_of(page)["charts"]["accuracy"]["data"]] == ["other"]
+    assert "No published result has the temperature" in page
+
+
+def test_interval_bars_reach_from_low_to_high(tmp_path: Path):
+    evaluation = synthetic.evaluation(tmp_path / "run", TWO)
+    data = data_of(page_of(evaluation))
+    found = json.loads((evaluation.folder / "results.json").read_text())["benchmarks"]["AIME24"]["avg"]
+    run = data["charts"]["accuracy"]["data"][0]
+    assert run["x"][0] - run["error_x"]["arrayminus"][0] == pytest.approx(100 * found["low"])
+    assert run["x"][0] + run["error_x"]["array"][0] == pytest.approx(100 * found["high"])
+
+
+def test_histograms_hold_every_response(tmp_path: Path):
+    evaluation = synthetic.evaluation(tmp_path / "run", TWO)
+    for i, part in enumerate(evaluation.benchmarks):
+        right, wrong = data_of(page_of(evaluation))["charts"][f"lengths-{i}"]["data"]
+        assert (sum(right["y"]), sum(wrong["y"])) == (part.outcomes().sum(), (~part.outcomes()).sum())
+
+
+def test_one_sample_a_problem_draws_no_curve(tmp_path: Path):
+    page = page_of(synthetic.evaluation(tmp_path / "run", {"GSM8K": (20, 1, 0.5)}))
+    assert data_of(page)["charts"].keys() == {"accuracy", "lengths-0"}
+
+
+def test_page_loads_nothing(tmp_path: Path):
+    page = page_of(synthetic.evaluation(tmp_path / "run", TWO))
+    assert re.search(r"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';", page)
+    assert not re.search(r"(src|href)\s*=|url\(|@import", without_scripts(page))
+
+
+def test_no_text_of_a_model_becomes_an_element(hostile: Evaluation, tmp_path: Path):
+    def tags(page: str) -> Any:
+        parser = Tags()
+        parser.feed(page)
+        return parser.count
+
+    plain = synthetic.of(tmp_path / "plain", [synthetic.benchmark("AIME24", np.eye(6, dtype=bool))], notes=["a note"])
+    page = page_of(hostile)
+    assert tags(page) == tags(page_of(plain))
+    assert {one["response"] for one in data_of(page)["transcripts"]} == set(HOSTILE)
+
+
+def test_transcripts_stay_within_their_budget_and_are_of_both_kinds(tmp_path: Path):
+    long = synthetic.benchmark(
+        "AIME24", synthetic.outcomes_of(30, 32, 0.97), text=lambda problem, sample, right: "x" * 90_000
+    )
+    evaluation = synthetic.of(tmp_path / "run", [long, synthetic.benchmark("short", np.eye(3, dtype=bool))])
+    chosen = choose(evaluation, budget=400_000)
+    assert 150_000 < len(embed({"problems": chosen.problems, "transcripts": chosen.shown})) < 400_000
+    shown = [one for one in chosen.shown if one["benchmark"] == "AIME24"]
+    assert {one["right"] for one in shown} == {True, False}
+    assert len({one["problem"] for one in shown}) > len(shown) / 2, "spread over the problems"
+    assert len([one for one in chosen.shown if one["benchmark"] == "short"]) == 9
+    assert chosen.num_responses == 30 * 32 + 9
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end():
+    text = "".join(map(str, range(10_000)))
+    assert shorten(text, 1000).startswith(text[:500]) and shorten(text, 1000).endswith(text[-500:])
+    assert f"{len(text) - 1000:,} characters are left out" in shorten(text, 1000)
+    assert shorten(text, len(text)) == text
+
+
+@pytest.mark.slow
+def test_browser_draws_every_chart_and_fills_the_table(tmp_path: Path, show: Callable[..., Shown]):  # noqa: F811
+    evaluation = synthetic.evaluation(tmp_path / "run", TWO)
+    page_of(evaluation)
+    shown = show(evaluation.folder / "report.html")
+    assert shown.console == []
+    assert shown.num_drawn == 5
+    assert len(shown.rows) == 40
+    assert shown.count == "1,160 of 1,160 match."
+
+
+@pytest.mark.slow
+def test_browser_filters_and_opens_transcripts(tmp_path: Path, show: Callable[..., Shown]):  # noqa: F811
+    evaluation = synthetic.evaluation(tmp_path / "run", TWO)
+    page_of(evaluation)
+    script = """
+      const form = document.getElementById("filters");
+      form.kind.value = "wrong"; form.benchmark.value = "MATH-500"; form.oninput();
+      document.querySelector("#transcripts tbody tr").click();
+    """
+    shown = show(acting(evaluation.folder / "report.html", script))
+    wrong = (~evaluation.benchmarks[1].outcomes()).sum()
+    assert shown.count == f"{wrong} of 1,160 match."
+    assert shown.dom.count('<tr class="reader">') == 1 and "recheck that" in shown.dom
+    script = (
+        'document.querySelector("#transcripts tr.row").click(); document.querySelector("#transcripts tr.row").click();'
+    )
+    assert '<tr class="reader">' not in show(acting(evaluation.folder / "report.html", script)).dom
+
+
+@pytest.mark.slow
+def test_browser_runs_no_text_of_a_model(hostile: Evaluation, show: Callable[..., Shown]):  # noqa: F811
+    page_of(hostile)
+    script = 'document.querySelectorAll("#transcripts tr.row").forEach((row) => row.click());'
+    shown = show(acting(hostile.folder / "report.html", script))
+    assert shown.dom.count('<tr class="reader">') == 36
+    assert shown.title != "broken"
+    assert not re.search(r"<img|<b>", shown.dom.partition("<script")[0])
+
+
+@pytest.mark.slow
+def test_browser_draws_a_comparison(tmp_path: Path, show: Callable[..., Shown]):  # noqa: F811
+    runs = [synthetic.evaluation(tmp_path / name, TWO, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
+    write_comparison(runs, tmp_path / "out")
+    shown = show(tmp_path / "out" / "compare.html")
+    assert shown.console == [] and shown.num_drawn == 2
+    assert "Difference to a" in shown.dom
