@@ -208,6 +208,9 @@ class OptimizerConfig:
     """Tokens that one forward and backward pass may hold on a rank."""
     skip_zero_advantage: bool = True
     """Leave responses without advantage out of the passes: they count in the token mean, and have no gradient."""
+    reduce_every_microbatch: bool = False
+    """Sum gradients over ranks after every micro-batch and keep a rank's part alone, not the whole until the last: the
+    same gradient, for models whose whole does not fit (from 7B on 80 GB), for more communication."""
     share_prompts: bool = True
     """Compute a prompt once for the responses of its group where they fit into one micro-batch: the same gradient."""
     max_skipped_updates: int = 3

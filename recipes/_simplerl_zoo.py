@@ -45,6 +45,7 @@ def zoo(
     steps: int = 150,
     max_response_tokens: int = 8192,
     tensor_parallel: int = 1,
+    reduce_every_microbatch: bool = True,
 ) -> Config:
     """The run of one base model: 1,024 prompts x 8, four updates of 256 prompts, a k3 divergence in the loss."""
     return Config(
@@ -72,7 +73,12 @@ def zoo(
             clip_low=0.2, clip_high=0.2, dual_clip=0.0, kl="k3", kl_coef=kl_coef, kl_cap=10.0, entropy_coef=0.001
         ),
         optimizer=OptimizerConfig(
-            learning_rate=5e-7, warmup_steps=0, weight_decay=0.01, max_grad_norm=1.0, updates_per_step=4
+            learning_rate=5e-7,
+            warmup_steps=0,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            updates_per_step=4,
+            reduce_every_microbatch=reduce_every_microbatch,
         ),
         evaluation=EvaluationConfig(every_steps=5),
         checkpoint=CheckpointConfig(every_steps=5),

@@ -32,7 +32,9 @@ config = Config(
         no_signal="replace",
         max_rounds=10,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-6, updates_per_step=16, tokens_per_microbatch=22528),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-6, updates_per_step=16, tokens_per_microbatch=22528, reduce_every_microbatch=True
+    ),
     evaluation=EvaluationConfig(every_steps=5),
     checkpoint=CheckpointConfig(every_steps=5),
 )

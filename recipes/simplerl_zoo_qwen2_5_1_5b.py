@@ -10,6 +10,7 @@ config = zoo.zoo(
     template="simple",
     bucket="hard",
     stop_token_ids=(14582, 16141, 31198),
+    reduce_every_microbatch=False,
 )
 reward = simplerl_mix
 self_test = self_test_of(simplerl_mix)

@@ -6,12 +6,13 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastgrpo.evaluation.page import comparison_page
-from fastgrpo.evaluation.records import BenchmarkResults, Evaluation
+from fastgrpo.evaluation.records import Evaluation
 from fastgrpo.evaluation.results import replace_text
-from fastgrpo.evaluation.statistics import SIGN_FLIPS, Difference, avg_at_k, paired_difference
-from fastgrpo.evaluation.summary import Summary, summarize
-from fastgrpo.evaluation.tables import AVERAGE, INTERVAL, Table, averages, markdown_grid, with_interval
+from fastgrpo.evaluation.statistics import SIGN_FLIPS, Difference, Estimate, avg_at_k, estimates, paired_difference
+from fastgrpo.evaluation.tables import AVERAGE, INTERVAL, Table, markdown_grid, with_interval
 from fastgrpo.metrics import write_json
 
 _JUDGED_BY = ("rule", "verifier_model", "compass_without_question")
@@ -25,9 +26,18 @@ _EXPLAINED = (
 
 @dataclass(frozen=True)
 class Comparison:
-    summaries: list[Summary]  # of the benchmarks that all have; names are unique
-    differences: dict[str, dict[str, Difference]]  # run other than the first -> benchmark or average -> to the first
+    """Of the benchmarks that all runs have, the average over them last where they are several."""
+
+    accuracies: dict[str, dict[str, Estimate]]  # run -> benchmark -> avg@k
+    differences: dict[
+        str, dict[str, Difference]
+    ]  # run other than the first -> benchmark -> its difference to the first
+    models: dict[str, str]  # run -> model
     warnings: list[str]
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.accuracies))
 
 
 def compare(evaluations: Sequence[Evaluation]) -> str:
@@ -47,7 +57,8 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> None:
     replace_text(folder / "compare.md", as_markdown(comparison))
     html = comparison_page(
         _title(comparison),
-        comparison.summaries,
+        [f"{run}: {model}" for run, model in comparison.models.items()],
+        comparison.accuracies,
         comparison.differences,
         tables(comparison),
         comparison.warnings,
@@ -65,8 +76,9 @@ def compared(evaluations: Sequence[Evaluation]) -> Comparison:
         _require_same_problems(first, other)
         warnings += _protocol_differences(first, other)
     return Comparison(
-        summaries=[summarize(evaluation) for evaluation in evaluations],
-        differences={other.about["name"]: _differences(first, other) for other in others},
+        accuracies={e.about["name"]: _accuracies(e) for e in evaluations},
+        differences={e.about["name"]: _differences(first, e) for e in others},
+        models={e.about["name"]: str(e.about.get("model", "unknown model")) for e in evaluations},
         warnings=warnings,
     )
 
@@ -130,26 +142,31 @@ def _protocol_differences(first: Evaluation, other: Evaluation) -> list[str]:
     ]
 
 
+def _accuracies(evaluation: Evaluation) -> dict[str, Estimate]:
+    means = {name: values[:, None] for name, values in _problem_means(evaluation).items()}
+    found = {name: estimates({name: values})[0] for name, values in means.items()}
+    return found | ({AVERAGE: estimates(means)[0]} if len(means) > 1 else {})
+
+
 def _differences(first: Evaluation, other: Evaluation) -> dict[str, Difference]:
-    mine, theirs = _problem_means(first.benchmarks), _problem_means(other.benchmarks)
+    mine, theirs = _problem_means(first), _problem_means(other)
     found = {name: paired_difference({name: mine[name]}, {name: theirs[name]}) for name in mine}
     return found | ({AVERAGE: paired_difference(mine, theirs)} if len(mine) > 1 else {})
 
 
-def _problem_means(benchmarks: Sequence[BenchmarkResults]) -> dict[str, Any]:
-    return {part.name: avg_at_k(part.outcomes()) for part in benchmarks}
+def _problem_means(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    return {part.name: avg_at_k(part.outcomes()) for part in evaluation.benchmarks}
 
 
 def tables(comparison: Comparison) -> list[Table]:
     """Accuracies, a row a run; then for each other run its differences to the first, a row a benchmark."""
-    found = [averages(summary) for summary in comparison.summaries]
-    columns = list(found[0])
+    columns = list(comparison.accuracies[comparison.first])
     columns = columns[-1:] + columns[:-1]  # the average first: a narrow page still shows it
-    accuracies = [
-        [summary.name, *(with_interval(values[name]) for name in columns)]
-        for summary, values in zip(comparison.summaries, found, strict=True)
+    rows = [
+        [run, *(with_interval(found[benchmark]) for benchmark in columns)]
+        for run, found in comparison.accuracies.items()
     ]
-    return [(["run", *columns], accuracies), *starmap(_difference_table, comparison.differences.items())]
+    return [(["run", *columns], rows), *starmap(_difference_table, comparison.differences.items())]
 
 
 def _difference_table(run: str, by_benchmark: Mapping[str, Difference]) -> Table:
@@ -171,14 +188,14 @@ def _interval(found: Difference) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    return " against ".join(summary.name for summary in reversed(comparison.summaries))
+    return " against ".join(reversed(comparison.accuracies))
 
 
 def as_markdown(comparison: Comparison) -> str:
     accuracies, *found = (markdown_grid(*table) for table in tables(comparison))
     warnings = "".join(f"> {warning}\n" for warning in comparison.warnings)
     parts = [f"# {_title(comparison)}", warnings, "## Accuracy", accuracies]
-    parts += [f"## Differences to {comparison.summaries[0].name}", *found, _EXPLAINED]
+    parts += [f"## Differences to {comparison.first}", *found, _EXPLAINED]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -187,8 +204,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         return {name: asdict(value) for name, value in by_name.items()}
 
     return {
-        "first": comparison.summaries[0].name,
-        "accuracies": {summary.name: of(averages(summary)) for summary in comparison.summaries},
+        "first": comparison.first,
+        "accuracies": {run: of(found) for run, found in comparison.accuracies.items()},
         "differences": {run: of(found) for run, found in comparison.differences.items()},
         "warnings": comparison.warnings,
         "interval": INTERVAL,

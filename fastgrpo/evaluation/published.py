@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastgrpo.evaluation.suites import SUITES
 
@@ -53,16 +52,6 @@ class Table:
     averaged: tuple[int, ...] = ()  # the columns of which the printed average is the mean
     digits: int = 2  # after the point, as printed
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Published:
-    """One value: a model's accuracy on a benchmark in percent."""
-
-    model: str
-    benchmark: str
-    value: float
-    source: str
 
 
 def _of_suite(name: str, judged_by: str, **greedy: float) -> Protocol:
@@ -271,33 +260,3 @@ TABLES: tuple[Table, ...] = (
         digits=1,
     ),
 )
-
-
-def same_protocol(protocols: Mapping[str, Mapping[str, Any]]) -> list[Published]:
-    """The published values of the benchmarks that were drawn as `protocols` says, benchmark by benchmark.
-
-    Equal are temperature, top_p, max_response_tokens and samples_per_problem; what a source does not give equals
-    nothing. A printed average counts, as benchmark "average", where it is over just these benchmarks.
-    """
-    found = []
-    for table in TABLES:
-        for row in table.rows:
-            alike = [_is_same(row, column, protocols.get(column.benchmark, {})) for column in table.columns]
-            for column, value, same in zip(table.columns, row.values, alike, strict=True):
-                if same and value is not None:
-                    found.append(Published(row.model, column.benchmark, value, table.source))
-            averaged = [table.columns[i].benchmark for i in table.averaged if alike[i]]
-            if row.average is not None and set(averaged) == protocols.keys() and len(averaged) == len(table.averaged):
-                found.append(Published(row.model, "average", row.average, table.source))
-    return found
-
-
-def _is_same(row: Row, column: Column, asked: Mapping[str, Any]) -> bool:
-    theirs = PROTOCOLS[row.protocol or column.protocol]
-    used = {
-        "temperature": theirs.temperature,
-        "top_p": theirs.top_p,
-        "max_response_tokens": theirs.max_response_tokens,
-        "samples_per_problem": column.samples,
-    }
-    return all(value is not None and asked.get(name) == value for name, value in used.items())

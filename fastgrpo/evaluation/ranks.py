@@ -4,8 +4,10 @@
 a function of its number, and what is drawn already stands in the files.
 """
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +46,8 @@ def generate_on_ranks(
     missing = sum(len(keys) for _, keys in folder.missing(plan))
     if not missing:
         return
+    if device.type == "cuda":
+        _gpus_of(settings.ranks - 1, settings)
     growth = _Growth(folder, plan)
     children = [_start(settings, rank, device) for rank in range(settings.ranks)]
     try:
@@ -88,7 +92,13 @@ def _start(settings: Settings, rank: int, device: torch.device) -> Child:
     if device.type == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus_of(rank, settings))
     command = [sys.executable, "-m", "fastgrpo.evaluation.ranks", json.dumps(asdict(settings)), str(rank)]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """A rank whose parent was killed would write into the files of those that go on."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _gpus_of(rank: int, settings: Settings) -> list[str]:
@@ -126,17 +136,10 @@ def main() -> int:
     settings = Settings(**values)
     plan = make_plan(settings)
     folder = EvaluationFolder(Path(settings.out) / settings.folder_name)
-    parent = os.getppid()
     try:
         with interrupts_noted() as check:
-
-            def check_parent_too() -> None:
-                check()
-                if os.getppid() != parent:
-                    raise Interrupted("the process that started this rank is gone")
-
             device = choose_device(settings.device)
-            generate(settings, plan, folder, prepare(settings, plan), device, check_parent_too, rank)
+            generate(settings, plan, folder, prepare(settings, plan), device, check, rank)
     except Interrupted:
         return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:

@@ -45,7 +45,7 @@ def with_interval(estimate: Estimate) -> str:
 def markdown_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A markdown table: the first column of words, the others of numbers; an average's row is bold."""
     marks = [":--", *["--:"] * (len(head) - 1)]
-    bold = [[f"**{cell}**" if cell and row[0] == AVERAGE else cell for cell in row] for row in rows]
+    bold = [[f"**{cell}**" if row[0] == AVERAGE and cell not in ("", "–") else cell for cell in row] for row in rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in [head, marks, *bold])
 
 

@@ -182,7 +182,7 @@ class Learner:
     def backward(self, update: Update, sums: TokenSums) -> None:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
         for i, (batch, num_loss_tokens) in enumerate(zip(update.batches, update.num_loss_tokens, strict=True)):
-            accumulate(self.policy, is_last=i == len(update.batches) - 1)
+            accumulate(self.policy, i == len(update.batches) - 1, self.config.reduce_every_microbatch)
             output = self.loss(self.policy, batch, num_loss_tokens, self.objective, self.need_entropy)
             output.loss.backward()
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs

@@ -74,20 +74,26 @@ def master_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.promote_types(compute_dtype(config, device), torch.float32)
 
 
-def load_causal_lm(config: ModelConfig, device: torch.device, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """A causal LM of a hub id or folder, in evaluation mode: dropout would make logprobs random."""
+def load_causal_lm(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, attention: str, place: bool = True
+) -> PreTrainedModel:
+    """A causal LM of a hub id or folder, in evaluation mode: dropout would make logprobs random. It is made for the
+    device, and brought there unless ``place`` is false."""
     model = AutoModelForCausalLM.from_pretrained(
         config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
     )
     if config.liger and device.type == "cuda":
         apply_liger(model)
-    torch.nn.Module.to(model, device)
+    if place:
+        torch.nn.Module.to(model, device)
     return model.eval()
 
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
+    """A policy for this device that is still on the CPU: `shard` brings each rank its part."""
     attention = choose_attention(config.attention, device, compute_dtype(config, device))
-    return as_policy(load_causal_lm(config, device, master_dtype(config, device), attention), config, temperature)
+    model = load_causal_lm(config, device, master_dtype(config, device), attention, place=False)
+    return as_policy(model, config, temperature)
 
 
 def as_policy(

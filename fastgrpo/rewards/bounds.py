@@ -9,9 +9,9 @@ from typing import Any
 MAX_CHARS = 1000
 MAX_DEPTH = 12
 MAX_DIGITS = 300
-MAX_BITS = 20_000
-MAX_FACTORIAL = 2000
+MAX_BITS = 200_000
 MAX_NODES = 2000
+MAX_EXPANDED_POWER = 64  # of a sum: sympy may multiply it out
 
 LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS},}}")
 # latex2sympy computes these at once: no more than four digits may stand in them.
@@ -27,11 +27,17 @@ def readable(latex: str) -> bool:
 
 
 def small_enough(value: Any) -> bool:
-    """Whether each number in an expression that is not computed yet has at most 20,000 bits when it is."""
+    """Whether an expression that is not computed yet can be, quickly.
+
+    Each number in it has at most 200,000 bits, no sum is raised to more than the 64th power, and there is no sum over
+    an index, no product, integral, limit or derivative, which are not answers but exercises.
+    """
+    from sympy import Derivative, Integral, Limit, Product, Sum
+
     nodes = [value]
     for node in nodes:
         nodes.extend(_parts(node))
-        if len(nodes) > MAX_NODES:
+        if len(nodes) > MAX_NODES or isinstance(node, (Derivative, Integral, Limit, Product, Sum)):
             return False
     return _log2(value) <= MAX_BITS
 
@@ -64,18 +70,22 @@ def _log2(value: Any) -> float:
     kind = type(value).__name__
     if kind == "Pow":
         return _log2_of_power(value, sizes)
-    if kind in ("factorial", "factorial2", "subfactorial", "gamma"):
-        return largest if largest < math.log2(MAX_FACTORIAL) else (math.inf if value.is_number else largest)
+    if kind in ("factorial", "factorial2", "subfactorial", "gamma") and value.is_number:
+        return 2**largest * largest if largest < 32 else math.inf
     if kind in ("Add", "Mul"):
         return sum(sizes)
     return largest
 
 
 def _log2_of_power(value: Any, sizes: list[float]) -> float:
+    from sympy import Add
+
     base, exponent = value.args
     if exponent.free_symbols or base == 1:
         return max(sizes)
     if sizes[1] > 64:
         return math.inf
     size = abs(float(exponent.evalf(15)))
+    if size > MAX_EXPANDED_POWER and base.has(Add):
+        return math.inf
     return max(sizes[0], 1.0) * max(1.0, size)

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
-from fastgrpo.rewards.bounds import readable, small_enough
+from fastgrpo.rewards.bounds import MAX_CHARS, readable, small_enough
 
 if TYPE_CHECKING:  # it and sympy take a second to import, and most verifiers never need them
     from math_verify.parser import ExtractionTarget
@@ -25,6 +25,7 @@ Value = Any  # a sympy expression or matrix, or a text
 
 FLOAT_DECIMALS = 6
 NUMERIC_DIGITS = 15
+MAX_UNREADABLE = 32  # expressions that the library would go on trying to parse, in a response that is out of its mind
 
 
 def math_verify(response: str, answer: str) -> bool:
@@ -42,7 +43,12 @@ def math_verify(response: str, answer: str) -> bool:
 
 
 def equal_as_boxes(given: str, answer: str) -> bool:
-    r"""Whether math-verify finds two answers equal, each put into a ``\boxed{}`` if it is not in one."""
+    r"""Whether math-verify finds two answers equal, each put into a ``\boxed{}`` if it is not in one.
+
+    An answer of more than 1,000 characters equals only the same text.
+    """
+    if len(given) > MAX_CHARS:
+        return given == answer
     latex, plain = _targets()
     boxed = [text if "\\boxed" in text else f"\\boxed{{{text}}}" for text in (answer, given)]
     golds, targets = (values_in(text, (latex, plain)) for text in boxed)
@@ -58,7 +64,7 @@ def values_in(text: str, targets: tuple[ExtractionTarget, ...]) -> list[Value]:
     """What the library's patterns find: the expression, if any can be read, and the text of the first match."""
     found: list[Value] = []
     texts = []
-    for match, target in _matches(text, targets):
+    for match, target in islice(_matches(text, targets), MAX_UNREADABLE):
         value, source = _read(match, target)
         if source:
             texts.append(source)
@@ -116,10 +122,14 @@ def _read_latex(groups: dict[str, str | None], target: Any) -> tuple[Value | Non
 
 
 def _normalised(latex: str, target: Any, in_box: bool) -> str:
-    from latex2sympy2_extended.latex2sympy2 import normalize_latex
+    """As the library's ``normalize_latex``, but of no more than the box holds, and of no more than an answer's length:
+    its patterns take minutes on a megabyte of digits."""
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
 
     config = target.normalization_config
-    return normalize_latex(latex, config=replace(config, boxed="last") if in_box else config)
+    only_box = NormalizationConfig(basic_latex=False, boxed="last" if in_box else config.boxed)
+    content = normalize_latex(latex, config=only_box)
+    return content if len(content) > MAX_CHARS else normalize_latex(content, config=replace(config, boxed="none"))
 
 
 def _value_of_latex(latex: str, is_percent: bool) -> Value | None:

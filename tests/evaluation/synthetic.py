@@ -60,7 +60,12 @@ def of(folder: Path, parts: list[BenchmarkResults], protocol: Mapping[str, Any] 
         "verifier_model": "",
         "seed": 0,
         "benchmarks": {
-            part.name: {**protocol, "samples_per_problem": len(part.judged) // len(part.problems)} for part in parts
+            part.name: {
+                **protocol,
+                "num_problems": len(part.problems),
+                "samples_per_problem": len(part.judged) // len(part.problems),
+            }
+            for part in parts
         },
     }
     facts |= about

@@ -18,7 +18,7 @@ from tests.evaluation import synthetic
 from tests.report.test_report import HOSTILE, Tags, data_of
 from tests.report.test_report_in_browser import Shown, acting, show  # noqa: F401
 
-TWO = {"AIME24": (30, 32, 0.5), "MATH-500": (50, 4, 0.9)}
+TWO = {"AIME24": (30, 32, 0.5), "MATH-500": (500, 4, 0.9)}
 
 
 def page_of(evaluation: Evaluation) -> str:
@@ -46,8 +46,8 @@ def test_page_holds_charts_tables_and_transcripts(tmp_path: Path):
     page = page_of(synthetic.evaluation(tmp_path / "run", TWO))
     data = data_of(page)
     assert data["charts"].keys() == {"accuracy", "pass", "maj", "lengths-0", "lengths-1"}
-    assert len(data["transcripts"]) == 30 * 32 + 50 * 4
-    for text in ("Average accuracy", "1,160", "avg@k", "pass@k", "maj@k", "truncated %", "<td>MATH-500</td>"):
+    assert len(data["transcripts"]) == 30 * 32 + 500 * 4
+    for text in ("Average accuracy", "2,960", "avg@k", "pass@k", "maj@k", "truncated %", "<td>MATH-500</td>"):
         assert text in page
 
 
@@ -59,6 +59,7 @@ def test_published_rows_of_the_same_protocol_stand_beside_the_run(tmp_path: Path
         [52.60, 91.65],
     )
     assert "JustRL, arXiv 2512.16649, table 3" in page
+    assert "Judged there by mathd or sympy, then CompassVerifier-3B; here by fastgrpo.rewards:mathd_or_sympy." in page
     other = synthetic.evaluation(tmp_path / "other", TWO, protocol={**synthetic.JUSTRL, "max_response_tokens": 512})
     page = page_of(other)
     assert [trace["name"] for trace in data_of(page)["charts"]["accuracy"]["data"]] == ["other"]
@@ -133,7 +134,7 @@ def test_browser_draws_every_chart_and_fills_the_table(tmp_path: Path, show: Cal
     assert shown.console == []
     assert shown.num_drawn == 5
     assert len(shown.rows) == 40
-    assert shown.count == "1,160 of 1,160 match."
+    assert shown.count == "2,960 of 2,960 match."
 
 
 @pytest.mark.slow
@@ -147,7 +148,7 @@ def test_browser_filters_and_opens_transcripts(tmp_path: Path, show: Callable[..
     """
     shown = show(acting(evaluation.folder / "report.html", script))
     wrong = (~evaluation.benchmarks[1].outcomes()).sum()
-    assert shown.count == f"{wrong} of 1,160 match."
+    assert shown.count == f"{wrong} of 2,960 match."
     assert shown.dom.count('<tr class="reader">') == 1 and "recheck that" in shown.dom
     script = (
         'document.querySelector("#transcripts tr.row").click(); document.querySelector("#transcripts tr.row").click();'

@@ -5,14 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo.evaluation.published import PROTOCOLS, TABLES, Row, Table, same_protocol
+from fastgrpo.evaluation.published import PROTOCOLS, TABLES, Row, Table
 from fastgrpo.evaluation.published_page import markdown
+from fastgrpo.evaluation.same_protocol import same_protocol
 from fastgrpo.evaluation.suites import BENCHMARKS, SUITES
 
 ROOT = Path(__file__).parents[2]
 JUSTRL = {"temperature": 0.7, "top_p": 0.9, "max_response_tokens": 31744}
 NINE = {
-    name: {**JUSTRL, "samples_per_problem": 4 if name in ("MATH-500", "Minerva", "Olympiad-Bench") else 32}
+    name: {
+        **JUSTRL,
+        "samples_per_problem": 4 if name in ("MATH-500", "Minerva", "Olympiad-Bench") else 32,
+        "num_problems": BENCHMARKS[name].num_problems,
+    }
     for name in SUITES["justrl"].protocols
 }
 
@@ -79,13 +84,21 @@ def test_a_value_of_another_protocol_is_not_drawn():
     """BroRL's own report stands in JustRL's table, with 16 samples at another temperature."""
     assert not [row for row in same_protocol(NINE) if row.model == "BroRL"]
     prorl = {"temperature": 0.6, "top_p": 0.95, "max_response_tokens": 32768, "samples_per_problem": 16}
+    prorl["num_problems"] = 30
     assert {row.model for row in same_protocol({"AIME24": prorl})} == {
         "Nemotron-Research-Reasoning-Qwen-1.5B", "BroRL, +191 steps",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "changed", [{"temperature": 1.0}, {"top_p": 0.95}, {"max_response_tokens": 2048}, {"samples_per_problem": 8}]
+    "changed",
+    [
+        {"temperature": 1.0},
+        {"top_p": 0.95},
+        {"max_response_tokens": 2048},
+        {"samples_per_problem": 8},
+        {"num_problems": 5},
+    ],
 )
 def test_a_run_that_differs_in_one_setting_meets_no_row(changed: dict[str, float]):
     assert same_protocol({"AIME24": {**NINE["AIME24"], **changed}}) == []
@@ -99,8 +112,8 @@ def test_an_average_is_drawn_for_all_of_its_benchmarks_alone():
 
 
 def test_what_a_source_does_not_give_equals_nothing():
-    unknown = {"temperature": 0.7, "top_p": 0.95, "max_response_tokens": None, "samples_per_problem": 32}
-    assert same_protocol({"AIME24": unknown}) == []
+    questa = {"temperature": 0.7, "top_p": 0.95, "max_response_tokens": None, "samples_per_problem": 32}
+    assert same_protocol({"AIME24": {**questa, "num_problems": 30}}) == []
 
 
 def test_page_in_the_docs_is_the_data():

@@ -1,6 +1,7 @@
 """An evaluation that was stopped in any way goes on and ends as one that never was."""
 
 import resource
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -20,33 +21,17 @@ def torn(path: Path, keep: int) -> None:
 
 
 def same_results(folder: Path, other: Path) -> bool:
-    """Responses, verdicts and tables; the evaluations are called alike."""
-    kinds = all(rows(folder, kind, name) == rows(other, kind, name) for kind in KINDS for name in names(folder))
-    return kinds and (folder / "results.json").read_text() == (other / "results.json").read_text()
-
-
-KINDS = ("problems", "generations", "verdicts")
+    """Problems, responses, verdicts and tables; the evaluations are called alike."""
+    kinds = ("generations", "verdicts")
+    files = [f"problems/{name}.jsonl" for name in names(folder)] + ["results.json", "results.md"]
+    return names(folder) == names(other) and all(
+        [rows(folder, kind, name) == rows(other, kind, name) for kind in kinds for name in names(folder)]
+        + [(folder / file).read_text() == (other / file).read_text() for file in files]
+    )
 
 
 def names(folder: Path) -> list[str]:
     return [b.name for b in read_evaluation(folder).benchmarks]
-
-
-def rows_of_problems(folder: Path, name: str) -> list[dict]:
-    return [{**r, "sample": 0} for r in rows(folder, "problems", name)]
-
-
-@pytest.fixture(autouse=True)
-def _problems_have_no_sample(monkeypatch):
-    """So that all three kinds of rows are compared alike."""
-    plain = rows
-
-    def by_kind(folder: Path, kind: str, name: str = "held_out") -> list[dict]:
-        if kind != "problems":
-            return plain(folder, kind, name)
-        return [line for line in (folder / kind / f"{name}.jsonl").read_text().splitlines()]
-
-    monkeypatch.setitem(globals(), "rows", by_kind)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +44,6 @@ def whole(tiny_base, tmp_path_factory):
 
 @pytest.mark.parametrize("drawn, judged", [(0, None), (11, None), (31, None), (32, 5)])
 def test_rows_that_a_kill_tore_are_made_again_and_the_others_stay(whole, tiny_base, tmp_path, drawn, judged):
-    import shutil
-
     folder = tmp_path / "e"
     shutil.copytree(whole, folder)
     for name in ("results.json", "results.md", "report.html"):
@@ -94,8 +77,6 @@ def test_a_row_file_drops_a_torn_last_row_of_any_length_and_nothing_else(tmp_pat
 
 
 def test_a_broken_row_in_the_middle_is_told_with_its_line(whole, tiny_base, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(whole, tmp_path / "e")
     path = tmp_path / "e/generations/held_out.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -105,8 +86,16 @@ def test_a_broken_row_in_the_middle_is_told_with_its_line(whole, tiny_base, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize(
+    "kill, code, ranks",
+    [
+        (signal.SIGKILL, -9, "1"),
+        (signal.SIGTERM, 75, "1"),
+        (signal.SIGINT, 75, "1"),
+        (signal.SIGKILL, -9, "2"),
+        (signal.SIGTERM, 75, "2"),
+    ],
+)
 def test_a_stopped_evaluation_goes_on_and_ends_as_the_whole_one(whole, tiny_base, tmp_path, kill, code, ranks):
     """By a kill, a signal and Ctrl-C, with one process and with two; slots are few, so that it is in the middle."""
     arguments = settings_of(tiny_base, tmp_path, "--dtype", "float64", "--max_sequences", "2", "--ranks", ranks)
@@ -176,5 +165,4 @@ def test_nine_benchmarks_killed_and_resumed_give_the_same_tables(tiny_base, tmp_
     assert main(arguments(tmp_path / "killed")) == 0
     whole = tmp_path / "whole" / "e"
     assert sorted(names(folder)) == sorted(NINE) and num_lines(folder) == num_lines(folder, "verdicts") == 3292
-    assert (folder / "results.md").read_text() == (whole / "results.md").read_text()
     assert same_results(folder, whole)

@@ -18,11 +18,11 @@ from fastgrpo.types import Sequence
 from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
-PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spared: nothing, or all that may be)
+PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spared: nothing, memory, or all work that may be)
     (1, 1): [(4096, "as sampled", "nothing"), (64, "as sampled", "all"), (200, "backwards", "nothing")],
-    (2, 1): [(4096, "as sampled", "all"), (80, "shuffled", "nothing")],
+    (2, 1): [(4096, "as sampled", "all"), (80, "shuffled", "nothing"), (64, "as sampled", "memory")],
     (4, 1): [(64, "as sampled", "nothing"), (4096, "backwards", "all")],
-    (4, 2): [(80, "shuffled", "all")],
+    (4, 2): [(80, "shuffled", "all"), (64, "shuffled", "memory")],
 }
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
@@ -42,7 +42,10 @@ def gradient(
     """Of one update, with the sampler's logprobs as old ones so that ratios differ from 1."""
     policy = shard(Policy(tiny_model("qwen2", "fastgrpo_padded", dtype), 1.0, 16), ranks.mesh, dtype)
     settings = OptimizerConfig(
-        tokens_per_microbatch=tokens_per_microbatch, share_prompts=spared == "all", skip_zero_advantage=spared == "all"
+        tokens_per_microbatch=tokens_per_microbatch,
+        share_prompts=spared == "all",
+        skip_zero_advantage=spared == "all",
+        reduce_every_microbatch=spared == "memory",
     )
     learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
     rows = responses()

@@ -93,6 +93,7 @@ def at(source: str, **values: Any) -> dict[str, Published]:
 HOW_IT_IS_RUN: dict[str, str] = {
     "rollout.engine": "what samples, not what is sampled",
     "rollout.tensor_parallel": "how weights lie on GPUs, not what they are",
+    "optimizer.reduce_every_microbatch": "the same gradient, for less memory",
     "rollout.gpus": "which GPUs sample",
     "rollout.sleep_level": "memory of engines while the trainer trains",
     "rollout.kv_cache_gib": "memory of engines",

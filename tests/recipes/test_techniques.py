@@ -47,9 +47,7 @@ TECHNIQUES = {
     ),
     "k2 and not k3": Technique("prorl_v2_1_5b", ["reference_kl"], ["--objective.kl", "k1"], step=2),
     "hints": Technique("questa_nemotron_1_5b", ["entropy"], algorithm={"problem_text": None}),
-    "a phase of smaller hints": Technique(
-        "questa_nemotron_1_5b", ["entropy"], algorithm={"phases": ()}, step=2
-    ),
+    "a phase of smaller hints": Technique("questa_nemotron_1_5b", ["entropy"], algorithm={"phases": ()}, step=2),
     "whitened advantages": Technique("questa_nemotron_1_5b", ["grad_norm"], algorithm={"advantages": group_normalised}),
     "the learning rate of the batch": Technique("brorl_1_5b", ["learning_rate"], ["--optimizer.learning_rate", "1e-6"]),
     "verl's weights": Technique("justrl_deepseek_1_5b", ["grad_norm"], ["--fidelity", "verl"]),

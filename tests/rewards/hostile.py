@@ -35,7 +35,8 @@ def unbalanced(rng: random.Random, _: str) -> str:
 
 def nested(rng: random.Random, _: str) -> str:
     opening, inner, closing = rng.choice(
-        [("{", "1", "}"), ("\\frac{", "1", "}{2}"), ("\\sqrt{", "2", "}"), ("(", "1", ")"), ("\\left(", "x", "\\right)"),
+        [("{", "1", "}"), ("\\frac{", "1", "}{2}"), ("\\sqrt{", "2", "}"), ("(", "1", ")"),
+         ("\\left(", "x", "\\right)"),
          ("\\boxed{", "7", "}"), ("\\text{", "a", "}"), ("\\sqrt", "2", ""), ("\\frac", "12", ""), ("-", "1", "")]
     )  # fmt: skip
     levels = rng.choice([10, 40, 300, 3000])

@@ -19,6 +19,8 @@ from fastgrpo.rewards import Verdict, VerifierPool
 RIGHT, WRONG = Verdict(True), Verdict(False)
 TIMEOUT, DIED, RAISED = Verdict(False, "timeout"), Verdict(False, "died"), Verdict(False, "raised")
 
+UNFORMATTED = Verdict(False, unformatted=True)
+
 STRICT = "fastgrpo.rewards.strict_boxed:strict_boxed"
 
 # A response is a word that says what the verifier does with it; any other response is judged by strict_boxed.
@@ -115,6 +117,16 @@ RECIPE = """
     def reward(answer):
         return -1.0
 
+    def no_answer(answer):
+        return "unformatted"
+
+    def another_word(answer):
+        return "Unformatted"
+
+    def map_memory(answer):
+        import mmap
+        return [mmap.mmap(-1, 2**29) for _ in range(8)]
+
     def echo(response, answer):
         return response == answer
 
@@ -183,6 +195,9 @@ def test_no_items_have_no_verdicts(pool: VerifierPool) -> None:
         ("say_exit", RAISED),
         ("complain", RAISED),
         ("hoard_memory", RAISED),
+        ("map_memory", RAISED),
+        ("no_answer", UNFORMATTED),
+        ("another_word", RAISED),
         ("reward", RAISED),
         ("shout", RIGHT),
         ("read_input", RIGHT),
@@ -429,6 +444,13 @@ def test_a_verifier_that_fails_the_self_test_is_refused(recipe: str, function: s
         VerifierPool(f"{recipe}:{function}", workers=1, timeout_s=1, memory_limit_gib=1)
 
 
+def test_an_unformatted_answer_may_be_a_known_one(recipe: str) -> None:
+    with VerifierPool(f"{recipe}:naughty", 1, 1, 1, self_test=[("no_answer", "", "unformatted")]) as pool:
+        assert pool.score([("no_answer", "")]) == [UNFORMATTED]
+    with pytest.raises(RuntimeError, match=r"needed False .* got unformatted"):
+        VerifierPool(f"{recipe}:naughty", 1, 1, 1, self_test=[("no_answer", "", False)])
+
+
 def test_a_self_test_of_ones_own_replaces_the_default(recipe: str) -> None:
     with VerifierPool(f"{recipe}:always", 1, timeout_s=1, memory_limit_gib=1, self_test=[("", "", True)]) as pool:
         assert pool.score([("", "1")]) == [RIGHT]
@@ -465,8 +487,8 @@ def test_an_item_that_is_not_two_texts_is_refused(pool: VerifierPool) -> None:
         pool.score([("", ""), ("\\boxed{42}", 42)])  # type: ignore[list-item]
 
 
-def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, fastgrpo.rewards; sys.exit('torch' in sys.modules)"
+def test_importing_the_package_imports_neither_torch_nor_sympy() -> None:
+    code = "import sys, fastgrpo.rewards; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

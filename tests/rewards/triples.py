@@ -5,7 +5,7 @@
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -331,10 +331,11 @@ class Tally:
 Tallies = dict[str, dict[str, Tally]]  # by verifier, by category
 
 
-def judge(cases: Sequence[Triple], workers: int) -> Tallies:
-    """Every verifier on every triple, each form as a response in the form that the verifier demands."""
+def judge(cases: Sequence[Triple], workers: int, names: Iterable[str] = demanded_forms.RESPONSES) -> Tallies:
+    """Each of the named verifiers on every triple, each form as a response in the form that the verifier demands."""
     found: Tallies = {}
-    for name, respond in demanded_forms.RESPONSES.items():
+    for name in names:
+        respond = demanded_forms.RESPONSES[name]
         verifier = demanded_forms.verifier(name)
         items = [(respond(form), case.answer) for case in cases for form in (case.equivalent, case.different)]
         with VerifierPool(

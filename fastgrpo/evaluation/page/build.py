@@ -15,9 +15,9 @@ from plotly.offline import get_plotlyjs
 
 from fastgrpo.evaluation.page import figures
 from fastgrpo.evaluation.page.transcripts import Transcripts, choose
-from fastgrpo.evaluation.published import same_protocol
 from fastgrpo.evaluation.records import Evaluation
-from fastgrpo.evaluation.statistics import Difference
+from fastgrpo.evaluation.same_protocol import same_protocol
+from fastgrpo.evaluation.statistics import Difference, Estimate
 from fastgrpo.evaluation.summary import Summary
 from fastgrpo.evaluation.tables import (
     AVERAGE,
@@ -70,21 +70,21 @@ def page(evaluation: Evaluation, summary: Summary) -> str:
 
 def comparison_page(
     title: str,
-    summaries: Sequence[Summary],
+    models: Sequence[str],
+    accuracies: Mapping[str, Mapping[str, Estimate]],  # run -> benchmark -> its accuracy; the first is compared with
     differences: Mapping[str, Mapping[str, Difference]],  # run -> benchmark -> its difference to the first run
     tables: Sequence[Table],  # accuracies, then each other run's differences
     warnings: Sequence[str],
     explained: str,
 ) -> str:
     """The page of a comparison of runs."""
-    first = summaries[0].name
-    accuracies = Chart("accuracies", "Accuracy by benchmark", figures.accuracies(summaries), size="wide")
+    first = next(iter(accuracies))
+    drawn = Chart("accuracies", "Accuracy by benchmark", figures.accuracies(accuracies), size="wide")
     found = Chart("differences", f"Difference to {first}", figures.differences(differences), size="wide")
     sections = [
         Section("Differences", explained, [found], tables[1:]),
-        Section("Accuracy", f"Bars are the {INTERVAL}.", [accuracies], tables[:1]),
+        Section("Accuracy", f"Bars are the {INTERVAL}.", [drawn], tables[:1]),
     ]
-    models = [f"{summary.name}: {summary.about.get('model', 'unknown model')}" for summary in summaries]
     return _render(title=title, subtitle=models, facts=[], notes=warnings, sections=sections, transcripts=None)
 
 
@@ -107,15 +107,22 @@ def _facts(summary: Summary, responses: Sequence[int]) -> list[tuple[str, str, s
 
 def _accuracy(summary: Summary) -> Section:
     published = same_protocol({b.name: b.protocol for b in summary.benchmarks})
-    sources = dict.fromkeys(row.source for row in published)
-    about = (
-        f"Published with the same temperature, top-p, token limit and samples: {'; '.join(sources)}."
-        if sources
-        else "No published result has the temperature, top-p, token limit and samples of this evaluation."
-    )
+    about = "No published result has the temperature, top-p, token limit, samples and problems of this evaluation."
+    if published:
+        sources = "; ".join(dict.fromkeys(row.source for row in published))
+        judges = "; ".join(dict.fromkeys(row.judged_by for row in published))
+        about = (
+            f"Published with the same temperature, top-p, token limit, samples and problems: {sources}. "
+            f"Judged there by {judges}; here by {_judged_by(summary)}."
+        )
     chart = Chart("accuracy", "Accuracy by benchmark", figures.accuracy(summary, published), about, "wide")
     hint = f"Bars are the {INTERVAL}."
     return Section("Accuracy", hint, [chart], [accuracy_table(summary)])
+
+
+def _judged_by(summary: Summary) -> str:
+    judges = [summary.about.get("rule"), summary.about.get("verifier_model")]
+    return ", then ".join(str(judge) for judge in judges if judge) or "an unknown rule"
 
 
 def _curves(summary: Summary) -> list[Section]:

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from fastgrpo.evaluation.published import Published
 from fastgrpo.evaluation.records import Judged
+from fastgrpo.evaluation.same_protocol import Published
 from fastgrpo.evaluation.statistics import Difference, Estimate
 from fastgrpo.evaluation.summary import Accuracies, Summary
 from fastgrpo.evaluation.tables import AVERAGE, averages, powers_of_two
@@ -31,9 +31,9 @@ def accuracy(summary: Summary, published: Sequence[Published]) -> go.Figure:
     return figure
 
 
-def accuracies(summaries: Sequence[Summary]) -> go.Figure:
+def accuracies(runs: Mapping[str, Mapping[str, Estimate]]) -> go.Figure:
     """One line a benchmark, one colour a run."""
-    return _lines_of_benchmarks([(summary.name, averages(summary)) for summary in summaries])
+    return _lines_of_benchmarks(list(runs.items()))
 
 
 def differences(runs: Mapping[str, Mapping[str, Difference]]) -> go.Figure:

@@ -1,0 +1,88 @@
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fastgrpo.rewards import Verdict, VerifierPool, self_test_of
+from tests.rewards import hostile
+from tests.rewards.demanded_forms import RESPONSES, verifier
+from tests.rewards.test_pool import workers_of
+
+MIB = 2**20
+WORKERS = 2
+QUICK = ("strict_boxed", "dapo_minerva", "mathd_or_sympy", "deepscaler")
+
+
+def judge(name: str, items: list[tuple[str, str]], timeout_s: float) -> list[Verdict]:
+    """All verdicts; on the way, no process may hold more than 300 MiB, and this one may not grow by 64."""
+    here = psutil.Process()
+    verdicts: list[Verdict] = []
+    with VerifierPool(f"fastgrpo.rewards:{name}", WORKERS, timeout_s, 2.0, self_test_of(verifier(name))) as pool:
+        before = here.memory_info().rss
+        for start in range(0, len(items), 50):
+            verdicts += pool.score(items[start : start + 50])
+            for pid in workers_of(os.getpid()):
+                assert psutil.Process(pid).memory_info().rss < 300 * MIB
+        assert here.memory_info().rss - before < 64 * MIB
+    return verdicts
+
+
+@pytest.mark.parametrize("name", [*QUICK, "simplerl_mix"])
+def test_a_sample_of_hostile_responses_is_judged_or_refused(name: str, tmp_path: Path):
+    items = list(hostile.responses(99, str(tmp_path / "executed")))
+    verdicts = judge(name, items, timeout_s=1.0)
+    assert len(verdicts) == 99
+    assert not any(verdict.correct for verdict in verdicts)
+    assert {verdict.failure for verdict in verdicts} <= {"", "timeout"}
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", RESPONSES)
+def test_2000_hostile_responses_are_judged_or_refused(name: str, tmp_path: Path):
+    items = list(hostile.responses(2000, str(tmp_path / "executed")))
+    verdicts = judge(name, items, timeout_s=1.0)
+    failures = [verdict.failure for verdict in verdicts]
+    assert len(verdicts) == 2000
+    assert not any(verdict.correct for verdict in verdicts)
+    assert set(failures) <= {"", "timeout"}
+    assert failures.count("timeout") <= (0 if name in QUICK else 200)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_code_in_a_response_is_not_executed(name: str, tmp_path: Path):
+    """In this process, where nothing would stop it: as the answer, in brackets, as LaTeX, as a plain text."""
+    sentinel = tmp_path / "executed"
+    calls = [
+        f"__import__('os').system('touch {sentinel}')",
+        f"open('{sentinel}','w')",
+        f"exec(\"open('{sentinel}','w')\")",
+    ]
+    places = ["{}", "({})", "1+{}", "\\text{{{}}}", "\\operatorname{{{}}}", "2^{{{}}}", "{{1,{}}}", "sqrt({})", "[{}"]
+    for call in calls:
+        for place in places:
+            answer = place.format(call)
+            assert verifier(name)(RESPONSES[name](answer), "42") is not True
+            assert verifier(name)(answer, "42") is not True
+            verifier(name)(RESPONSES[name]("42"), answer)
+    assert not sentinel.exists()
+
+
+def test_the_sentinel_would_show_what_is_executed(tmp_path: Path):
+    """The payloads work: evaluated on purpose, one of them makes the file."""
+    sentinel = tmp_path / "executed"
+    eval(f"__import__('os').system('touch {sentinel}')")
+    assert sentinel.exists()
+
+
+@pytest.mark.parametrize("name", ["mathd_or_sympy", "math_verify", "simplerl_mix", "prime_union"])
+def test_the_known_hang_is_refused_in_this_process(name: str):
+    assert not verifier(name)(RESPONSES[name](hostile.KNOWN_HANG), "42")
+
+
+def test_hostile_responses_are_the_same_for_every_number_of_them():
+    assert list(hostile.responses(50, "s"))[:20] == list(hostile.responses(20, "s"))
+    assert max(len(response) for response, _ in hostile.responses(200, "s")) >= hostile.MEGABYTE

@@ -1,0 +1,40 @@
+import pytest
+
+from fastgrpo.rewards import VerifierPool, self_test_of
+from tests.rewards.demanded_forms import RESPONSES, verifier
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_each_verifier_passes_its_own_self_test(name: str):
+    known = self_test_of(verifier(name))
+    assert [verifier(name)(response, answer) for response, answer, _ in known] == [verdict for *_, verdict in known]
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_each_self_test_has_right_and_wrong_answers(name: str):
+    verdicts = [verdict for *_, verdict in self_test_of(verifier(name))]
+    assert True in verdicts
+    assert set(verdicts) - {True}
+
+
+def test_the_self_tests_tell_the_verifiers_apart():
+    """None passes another's, but for the pairs that judge alike what can be known of all answers."""
+    alike = {("math_verify", "simplerl_mix"), ("simplerl_mix", "math_verify"), ("prime_union", "math_verify"),
+             ("prime_union", "simplerl_mix")}  # fmt: skip
+    names = list(RESPONSES)
+    for name in names:
+        for other in names:
+            passes = all(verifier(name)(r, a) == verdict for r, a, verdict in self_test_of(verifier(other)))
+            assert passes == (name == other or (name, other) in alike), (name, other)
+
+
+def test_a_function_of_ones_own_has_no_self_test_here():
+    with pytest.raises(ValueError, match="write its known answers in the recipe"):
+        self_test_of(lambda response, answer: True)
+
+
+@pytest.mark.parametrize("name", ["deepscaler", "math_verify"])
+def test_the_pool_refuses_a_verifier_that_judges_one_known_answer_wrongly(name: str):
+    spoilt = [*self_test_of(verifier(name)), ("It is \\boxed{1}.", "1", "unformatted")]
+    with pytest.raises(RuntimeError, match="needed unformatted"):
+        VerifierPool(f"fastgrpo.rewards:{name}", 1, timeout_s=5, memory_limit_gib=2, self_test=spoilt)
