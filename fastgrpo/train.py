@@ -160,6 +160,9 @@ def _print_dry_run(recipe: Recipe, config: Config, num_ranks: int) -> None:
     for name, value in flatten(config).items():
         print(f"  --{name} {value}")
     print()
+    for name, value in recipe.algorithm.describe().items():
+        print(f"  algorithm.{name}: {value}")
+    print()
     for name, value in arithmetic(config, num_ranks).items():
         print(f"  {name}: {value}")
 

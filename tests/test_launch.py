@@ -39,6 +39,18 @@ def test_a_refusal_on_two_ranks_is_said_once_and_exits_with_its_code():
     assert done.stderr.count("cannot be split into") == 1
 
 
+def test_a_dry_run_of_a_recipe_in_small_shows_its_algorithm_and_its_phases():
+    done = fastgrpo("train", "--ranks", "1", "prorl_v2_1_5b", "--shrink", "--rollout.group_size", "6", "--dry_run")
+    assert done.returncode == 0
+    for line in ("algorithm.advantages: batch_normalised", "'first_step': 1", "--rollout.group_size 6", "--steps 3"):
+        assert line in done.stdout, line
+
+
+def test_a_recipe_whose_code_is_not_known_to_differ_refuses_verls_fidelity():
+    done = fastgrpo("train", "--ranks", "1", "quickstart", "--fidelity", "verl")
+    assert done.returncode == 2 and "knows no --fidelity verl" in done.stderr
+
+
 def test_justrl_constants_are_the_defaults():
     done = fastgrpo("train", "--ranks", "1", "justrl_deepseek_1_5b", "--dry_run")
     assert done.returncode == 0

@@ -83,6 +83,14 @@ def test_a_resumed_run_equals_one_that_never_stopped(train, tmp_path):
         assert torch.equal(weight, whole[1][name]), name
 
 
+def test_evaluating_in_a_run_changes_nothing_of_its_training(train):
+    assert train("--evaluation.every_steps", "1") == 0
+    often = weights_of(train.folder, 4)
+    assert train("--overwrite", "--evaluation.every_steps", "0") == 0
+    for name, weight in weights_of(train.folder, 4).items():
+        assert torch.equal(weight, often[name]), name
+
+
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(train, capfd):
     assert train() == 0
     whole = results(train.folder)

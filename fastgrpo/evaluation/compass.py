@@ -1,14 +1,17 @@
 """A verifier model, for the responses that the rule rejected: CompassVerifier, as JustRL asks it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.evaluation.folder import EvaluationFolder, Key, RowFile
 from fastgrpo.evaluation.plan import Plan, Planned
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.sampler import (
+    NO_LIMIT,
     PREFILLED_TOGETHER,
     Asked,
     Drawn,
@@ -25,63 +28,78 @@ from fastgrpo.rewards import compass_accepts, compass_prompt
 from fastgrpo.rewards.compass import MAX_REPLY_TOKENS
 from fastgrpo.types import Sampling
 
+SHORT_REPLY_TOKENS = 16
+"""Where the limit does not fit behind a long response: the one reply that counts is a single letter."""
 TOO_LONG = "too_long"
-"""Failure of a response that, with what is asked about it, leaves the verifier model no room to answer."""
+"""Failure of a response that, with what is asked about it, is longer than the verifier model can read."""
 
 
 def judge_by_model(
     settings: Settings, plan: Plan, folder: EvaluationFolder, device: torch.device, check: Callable[[], None]
 ) -> None:
-    """Asks about every response that the rule rejected. A verdict is written as soon as its reply has ended."""
+    """Asks about every response that the rule rejected. A verdict is written as soon as its reply has ended; what the
+    model cannot read stays wrong."""
     waiting = {b.name: rejected(folder, b.name) for b in plan.benchmarks}
-    count = sum(map(len, waiting.values()))
-    if not count:
+    if not any(waiting.values()):
         return
     tokenizer = read_tokenizer(settings, settings.verifier_model)
-    sampling = Sampling(
-        group_size=PREFILLED_TOGETHER,
-        max_response_tokens=MAX_REPLY_TOKENS,
-        temperature=0.0,
-        stop_token_ids=stop_token_ids(settings.verifier_model, (), settings.trust_remote_code),
-        seed=settings.seed,
-    )
-    room = num_positions(settings.verifier_model, settings.trust_remote_code) - MAX_REPLY_TOKENS
-    asked: list[Asked] = []
-    for planned in plan.benchmarks:
-        keys, texts = _questions(settings, planned, folder, waiting[planned.name])
-        if not texts:
-            continue
-        all_ids = prompt_ids(tokenizer, texts, chat_template=True)
-        with RowFile(folder.verdicts(planned.name)) as file:
-            for (problem, sample), ids in zip(keys, all_ids, strict=True):
-                if len(ids) > room:
-                    row = waiting[planned.name][problem, sample]
-                    file.write([{**row, "model": False, "failure": TOO_LONG}])
-                else:
-                    asked.append(Asked(planned.name, problem, sample, ids, sampling))
-    if not asked:
-        return
-    config = check_fits(settings, settings.verifier_model, tokenizer, asked)
-    files = {b.name: RowFile(folder.verdicts(b.name)) for b in plan.benchmarks}
-    with StageProgress(f"replies of {settings.verifier_model}", len(asked)) as progress:
+    with contextlib.ExitStack() as files:
+        opened = {b.name: files.enter_context(RowFile(folder.verdicts(b.name))) for b in plan.benchmarks}
+
+        def settle(asked: Asked, accepted: bool, **more: str) -> None:
+            row = waiting[asked.benchmark][asked.problem, asked.sample]
+            opened[asked.benchmark].write([{**row, "model": accepted, **more}])
+
+        readable = []
+        for asked in _requests(settings, plan, folder, waiting, tokenizer):
+            if asked.sampling.max_response_tokens:
+                readable.append(asked)
+            else:
+                settle(asked, False, failure=TOO_LONG)
+        if not readable:
+            return
+        config = check_fits(settings, settings.verifier_model, tokenizer, readable)
+        progress = files.enter_context(StageProgress(f"replies of {settings.verifier_model}", len(readable)))
 
         def take(drawn: Drawn) -> None:
-            a = drawn.asked
-            row: dict[str, Any] = waiting[a.benchmark][a.problem, a.sample]
-            files[a.benchmark].write([{**row, "model": compass_accepts(drawn.text), "reply": drawn.text}])
+            settle(drawn.asked, compass_accepts(drawn.text), reply=drawn.text)
             progress.advance()
 
-        draw(settings, config, device, tokenizer, asked, take, check)
+        draw(settings, config, device, tokenizer, readable, take, check)
 
 
-def _questions(
-    settings: Settings, planned: Planned, folder: EvaluationFolder, waiting: dict[Key, Any]
-) -> tuple[list[Key], list[str]]:
+def _requests(
+    settings: Settings,
+    plan: Plan,
+    folder: EvaluationFolder,
+    waiting: dict[str, dict[Key, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[Asked]:
+    """One for each rejected response, asked for greedily (thunlp/JustRL: evals/grade.py, sampling_params); for no token
+    at all where the model cannot read it."""
+    model = settings.verifier_model
+    positions = NO_LIMIT if settings.extrapolate else num_positions(model, settings.trust_remote_code)
+    stop_ids = stop_token_ids(model, (), settings.trust_remote_code)
+    for planned in plan.benchmarks:
+        if not (keys := sorted(waiting[planned.name])):
+            continue
+        words = _words(settings, planned, folder, keys)
+        for (problem, sample), ids in zip(keys, prompt_ids(tokenizer, words, chat_template=True), strict=True):
+            most = _reply_tokens(positions - len(ids))
+            sampling = Sampling(PREFILLED_TOGETHER, most, 0.0, stop_ids, settings.seed)
+            yield Asked(planned.name, problem, sample, ids, sampling)
+
+
+def _reply_tokens(room: int) -> int:
+    return next((most for most in (MAX_REPLY_TOKENS, SHORT_REPLY_TOKENS) if most <= room), 0)
+
+
+def _words(settings: Settings, planned: Planned, folder: EvaluationFolder, keys: list[Key]) -> list[str]:
     problems = {p.problem: p for p in planned.benchmark.problems}
     drawn = folder.drawn(planned.name)
-    keys, texts = sorted(waiting), []
+    words = []
     for key in keys:
         problem = problems[key[0]]
         question = "" if settings.compass_without_question else problem.text
-        texts.append(compass_prompt(question, problem.answer, drawn[key]["text"]))
-    return keys, texts
+        words.append(compass_prompt(question, problem.answer, drawn[key]["text"]))
+    return words

@@ -111,17 +111,18 @@ def engine_config(settings: Settings, model: str, longest_prompt: int, longest_r
 
 def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked]) -> Config:
     """The engine's configuration. Raises ValueError for a sequence that outgrows the model's positions."""
-    longest_prompt = max(len(a.prompt_ids) for a in asked)
+    longest = max(len(a.prompt_ids) + a.sampling.max_response_tokens for a in asked)
     longest_response = max(a.sampling.max_response_tokens for a in asked)
+    longest_prompt = longest - longest_response
     positions = num_positions(model, settings.trust_remote_code)
-    if longest_prompt + longest_response > positions and not settings.extrapolate:
+    if longest > positions and not settings.extrapolate:
         raise ValueError(
             f"{model} has {positions} positions, prompt and response may take {longest_prompt} + {longest_response} "
             f"tokens: lower --max_response_tokens to {max(1, positions - longest_prompt)}, or --extrapolate beyond "
             f"what the model was made for"
         )
     config = engine_config(settings, model, longest_prompt, longest_response)
-    check_model(config.model, len(tokenizer), min(longest_prompt + longest_response, positions))
+    check_model(config.model, len(tokenizer), min(longest, positions))
     return config
 
 

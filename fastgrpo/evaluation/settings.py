@@ -46,6 +46,10 @@ class Settings:
     """The judging model's name at that server."""
     behaviours_samples: int = 1
     """Responses per problem whose behaviours are judged, from the first; 0 takes all."""
+    behaviours_concurrency: int = 16
+    """Requests to that server under way at one time."""
+    behaviours_timeout_s: float = 300.0
+    """Time that one reply may take before the request is tried again."""
     behaviours_key_file: str = ""
     """File with the server's key; empty sends none."""
     name: str = ""
@@ -106,11 +110,11 @@ def validate(settings: Settings) -> None:
         raise ValueError("give a model: fastgrpo evaluate MODEL [--suite justrl]")
     for name in ("problems", "seed", "verifier_workers", "kv_cache_gib", "behaviours_samples"):
         require(name, getattr(settings, name) >= 0, "0 or more")
-    for name in ("ranks", "tensor_parallel", "max_sequences"):
+    for name in ("ranks", "tensor_parallel", "max_sequences", "behaviours_concurrency"):
         require(name, getattr(settings, name) >= 1, "at least 1")
     for name in ("samples", "max_response_tokens"):
         require(name, getattr(settings, name) is None or getattr(settings, name) >= 1, "at least 1")
-    for name in ("verifier_timeout_s", "verifier_memory_gib"):
+    for name in ("verifier_timeout_s", "verifier_memory_gib", "behaviours_timeout_s"):
         require(name, 0 < getattr(settings, name) < math.inf, "above 0 and finite")
     temperature, top_p = settings.temperature, settings.top_p
     require("temperature", temperature is None or 0 <= temperature < math.inf, "0 or more and finite")

@@ -1,10 +1,13 @@
 """An evaluation from its folder to its tables."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from fastgrpo.evaluation.behaviours import as_markdown, judge_behaviours
+from fastgrpo.evaluation.chat_server import ChatServer
 from fastgrpo.evaluation.compass import judge_by_model
 from fastgrpo.evaluation.folder import EvaluationFolder
 from fastgrpo.evaluation.generate import generate, prepare
@@ -36,8 +39,12 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
         judge_by_rule(settings, plan, folder, check)
         if settings.verifier_model:
             judge_by_model(settings, plan, folder, device, check)
+        if settings.behaviours:
+            judge_behaviours(settings, plan, folder, check)
     write_results(read_evaluation(path))
     print((path / "results.md").read_text(encoding="utf-8"))
+    if settings.behaviours:
+        print(as_markdown(json.loads((path / "behaviours.json").read_text(encoding="utf-8"))))
     for name in ("results.json", "results.md", "report.html", "generations", "verdicts"):
         print(f"  {path / name}")
 
@@ -48,3 +55,5 @@ def check_judges(settings: Settings, plan: Plan) -> None:
     if settings.verifier_model:
         read_tokenizer(settings, settings.verifier_model)
         stop_token_ids(settings.verifier_model, (), settings.trust_remote_code)
+    if settings.behaviours:
+        ChatServer.of(settings)

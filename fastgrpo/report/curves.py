@@ -18,6 +18,7 @@ class Curve:
     ticks: str = ""
     averaged: bool = True
     stacked: bool = False
+    optional: bool = False  # left out of a run that did not record it
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -82,6 +83,15 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             hover=".3~e",
             ticks=".1~e",
             healthy="flat and close to 0. A rise means that sampler and trainer no longer hold the same distribution.",
+        ),
+        Curve(
+            metric="reference_kl",
+            title="Divergence from the reference",
+            unit="nats per token",
+            hover=".3~e",
+            ticks=".1~e",
+            optional=True,
+            healthy="grows slowly, and falls to 0 where the reference is reset. A sharp rise comes before a collapse.",
         ),
         Curve(
             metric="logprob_diff_above_001_frac",

@@ -27,7 +27,8 @@ class Chart:
 
 def charts(run: Run) -> dict[str, list[Chart]]:
     """Section title -> its charts, in the order of the page."""
-    return {section: [chart(curve, run) for curve in curves] for section, curves in CURVES.items()}
+    drawn = {section: [chart(curve, run) for curve in curves] for section, curves in CURVES.items()}
+    return {section: [c for c in all_of_it if c.figure or not c.curve.optional] for section, all_of_it in drawn.items()}
 
 
 def chart(curve: Curve, run: Run) -> Chart:

@@ -58,7 +58,7 @@ _UNBOXED_IS_RIGHT: KnownAnswer = ("Six times seven: the answer is 42.", "42", Tr
 _WITHOUT_THOUGHT: KnownAnswer = ("It is \\boxed{42}.", "42", False)
 
 _KNOWN: dict[Callable[[str, str], Judgement], tuple[KnownAnswer, ...]] = {
-    strict_boxed: (*SELF_TEST, ("It is \\boxed{42.}", "42", False)),
+    strict_boxed: (*SELF_TEST, ("It is \\boxed{ 42 }", "42", False)),
     dapo_minerva: _MINERVA,
     mathd_or_sympy: (*SELF_TEST, *EQUIVALENT),
     deepscaler: (*_after_thought(SELF_TEST + EQUIVALENT), _WITHOUT_THOUGHT),

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -88,7 +88,9 @@ class VerifierPool:
         # Linux ends a worker when the thread that started it ends, so one thread that lives as long as the pool
         # starts them all.
         self._spawner = ThreadPoolExecutor(1, "verifier-spawner")
-        self._finalize = weakref.finalize(self, _shut_down, self._workers, self._spawner, os.getpid())
+        self._scorer = ThreadPoolExecutor(1, "verifier-scorer")  # its thread starts with the first submit
+        threads = (self._spawner, self._scorer)
+        self._finalize = weakref.finalize(self, _shut_down, self._workers, threads, os.getpid())
         self.last_error = ""
         try:
             self._start()
@@ -117,8 +119,7 @@ class VerifierPool:
         """
         _check_texts(items)
         with self._lock:
-            if not self._finalize.alive or os.getpid() != self._setup.parent_pid:
-                raise RuntimeError("this VerifierPool is closed or belongs to the parent process; make another one")
+            self._check_open()
             job = _Job(items)
             try:
                 self._run(job)
@@ -127,6 +128,19 @@ class VerifierPool:
                 _kill_all(self._workers)
                 raise
             return job.verdicts()
+
+    def submit(self, items: Sequence[wire.Item]) -> "Future[list[Verdict]]":
+        """As ``score``, in a thread of the pool's: the caller goes on, and gets verdicts or error from the future.
+
+        The thread mostly waits for the processes. Jobs run one after the other.
+        """
+        self._check_open()
+        _check_texts(items)
+        return self._scorer.submit(self.score, items)
+
+    def _check_open(self) -> None:
+        if not self._finalize.alive or os.getpid() != self._setup.parent_pid:
+            raise RuntimeError("this VerifierPool is closed or belongs to the parent process; make another one")
 
     def _start(self) -> None:
         self._fill()
@@ -281,10 +295,11 @@ def _kill_all(workers: list[WorkerHandle]) -> None:
         workers.pop().kill()
 
 
-def _shut_down(workers: list[WorkerHandle], spawner: ThreadPoolExecutor, owner_pid: int) -> None:
+def _shut_down(workers: list[WorkerHandle], threads: Sequence[ThreadPoolExecutor], owner_pid: int) -> None:
     if os.getpid() == owner_pid:  # a fork of the owner has the handles, not the processes
         _kill_all(workers)
-        spawner.shutdown(wait=False)
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _locate(verifier: str) -> tuple[str, bytes | None]:

@@ -1,5 +1,6 @@
 """The verifier model: which responses it is asked about, in which words, and what its reply does."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def replier(base: Path, folder: Path, *reply: str, positions: int = 16384) -> st
         model.lm_head.weight.zero_()
         model.model.layers[0].self_attn.o_proj.weight.zero_()
         model.model.layers[0].mlp.down_proj.weight.zero_()
-        for before, after in zip(ids, ids[1:], strict=False):
+        for before, after in pairwise(ids):
             model.lm_head.weight[after] = MARGIN * model.model.embed_tokens.weight[before]
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
     model.save_pretrained(folder)
@@ -130,6 +131,11 @@ def test_a_response_that_is_too_long_to_be_read_stays_wrong_and_says_why(tiny_ba
     assert evaluate(tiny_base, tmp_path, "--problems", "2", "--rule", NEVER, "--verifier_model", model) == 0
     judged = [v for v in rows(tmp_path / "e", "verdicts") if v["model"] is not None]
     assert [(v["model"], v["failure"]) for v in judged] == [(False, "too_long")] * 4
+
+
+def test_a_reply_may_be_as_long_as_published_where_there_is_room_and_short_where_there_is_not():
+    assert compass.MAX_REPLY_TOKENS == 2048  # evals/grade.py
+    assert [compass._reply_tokens(room) for room in (9999, 2048, 2047, 16, 15, -5)] == [2048, 2048, 16, 16, 0, 0]
 
 
 def test_another_verifier_model_does_not_go_on_in_a_folder(yes, tiny_base, tmp_path, capsys):

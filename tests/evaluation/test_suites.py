@@ -17,17 +17,18 @@ ROWS = {
     "BRUMO25": 30, "CMIMC25": 40, "HMMT25": 30, "GSM8K": 1319,
 }  # fmt: skip
 
-# suite, benchmark: samples, temperature, top-p, tokens (JustRL evals/gen_vllm.py; SimpleRL-Zoo table 1; ProRL section 4)
+CONTESTS, LARGE = ("AIME24", "AIME25", "AMC23"), ("MATH-500", "Minerva", "Olympiad-Bench")
+# Suite and benchmark: samples, temperature, top-p, tokens.
 PUBLISHED = {
-    **{("justrl", name): (32, 0.7, 0.9, 31744) for name in ("AIME24", "AIME25", "AMC23", "HMMT25", "BRUMO25", "CMIMC25")},
-    **{("justrl", name): (4, 0.7, 0.9, 31744) for name in ("MATH-500", "Minerva", "Olympiad-Bench")},
-    **{("simplerl", name): (1, 1.0, 0.95, 16384) for name in ("GSM8K", "MATH-500", "Minerva", "Olympiad-Bench", "AMC23")},
+    # thunlp/JustRL: evals/gen_vllm.py, TASKS and the constants above its functions.
+    **{("justrl", name): (32, 0.7, 0.9, 31744) for name in (*CONTESTS, "HMMT25", "BRUMO25", "CMIMC25")},
+    **{("justrl", name): (4, 0.7, 0.9, 31744) for name in LARGE},
+    # arXiv 2503.18892, caption of table 1.
+    **{("simplerl", name): (1, 1.0, 0.95, 16384) for name in ("GSM8K", "AMC23", *LARGE)},
     ("simplerl", "AIME24"): (32, 1.0, 0.95, 16384),
-    **{
-        ("prorl", name): (16, 0.6, 0.95, 32768)
-        for name in ("AIME24", "AIME25", "AMC23", "MATH-500", "Minerva", "Olympiad-Bench")
-    },
-}  # fmt: skip
+    # arXiv 2505.24864, evaluation settings; arXiv 2510.01180 the same.
+    **{("prorl", name): (16, 0.6, 0.95, 32768) for name in (*CONTESTS, *LARGE)},
+}
 
 
 @pytest.fixture
@@ -90,9 +91,9 @@ def test_a_file_with_another_number_of_problems_is_said_to_be_another_benchmark(
 def test_a_known_name_comes_from_the_folder_else_from_the_hub_where_that_has_it(real):
     assert find_benchmark("HMMT25", real) == ("HMMT25", f"{real}/HMMT25/test.parquet")
     assert find_benchmark("HMMT25", "") == ("HMMT25", "MathArena/hmmt_feb_2025")
-    assert find_benchmark("owner/set:data/x.parquet", real) == ("x", "owner/set:data/x.parquet")
+    assert find_benchmark("owner/set:data/x.parquet", real) == ("set", "owner/set:data/x.parquet")
     assert find_benchmark("MathArena/aime_2025", "") == ("aime_2025", "MathArena/aime_2025")
-    with pytest.raises(ValueError, match="thunlp/JustRL: data/AMC23/test.parquet"):
+    with pytest.raises(ValueError, match="thunlp/JustRL: data/AMC23"):
         find_benchmark("AMC23", "")
 
 

@@ -18,6 +18,7 @@ from fastgrpo.report.__main__ import main
 from fastgrpo.report.figures import running_mean
 from fastgrpo.report.rollouts import embed, spread, thin
 from fastgrpo.report.words import amount, duration
+from tests.report.conftest import write_lines
 
 FakeRun = Callable[..., Path]
 PLOTS = 15
@@ -276,3 +277,11 @@ def test_missing_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_report_does_not_import_torch() -> None:
     code = "import sys, fastgrpo.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_divergence_is_drawn_where_a_run_has_a_reference_and_else_not_mentioned(fake_run: FakeRun) -> None:
+    folder = fake_run()
+    assert "Divergence from the reference" not in page_of(folder)
+    with_kl = [{**record, "reference_kl": 0.01 * n} for n, record in enumerate(lines(folder / "metrics.jsonl"))]
+    write_lines(folder / "metrics.jsonl", with_kl)
+    assert "Divergence from the reference" in page_of(folder)

@@ -33,7 +33,7 @@ def test_the_answer_is_the_box_then_the_phrase_then_the_last_number(response: st
         ("10\\%", "10"),
         ("\\$5", "5"),
         ("90^\\circ", "90"),
-        ("x = 3", "x=3"),
+        ("x = 3", "3"),
         ("x=3", "3"),
         ("k=3", "3"),
         ("forty-two", "42"),

@@ -1,0 +1,160 @@
+"""Does the pool of verifiers judge at 80 % of the cores times the rate of a bare call, and leave the trainer its time?
+
+Judged responses, again and again, in turns: by a bare call in this process, and by the pool with a process per core.
+Then a loop of numpy matmuls in this process, alone and while the pool judges: what a trainer keeps of its core. A call
+that reads 100 characters costs less than carrying a response to another process: its line says what that costs.
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.harness import ROOT, interleaved, num_cores, print_table, spread_frac, write_results
+
+CASES = ROOT.parent / "shared" / "data" / "verifier" / "math_answers_sample_cases.jsonl"
+BAR = 0.8
+TIMEOUT_S, MEMORY_LIMIT_GIB = 10.0, 2.0
+CPU = torch.device("cpu")
+TRAINER_S = {"full": 3.0, "quick": 0.3}
+VERIFIERS = {"strict_boxed": (1280, 200), "math_verify": (5, 1)}  # how often 160 cases are repeated; --quick
+
+Item = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one verifier: items a second, in each round."""
+
+    bare: list[float]
+    pool: list[float]
+    trainer_kept_frac: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the pool to the cores times a bare call: the median over rounds, whose two runs were neighbours."""
+        return statistics.median(p / (num_cores() * b) for b, p in zip(self.bare, self.pool, strict=True))
+
+    @property
+    def us_an_item(self) -> float:
+        return 1e6 / statistics.median(self.pool)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0; without the judged responses it says that nothing is measured."""
+    options = _options(argv)
+    if not options.cases.exists():
+        print(f"rewards is not measured: it needs the judged responses in {options.cases}")
+        return 0
+    items = read_cases(options.cases)
+    found = {name: measure(name, items, options) for name in VERIFIERS}
+    report(found, len(items), options)
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench rewards", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round of few items, no result is kept")
+    parser.add_argument("--rounds", type=int, default=5, help="of a bare run and a pool run, in turns")
+    parser.add_argument("--cases", type=Path, default=CASES, help="jsonl with solutions and generateds")
+    options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if options.quick:
+        options.rounds = 1
+    return options
+
+
+def read_cases(path: Path) -> list[Item]:
+    items = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        case = json.loads(line)
+        answer = case["solutions"][0].removeprefix("\\boxed{").removesuffix("}")
+        items += [(response, answer) for response in case["generateds"]]
+    return items
+
+
+def measure(name: str, cases: Sequence[Item], options: argparse.Namespace) -> Rates:
+    """Bare and pooled in turns, then the trainer's share; AssertionError if the two judge differently."""
+    import fastgrpo.rewards
+    from fastgrpo.rewards import VerifierPool, self_test_of
+
+    verifier: Callable[[str, str], Any] = getattr(fastgrpo.rewards, name)
+    items = list(cases) * VERIFIERS[name][1 if options.quick else 0]
+    known = self_test_of(verifier)
+    with VerifierPool(f"fastgrpo.rewards:{name}", num_cores(), TIMEOUT_S, MEMORY_LIMIT_GIB, known) as pool:
+        assert [verdict.correct for verdict in pool.score(cases)] == [verifier(*item) for item in cases]
+        works = {
+            "bare": lambda: [verifier(response, answer) for response, answer in items],
+            "pool": lambda: pool.score(items),
+        }
+        seconds = interleaved(works, CPU, rounds=options.rounds, warmup_s=0.0 if options.quick else 0.5)
+        kept = trainer_kept(lambda: pool.submit(items), TRAINER_S["quick" if options.quick else "full"])
+    rates = {way: [len(items) / s for s in times] for way, times in seconds.items()}
+    return Rates(rates["bare"], rates["pool"], kept)
+
+
+def trainer_kept(submit: Callable[[], Any], seconds: float) -> float:
+    """How much of a loop's rate in this thread is left while the pool always has a job; the loop needs one core."""
+    alone = loops_per_s(seconds)
+    done = threading.Event()
+
+    def keep_busy() -> None:
+        while not done.is_set():
+            submit().result()
+
+    feeder = threading.Thread(target=keep_busy)
+    feeder.start()
+    beside = loops_per_s(seconds)
+    done.set()
+    feeder.join()
+    return beside / alone
+
+
+def loops_per_s(seconds: float) -> float:
+    """Small matmuls, as a trainer's thread launches kernels: in Python, and out of it with the lock released."""
+    a = torch.ones(128, 128)
+    started, loops = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        a @ a
+        loops += 1
+    return loops / (time.perf_counter() - started)
+
+
+def report(found: dict[str, Rates], num_cases: int, options: argparse.Namespace) -> None:
+    cores = num_cores()
+    columns = [
+        "verifier",
+        "bare call, items/s",
+        "pool, items/s",
+        "pool, us an item",
+        "spread",
+        "trainer keeps",
+        "ratio",
+    ]
+    rows = [
+        [
+            name,
+            statistics.median(rates.bare),
+            statistics.median(rates.pool),
+            rates.us_an_item,
+            f"{100 * spread_frac(rates.pool):.0f} %",
+            f"{100 * rates.trainer_kept_frac:.0f} %",
+            rates.ratio,
+        ]
+        for name, rates in found.items()
+    ]
+    print_table(f"{num_cases} judged responses repeated, {cores} cores and as many processes", columns, rows)
+    headline = [[f"pool / ({cores} x bare call), {name}", f"{r.ratio:.2f}", f">= {BAR}"] for name, r in found.items()]
+    if not options.quick:
+        results = {name: vars(rates) | {"ratio": rates.ratio} for name, rates in found.items()}
+        print(f"written to {write_results('rewards', CPU, headline, results)}")
+    for what, value, bar in headline:
+        print(f"{what}: {value} (bar {bar})")
