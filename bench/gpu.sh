@@ -5,6 +5,7 @@
 # or what the folder must hold as wheels (they are installed to a folder of their own, without their dependencies):
 #   tyro: tyro, docstring-parser, typeguard, typing-extensions      plotly: plotly, narwhals, packaging
 #   rich: rich, markdown-it-py, mdurl, pygments                     jinja2: jinja2, markupsafe
+#   math-verify: math-verify, latex2sympy2-extended, antlr4-python3-runtime, sympy, mpmath
 #   pyarrow, tokenizers, safetensors, huggingface_hub; for the tests pytest, pytest-timeout, hypothesis
 #   optional: flash-attn (attention), liger-kernel (the policy's layers), every peer of bench/peers/kernels.py, vLLM
 #   (weight_sync, rollout_vllm)

@@ -55,4 +55,4 @@ def _is_same(row: Row, column: Column, asked: Mapping[str, Any]) -> bool:
         "samples_per_problem": column.samples,
         "num_problems": BENCHMARKS[column.benchmark].num_problems if column.benchmark in BENCHMARKS else None,
     }
-    return all(asked.get(name) == value for name, value in used.items())
+    return all(value is not None and asked.get(name) == value for name, value in used.items())

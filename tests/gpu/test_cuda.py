@@ -74,3 +74,7 @@ def test_a_run_trains_and_resumes_on_the_gpu(tmp_path, tiny_base):
     settings = [str(TINY), "--runs_dir", str(tmp_path), "--device", "cuda"]
     assert main([*settings, "--steps", "2"]) == 0
     assert main([*settings, "--steps", "4", "--resume"]) == 0
+
+
+def test_a_recipe_with_a_reference_and_phases_runs_in_small(tmp_path):
+    assert main(["prorl_v2_1_5b", "--shrink", "--runs_dir", str(tmp_path), "--device", "cuda"]) == 0
