@@ -1,12 +1,14 @@
 """Every recipe in small: three steps on a CPU of a random model of its architecture, by its own verifier."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
 from tests.recipes.shrunk import run_shrunk
 
+ROOT = Path(__file__).parents[2]
 ONE_OF_EACH = [
     "justrl_deepseek_1_5b", "simplerl_zoo_llama_3_1_8b", "simplerl_zoo_mistral_7b_format_reward", "prorl_v2_1_5b",
     "questa_nemotron_1_5b", "dapo_qwen2_5_32b",
@@ -37,3 +39,10 @@ def test_recipes_say_whose_they_are_and_what_they_cost():
 def test_a_recipes_verifier_is_loaded_without_the_recipe():
     """Its processes need little memory: no torch."""
     assert load_recipe(find_recipe("prorl_v2_1_5b")).reward == "fastgrpo.rewards.prime_union:prime_union"
+
+
+def test_the_recipe_of_the_docs_runs(tmp_path):
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(page.split("```python\n")[1].split("```")[0])
+    assert len(run_shrunk(str(recipe), tmp_path)) == 3
