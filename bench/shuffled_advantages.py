@@ -12,9 +12,9 @@ import torch.distributed as dist
 from fastgrpo.ranks import Ranks, choose_device, launched_ranks
 from fastgrpo.recipe import find_recipe, load_recipe
 from fastgrpo.run import train
-from fastgrpo.train import parse
+from fastgrpo.train import resolve
 from fastgrpo.trainer import Trainer
-from fastgrpo.validate import validate
+from fastgrpo.validate import validate, validate_phases
 
 
 class ShuffledAdvantages(Trainer):
@@ -28,8 +28,9 @@ class ShuffledAdvantages(Trainer):
 def run(arguments: list[str]) -> None:
     recipe = load_recipe(find_recipe(arguments[0]))
     rank, num_ranks = launched_ranks()
-    config = parse(recipe, arguments[1:], rank == 0)
+    recipe, config = resolve(recipe, arguments[1:], rank == 0)
     validate(config, num_ranks)
+    validate_phases(recipe.algorithm, config, num_ranks)
     ranks = Ranks.connect(choose_device(config.device), config.parallel)
     try:
         train(recipe, config, ranks, trainer_class=ShuffledAdvantages)

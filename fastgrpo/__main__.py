@@ -51,7 +51,11 @@ def _recipes() -> int:
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
     for name in recipe_names():
-        recipe = load_recipe(find_recipe(name))
+        try:
+            recipe = load_recipe(find_recipe(name))
+        except ValueError as error:
+            print(f"fastgrpo: {error}", file=sys.stderr)
+            return 2
         print(f"{name}\n    {recipe.about}\n    source: {recipe.source}\n    cost: {recipe.cost}")
     return 0
 

@@ -4,13 +4,15 @@ The defaults are JustRL's. Nothing of what a recipe leaves out is loaded, comput
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from types import FunctionType
 from typing import Any, Self
 
 import numpy as np
 
 from fastgrpo.advantages import group_normalised
-from fastgrpo.config import Config, DataConfig, with_settings
+from fastgrpo.config import Config, DataConfig, with_run_dir, with_settings
 from fastgrpo.data import Problem
 from fastgrpo.dynamic_sampling import some_right_and_some_wrong
 from fastgrpo.shaping import Shaping, scaled
@@ -44,7 +46,7 @@ class Phase:
                 f"a phase cannot change {', '.join(unknown)} in the middle of a run, it can change "
                 f"{', '.join(sorted(PHASED))}"
             )
-        if self.first_step < 1:
+        if not isinstance(self.first_step, int) or self.first_step < 1:
             raise ValueError(
                 f"a phase begins after step 1 or later, got {self.first_step}: what holds before is config"
             )
@@ -57,6 +59,10 @@ class ReferenceReset:
 
     every_steps: int
     clear_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"a reference is reset every 1 or more steps, got {self.every_steps}")
 
     def is_due(self, step: int) -> bool:
         """Whether it happens before the step that ``step`` others went before."""
@@ -78,14 +84,14 @@ class Algorithm:
     """When the reference of --objective.kl_coef becomes the policy; None: it stays the run's first weights."""
     problem_text: ProblemText | None = None
     """What a prompt asks, from a problem; None where that row is of no use. Left out: the problem as it stands."""
-    phases: tuple[Phase, ...] = field(default=())
+    phases: tuple[Phase, ...] = ()
     """Settings that change in the run, in the order of their first steps."""
 
     def config_at(self, config: Config, step: int) -> Config:
         """The settings of the step that ``step`` others went before."""
         for phase in self.phases:
             if phase.first_step <= step:
-                config = with_settings(config, phase.settings)
+                config = with_run_dir(with_settings(config, phase.settings))
         return config
 
     def configs(self, config: Config) -> list[Config]:
@@ -104,7 +110,8 @@ class Algorithm:
         return with_settings(config, {"rollout.max_response_tokens": longest})
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder records of it and a resumed run must have too: a function by its name."""
+        """What a run folder records of it, as JSON holds it, and a resumed run must have too: a function by its name
+        and by what it encloses."""
         return {f.name: _described(getattr(self, f.name)) for f in fields(self)}
 
     def scaled(self, tokens: float, steps: float) -> Self:
@@ -122,5 +129,21 @@ def _described(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_described(v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _described(v) for k, v in value.items()}
-    return value.__name__ if callable(value) and hasattr(value, "__name__") else value
+        return {str(k): _described(v) for k, v in value.items()}
+    if isinstance(value, partial):
+        return {"is": "partial", "of": _described(value.func), "with": _described([value.args, value.keywords])}
+    if isinstance(value, FunctionType):
+        return _described_function(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, str | int | float) else type(value).__qualname__
+
+
+def _described_function(function: FunctionType) -> Any:
+    """Its name; of one that was made inside another or has no name also what makes it differ from its sisters."""
+    name = function.__qualname__
+    if "<" not in name:
+        return name
+    enclosed = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
+    return {"is": name, "code": function.__code__.co_code.hex(), "constants": repr(function.__code__.co_consts),
+            "encloses": enclosed}  # fmt: skip

@@ -8,7 +8,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,12 +310,12 @@ def with_run_dir(config: Config) -> Config:
 # Settings that may differ between a run and its continuation.
 _FREE_ON_RESUME = {
     "steps", "resume", "overwrite", "dry_run", "fidelity", "shrink", "model.family", "runs_dir", "name", "device",
-    "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "rollout.max_sequences",
-    "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention", "model.liger",
-    "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head", "checkpoint.every_steps",
-    "checkpoint.keep_last", "evaluation.every_steps", "rollout.kv_cache_gib", "rollout.sleep_level",
-    "rollout.enforce_eager", "rollout.max_engine_restarts", "rollout.gpus", "rollout.tensor_parallel",
-    "sync.bucket_mib", "sync.verify_every", "objective.rollout_kl_alarm",
+    "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "optimizer.reduce_every_microbatch",
+    "rollout.max_sequences", "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention",
+    "model.liger", "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head",
+    "checkpoint.every_steps", "checkpoint.keep_last", "evaluation.every_steps", "rollout.kv_cache_gib",
+    "rollout.sleep_level", "rollout.enforce_eager", "rollout.max_engine_restarts", "rollout.gpus",
+    "rollout.tensor_parallel", "sync.bucket_mib", "sync.verify_every", "objective.rollout_kl_alarm",
     "deadline.start_s", "deadline.stall_s", "deadline.generate_s", "deadline.verify_s", "deadline.update_s",
     "deadline.sync_s", "deadline.checkpoint_s",
 }  # fmt: skip
@@ -343,13 +344,29 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with some settings changed, by their command-line names: ``{"rollout.group_size": 16}``.
 
-    Raises ValueError for a name that there is not.
+    Raises ValueError for a name that there is not, and for a value of another type.
     """
     for name, value in settings.items():
         section, _, field_name = name.rpartition(".")
         owner: Any = getattr(config, section, None) if section else config
         if field_name not in getattr(owner, "__dataclass_fields__", ()):
             raise ValueError(f"there is no setting --{name}")
+        hint = get_type_hints(type(owner))[field_name]
+        if not _fits(value, hint):
+            raise ValueError(f"--{name} cannot be {value!r}: it is {getattr(hint, '__name__', None) or hint}")
         changed: Any = dataclasses.replace(owner, **{field_name: value})
         config = dataclasses.replace(config, **{section: changed}) if section else changed
     return config
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a setting has; a whole number is a float too."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, h) for h in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)

@@ -42,7 +42,8 @@ def load_inputs(
             f"({str(error).splitlines()[0]}). Give a local folder, or a hub id that this machine can reach"
         ) from error
     longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
-    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype)
+    copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
+    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
     choose_attention(config.model.attention, device, dtype)
     loaded: list[tuple[DataConfig, EncodedPrompts]] = []
     for data in (c.data for c in configs):

@@ -96,11 +96,11 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _verifier(path: Path, module: ModuleType) -> str:
-    """A function that the recipe only names is imported from where it is: its processes then need not load all that
-    the recipe does, torch among it."""
+    """One of ours is imported from where it is: its processes then need not load all that the recipe does, torch among
+    it. Any other comes with the recipe's file, whose code may have to run before it and is read once."""
     function = module.reward
     place, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
-    if getattr(sys.modules.get(place), name, None) is function:
+    if place.startswith("fastgrpo.") and getattr(sys.modules[place], name, None) is function:
         return f"{place}:{name}"
     return f"{path}:reward"
 

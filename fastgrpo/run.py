@@ -292,7 +292,7 @@ class Run:
 
     def _rollouts(self, scored: Scored) -> list[dict[str, Any]]:
         """An even choice from the responses that the first rank judged, for the report."""
-        size = self.config.rollout.group_size
+        size = self.trainer.config.rollout.group_size  # of the phase
         rows = [
             (judged, k, group * size + k)
             for group, judged in enumerate(scored.judged)

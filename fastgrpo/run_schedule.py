@@ -23,7 +23,8 @@ class RunSchedule:
         for number, phase in enumerate(self.algorithm.phases, start=1):
             if phase.first_step == step:
                 self._enter(trainer, number)
-                yield "from here on " + ", ".join(f"--{name} {value}" for name, value in phase.settings.items())
+                settings = ", ".join(f"--{name} {value}" for name, value in phase.settings.items())
+                yield f"from here on {settings or 'other data'}"
         reset = self.algorithm.reference_reset
         if reset is not None and reset.is_due(step):
             trainer.reset_reference(clear_optimizer=reset.clear_optimizer)

@@ -33,6 +33,10 @@ class OverlongPenalty:
     buffer_tokens: int = 4096
     factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.buffer_tokens < 1:
+            raise ValueError(f"an overlong penalty needs a buffer of 1 or more tokens, got {self.buffer_tokens}")
+
     def __call__(self, rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:
         beyond = outcomes.lengths - (outcomes.max_response_tokens - self.buffer_tokens)
         return rewards - self.factor * np.maximum(beyond / self.buffer_tokens, 0.0)
@@ -64,6 +68,10 @@ class Cycled:
     on_steps: int
     off_steps: int
 
+    def __post_init__(self) -> None:
+        if self.on_steps < 1 or self.off_steps < 0:
+            raise ValueError(f"a cycle is 1 or more steps on and 0 or more off, got {self.on_steps}, {self.off_steps}")
+
     def __call__(self, rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:
         is_on = outcomes.step % (self.on_steps + self.off_steps) < self.on_steps
         return self.shaping(rewards, outcomes) if is_on else rewards
@@ -75,12 +83,13 @@ class Cycled:
 
 @dataclass(frozen=True)
 class StopProperly:
-    """A truncated response gets ``factor`` of its reward (NVIDIA-NeMo/RL docs/guides/prorlv2.md: 0)."""
+    """A truncated response gets ``factor`` of its reward (NVIDIA-NeMo/RL docs/guides/prorlv2.md: 0) where that is less:
+    with -1 for a wrong one it must not pay to be cut off."""
 
     factor: float = 0.0
 
     def __call__(self, rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:
-        return np.where(outcomes.truncated, self.factor * rewards, rewards)
+        return np.where(outcomes.truncated, np.minimum(rewards, self.factor * rewards), rewards)
 
 
 def scaled(technique: Any, tokens: float, steps: float) -> Any:

@@ -1,4 +1,5 @@
-"""``--shrink``: any recipe as three short steps of a tiny random model, with everything else that it names.
+"""``--shrink``: any recipe as three short steps of a tiny random model, with everything else that it names; a step
+more where its phases need one.
 
 Model and problems are made on the spot: a random model of the recipe's architecture, whose vocabulary has whole answers
 for tokens, so that it is right now and then; and differences of two numbers in the schema of the recipe's data.
@@ -23,7 +24,7 @@ def shrink(recipe: Recipe) -> Recipe:
     config, algorithm = recipe.config, recipe.algorithm
     algorithm = replace(
         algorithm.scaled(MAX_RESPONSE_TOKENS / config.rollout.max_response_tokens, STEPS / config.steps),
-        phases=tuple(_phase(n, p, config) for n, p in enumerate(algorithm.phases[: STEPS - 1], start=1)),
+        phases=tuple(_phase(n, p, config) for n, p in enumerate(algorithm.phases, start=1)),
     )
     return replace(recipe, config=_config(config, algorithm), algorithm=algorithm, prepare=_prepare(recipe))
 
@@ -34,7 +35,7 @@ def _config(config: Config, algorithm: Algorithm) -> Config:
         config,
         {
             "name": f"{config.name}_shrunk",
-            "steps": STEPS,
+            "steps": max(STEPS, len(algorithm.phases) + 1),
             "shrink": True,
             "model.path": "{run_dir}/base/model",
             "parallel.replicas": 1,
@@ -43,7 +44,11 @@ def _config(config: Config, algorithm: Algorithm) -> Config:
             "data.levels": (),
             "data.max_prompt_tokens": MAX_PROMPT_TOKENS,
             "data.prompts_per_step": updates * -(-MIN_PROMPTS // updates),
+            "model.attention": "auto",
             "rollout.engine": "builtin",
+            "rollout.dtype": "auto",
+            "rollout.kv_cache_gib": 0.0,
+            "rollout.sleep_level": 0,
             "rollout.gpus": 0,
             "rollout.tensor_parallel": 1,
             "rollout.max_staleness": 0,
@@ -60,7 +65,8 @@ def _config(config: Config, algorithm: Algorithm) -> Config:
 
 def _phase(first_step: int, phase: Phase, config: Config) -> Phase:
     """Phases follow each other step by step; what is long in them is as much longer than in the first one."""
-    settings = {n: v for n, v in phase.settings.items() if n not in ("data.train", "data.prompts_per_step")}
+    of_its_own = ("data.train", "data.prompts_per_step", "optimizer.updates_per_step")
+    settings = {n: v for n, v in phase.settings.items() if n not in of_its_own}
     longest = config.rollout.max_response_tokens
     if tokens := settings.get("rollout.max_response_tokens"):
         settings["rollout.max_response_tokens"] = min(round(MAX_RESPONSE_TOKENS * tokens / longest), 96)

@@ -37,12 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         validate(config, role.num_trainers)
         validate_phases(recipe.algorithm, config, role.num_trainers)
         token_objective(config.objective)
+        if is_first:
+            _say_what_phases_change(recipe, config)
         if config.dry_run:
             if is_first:
                 _print_dry_run(recipe, config, role.num_trainers)
             return 0
         if not role.is_trainer:
-            return _sample(config, role)
+            return _sample(recipe.algorithm.widest(config), role)
         device = choose_device(config.device)
     except ValueError as error:
         return _refuse(error, is_first)
@@ -99,6 +101,15 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         time.sleep(GOODBYE_S if config.rollout.gpus else 0.0)
     ranks.disconnect()
     return code
+
+
+def _say_what_phases_change(recipe: Recipe, config: Config) -> None:
+    """A setting that was given on the command line holds until a phase of the recipe changes it."""
+    given, usual = flatten(config), flatten(recipe.config)
+    for phase in recipe.algorithm.phases:
+        for name in phase.settings:
+            if given[name] != usual[name]:
+                print(f"fastgrpo: --{name} {given[name]} holds until the recipe's phase at step {phase.first_step}")
 
 
 def _newest_checkpoint(config: Config) -> str:

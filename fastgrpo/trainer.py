@@ -106,6 +106,9 @@ class Trainer:
     algorithm: Algorithm = field(default_factory=Algorithm)
     progress: Progress = field(default_factory=Progress)
 
+    def __post_init__(self) -> None:
+        self.longest_response = self.algorithm.widest(self.config).rollout.max_response_tokens
+
     def enter(self, config: Config) -> None:
         """The settings of the phase that begins with the next step."""
         rollout = config.rollout
@@ -175,10 +178,12 @@ class Trainer:
         )
 
     def rewards(self, judged: list[Judged]) -> np.ndarray:  # -> [N] float32
-        values, right = self.config.reward, joined([j.correct for j in judged], bool)
+        if not judged:  # a recipe's functions never see an empty step
+            return np.zeros(0, dtype=np.float32)
+        values, right = self.config.reward, np.concatenate([j.correct for j in judged])
         rewards = np.where(right, values.correct, values.wrong).astype(np.float32)
         if values.unformatted is not None:
-            rewards[joined([j.unformatted for j in judged], bool)] = values.unformatted
+            rewards[np.concatenate([j.unformatted for j in judged])] = values.unformatted
         if self.algorithm.shaping:
             outcomes = self.outcomes(judged, right)
             for shape in self.algorithm.shaping:
@@ -191,6 +196,8 @@ class Trainer:
         return Outcomes(right, lengths_of(judged), np.array(truncated, dtype=bool), limit, self.progress.step)
 
     def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
+        if not len(rewards):
+            return rewards
         return self.algorithm.advantages(rewards, self.config.rollout.group_size, lengths)
 
     def updates(self, scored: Scored) -> list[Update]:
@@ -293,6 +300,7 @@ class Trainer:
         sampled = replace(
             training,
             group_size=settings.samples_per_prompt,
+            max_response_tokens=self.longest_response,  # in every phase alike
             temperature=settings.temperature,
             seed=training.seed + 2**32,
         )
@@ -302,11 +310,6 @@ class Trainer:
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
         judged = judge(self.rollouts.generate(prompts, sampling), self.tokenizer, self.pool)
         return float(np.mean(self.ranks.gather([bool(c) for j in judged for c in j.correct])))
-
-
-def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-    """End to end; no part at all gives an empty array of that type."""
-    return np.concatenate([np.zeros(0, dtype=dtype), *parts])
 
 
 def lengths_of(judged: list[Judged]) -> np.ndarray:  # [N] int64

@@ -1,5 +1,6 @@
 """What cannot run is refused here, with the numbers, before anything is loaded."""
 
+import json
 import math
 import re
 
@@ -47,6 +48,8 @@ def validate(config: Config, num_ranks: int) -> None:
     require("name", re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.name) is not None, "one folder's name")
     require("rollout.group_size", config.rollout.group_size >= 2, "at least 2: a response is compared with its group")
     require("reward.correct", config.reward.correct > config.reward.wrong, "above --reward.wrong")
+    unformatted = config.reward.unformatted
+    require("reward.unformatted", unformatted is None or unformatted < config.reward.correct, "below --reward.correct")
     require("rollout.stop_token_ids", all(i >= 0 for i in config.rollout.stop_token_ids), "token ids of at least 0")
     require("parallel.timeout_s", config.parallel.timeout_s <= 1e7, "at most 1e7")
     require("reward.timeout_s", config.reward.timeout_s <= 1e6, "at most 1e6")
@@ -113,6 +116,7 @@ def _validate_rollouts(config: Config, num_trainers: int) -> None:
 
 def validate_phases(algorithm: Algorithm, config: Config, num_ranks: int) -> None:
     """Refuses what a later phase could not run with, before the first begins. Raises ValueError naming the phase."""
+    json.dumps(algorithm.describe())  # what a run folder will hold of it
     for number, later in enumerate(algorithm.configs(config)[1:], start=1):
         try:
             validate(later, num_ranks)

@@ -19,12 +19,9 @@ reward = strict_boxed
 self_test = SELF_TEST
 
 # The paper's table says nothing of the loss's mean; the released code takes it over each micro-batch, and computes a
-# prompt once for each of its responses.
-fidelity = {
-    "objective.aggregation": "microbatch_mean",
-    "optimizer.share_prompts": False,
-    "data.suffix": "\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
-}
+# prompt once for each of its responses. Its separator, a blank line, is ours anyway; so is the order within a step, in
+# which its updates do not shuffle the responses. The data it does shuffle.
+fidelity = {"objective.aggregation": "microbatch_mean", "optimizer.share_prompts": False}
 
 source = "JustRL, arXiv 2512.16649"
 cost = "11,520 A800-hours (32 GPUs, 15 days)"

@@ -37,6 +37,7 @@ def test_a_row_in_its_template_and_a_bare_one_make_the_same_prompt(name, tmp_pat
 def test_a_text_that_only_begins_like_the_template_stays():
     assert unwrap_template("Question:\nWhat?", zoo.TEMPLATES["simple"]) == "Question:\nWhat?"
     assert unwrap_template("What?", "") == "What?"
+    assert unwrap_template("Q: What? ", "Q: {problem}") == "What? "
 
 
 def test_braces_of_a_problem_are_no_fields_of_the_template(tmp_path):
@@ -95,10 +96,27 @@ def test_a_statement_takes_the_place_of_a_problem_or_refuses_it(tmp_path):
     assert [p.text for p in found] == ["What is 1+1?\n\n## Hint.\nIt is two, 2. Go."] and found.num_unwanted == 1
 
 
+def test_a_refused_row_does_not_take_a_good_one_of_the_same_problem_with_it(tmp_path):
+    rows = [
+        generation_row("What is 1+1?", "2", "No idea at all."),
+        generation_row("What is 1+1?", "2", "It is two, 2."),
+    ]
+    source, config = rows_at(tmp_path / "rows.jsonl", *rows), DataConfig(hint_percent=100)
+    found = load_problems(source, "", statement=lambda p: questa_nemotron_1_5b.with_hint(p, config))
+    assert len(found) == 1 and (found.num_unwanted, found.num_duplicates) == (1, 0)
+
+
+def test_an_error_says_that_levels_left_nothing(tmp_path):
+    source = rows_at(tmp_path / "rows.jsonl", {"problem": "1+1", "answer": "2", "level": 3})
+    with pytest.raises(ValueError, match="1 of another level"):
+        load_problems(source, "", levels=(9,))
+
+
 def test_a_solution_is_what_follows_the_thoughts():
     assert solution_text({"generation": "<think>a</think>b</think>\nc"}) == "\nc"
     assert solution_text({"generation": '"<think>a</think>b"'}) == "b"
     assert solution_text({"solution": "d", "generation": "e"}) == "d"
+    assert solution_text({"solution": '"Quoted" is the first word.'}) == '"Quoted" is the first word.'
     assert solution_text({}) == solution_text({"solution": None}) == ""
 
 

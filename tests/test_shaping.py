@@ -38,6 +38,7 @@ def test_a_cycle_is_on_and_then_off():
 
 def test_a_truncated_response_keeps_a_share_of_its_reward():
     assert StopProperly(0.25)(np.array([1.0, 1.0]), outcomes([5, LIMIT])).tolist() == [1.0, 0.25]
+    assert StopProperly(0.0)(np.array([-1.0, -1.0]), outcomes([5, LIMIT])).tolist() == [-1.0, -1.0]
 
 
 def test_what_is_long_is_scaled_with_the_run():

@@ -65,20 +65,21 @@ def load_problems(
     for row_number, item in enumerate(_items(source, suffix, template)):
         num_rows += 1
         problem = Problem(row_number, item.body.strip(), item.answer, item.level, item.solution)
+        is_wanted = not levels or item.level in (None, *levels)
+        text = None if not is_wanted else statement(problem) if statement else problem.text
         if not item.answer:
             num_unanswered += 1
-        elif levels and item.level is not None and item.level not in levels:
+        elif text is None:
             num_unwanted += 1
         elif (kept := first.setdefault(item.body, item)) is not item:
             num_duplicates += 1
             num_conflicts += kept.answer != item.answer
-        elif (text := statement(problem) if statement else problem.text) is None:
-            num_unwanted += 1
         else:
             whole = template.replace("{problem}", text) if template else text + suffix
             problems.append(replace(problem, text=whole))
     if not problems:
-        raise ValueError(f"{source!r} holds no problem with an answer ({num_rows} rows were read).")
+        unwanted = f", {num_unwanted} of another level or unwanted by the recipe" if num_unwanted else ""
+        raise ValueError(f"{source!r} holds no problem with an answer ({num_rows} rows were read{unwanted}).")
     return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered, num_unwanted)
 
 

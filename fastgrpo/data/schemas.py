@@ -131,7 +131,9 @@ def unwrap_template(text: str, template: str) -> str:
     """The problem of a text that is the whole template already, as SimpleRL-Zoo's rows are; any other text stays."""
     before, _, after = template.partition("{problem}")
     is_whole = template and text.startswith(before) and text.rstrip().endswith(after.rstrip())
-    return text.rstrip().removeprefix(before).removesuffix(after.rstrip()) if is_whole else text
+    if not is_whole:
+        return text
+    return text.removeprefix(before) if not after else text.rstrip().removeprefix(before).removesuffix(after.rstrip())
 
 
 def unwrap_answer(answer: str) -> str:
@@ -161,10 +163,10 @@ def answer_text(answer: Any) -> str:
 def solution_text(values: dict[str, Any]) -> str:
     """A reference solution without the thoughts that led to it: what follows the last ``</think>`` of a generation, its
     white space included, for hints are cut by characters. Some of QuestA's generations stand in quotes."""
-    solution = values.get("solution") or values.get("generation")
-    if not isinstance(solution, str):
-        return ""
-    return (solution[1:-1] if solution.startswith('"') else solution).rpartition("</think>")[2]
+    solution, generation = values.get("solution"), values.get("generation")
+    if isinstance(generation, str) and not solution:
+        solution = generation[1:-1] if generation.startswith('"') else generation
+    return solution.rpartition("</think>")[2] if isinstance(solution, str) else ""
 
 
 def level_number(level: Any) -> int | None:

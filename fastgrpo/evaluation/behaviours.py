@@ -91,14 +91,14 @@ def _answers(
     threads: ThreadPoolExecutor, server: ChatServer, asked: list[Asked], count: int, check: Callable[[], None]
 ) -> Iterator[tuple[Asked, "dict[str, bool] | Refusal"]]:
     """Each with its judgement as it comes, so many under way."""
-    waiting, running = iter(asked), {}
+    waiting = iter(asked)
+    running: dict[Future[dict[str, bool] | Refusal], Asked] = {}
     while True:
         for one in islice(waiting, count - len(running)):
             running[threads.submit(ask, server, one.words)] = one
         if not running:
             return
-        done: set[Future[dict[str, bool] | Refusal]] = wait(running, LOOK_S, FIRST_COMPLETED).done
-        for future in done:
+        for future in wait(running, LOOK_S, FIRST_COMPLETED).done:
             yield running.pop(future), future.result()
         check()
 

@@ -28,15 +28,12 @@ class ChatServer:
     model: str
     key: str
     timeout_s: float
-    retry_after_s: tuple[float, ...] = RETRY_AFTER_S
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Raises ValueError if the address is none, or the key's file cannot be read."""
         if not settings.behaviours.startswith(("http://", "https://")):
-            raise ValueError(
-                f"--behaviours must be an address as http://localhost:8000/v1, got {settings.behaviours!r}"
-            )
+            raise ValueError(f"--behaviours must be like http://localhost:8000/v1, got {settings.behaviours!r}")
         key = ""
         if settings.behaviours_key_file:
             try:
@@ -52,7 +49,7 @@ class ChatServer:
         not answer in time, however often it is asked.
         """
         last = ""
-        for wait_s in (0.0, *self.retry_after_s):
+        for wait_s in (0.0, *RETRY_AFTER_S):
             time.sleep(wait_s)
             try:
                 return _content(self._post(words, temperature, seed))
@@ -65,7 +62,7 @@ class ChatServer:
                 last = f"{error.code}: {said}"
             except (OSError, HTTPException, ValueError) as error:  # a timeout, a closed connection, half a reply
                 last = f"{type(error).__name__}: {error}"
-        raise ConnectionError(f"{self.url} gave no reply in {1 + len(self.retry_after_s)} tries ({last})")
+        raise ConnectionError(f"{self.url} gave no reply in {1 + len(RETRY_AFTER_S)} tries ({last})")
 
     def _post(self, words: str, temperature: float, seed: int) -> Any:
         body = {

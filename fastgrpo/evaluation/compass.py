@@ -1,6 +1,7 @@
 """A verifier model, for the responses that the rule rejected: CompassVerifier, as JustRL asks it."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,6 +80,7 @@ def _requests(
     at all where the model cannot read it."""
     model = settings.verifier_model
     positions = NO_LIMIT if settings.extrapolate else num_positions(model, settings.trust_remote_code)
+    positions_of_prompts = itertools.count()  # each response is a prompt of its own
     stop_ids = stop_token_ids(model, (), settings.trust_remote_code)
     for planned in plan.benchmarks:
         if not (keys := sorted(waiting[planned.name])):
@@ -87,7 +89,7 @@ def _requests(
         for (problem, sample), ids in zip(keys, prompt_ids(tokenizer, words, chat_template=True), strict=True):
             most = _reply_tokens(positions - len(ids))
             sampling = Sampling(PREFILLED_TOGETHER, most, 0.0, stop_ids, settings.seed)
-            yield Asked(planned.name, problem, sample, ids, sampling)
+            yield Asked(planned.name, problem, sample, next(positions_of_prompts), ids, sampling)
 
 
 def _reply_tokens(room: int) -> int:

@@ -17,6 +17,7 @@ from fastgrpo.evaluation.sampler import (
     Drawn,
     check_fits,
     draw,
+    noise_position,
     prompt_ids,
     read_tokenizer,
     stop_token_ids,
@@ -101,7 +102,10 @@ def _asked(settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerB
             strict=True,
         )
     )
-    return [Asked(planned.name, problem, sample, ids[problem], sampling) for problem, sample in planned.keys]
+    return [
+        Asked(planned.name, problem, sample, noise_position(planned.name, problem), ids[problem], sampling)
+        for problem, sample in planned.keys
+    ]
 
 
 def _share(asked: list[Asked], plan: Plan, rank: int, ranks: int) -> list[Asked]:

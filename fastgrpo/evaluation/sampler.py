@@ -28,6 +28,7 @@ class Asked:
     benchmark: str
     problem: int
     sample: int
+    position: int  # keys the noise; of those with one position an engine reads one prompt
     prompt_ids: np.ndarray  # [num_prompt_tokens] int32
     sampling: Sampling
 
@@ -140,11 +141,7 @@ def draw(
     spec = EngineSpec(config, device.type, "mp" if settings.tensor_parallel > 1 else "uni")
     engine = start_engine(spec)
     try:
-        prompts = {
-            (a.benchmark, a.problem): Prompt(noise_position(a.benchmark, a.problem), a.problem, "", a.prompt_ids, "")
-            for a in asked
-        }
-        engine.submit([Request(n, prompts[a.benchmark, a.problem], a.sample, a.sampling) for n, a in enumerate(asked)])
+        engine.submit([Request(n, _prompt(a), a.sample, a.sampling) for n, a in enumerate(asked)])
         while engine.is_unfinished():
             for number, response in engine.step():
                 take(_drawn(asked[number], response, tokenizer))
@@ -154,6 +151,10 @@ def draw(
         del engine
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _prompt(asked: Asked) -> Prompt:
+    return Prompt(asked.position, asked.problem, "", asked.prompt_ids, "")
 
 
 def _drawn(asked: Asked, response: Response, tokenizer: PreTrainedTokenizerBase) -> Drawn:

@@ -1,7 +1,9 @@
-"""All figures of one evaluation, computed once: the tables, the page and the comparison read them here."""
+"""All figures of one evaluation, computed once: the tables and the page read them here."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,7 @@ class Summary:
     about: Mapping[str, Any]
     benchmarks: list[BenchmarkSummary]
     average: Accuracies | None
+    behaviours: Mapping[str, Any]  # behaviours.json: the judge and its ratios by benchmark; empty where none were
 
 
 def summarize(evaluation: Evaluation) -> Summary:
@@ -55,6 +58,7 @@ def summarize(evaluation: Evaluation) -> Summary:
         about=evaluation.about,
         benchmarks=[_summarize(part, columns[part.name], evaluation.about) for part in evaluation.benchmarks],
         average=_accuracies(columns) if len(columns) > 1 else None,
+        behaviours=_behaviours(evaluation.folder / "behaviours.json"),
     )
 
 
@@ -72,6 +76,10 @@ def protocol_of(about: Mapping[str, Any], benchmark: str) -> Mapping[str, Any]:
     """temperature, top_p, max_response_tokens, samples_per_problem and what else evaluation.json says of it."""
     protocol: Mapping[str, Any] = about["benchmarks"][benchmark]
     return protocol
+
+
+def _behaviours(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _summarize(part: BenchmarkResults, columns: np.ndarray, about: Mapping[str, Any]) -> BenchmarkSummary:

@@ -61,6 +61,8 @@ def as_markdown(summary: Summary) -> str:
         parts += ["## pass@k", markdown_grid(*pass_table(summary))]
     parts += ["## Responses", markdown_grid(*text_table(summary))]
     parts += ["\n".join(f"- {line}" for line in glossary())]
+    if summary.behaviours:
+        parts += ["## Cognitive behaviours", markdown_grid(*behaviour_table(summary)), behaviours_explained(summary)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -124,6 +126,22 @@ def _text_row(benchmark: BenchmarkSummary) -> list[str]:
     return cells
 
 
+def behaviour_table(summary: Summary) -> Table:
+    """Percentages of the judged responses that show each behaviour."""
+    found = summary.behaviours["benchmarks"]
+    counts = {"num_judged": "judged", "num_left_out": "left out"}
+    names = [name for name in next(iter(found.values()), {}) if name not in counts]
+    rows = [
+        [benchmark, *(f"{row[count]:,}" for count in counts), *(percent(row[name]) for name in names)]
+        for benchmark, row in found.items()
+    ]
+    return ["benchmark", *counts.values(), *(name.replace("_", " ") for name in names)], rows
+
+
+def behaviours_explained(summary: Summary) -> str:
+    return f"Percentages of the responses that {summary.behaviours['judge']} judged."
+
+
 def _about(summary: Summary) -> str:
     facts = {name: summary.about.get(name) for name in ("model", "suite", "rule", "verifier_model", "seed")}
     return " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if value not in (None, ""))
@@ -141,6 +159,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "about": dict(summary.about),
         "benchmarks": {b.name: _benchmark_json(b) for b in summary.benchmarks},
         "average": _accuracies_json(summary.average) if summary.average else None,
+        "behaviours": dict(summary.behaviours),
         "interval": INTERVAL,
         "definitions": {**ACCURACY_DEFINITIONS, **DEFINITIONS},
     }

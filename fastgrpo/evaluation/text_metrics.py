@@ -119,8 +119,6 @@ def is_repeating(text: str) -> bool:
     shorter than 20 characters does not repeat; there the script raises and counts the error as a repetition.
     """
     text = text.lower()
-    if len(text) <= _WINDOW:
-        return False
     windows = [text[start : start + _WINDOW] for start in range(0, len(text) - len(text) % _WINDOW, _WINDOW)]
     if _has_alike_neighbours(windows):
         return True

@@ -26,7 +26,7 @@ class Update:
     """This rank's micro-batches of one optimizer update."""
 
     batches: list[PackedBatch]
-    num_loss_tokens: list[int | float]  # of each, what its loss is divided by
+    denominators: list[int | float]  # of each, what its loss is divided by: the loss tokens of all ranks together
     is_first: bool = True  # of its step: the weights are still those that sampled
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
 
@@ -88,8 +88,8 @@ class TokenSums:
             "num_weighed": torch.full_like(rollout_logprobs, weighed),
             "correction": known["correction"],
             "corrected": known["corrected"],
-            "num_referred": torch.full_like(rollout_logprobs, referred),
-            "kl_ref": known["kl_ref"],
+            "num_referred": torch.ones_like(rollout_logprobs) if referred else rollout_logprobs[:0],
+            "kl_ref": known["kl_ref"] if referred else rollout_logprobs[:0],
         }
         scalars = torch.stack([rows.double().sum() for rows in sums.values()])
         self.values += torch.cat([scalars, histogram(differences)]).cpu()  # one copy from the device
@@ -156,7 +156,7 @@ class Learner:
         plan = plan_microbatches(sequences, self.ranks.count, budget, self.cost, share_prompts=share)
         mine = plan[self.ranks.rank]
         batches = [pack(chosen, share_prompts=share).to(self.ranks.device) for chosen in mine]
-        if self.reference is not None:
+        if self.reference is not None and self.objective.kl_coef > 0:
             batches = self.reference.with_ref_logprobs(batches)
         if self.by_microbatch:
             return Update(batches, [verl_denominator(chosen, num_responses) for chosen in mine])
@@ -181,9 +181,9 @@ class Learner:
 
     def backward(self, update: Update, sums: TokenSums) -> None:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
-        for i, (batch, num_loss_tokens) in enumerate(zip(update.batches, update.num_loss_tokens, strict=True)):
+        for i, (batch, denominator) in enumerate(zip(update.batches, update.denominators, strict=True)):
             accumulate(self.policy, i == len(update.batches) - 1, self.config.reduce_every_microbatch)
-            output = self.loss(self.policy, batch, num_loss_tokens, self.objective, self.need_entropy)
+            output = self.loss(self.policy, batch, denominator, self.objective, self.need_entropy)
             output.loss.backward()
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:

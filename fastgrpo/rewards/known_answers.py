@@ -54,14 +54,15 @@ _MINERVA: tuple[KnownAnswer, ...] = (
     ("It is \\boxed{42}.", "42", False),
     ("", "42", False),
 )
+_UNREDUCED_IS_WRONG: KnownAnswer = ("It is \\boxed{\\frac{2}{4}}.", "\\frac{1}{2}", False)
 _UNBOXED_IS_RIGHT: KnownAnswer = ("Six times seven: the answer is 42.", "42", True)
 _WITHOUT_THOUGHT: KnownAnswer = ("It is \\boxed{42}.", "42", False)
 
 _KNOWN: dict[Callable[[str, str], Judgement], tuple[KnownAnswer, ...]] = {
     strict_boxed: (*SELF_TEST, ("It is \\boxed{ 42 }", "42", False)),
     dapo_minerva: _MINERVA,
-    mathd_or_sympy: (*SELF_TEST, *EQUIVALENT),
-    deepscaler: (*_after_thought(SELF_TEST + EQUIVALENT), _WITHOUT_THOUGHT),
+    mathd_or_sympy: (*SELF_TEST, *EQUIVALENT, _UNREDUCED_IS_WRONG),
+    deepscaler: (*_after_thought((*SELF_TEST, *EQUIVALENT, _UNREDUCED_IS_WRONG)), _WITHOUT_THOUGHT),
     math_verify: (*SELF_TEST, *EQUIVALENT, _UNBOXED_IS_RIGHT),
     simplerl_mix: (*SELF_TEST, *EQUIVALENT, _UNBOXED_IS_RIGHT),
     format_penalty: _unformatted((*SELF_TEST, *EQUIVALENT, _UNBOXED_IS_RIGHT)),

@@ -7,44 +7,20 @@ import signal
 import threading
 import time
 import weakref
-from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from fastgrpo.rewards import wire
 from fastgrpo.rewards.handle import WorkerHandle
+from fastgrpo.rewards.job import VERDICTS, Job, Verdict
 from fastgrpo.rewards.known_answers import SELF_TEST
 
-Failure = Literal["", "timeout", "died", "raised"]
-
 MAX_CHUNK_ITEMS = 128
-MAX_CHUNK_CHARS = 1 << 20
 MAX_FAILED_STARTS = 3
 MAX_DEATHS = 2
 BREATH_S = 0.0002
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """``failure`` says why there was no judgement, in which case the response counts as wrong.
-
-    ``unformatted``: wrong, and without an answer in the form that the verifier demands.
-    ``"died"``: two processes ended with this response in hand. One may be killed by anybody, for want of memory say.
-    """
-
-    correct: bool
-    failure: Failure = ""
-    unformatted: bool = False
-
-
-VERDICTS = {
-    wire.ACCEPTED: Verdict(True),
-    wire.REJECTED: Verdict(False),
-    wire.UNFORMATTED: Verdict(False, unformatted=True),
-}
 
 
 class VerifierPool:
@@ -89,8 +65,7 @@ class VerifierPool:
         # starts them all.
         self._spawner = ThreadPoolExecutor(1, "verifier-spawner")
         self._scorer = ThreadPoolExecutor(1, "verifier-scorer")  # its thread starts with the first submit
-        threads = (self._spawner, self._scorer)
-        self._finalize = weakref.finalize(self, _shut_down, self._workers, threads, os.getpid())
+        self._finalize = weakref.finalize(self, _shut_down, self._workers, self._spawner, os.getpid())
         self.last_error = ""
         try:
             self._start()
@@ -105,7 +80,8 @@ class VerifierPool:
         self.close()
 
     def close(self) -> None:
-        """Ends every process; returns when they are gone. May be called again."""
+        """Ends every process; returns when they are gone, and the job in hand is done. May be called again."""
+        self._scorer.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._finalize()
 
@@ -120,7 +96,7 @@ class VerifierPool:
         _check_texts(items)
         with self._lock:
             self._check_open()
-            job = _Job(items)
+            job = Job(items)
             try:
                 self._run(job)
             except BaseException:
@@ -146,9 +122,9 @@ class VerifierPool:
         self._fill()
         while any(worker.starting for worker in self._workers):
             self._wait()
-            self._advance(_Job([]), max_failed_starts=1)
+            self._advance(Job([]), max_failed_starts=1)
 
-    def _run(self, job: "_Job") -> None:
+    def _run(self, job: Job) -> None:
         self._advance(job)  # some may have died since the last call
         while not job.done:
             self._fill()
@@ -166,7 +142,7 @@ class VerifierPool:
     def _hire(self) -> None:
         self._workers.append(WorkerHandle(self._setup, self._start_timeout_s))
 
-    def _deal(self, job: "_Job") -> None:
+    def _deal(self, job: Job) -> None:
         """Gives each process its next items before it runs out, and ever fewer towards the end, so that none waits."""
         for worker in self._workers:
             num_items = min(MAX_CHUNK_ITEMS, math.ceil(len(job.waiting) / (2 * self._num_workers - 1)))
@@ -186,7 +162,7 @@ class VerifierPool:
         poll.poll(max(0, math.ceil(min(left_s, 3600.0) * 1000)))
         time.sleep(BREATH_S)  # quick verdicts come one by one; taken together they cost this process less
 
-    def _advance(self, job: "_Job", max_failed_starts: int = MAX_FAILED_STARTS) -> None:
+    def _advance(self, job: Job, max_failed_starts: int = MAX_FAILED_STARTS) -> None:
         """Takes in what the processes said, and ends those that are late or gone."""
         now = time.monotonic()  # before reading: who answered while this process slept is not late
         for worker in list(self._workers):
@@ -195,7 +171,7 @@ class VerifierPool:
             if worker.gone or worker.deadline < now:
                 self._lose(job, worker, max_failed_starts)
 
-    def _hear(self, job: "_Job", worker: WorkerHandle, code: bytes, body: bytes) -> None:
+    def _hear(self, job: Job, worker: WorkerHandle, code: bytes, body: bytes) -> None:
         if worker.starting:
             self._hear_start(worker, code, body)
         elif code in VERDICTS and worker.pending:
@@ -221,7 +197,7 @@ class VerifierPool:
         worker.started()
         self._failed_starts = 0
 
-    def _lose(self, job: "_Job", worker: WorkerHandle, max_failed_starts: int) -> None:
+    def _lose(self, job: Job, worker: WorkerHandle, max_failed_starts: int) -> None:
         """Ends a process. The item in its hand is wrong if it took too long or killed as many as it may, and else goes
         back with the others."""
         self._workers.remove(worker)
@@ -249,57 +225,15 @@ class VerifierPool:
             )
 
 
-class _Job:
-    """The items of one call: which wait for a worker, and what was found about the others."""
-
-    def __init__(self, items: Sequence[wire.Item]) -> None:
-        self.items = [(str(text), str(answer)) for text, answer in items]  # numpy's str would cost an import over there
-        self.waiting = deque(range(len(items)))
-        self._verdicts: list[Verdict | None] = [None] * len(items)
-        self._num_open = len(items)
-        self._deaths: Counter[int] = Counter()
-
-    @property
-    def done(self) -> bool:
-        return self._num_open == 0
-
-    def take_chunk(self, max_items: int) -> list[int]:
-        """Numbers of the next items for one worker, at least one, of a bounded length together."""
-        chunk = [self.waiting.popleft()]
-        num_chars = len(self.items[chunk[0]][0])
-        while self.waiting and len(chunk) < max_items and num_chars < MAX_CHUNK_CHARS:
-            chunk.append(self.waiting.popleft())
-            num_chars += len(self.items[chunk[-1]][0])
-        return chunk
-
-    def give_back(self, numbers: Sequence[int]) -> None:
-        self.waiting.extendleft(reversed(numbers))
-
-    def count_death(self, number: int) -> int:
-        """Notes that a process died with this item in hand; returns how many have."""
-        self._deaths[number] += 1
-        return self._deaths[number]
-
-    def settle(self, number: int, verdict: Verdict) -> None:
-        assert self._verdicts[number] is None
-        self._verdicts[number] = verdict
-        self._num_open -= 1
-
-    def verdicts(self) -> list[Verdict]:
-        assert self.done
-        return [verdict for verdict in self._verdicts if verdict is not None]
-
-
 def _kill_all(workers: list[WorkerHandle]) -> None:
     while workers:
         workers.pop().kill()
 
 
-def _shut_down(workers: list[WorkerHandle], threads: Sequence[ThreadPoolExecutor], owner_pid: int) -> None:
+def _shut_down(workers: list[WorkerHandle], spawner: ThreadPoolExecutor, owner_pid: int) -> None:
     if os.getpid() == owner_pid:  # a fork of the owner has the handles, not the processes
         _kill_all(workers)
-        for thread in threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+        spawner.shutdown(wait=False)
 
 
 def _locate(verifier: str) -> tuple[str, bytes | None]:

@@ -77,7 +77,8 @@ def test_protocols_that_differ_are_named(tmp_path: Path):
     assert "> Protocols differ on AIME24, MATH-500: temperature is 1.0 in b and 0.7 in a." in markdown
     assert "> Protocols differ on all benchmarks: verifier_model is 'compass' in b and '' in a." in markdown
     assert markdown.count("Protocols differ") == 2
-    assert "Protocols differ" not in compare([first, run(tmp_path / "c", WORSE, WORSE, seed=5, notes=["x"])])
+    same = run(tmp_path / "c", WORSE, WORSE, protocol={**JUSTRL, "source": "another folder"}, seed=5, notes=["x"])
+    assert "Protocols differ" not in compare([first, same])
 
 
 def test_another_number_of_samples_is_compared_with_a_warning(tmp_path: Path):

@@ -1,45 +1,18 @@
 """The verifier model: which responses it is asked about, in which words, and what its reply does."""
 
-from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.data import load_tokenizer
-from fastgrpo.evaluation import compass
+from fastgrpo.evaluation import compass, sampler
 from fastgrpo.evaluation.interrupts import Interrupted
 from fastgrpo.evaluation.records import read_evaluation
+from fastgrpo.types import Request, Response
+from tests.evaluation.replier import replier
 from tests.evaluation.running import evaluate, rows
-
-MARGIN = 4.0
-
-
-def replier(base: Path, folder: Path, *reply: str, positions: int = 16384) -> str:
-    """A model that answers every chat with this text, whatever it reads: its layers add nothing, and its head finds
-    for each token of the reply the one before it."""
-    tokenizer = load_tokenizer(str(base / "model"))
-    end = tokenizer.eos_token_id
-    shape = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=positions, tie_word_embeddings=False, eos_token_id=end,
-        pad_token_id=end, bos_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(shape)
-    ids = [*(tokenizer.convert_tokens_to_ids(token) for token in ("<|assistant|>", *reply)), end]
-    with torch.no_grad():
-        model.model.embed_tokens.weight.normal_()
-        model.lm_head.weight.zero_()
-        model.model.layers[0].self_attn.o_proj.weight.zero_()
-        model.model.layers[0].mlp.down_proj.weight.zero_()
-        for before, after in pairwise(ids):
-            model.lm_head.weight[after] = MARGIN * model.model.embed_tokens.weight[before]
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +56,45 @@ def test_what_the_rule_rejects_is_asked_about_and_a_yes_makes_it_right(yes, tiny
         assert f"<Candidate's Answer Begin>: \n{texts[problem, sample]}\n" in words
 
 
+class EvenLengths:
+    """An engine that reads what it is given as engines do, one prompt for each position, and says "A" of responses with
+    an even number of characters."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.prompts, self.requests = tokenizer, {}, []
+
+    def submit(self, requests: list[Request]) -> None:
+        self.requests += requests
+        for request in requests:
+            self.prompts.setdefault(request.prompt.position, request.prompt.prompt_ids)
+
+    def step(self) -> list[tuple[int, Response]]:
+        request = self.requests.pop()
+        words = self.tokenizer.decode(self.prompts[request.prompt.position])
+        response = words.split("<Candidate's Answer Begin>: \n")[1].split("\n<Candidate's Answer End>")[0]
+        ids = self.tokenizer("BA"[len(response) % 2 == 0])["input_ids"]
+        return [(request.id, Response(np.array(ids, np.int32), np.zeros(1, np.float32), "stop", 0))]
+
+    def is_unfinished(self) -> bool:
+        return bool(self.requests)
+
+    def close(self) -> None:
+        pass
+
+
+def test_each_response_is_judged_by_its_own_reply(yes, tiny_base, tmp_path, monkeypatch):
+    settings = ("--rule", NEVER, "--samples", "4")
+    assert evaluate(tiny_base, tmp_path, *settings) == 0
+    engine = EvenLengths(load_tokenizer(yes))
+    monkeypatch.setattr(sampler, "start_engine", lambda spec: engine)
+    assert evaluate(tiny_base, tmp_path, *settings, "--verifier_model", yes) == 0
+    [results] = read_evaluation(tmp_path / "e").benchmarks
+    assert [j.correct for j in results.judged] == [len(j.text) % 2 == 0 for j in results.judged]
+    assert 0 < sum(j.correct for j in results.judged) < 64
+    assert any(len(set(row)) > 1 for row in results.outcomes().tolist())  # two responses to one problem
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", [("B",), ("A", "A"), ("A", "B")])
 def test_any_reply_but_the_one_letter_leaves_it_wrong(tiny_base, tmp_path, reply):
     model = replier(tiny_base, tmp_path / "model", *reply)
@@ -101,6 +113,7 @@ def test_the_published_slip_leaves_the_question_out(yes, tiny_base, tmp_path, as
     assert len(asked) == 4 and all("Question Begin>:\n\n<Original Question End>" in words for words in asked)
 
 
+@pytest.mark.slow
 def test_replies_that_are_there_are_not_asked_for_again(yes, tiny_base, tmp_path, monkeypatch):
     settings = ("--problems", "4", "--rule", NEVER, "--verifier_model", yes)
     draw, counts = compass.draw, []
@@ -126,6 +139,7 @@ def test_replies_that_are_there_are_not_asked_for_again(yes, tiny_base, tmp_path
     assert read_evaluation(tmp_path / "e").benchmarks[0].outcomes().all()
 
 
+@pytest.mark.slow
 def test_a_response_that_is_too_long_to_be_read_stays_wrong_and_says_why(tiny_base, tmp_path):
     model = replier(tiny_base, tmp_path / "model", "A", positions=64)
     assert evaluate(tiny_base, tmp_path, "--problems", "2", "--rule", NEVER, "--verifier_model", model) == 0
@@ -138,6 +152,7 @@ def test_a_reply_may_be_as_long_as_published_where_there_is_room_and_short_where
     assert [compass._reply_tokens(room) for room in (9999, 2048, 2047, 16, 15, -5)] == [2048, 2048, 16, 16, 0, 0]
 
 
+@pytest.mark.slow
 def test_another_verifier_model_does_not_go_on_in_a_folder(yes, tiny_base, tmp_path, capsys):
     assert evaluate(tiny_base, tmp_path, "--problems", "1", "--verifier_model", yes) == 0
     assert evaluate(tiny_base, tmp_path, "--problems", "1") == 2

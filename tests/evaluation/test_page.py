@@ -106,17 +106,18 @@ def test_no_text_of_a_model_becomes_an_element(hostile: Evaluation, tmp_path: Pa
 
 
 def test_transcripts_stay_within_their_budget_and_are_of_both_kinds(tmp_path: Path):
-    long = synthetic.benchmark(
-        "AIME24", synthetic.outcomes_of(30, 32, 0.97), text=lambda problem, sample, right: "x" * 90_000
-    )
-    evaluation = synthetic.of(tmp_path / "run", [long, synthetic.benchmark("short", np.eye(3, dtype=bool))])
-    chosen = choose(evaluation, budget=400_000)
-    assert 150_000 < len(embed({"problems": chosen.problems, "transcripts": chosen.shown})) < 400_000
-    shown = [one for one in chosen.shown if one["benchmark"] == "AIME24"]
-    assert {one["right"] for one in shown} == {True, False}
-    assert len({one["problem"] for one in shown}) > len(shown) / 2, "spread over the problems"
-    assert len([one for one in chosen.shown if one["benchmark"] == "short"]) == 9
-    assert chosen.num_responses == 30 * 32 + 9
+    parts = [
+        synthetic.benchmark(name, synthetic.outcomes_of(30, 32, 0.97), text=lambda problem, sample, right: "x" * 90_000)
+        for name in ("one", "two")
+    ]
+    evaluation = synthetic.of(tmp_path / "run", [*parts, synthetic.benchmark("short", np.eye(3, dtype=bool))])
+    chosen = choose(evaluation, budget=600_000)
+    assert 300_000 < len(embed({"problems": chosen.problems, "transcripts": chosen.shown})) < 600_000
+    shown = {name: [one for one in chosen.shown if one["benchmark"] == name] for name in ("one", "two", "short")}
+    assert len(shown["one"]) == len(shown["two"]) > 10 and len(shown["short"]) == 9
+    assert {one["right"] for one in shown["one"]} == {True, False}
+    assert len({one["problem"] for one in shown["one"]}) > len(shown["one"]) / 2, "spread over the problems"
+    assert chosen.num_responses == 2 * 30 * 32 + 9
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end():

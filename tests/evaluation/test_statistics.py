@@ -211,6 +211,15 @@ def test_difference_of_a_suite_weighs_benchmarks_equally():
     assert found.p_value == 1  # one problem that differs can prove nothing
 
 
+def test_p_value_of_a_suite_weighs_benchmarks_equally():
+    generator = np.random.default_rng(11)
+    first = {"small": generator.random(3), "large": generator.random(9)}
+    second = {name: values + generator.normal(0.2, 0.5, size=len(values)) for name, values in first.items()}
+    found = paired_difference(first, second)
+    shares = [d / (len(first[name]) * 2) for name in first for d in second[name] - first[name]]
+    assert found.p_value == pytest.approx(p_by_enumeration(shares))
+
+
 def test_difference_needs_the_same_problems():
     with pytest.raises(ValueError, match="same benchmarks with the same problems"):
         paired_difference({"a": np.zeros(3)}, {"a": np.zeros(4)})

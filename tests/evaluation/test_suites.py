@@ -9,7 +9,8 @@ from fastgrpo.evaluation.simplerl_rule import simplerl_evaluated
 from fastgrpo.evaluation.suites import BENCHMARKS, SUITES, TEMPLATES
 from fastgrpo.evaluation.verdicts import start_pool
 from fastgrpo.rewards import mathd_or_sympy, prime_union, simplerl_mix
-from tests.evaluation.running import NINE, REAL
+from tests.evaluation.rewritten import rewritten, seen_in_no_way
+from tests.evaluation.running import NINE, REAL, ROOT
 
 # Problems of each file, as its repository has them.
 ROWS = {
@@ -100,18 +101,59 @@ def test_a_known_name_comes_from_the_folder_else_from_the_hub_where_that_has_it(
 RULES = {"justrl": mathd_or_sympy, "simplerl": simplerl_evaluated, "prorl": prime_union}
 
 
+GOLDS = ROOT / "docs" / "evaluation_golds.md"
+
+
+def listed(suite: str) -> dict[str, tuple[int, int, list[int]]]:
+    """Rows of the table in the docs: golds, those that can be written differently, and the problems that are missed."""
+    found = {}
+    for line in GOLDS.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == suite:
+            _, name, golds, rewritable, missed, problems = cells
+            numbers = [int(n) for n in problems.split(",")] if problems else []
+            assert len(numbers) == int(missed)
+            found[name] = (int(golds), int(rewritable), numbers)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_gold_given_as_the_response_is_right_by_the_suites_rule(suite, real):
+def test_golds_as_responses_are_right_and_those_that_a_rule_knows_in_one_writing_only_are_listed(suite, real):
+    """Word for word every gold is right by its suite's rule; written as a model might, those in the docs are not."""
     settings = Settings(model="m", suite=suite, data=real, template="{problem}", verifier_workers=2)
     plan = make_plan(settings)
-    rejected = []
+    rejected, missed = [], {}
     with start_pool(settings, plan.suite.rule) as pool:
         for planned in plan.benchmarks:
             problems = planned.benchmark.problems
             verdicts = pool.score([(f"So it is \\boxed{{{p.answer}}}.", p.answer) for p in problems])
             rejected += [(planned.name, p.problem) for p, v in zip(problems, verdicts, strict=True) if not v.correct]
+            missed[planned.name] = (len(problems), *seen_in_no_way(problems, pool))
     assert rejected == []
+    assert missed == listed(suite)
+
+
+@pytest.mark.parametrize(
+    "gold, ways",
+    [
+        ("42", []),
+        ("1,234", []),
+        ("\\frac{3}{4}", []),
+        ("(3,4]", []),
+        ("90^\\circ", []),
+        ("\\text{east}", []),
+        ("4.5e33", ["4.5 \\times 10^{33}", "4.5 \\cdot 10^{33}"]),
+        ("3.89e-10", ["3.89 \\times 10^{-10}", "3.89 \\cdot 10^{-10}"]),
+        ("np.arcsin(10/13)", ["\\arcsin(10/13)", "\\arcsin\\left(10/13\\right)"]),
+        ("$13$,$84$", ["84, 13", "84,13"]),
+        ("$k=3$", ["3"]),
+        ("17.5%", ["17.5\\%"]),
+        ("2\\sqrt{2}", ["0+2\\sqrt{2}", "2\\sqrt{2}+0", "1 \\cdot (2\\sqrt{2})"]),
+    ],
+)
+def test_a_gold_is_rewritten_as_a_model_would(gold, ways):
+    assert rewritten(gold) == ways
 
 
 @pytest.mark.parametrize("suite", SUITES)

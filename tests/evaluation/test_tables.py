@@ -43,9 +43,14 @@ def test_json_has_every_figure_of_every_benchmark(two: Evaluation):
 
 
 def test_suites_average_is_of_benchmarks_and_for_the_k_that_all_have(two: Evaluation):
-    average = results_of(two)["average"]
+    found = results_of(two)
+    average = found["average"]
     assert average["avg"]["value"] == pytest.approx(np.mean([part.outcomes().mean() for part in two.benchmarks]))
-    assert list(average["pass"]) == ["1", "2", "3", "4"]
+    for figure in ("pass", "maj"):
+        assert list(average[figure]) == ["1", "2", "3", "4"]
+        for k, estimate in average[figure].items():
+            each = [benchmark[figure][k]["value"] for benchmark in found["benchmarks"].values()]
+            assert estimate["value"] == pytest.approx(np.mean(each))
 
 
 def test_majority_is_of_the_boxed_answers(tmp_path: Path):
@@ -101,6 +106,17 @@ def test_nothing_right_and_all_right_are_figures_too(tmp_path: Path, accuracy: f
     assert f"| x | 5 | 2 | {shown} | {shown} | {shown} |" in as_markdown(
         summarize(synthetic.of(tmp_path / "run", [part]))
     )
+
+
+def test_behaviours_that_were_judged_are_shown(two: Evaluation):
+    assert "behaviours" not in as_markdown(summarize(two)) and results_of(two)["behaviours"] == {}
+    ratios = {"num_judged": 29, "num_left_out": 1, "backtracking": 0.5, "subgoal_setting": None}
+    judged = {"judge": "a model", "benchmarks": {"AIME24": ratios}}
+    (two.folder / "behaviours.json").write_text(json.dumps(judged))
+    assert results_of(two)["behaviours"] == judged
+    assert "| benchmark | judged | left out | backtracking | subgoal setting |" in as_markdown(summarize(two))
+    assert "| AIME24 | 29 | 1 | 50.0 | – |" in as_markdown(summarize(two))
+    assert "responses that a model judged" in (two.folder / "report.html").read_text()
 
 
 def test_unfinished_evaluation_is_refused_and_writes_nothing(two: Evaluation):

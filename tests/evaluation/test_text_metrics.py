@@ -20,7 +20,7 @@ from fastgrpo.evaluation.text_metrics import (
 
 JUDGED = [
     Judged(0, 0, "Wait, however. \\boxed{4}", 10, "stop", True),
-    Judged(0, 1, "Wait. Waiting for the answer to \\boxed{5", 100, "length", False),
+    Judged(0, 1, "Wait. Waiting for the answer to boxed{5}", 100, "length", False),
     Judged(1, 0, "a b c d a b c d and \\boxed{6}", 30, "stop", False),
     Judged(1, 1, "no answer", 40, "stop", False),
 ]
@@ -30,7 +30,10 @@ def test_measures_of_four_responses():
     found = text_metrics(JUDGED)
     assert found.tokens == 45
     assert (found.truncated, found.stopped, found.stopped_tokens) == (0.25, 0.75, pytest.approx(80 / 3))
-    assert (found.boxed, found.unboxed_responses) == (0.5, 1)  # the cut box is no box, but has the letters
+    assert (found.boxed, found.unboxed_responses) == (
+        0.5,
+        1,
+    )  # a box without its backslash is none, but has the letters
     assert (found.right_tokens, found.wrong_tokens) == (10, pytest.approx(170 / 3))
     assert found.keywords == 1
     assert found.keyword_counts == {**dict.fromkeys(KEYWORDS, 0), "wait": 3, "however": 1}
@@ -142,6 +145,7 @@ def test_repeats_as_a_second_reading_of_the_definition_says():
 def test_chinese_is_compared_by_characters():
     assert is_repeating("我们先把两边同时除以二得到结果" + "\n" + "再来一次 " * 6)
     assert not is_repeating("我们先把两边同时除以二得到结果等于七十三")
+    assert is_repeating("他们 走\n过来了吗呢" + "呢吗 了\n来过走们他"), "the same characters, and no word in common"
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,19 @@ from fastgrpo.packing import SequenceCost
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import gradient_norm, local_gradients
+from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.types import Sequence
 from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
-PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spared: nothing, memory, or all work that may be)
-    (1, 1): [(4096, "as sampled", "nothing"), (64, "as sampled", "all"), (200, "backwards", "nothing")],
-    (2, 1): [(4096, "as sampled", "all"), (80, "shuffled", "nothing"), (64, "as sampled", "memory")],
+REFERRED = (200, "shuffled", "memory, with a reference")
+PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spared: nothing, memory, all work)
+    (1, 1): [(4096, "as sampled", "nothing"), (64, "as sampled", "all"), (200, "backwards", "nothing"), REFERRED],
+    (2, 1): [(4096, "as sampled", "all"), (80, "shuffled", "nothing"), (64, "as sampled", "memory"), REFERRED],
     (4, 1): [(64, "as sampled", "nothing"), (4096, "backwards", "all")],
-    (4, 2): [(80, "shuffled", "all"), (64, "shuffled", "memory")],
+    (4, 2): [(80, "shuffled", "all"), (64, "shuffled", "memory"), REFERRED],
 }
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
@@ -36,18 +38,31 @@ def responses() -> list[Sequence]:
     ]
 
 
+def shifted(dtype: torch.dtype) -> torch.nn.Module:
+    """Another model, for a reference."""
+    model = tiny_model("qwen2", "fastgrpo_padded", dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    return model
+
+
 def gradient(
     ranks: Ranks, dtype: torch.dtype, tokens_per_microbatch: int, order: str, spared: str
 ) -> dict[str, torch.Tensor]:
     """Of one update, with the sampler's logprobs as old ones so that ratios differ from 1."""
     policy = shard(Policy(tiny_model("qwen2", "fastgrpo_padded", dtype), 1.0, 16), ranks.mesh, dtype)
+    reference, objective = None, ObjectiveConfig()
+    if spared == "memory, with a reference":
+        reference = Reference(shard(Policy(shifted(dtype), 1.0, 16), ranks.mesh, dtype))
+        objective = ObjectiveConfig(kl="k2", kl_coef=0.3, entropy_coef=0.01)
     settings = OptimizerConfig(
         tokens_per_microbatch=tokens_per_microbatch,
         share_prompts=spared == "all",
         skip_zero_advantage=spared == "all",
-        reduce_every_microbatch=spared == "memory",
+        reduce_every_microbatch=spared.startswith("memory"),
     )
-    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
+    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), objective, settings, reference=reference)
     rows = responses()
     if order == "backwards":
         rows = rows[::-1]
@@ -85,10 +100,12 @@ def gradients(tmp_path_factory):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items())
 def test_gradient_does_not_depend_on_the_partition(gradients, dtype, tolerance):
-    whole = gradients[dtype, 1, 1, 4096, "as sampled", "nothing"]
+    plain, referred = (gradients[dtype, 1, 1, *case] for case in ((4096, "as sampled", "nothing"), REFERRED))
+    assert float((joined(plain) - joined(referred)).norm()) > 1e-3 * float(joined(plain).norm())
     for case, other in gradients.items():
         if case[0] != dtype:
             continue
+        whole = referred if case[3:] == REFERRED else plain
         for name, expected in whole.items():
             norm = float(expected.norm())
             assert norm > 0

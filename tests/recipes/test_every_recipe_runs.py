@@ -19,8 +19,9 @@ RECIPES = [n for n in recipe_names() if n != "quickstart"]
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ONE_OF_EACH else pytest.mark.slow) for n in RECIPES])
 def test_a_recipe_runs_three_steps_in_small(name, tmp_path):
     records = run_shrunk(name, tmp_path)
-    assert [r["step"] for r in records] == [1, 2, 3]
     recipe = load_recipe(find_recipe(name))
+    last = max(3, len(recipe.algorithm.phases) + 1)
+    assert [r["step"] for r in records] == list(range(1, last + 1))
     for r in records:
         assert math.isfinite(r["grad_norm"]) and r["grad_norm"] > 0 and r["skipped_updates"] == 0
         assert r["verifier_failures"] == 0

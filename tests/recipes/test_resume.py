@@ -4,12 +4,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastgrpo.algorithm import ReferenceReset
+from fastgrpo.algorithm import Phase, ReferenceReset
+from fastgrpo.ranks import Role
+from fastgrpo.shaping import StopProperly
+from fastgrpo.train import main
 from tests.recipes.shrunk import Metrics, run_shrunk
 
 STEPS = 5
@@ -48,6 +52,18 @@ def test_phases_and_resets_survive_resume_bit_for_bit(stops, reset, tmp_path):
     assert len({r["total_tokens"] for r in whole}) == STEPS
 
 
+def test_kept_rollouts_have_the_rewards_of_their_phase(tmp_path):
+    """Groups get larger and smaller in this run; a truncated response has no reward where it has to stop properly."""
+    every = ["--checkpoint.rollouts_per_step", "999"]
+    phases = (Phase(1, {"rollout.group_size": 12}), Phase(2, {"rollout.group_size": 4}))
+    records = run(tmp_path, *every, phases=phases, shaping=(StopProperly(0.0),))
+    kept = [json.loads(line) for line in next(tmp_path.glob("*/rollouts.jsonl")).read_text().splitlines()]
+    for record in records:
+        mine = [r for r in kept if r["step"] == record["step"]]
+        assert mine and all(r["reward"] == 0 for r in mine if r["finish_reason"] == "length")
+        assert any(r["reward"] == 1 for r in mine)
+
+
 def test_a_run_does_not_go_on_with_another_algorithm(tmp_path):
     run(tmp_path, "--steps", "1")
     with pytest.raises(Exception, match=r"reference_reset: .*every_steps.* there, None now"):
@@ -57,8 +73,6 @@ def test_a_run_does_not_go_on_with_another_algorithm(tmp_path):
 
 
 def test_a_bad_constant_of_a_later_phase_is_refused_before_the_first_step_and_on_resume(tmp_path):
-    from fastgrpo.algorithm import Phase
-
     bad = (Phase(3, {"rollout.group_size": 1}),)
     with pytest.raises(ValueError, match=r"phase from step 3 on: --rollout\.group_size must be at least 2"):
         run(tmp_path, phases=bad)
@@ -74,4 +88,11 @@ def test_a_larger_phase_gets_room_in_the_engine_from_the_start(tmp_path):
 
     recipe = shrink(load_recipe(find_recipe("prorl_v2_1_5b")))
     assert recipe.algorithm.widest(recipe.config).rollout.max_response_tokens == 96
+    seen = []
+    with mock.patch("fastgrpo.train._sample", lambda config, role: seen.append(config) or 0):
+        role = mock.patch("fastgrpo.train.Role.of_this_rank", lambda gpus: Role(False, 0, 1, 1))
+        with role:
+            arguments = ["prorl_v2_1_5b", "--shrink", "--runs_dir", str(tmp_path), "--rollout.gpus", "1"]
+            assert main(arguments) == 0
+    assert seen[0].rollout.max_response_tokens == 96  # of the rank that starts an engine's process, too
     assert replace(recipe.algorithm, phases=()).widest(recipe.config).rollout.max_response_tokens == 48

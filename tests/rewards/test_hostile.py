@@ -1,13 +1,17 @@
 import os
+import re
 from pathlib import Path
 
 import psutil
 import pytest
+import sympy.physics.units  # noqa: F401 - its own names go through eval when simplify first wants them
+from sympy.parsing import sympy_parser
 
 from fastgrpo.rewards import Verdict, VerifierPool, self_test_of
 from tests.rewards import hostile
 from tests.rewards.demanded_forms import RESPONSES, verifier
 from tests.rewards.test_pool import workers_of
+from tests.rewards.triples import triples
 
 MIB = 2**20
 WORKERS = 2
@@ -43,7 +47,7 @@ def test_a_sample_of_hostile_responses_is_judged_or_refused(name: str, tmp_path:
 @pytest.mark.parametrize("name", RESPONSES)
 def test_2000_hostile_responses_are_judged_or_refused(name: str, tmp_path: Path):
     items = list(hostile.responses(2000, str(tmp_path / "executed")))
-    verdicts = judge(name, items, timeout_s=1.0)
+    verdicts = judge(name, items, timeout_s=5.0 if name in QUICK else 1.0)
     failures = [verdict.failure for verdict in verdicts]
     assert len(verdicts) == 2000
     assert not any(verdict.correct for verdict in verdicts)
@@ -86,3 +90,26 @@ def test_the_known_hang_is_refused_in_this_process(name: str):
 def test_hostile_responses_are_the_same_for_every_number_of_them():
     assert list(hostile.responses(50, "s"))[:20] == list(hostile.responses(20, "s"))
     assert max(len(response) for response, _ in hostile.responses(200, "s")) >= hostile.MEGABYTE
+
+
+@pytest.mark.parametrize("name", ["mathd_or_sympy", "math_verify", "simplerl_mix"])
+def test_sympys_eval_is_handed_nothing_but_numbers(name: str, monkeypatch: pytest.MonkeyPatch):
+    """``sympy.Number("1.5")``, as latex2sympy calls it, ends in an eval: of what its lexer found to be a number."""
+    handed = []
+    evaluate = sympy_parser.eval_expr
+
+    def spy(code: str, *namespaces: dict[str, object]) -> object:
+        handed.append(code)
+        return evaluate(code, *namespaces)
+
+    monkeypatch.setattr(sympy_parser, "eval_expr", spy)
+    short = ("code", "unicode_digits", "surrogates")
+    for i, (response, answer) in enumerate(hostile.responses(120, "/nowhere/executed")):
+        if hostile.FAMILIES[i % len(hostile.FAMILIES)].__name__ in short and len(response) < 1000:
+            verifier(name)(response, answer)
+    for triple in triples(40):
+        verifier(name)(RESPONSES[name](triple.equivalent), triple.answer)
+        verifier(name)(f"thus {triple.different}", triple.answer)
+    strange = {code for code in handed if not re.fullmatch(r"(Integer|Float) \('?[0-9.]+'? \)", code)}
+    assert strange <= {"E "}  # sympy's own constant
+    assert bool(handed) == (name != "mathd_or_sympy")

@@ -18,14 +18,12 @@ def test_each_self_test_has_right_and_wrong_answers(name: str):
 
 
 def test_the_self_tests_tell_the_verifiers_apart():
-    """None passes another's, but for the pairs that judge alike what can be known of all answers."""
-    alike = {("math_verify", "simplerl_mix"), ("simplerl_mix", "math_verify"), ("prime_union", "math_verify"),
-             ("prime_union", "simplerl_mix")}  # fmt: skip
-    names = list(RESPONSES)
-    for name in names:
-        for other in names:
+    """But for three, which differ in where they look for an answer, and not on anything that is known of all."""
+    alike = {"math_verify", "simplerl_mix", "prime_union"}
+    for name in RESPONSES:
+        for other in RESPONSES:
             passes = all(verifier(name)(r, a) == verdict for r, a, verdict in self_test_of(verifier(other)))
-            assert passes == (name == other or (name, other) in alike), (name, other)
+            assert passes == (name == other or {name, other} <= alike), (name, other)
 
 
 def test_a_function_of_ones_own_has_no_self_test_here():

@@ -346,6 +346,46 @@ def test_calls_from_several_threads_take_turns(pool: VerifierPool) -> None:
     assert found == [verdicts_on_boxes(200)] * 3
 
 
+def test_a_submitted_job_leaves_the_caller_its_thread(recipe: str) -> None:
+    with VerifierPool(f"{recipe}:naughty", 1, timeout_s=5, memory_limit_gib=1) as pool:
+        first, second = pool.submit([("nap", "")] * 2), pool.submit(boxes(20))
+        assert not first.done()
+        assert first.result() == [RIGHT] * 2
+        assert second.result() == verdicts_on_boxes(20)
+        with pytest.raises(ValueError, match="item 0 must be"):
+            pool.submit([("", 42)])  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit([("", "")])
+
+
+def test_closing_a_pool_cancels_what_was_submitted(recipe: str) -> None:
+    pool = VerifierPool(f"{recipe}:naughty", 1, timeout_s=5, memory_limit_gib=1)
+    futures = [pool.submit([("nap", "")] * 5) for _ in range(3)]
+    time.sleep(0.3)  # into the first of them
+    pool.close()
+    assert [future.cancelled() for future in futures[1:]] == [True, True]
+    assert futures[0].result() == [RIGHT] * 5
+
+
+@pytest.mark.slow
+def test_a_worker_runs_out_of_cpu_time_when_the_pool_is_stopped(recipe: str) -> None:
+    """The pool's clock stands still with it; the kernel's does not."""
+    script = f"""
+        import os, signal, threading, time
+        from fastgrpo.rewards import VerifierPool
+        pool = VerifierPool({recipe + ":naughty"!r}, workers=1, timeout_s=0.5, memory_limit_gib=1)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        pool.score([("spin_in_c", "")])
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    with parent, contextlib.ExitStack() as stack:
+        stack.callback(parent.kill)
+        while psutil.Process(parent.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.02)
+        (worker,) = workers_of(parent.pid)
+        wait_until_gone(worker, timeout_s=60.0)
+
+
 def test_texts_of_any_kind_and_length_arrive_unchanged(recipe: str) -> None:
     texts = ["", "\0", "a\0b", "\ud800", "\udfff\ud800", "\r\n\x1b[0m\x7f", "\U0001f600\ufeff", "\\boxed{" * 200_000]
     with VerifierPool(f"{recipe}:echo", 2, timeout_s=10, memory_limit_gib=2, self_test=[]) as pool:

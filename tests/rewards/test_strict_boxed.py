@@ -1,11 +1,6 @@
-import json
-from pathlib import Path
-
 import pytest
 
 from fastgrpo.rewards import strict_boxed
-
-LABELLED = Path(__file__).parents[2].parent / "shared" / "data" / "verifier" / "math_answers_sample_cases.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -75,19 +70,3 @@ def test_an_answer_that_does_not_fit_into_the_window_is_wrong() -> None:
 
 def test_an_earlier_box_within_the_window_does_not_count() -> None:
     assert not strict_boxed("\\boxed{42}, no: \\boxed{43}", "42")
-
-
-def test_labelled_responses_give_six_false_negatives_and_no_false_positive() -> None:
-    if not LABELLED.exists():
-        pytest.skip(f"needs the labelled responses in {LABELLED}")
-    judged = []
-    for line in LABELLED.read_text().splitlines():
-        case = json.loads(line)
-        (solution,) = case["solutions"]
-        gold = solution.removeprefix("\\boxed{").removesuffix("}")
-        for response, reward in zip(case["generateds"], case["rewards"], strict=True):
-            judged.append((strict_boxed(response, gold), reward > 0))
-    assert len(judged) == 160
-    assert sum(right for _, right in judged) == 83
-    assert sum(right and not found for found, right in judged) == 6
-    assert sum(found and not right for found, right in judged) == 0

@@ -24,6 +24,8 @@ from fastgrpo.evaluation.tables import (
     INTERVAL,
     Table,
     accuracy_table,
+    behaviour_table,
+    behaviours_explained,
     glossary,
     pass_table,
     percent,
@@ -63,7 +65,7 @@ def page(evaluation: Evaluation, summary: Summary) -> str:
         subtitle=[f"{name}: {summary.about[key]}" for name, key in _SUBTITLE.items() if summary.about.get(key)],
         facts=_facts(summary, responses),
         notes=[str(note) for note in summary.about.get("notes", [])],
-        sections=[_accuracy(summary), *_curves(summary), _lengths(evaluation), _responses(summary)],
+        sections=[_accuracy(summary), *_curves(summary), _lengths(evaluation), *_responses(summary)],
         transcripts=transcripts,
     )
 
@@ -142,8 +144,12 @@ def _lengths(evaluation: Evaluation) -> Section:
     return Section("Response lengths", "Responses by their number of tokens, right and wrong.", drawn)
 
 
-def _responses(summary: Summary) -> Section:
-    return Section("Responses in figures", tables=[text_table(summary)], notes=glossary())
+def _responses(summary: Summary) -> list[Section]:
+    sections = [Section("Responses in figures", tables=[text_table(summary)], notes=glossary())]
+    if summary.behaviours:
+        table = behaviour_table(summary)
+        sections.append(Section("Cognitive behaviours", behaviours_explained(summary), tables=[table]))
+    return sections
 
 
 def _render(*, sections: Sequence[Section], transcripts: Transcripts | None, **context: Any) -> str:

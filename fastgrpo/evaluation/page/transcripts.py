@@ -28,7 +28,7 @@ def choose(evaluation: Evaluation, budget: int = MAX_EMBEDDED_BYTES) -> Transcri
     problems: list[dict[str, str]] = []
     shown: list[dict[str, Any]] = []
     for part in evaluation.benchmarks:
-        chosen = _choose(part, budget)
+        chosen = _choose(part, budget // len(evaluation.benchmarks))
         places: dict[int, int] = {}
         rows = {row.problem: row for row in part.problems}
         for one in chosen:
