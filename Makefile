@@ -21,7 +21,7 @@ test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready
 	.venv-verl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
 	.venv-openrlhf/bin/python -m pytest tests/peers/test_adapter_openrlhf.py
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py
-	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py)
+	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py evaluate_vllm.py)
 	.venv-vllm/bin/python -m pytest tests/peers/test_quickstart_vllm.py tests/bench/test_rollout_benches.py
 
 # On a CUDA GPU the kernels' tests run on it, in place of the interpreter.

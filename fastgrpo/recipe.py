@@ -1,9 +1,11 @@
 """A recipe: one Python file that says what a run is.
 
 It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function of response text and answer that says
-whether the response is right). It may define
+whether the response is right, or where it is, as ``"module:function"``: its processes then load only that). It may
+define
 
-- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts;
+- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts,
+  as ``self_test_of(reward)`` gives for those of ``fastgrpo.rewards``;
 - ``prepare(config, base, say)``: makes what the run starts from in the folder ``base``, on the first rank and before
   anything is loaded;
 - ``algorithm`` (a ``fastgrpo.algorithm.Algorithm``): the functions that take the place of plain GRPO's parts;
@@ -25,6 +27,7 @@ from typing import Any
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config, with_settings
 from fastgrpo.data.schemas import verl_row
+from fastgrpo.rewards.wire import KnownAnswer
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Recipe:
     reward: str  # the verifier as its processes import it
     prepare: Callable[[Config, Path, Callable[[str], None]], None] | None = None
     published: dict[str, Any] = field(default_factory=dict)
-    self_test: Sequence[tuple[str, str, bool]] = ()
+    self_test: Sequence[KnownAnswer] = ()
     algorithm: Algorithm = field(default_factory=Algorithm)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     row: Callable[[str, str, str], dict[str, Any]] = verl_row
@@ -77,8 +80,8 @@ def load_recipe(path: Path) -> Recipe:
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"{path} must define `config = fastgrpo.config.Config(...)`, it has {type(config).__name__}")
-    if not callable(getattr(module, "reward", None)):
-        raise ValueError(f"{path} must define `reward`, a function (response text, answer) -> bool")
+    if not isinstance(reward := getattr(module, "reward", None), str) and not callable(reward):
+        raise ValueError(f"{path} must define `reward`, a function (response text, answer) -> bool or 'unformatted'")
     return Recipe(
         path,
         config,
@@ -99,6 +102,8 @@ def _verifier(path: Path, module: ModuleType) -> str:
     """One of ours is imported from where it is: its processes then need not load all that the recipe does, torch among
     it. Any other comes with the recipe's file, whose code may have to run before it and is read once."""
     function = module.reward
+    if isinstance(function, str):
+        return function
     place, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
     if place.startswith("fastgrpo.") and getattr(sys.modules[place], name, None) is function:
         return f"{place}:{name}"

@@ -16,18 +16,10 @@ from fastgrpo.config import (
     RolloutConfig,
     with_settings,
 )
-from fastgrpo.data.schemas import verl_row
+from fastgrpo.data.schemas import SIMPLERL_TEMPLATES, verl_row
 
 source = "SimpleRL-Zoo, arXiv 2503.18892"
 
-# Figure 10: a base model that follows instructions badly gets the simple one.
-TEMPLATES = {
-    "simple": "Question:\n{problem}\nAnswer:\nLet's think step by step.\n",
-    "boxed": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
-        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
-    ),
-}
 # Folders of the data set: by template, then by difficulty.
 FOLDERS = {"simple": "simplelr_abel", "boxed": "simplelr_qwen"}
 BUCKETS = {"easy": "gsm8k_level1", "medium": "level1to4", "hard": "level3to5"}
@@ -54,7 +46,7 @@ def zoo(
         model=ModelConfig(path=model, family=family, activation_checkpointing=True),
         data=DataConfig(
             train=f"hkust-nlp/SimpleRL-Zoo-Data:{FOLDERS[template]}_{BUCKETS[bucket]}/train.parquet",
-            template=TEMPLATES[template],
+            template=SIMPLERL_TEMPLATES[template],
             chat_template=False,  # the template has the chat's tokens already
             special_tokens=False,
             max_prompt_tokens=1024,

@@ -39,7 +39,7 @@ config = Config(
     checkpoint=CheckpointConfig(every_steps=5),
 )
 reward = dapo_minerva
-self_test = self_test_of(dapo_minerva)
+self_test = self_test_of(reward)
 algorithm = Algorithm(shaping=(OverlongPenalty(buffer_tokens=4096, factor=1.0),))
 row = verl_row
 source = "DAPO, arXiv 2503.14476; verl-project/verl-recipe dapo/run_dapo_qwen2.5_32b.sh"

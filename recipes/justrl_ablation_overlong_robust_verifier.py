@@ -7,7 +7,7 @@ from fastgrpo.rewards import deepscaler, self_test_of
 
 config = with_settings(overlong.config, {"name": "justrl_ablation_overlong_robust_verifier"})
 reward = deepscaler
-self_test = self_test_of(deepscaler)
+self_test = self_test_of(reward)
 algorithm = overlong.algorithm
 fidelity = overlong.fidelity
 source = overlong.source

@@ -4,7 +4,7 @@ Every constant is the default of ``fastgrpo.config``, and those that make the ru
 """
 
 from fastgrpo.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig, RolloutConfig
-from fastgrpo.rewards import SELF_TEST, strict_boxed
+from fastgrpo.rewards import self_test_of, strict_boxed
 
 config = Config(
     name="justrl_deepseek_1_5b",
@@ -16,7 +16,7 @@ config = Config(
     evaluation=EvaluationConfig(every_steps=50, samples_per_prompt=32, temperature=0.7),
 )
 reward = strict_boxed
-self_test = SELF_TEST
+self_test = self_test_of(reward)
 
 # The paper's table says nothing of the loss's mean; the released code takes it over each micro-batch, and computes a
 # prompt once for each of its responses. Its separator, a blank line, is ours anyway; so is the order within a step, in

@@ -40,7 +40,7 @@ config = Config(
     optimizer=OptimizerConfig(learning_rate=1e-6, updates_per_step=8),
 )
 reward = prime_union
-self_test = self_test_of(prime_union)
+self_test = self_test_of(reward)
 algorithm = Algorithm(
     advantages=batch_normalised,
     shaping=(StopProperly(factor=0.0), Cycled(CosineLengthPenalty(), on_steps=100, off_steps=500)),

@@ -48,7 +48,7 @@ config = Config(
     evaluation=EvaluationConfig(samples_per_prompt=16, temperature=0.7),
 )
 reward = math_verify
-self_test = self_test_of(math_verify)
+self_test = self_test_of(reward)
 
 
 def with_hint(problem: Problem, data: DataConfig) -> str | None:

@@ -22,7 +22,7 @@ from fastgrpo.config import (
     OptimizerConfig,
     RolloutConfig,
 )
-from fastgrpo.rewards import SELF_TEST, strict_boxed
+from fastgrpo.rewards import self_test_of, strict_boxed
 
 config = Config(
     name="quickstart",
@@ -41,7 +41,7 @@ config = Config(
     checkpoint=CheckpointConfig(every_steps=10),
 )
 reward = strict_boxed
-self_test = SELF_TEST
+self_test = self_test_of(reward)
 source = "ours"
 cost = "two minutes on two cores of a CPU"
 

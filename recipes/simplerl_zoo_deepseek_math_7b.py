@@ -14,7 +14,7 @@ config = zoo.zoo(
     max_response_tokens=3072,  # of its 4,096 positions: the 8,192 of the others do not fit
 )
 reward = simplerl_mix
-self_test = self_test_of(simplerl_mix)
+self_test = self_test_of(reward)
 row = zoo.row_of(config)
 source = zoo.source
 cost = "about 240 H100-hours, as the 7B of Qwen2.5"

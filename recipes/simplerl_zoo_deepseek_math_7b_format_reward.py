@@ -7,7 +7,7 @@ from fastgrpo.rewards import format_penalty, self_test_of
 
 config = zoo.with_format_reward(base.config)
 reward = format_penalty
-self_test = self_test_of(format_penalty)
+self_test = self_test_of(reward)
 row = base.row
 source = "SimpleRL-Zoo, arXiv 2503.18892, section 3.1"
 cost = base.cost

@@ -15,7 +15,7 @@ config = zoo.zoo(
     tensor_parallel=4,
 )
 reward = simplerl_mix
-self_test = self_test_of(simplerl_mix)
+self_test = self_test_of(reward)
 row = zoo.row_of(config)
 source = zoo.source
 cost = "not published; the 32B took 2,304 H100-hours"

@@ -13,7 +13,7 @@ config = zoo.zoo(
     reduce_every_microbatch=False,
 )
 reward = simplerl_mix
-self_test = self_test_of(simplerl_mix)
+self_test = self_test_of(reward)
 row = zoo.row_of(config)
 source = zoo.source
 cost = "not published; trains on one GPU of 80 GB"

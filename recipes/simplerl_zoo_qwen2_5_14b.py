@@ -14,7 +14,7 @@ config = zoo.zoo(
     tensor_parallel=2,
 )
 reward = simplerl_mix
-self_test = self_test_of(simplerl_mix)
+self_test = self_test_of(reward)
 row = zoo.row_of(config)
 source = zoo.source
 cost = "240 H100-hours (16 GPUs, 15 hours, about 100 steps)"

@@ -14,7 +14,7 @@ config = zoo.zoo(
     tensor_parallel=8,
 )
 reward = simplerl_mix
-self_test = self_test_of(simplerl_mix)
+self_test = self_test_of(reward)
 row = zoo.row_of(config)
 source = zoo.source
 cost = "2,304 H100-hours (64 GPUs, 1.5 days)"

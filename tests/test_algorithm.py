@@ -70,7 +70,7 @@ def made(constant: float):
     return inner
 
 
-class Callable_:
+class Judge:
     def __call__(self, rewards, outcomes):
         return rewards
 
@@ -82,7 +82,7 @@ def described(shaping: Any) -> str:
 def test_what_a_run_records_tells_functions_apart_and_is_always_json():
     kinds = [
         made(1.0), made(2.0), partial(made, 1.0), partial(made, constant=3.0), lambda r, o: r, lambda r, o: 2 * r,
-        OverlongPenalty(4096, np.float32(0.5)), OverlongPenalty(4096, 0.25), Callable_(),
+        OverlongPenalty(4096, np.float32(0.5)), OverlongPenalty(4096, 0.25), Judge(),
     ]  # fmt: skip
     assert len({described(kind) for kind in kinds}) == len(kinds)
     assert described(made(1.0)) == described(made(1.0))

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fastgrpo_recipes import _simplerl_zoo as zoo
 from fastgrpo_recipes import dapo_qwen2_5_32b, questa_nemotron_1_5b
 from tokenizers.processors import TemplateProcessing
 
 from fastgrpo.config import DataConfig
 from fastgrpo.data import EncodedPrompts, Problem, PromptStream, encode, load_problems
-from fastgrpo.data.schemas import generation_row, solution_text, unwrap_template, verl_row
+from fastgrpo.data.schemas import SIMPLERL_TEMPLATES, generation_row, solution_text, unwrap_template, verl_row
 from fastgrpo.shrink import make_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "train"
@@ -25,9 +24,9 @@ def rows_at(path: Path, *rows: dict) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", zoo.TEMPLATES)
+@pytest.mark.parametrize("name", SIMPLERL_TEMPLATES)
 def test_a_row_in_its_template_and_a_bare_one_make_the_same_prompt(name, tmp_path):
-    template = zoo.TEMPLATES[name]
+    template = SIMPLERL_TEMPLATES[name]
     whole = rows_at(tmp_path / "whole.jsonl", verl_row(template.replace("{problem}", "What is 1+1?"), "2", ""))
     bare = rows_at(tmp_path / "bare.jsonl", verl_row("What is 1+1?", "2", ""))
     prompts = [load_problems(source, "unused", template).problems for source in (whole, bare)]
@@ -35,7 +34,7 @@ def test_a_row_in_its_template_and_a_bare_one_make_the_same_prompt(name, tmp_pat
 
 
 def test_a_text_that_only_begins_like_the_template_stays():
-    assert unwrap_template("Question:\nWhat?", zoo.TEMPLATES["simple"]) == "Question:\nWhat?"
+    assert unwrap_template("Question:\nWhat?", SIMPLERL_TEMPLATES["simple"]) == "Question:\nWhat?"
     assert unwrap_template("What?", "") == "What?"
     assert unwrap_template("Q: What? ", "Q: {problem}") == "What? "
 

@@ -19,6 +19,15 @@ INSTRUCTIONS = (
     "Please reason step by step, and put your final answer within \\boxed{}.",
     "Please reason step by step, and put your final answer within \\boxed{{}}.",
 )
+# SimpleRL-Zoo's (arXiv 2503.18892, figure 10; hkust-nlp/simpleRL-reason utils.py, "abel" and "qwen-boxed"): the whole
+# prompt of a base model, which its rows carry. The simple one is for models that follow instructions badly.
+SIMPLERL_TEMPLATES = {
+    "simple": "Question:\n{problem}\nAnswer:\nLet's think step by step.\n",
+    "boxed": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
+    ),
+}
 _SEPARATORS = ("\n\n", "\n", " ")
 
 Extract = Callable[[dict[str, Any]], tuple[Any, Any]]  # the columns of a row -> (problem, answer), unchecked

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
 from fastgrpo.evaluation.benchmarks import Benchmark, count_note, find_benchmark, load_benchmark
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.evaluation.suites import SUITES, TEMPLATES, Protocol, Suite
+from fastgrpo.evaluation.suites import SUITES, Protocol, Suite
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _protocol(settings: Settings, protocol: Protocol) -> Protocol:
     }
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings.template:
-        changed |= {"template": TEMPLATES.get(settings.template, settings.template), "chat_template": False}
+        changed |= {"template": SIMPLERL_TEMPLATES.get(settings.template, settings.template), "chat_template": False}
     protocol = replace(protocol, **changed)
     if not protocol.template:
         raise ValueError(

@@ -7,6 +7,8 @@ from typing import Literal
 
 import tyro
 
+MAX_SAMPLES = 1000  # of which majorities can still be counted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -116,6 +118,7 @@ def validate(settings: Settings) -> None:
         require(name, getattr(settings, name) is None or getattr(settings, name) >= 1, "at least 1")
     for name in ("verifier_timeout_s", "verifier_memory_gib", "behaviours_timeout_s"):
         require(name, 0 < getattr(settings, name) < math.inf, "above 0 and finite")
+    require("samples", settings.samples is None or settings.samples <= MAX_SAMPLES, f"at most {MAX_SAMPLES}")
     temperature, top_p = settings.temperature, settings.top_p
     require("temperature", temperature is None or 0 <= temperature < math.inf, "0 or more and finite")
     require("top_p", top_p is None or 0 < top_p <= 1, "above 0 and at most 1")

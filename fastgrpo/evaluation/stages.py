@@ -1,12 +1,11 @@
 """An evaluation from its folder to its tables."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from fastgrpo.evaluation.behaviours import as_markdown, judge_behaviours
+from fastgrpo.evaluation.behaviours import judge_behaviours
 from fastgrpo.evaluation.chat_server import ChatServer
 from fastgrpo.evaluation.compass import judge_by_model
 from fastgrpo.evaluation.folder import EvaluationFolder
@@ -43,8 +42,6 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
             judge_behaviours(settings, plan, folder, check)
     write_results(read_evaluation(path))
     print((path / "results.md").read_text(encoding="utf-8"))
-    if settings.behaviours:
-        print(as_markdown(json.loads((path / "behaviours.json").read_text(encoding="utf-8"))))
     for name in ("results.json", "results.md", "report.html", "generations", "verdicts"):
         print(f"  {path / name}")
 

@@ -29,14 +29,6 @@ class Suite:
 
 # One space where its training puts a blank line (thunlp/JustRL: evals/gen_vllm.py, PROMPT_TEMPLATE).
 JUSTRL_TEMPLATE = "{problem} Please reason step by step, and put your final answer within \\boxed{}."
-# SimpleRL-Zoo, arXiv 2503.18892, figure 10; hkust-nlp/simpleRL-reason: utils.py, "abel" and "qwen-boxed".
-TEMPLATES = {
-    "simple": "Question:\n{problem}\nAnswer:\nLet's think step by step.\n",
-    "boxed": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\nPlease reason step "
-        "by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
-    ),
-}
 
 # thunlp/JustRL: evals/gen_vllm.py (TEMPERATURE, TOP_P, MAX_TOKENS, and N of each task).
 _JUSTRL = Protocol(

@@ -2,11 +2,12 @@
 
 import pytest
 
+from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
 from fastgrpo.evaluation.benchmarks import count_note, find_benchmark, load_benchmark
 from fastgrpo.evaluation.plan import make_plan
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.evaluation.simplerl_rule import simplerl_evaluated
-from fastgrpo.evaluation.suites import BENCHMARKS, SUITES, TEMPLATES
+from fastgrpo.evaluation.suites import BENCHMARKS, SUITES
 from fastgrpo.evaluation.verdicts import start_pool
 from fastgrpo.rewards import mathd_or_sympy, prime_union, simplerl_mix
 from tests.evaluation.rewritten import rewritten, seen_in_no_way
@@ -56,8 +57,8 @@ def test_justrl_asks_with_one_space_in_one_user_message_and_judges_by_its_grader
 
 
 def test_simplerl_asks_with_its_training_templates_as_plain_text():
-    assert TEMPLATES["simple"] == "Question:\n{problem}\nAnswer:\nLet's think step by step.\n"
-    assert TEMPLATES["boxed"] == (
+    assert SIMPLERL_TEMPLATES["simple"] == "Question:\n{problem}\nAnswer:\nLet's think step by step.\n"
+    assert SIMPLERL_TEMPLATES["boxed"] == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
         "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
     )

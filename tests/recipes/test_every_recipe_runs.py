@@ -47,3 +47,12 @@ def test_the_recipe_of_the_docs_runs(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(page.split("```python\n")[1].split("```")[0])
     assert len(run_shrunk(str(recipe), tmp_path)) == 3
+
+
+def test_a_verifier_may_be_named_and_ones_own_comes_with_its_file(tmp_path):
+    head = "from fastgrpo.config import Config\nconfig = Config(name='mine')\n"
+    named, own = tmp_path / "named.py", tmp_path / "own.py"
+    named.write_text(head + "reward = 'my_verifier:judge'\n")
+    own.write_text(head + "from fractions import Fraction\ndef reward(response, answer): return False\n")
+    assert load_recipe(named).reward == "my_verifier:judge"
+    assert load_recipe(own).reward == f"{own}:reward"
