@@ -68,7 +68,8 @@ def judge_behaviours(settings: Settings, plan: Plan, folder: EvaluationFolder, c
     there = {_key(row) for row in read_rows(path) if row["judge"] == settings.behaviours_model}
     asked = [a for a in _requests(settings, plan, folder) if (a.benchmark, a.problem, a.sample) not in there]
     server = ChatServer.of(settings)
-    num_refused, num_answered = 0, 0
+    refused: list[dict[str, Any]] = []  # until the server has answered something: it may refuse all
+    has_answered = False
     with (
         RowFile(path) as file,
         StageProgress("behaviours", len(there) + len(asked), len(there)) as progress,
@@ -76,12 +77,17 @@ def judge_behaviours(settings: Settings, plan: Plan, folder: EvaluationFolder, c
     ):
         try:
             for one, verdict in _answers(threads, server, asked, settings.behaviours_concurrency, check):
-                num_refused += isinstance(verdict, Refusal)
-                num_answered += not isinstance(verdict, Refusal)
-                if isinstance(verdict, Refusal) and num_refused >= NONE_ANSWERED and not num_answered:
+                row = _row(one, verdict, settings.behaviours_model)
+                has_answered = has_answered or not isinstance(verdict, Refusal)
+                if has_answered:
+                    file.write([*refused, row])
+                    refused.clear()
+                else:
+                    refused.append(row)
+                if len(refused) >= NONE_ANSWERED:
                     raise ValueError(f"{settings.behaviours} refuses: {verdict}")
-                file.write([_row(one, verdict, settings.behaviours_model)])
                 progress.advance()
+            file.write(refused)
         finally:
             threads.shutdown(cancel_futures=True)
     write_json(folder.path / "behaviours.json", ratios(path, settings.behaviours_model))
@@ -162,11 +168,3 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float | int | None]:
     judged = [row for row in rows if not row["failure"]]
     shares = {name: sum(row[name] for row in judged) / len(judged) if judged else None for name in BEHAVIOURS}
     return {"num_judged": len(judged), "num_left_out": len(rows) - len(judged), **shares}
-
-
-def as_markdown(found: dict[str, Any]) -> str:
-    lines = ["| benchmark | judged | left out | " + " | ".join(BEHAVIOURS) + " |", "|---|" + "---|" * 6]
-    for name, row in found["benchmarks"].items():
-        shares = ["-" if row[b] is None else f"{100 * row[b]:.1f} %" for b in BEHAVIOURS]
-        lines.append(f"| {name} | {row['num_judged']} | {row['num_left_out']} | " + " | ".join(shares) + " |")
-    return "\n".join([f"Behaviours, judged by {found['judge']}:", "", *lines]) + "\n"

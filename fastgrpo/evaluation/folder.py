@@ -117,7 +117,7 @@ class EvaluationFolder:
         for part in ("problems", "generations", "verdicts"):
             if (self.path / part).exists():
                 shutil.rmtree(self.path / part)
-        for name in ("behaviours.jsonl", "results.json", "results.md", "report.html"):
+        for name in ("behaviours.jsonl", "behaviours.json", "results.json", "results.md", "report.html"):
             (self.path / name).unlink(missing_ok=True)
 
     def drawn(self, name: str) -> dict[Key, dict[str, Any]]:

@@ -102,6 +102,7 @@ def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
         "stop_token_ids": list(settings.stop_token_ids),
         "extrapolate": settings.extrapolate,
         "rule": settings.rule or plan.suite.rule,
+        "rule_fingerprint": _fingerprint_of_rule(settings.rule),
         "verifier_model": settings.verifier_model,
         "compass_without_question": settings.compass_without_question,
         "benchmarks": {
@@ -114,6 +115,12 @@ def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
         },
         "notes": plan.notes,
     }
+
+
+def _fingerprint_of_rule(rule: str) -> str:
+    """Of the file that a verifier is in; empty for one of a module."""
+    path = Path(rule.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.suffix == ".py" and path.is_file() else ""
 
 
 SAMPLED_BYTES = 1 << 16

@@ -68,16 +68,18 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not (folder / "evaluation.json").is_file():
         raise ValueError(f"no evaluation in {folder}: it has no evaluation.json")
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    return Evaluation(folder, about, [_read_benchmark(folder, name) for name in about["benchmarks"]])
+    by_model = bool(about.get("verifier_model"))
+    return Evaluation(folder, about, [_read_benchmark(folder, name, by_model) for name in about["benchmarks"]])
 
 
-def _read_benchmark(folder: Path, name: str) -> BenchmarkResults:
+def _read_benchmark(folder: Path, name: str, by_model: bool) -> BenchmarkResults:
+    """With ``by_model`` what the rule rejected is judged only once the verifier model has said so too."""
     problems = [ProblemRow(**row) for row in read_rows(folder / "problems" / f"{name}.jsonl")]
     verdicts = {(v["problem"], v["sample"]): v for v in read_rows(folder / "verdicts" / f"{name}.jsonl")}
     judged = []
     for row in read_generations(folder, name):
         verdict = verdicts.get((row["problem"], row["sample"]))
-        if verdict is not None:
+        if verdict is not None and (verdict["rule"] or verdict["model"] is not None or not by_model):
             judged.append(Judged(**row, correct=is_correct(verdict)))
     return BenchmarkResults(name, problems, sorted(judged, key=lambda j: (j.problem, j.sample)))
 

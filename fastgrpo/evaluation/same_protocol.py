@@ -42,6 +42,10 @@ def _of_row(table: Table, row: Row, protocols: Mapping[str, Mapping[str, Any]]) 
     return found
 
 
+def _num_problems(benchmark: str) -> int | None:
+    return BENCHMARKS[benchmark].num_problems if benchmark in BENCHMARKS else None
+
+
 def _protocol(row: Row, column: Column) -> Protocol:
     return PROTOCOLS[row.protocol or column.protocol]
 
@@ -50,9 +54,9 @@ def _is_same(row: Row, column: Column, asked: Mapping[str, Any]) -> bool:
     theirs = _protocol(row, column)
     used = {
         "temperature": theirs.temperature,
-        "top_p": theirs.top_p,
+        "top_p": asked.get("top_p") if theirs.temperature == 0 else theirs.top_p,  # greedy draws from nothing
         "max_response_tokens": theirs.max_response_tokens,
         "samples_per_problem": column.samples,
-        "num_problems": BENCHMARKS[column.benchmark].num_problems if column.benchmark in BENCHMARKS else None,
+        "num_problems": column.num_problems or _num_problems(column.benchmark),
     }
     return all(value is not None and asked.get(name) == value for name, value in used.items())

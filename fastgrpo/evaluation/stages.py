@@ -39,6 +39,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
         if settings.verifier_model:
             judge_by_model(settings, plan, folder, device, check)
         if settings.behaviours:
+            write_results(read_evaluation(path))  # whatever becomes of the server
             judge_behaviours(settings, plan, folder, check)
     write_results(read_evaluation(path))
     print((path / "results.md").read_text(encoding="utf-8"))

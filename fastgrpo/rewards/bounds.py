@@ -12,6 +12,7 @@ MAX_DIGITS = 300
 MAX_BITS = 200_000
 MAX_NODES = 2000
 MAX_EXPANDED_POWER = 64  # of a sum: sympy may multiply it out
+MAX_MONOMIALS = 2000  # that it would have then
 
 LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS},}}")
 # latex2sympy computes these at once: no more than four digits may stand in them.
@@ -29,8 +30,9 @@ def readable(latex: str) -> bool:
 def small_enough(value: Any) -> bool:
     """Whether an expression that is not computed yet can be, quickly.
 
-    Each number in it has at most 200,000 bits, no sum is raised to more than the 64th power, and there is no sum over
-    an index, no product, integral, limit or derivative, which are not answers but exercises.
+    Each number in it has at most 200,000 bits, no sum is raised to more than the 64th power, multiplied out it has at
+    most 2,000 monomials, and there is no sum over an index, no product, integral, limit or derivative, which are not
+    answers but exercises.
     """
     from sympy import Derivative, Integral, Limit, Product, Sum
 
@@ -39,7 +41,19 @@ def small_enough(value: Any) -> bool:
         nodes.extend(_parts(node))
         if len(nodes) > MAX_NODES or isinstance(node, (Derivative, Integral, Limit, Product, Sum)):
             return False
-    return _log2(value) <= MAX_BITS
+    return _log2(value) <= MAX_BITS and _num_monomials(value) <= MAX_MONOMIALS
+
+
+def _num_monomials(value: Any) -> float:
+    """A bound on the terms of the value multiplied out."""
+    kind = type(value).__name__
+    if kind == "Pow" and getattr(value.exp, "is_Integer", False) and value.exp > 1:
+        terms, power = _num_monomials(value.base), min(int(value.exp), MAX_BITS)
+        return float(math.comb(power + int(terms) - 1, power)) if terms <= MAX_MONOMIALS and power <= 64 else terms
+    counts = [_num_monomials(part) for part in _parts(value)]
+    if kind == "Mul":
+        return math.prod(counts)
+    return sum(counts) if kind == "Add" else max(counts, default=1.0)
 
 
 def _parts(value: Any) -> Any:

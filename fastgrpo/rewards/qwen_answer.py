@@ -130,7 +130,7 @@ def _fractions(text: str) -> str:
 
 def _digits_of_words(text: str) -> str:
     """Number words as digits ("forty-two" is "42"), 042 as 42; a text with anything else in it stays."""
-    if text.isdecimal() and len(text) <= MAX_CHARS:
+    if text.isascii() and text.isdecimal() and len(text) <= MAX_CHARS:
         return str(int(text))
     words = text.lower().replace("-", " ").replace(" and ", " ").split()
     if not words or len(words) > 20 or any(w not in SMALL and w not in LARGE and w != "hundred" for w in words):

@@ -33,12 +33,15 @@ def equal_by_sympy(given: str, answer: str) -> bool:
     Source: ``grade_answer_sympy`` of agentica-project/rllm rllm/rewards/math_utils/utils.py, which follows
     openai/prm800k. Ours differs where that one was not safe or not right: it never evaluates text as Python; a number
     that is too large for a quick answer is not computed; integers of any length are compared exactly;
-    fractions keep their brackets and roots their degree; -7 3/4 is -(7+3/4).
+    fractions keep their brackets and roots their degree; -7 3/4 is -(7+3/4); a number within 1e-7 of 0 is not 0, nor
+    an answer without its unit nothing at all.
     """
     wanted, found = normalised(answer), normalised(given)
+    if not found or not wanted:  # units alone, which are taken away: an empty box is not "day"
+        return False
     if wanted == found:
         return True
-    if not found or not wanted or max(len(answer), len(given)) > MAX_CHARS:
+    if max(len(answer), len(given)) > MAX_CHARS:
         return False
     wanted_items, found_items = items_of(wanted), items_of(found)
     if len(wanted_items) != len(found_items):
@@ -120,12 +123,14 @@ def _plain(text: str) -> str:
 
 
 def _integer(text: str) -> int | None:
-    """The integer within 1e-7 of the number that the text is; None for anything else."""
+    """The integer within 1e-7 of the number that the text is; None for anything else, and for what is nearly 0."""
     text = _without_separators(text)
     if not NUMBER.fullmatch(text):
         return None
     number = Decimal(text)
     nearest = round(number)
+    if nearest == 0 and number != 0:  # 9.1e-31 is not 1.6e-19
+        return None
     return nearest if abs(number - nearest) <= INTEGER_TOLERANCE else None
 
 

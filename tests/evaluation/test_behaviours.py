@@ -86,7 +86,8 @@ def test_each_first_response_is_asked_about_and_the_ratios_are_the_shares_of_yes
         "num_judged": 6, "num_left_out": 0, "backtracking": 0.0, "verification": 0.5, "subgoal_setting": 0.0,
         "enumeration": 1.0,
     }  # fmt: skip
-    assert "| held_out | 6 | 0 | 0.0 % | 50.0 % | 0.0 % | 100.0 % |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "## Cognitive behaviours" in printed and "somebody" in printed and " 50.0 " in printed
 
 
 @pytest.mark.slow
@@ -145,8 +146,10 @@ def test_a_server_that_refuses_or_fails_ends_the_stage_with_its_words(judge, tin
     judge.answer = lambda body: (status, "no such thing here")
     assert evaluate(tiny_base, tmp_path, *settings_for(judge)) == code
     assert "no such thing here" in capsys.readouterr().err
+    assert (tmp_path / "e" / "results.md").exists()  # what was drawn and judged is told all the same
     judge.answer = lambda body: json.dumps(ALL_FALSE)
     assert evaluate(tiny_base, tmp_path, *settings_for(judge)) == 0
+    assert found(tmp_path / "e")["num_left_out"] == 0  # nothing was held against the responses
 
 
 @pytest.mark.slow

@@ -58,6 +58,26 @@ def test_what_is_incomplete_has_no_outcomes_and_says_how_to_go_on(folder):
             incomplete.outcomes()
 
 
+def test_what_the_rule_rejected_is_open_until_the_verifier_model_has_spoken(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"verifier_model": "judge", "benchmarks": {"b": {}}}))
+    verdict = {"problem": 0, "failure": ""}
+    rows = {
+        "problems": [{"problem": 0, "text": "", "answer": "1"}],
+        "generations": [
+            {"problem": 0, "sample": s, "text": "", "num_tokens": 1, "finish_reason": "stop"} for s in range(3)
+        ],
+        "verdicts": [
+            {**verdict, "sample": 0, "rule": True, "model": None},
+            {**verdict, "sample": 1, "rule": False, "model": None},
+            {**verdict, "sample": 2, "rule": False, "model": False},
+        ],
+    }
+    for name, lines in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(j.sample, j.correct) for j in read_evaluation(tmp_path).benchmarks[0].judged] == [(0, True), (2, False)]
+
+
 def test_a_folder_without_an_evaluation_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no evaluation in"):
         read_evaluation(tmp_path)
