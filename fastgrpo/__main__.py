@@ -7,7 +7,7 @@ USAGE = """usage: fastgrpo COMMAND ...
   train [--ranks N] [RECIPE] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
   evaluate MODEL [--suite justrl|simplerl|prorl] ...       draw and judge benchmarks the way a paper did
   report RUN                                               make report.html of a run, also while it goes
-  recipes                                                  list the recipes that come with fastgrpo
+  recipes [PART OF A NAME]                                 list the recipes that come with fastgrpo
 """
 
 
@@ -25,7 +25,7 @@ def main() -> int:
         report(arguments)
         return 0
     if command == "recipes":
-        return _recipes()
+        return _recipes(arguments)
     asked = command in ("-h", "--help")
     print(USAGE if asked or not command else f"fastgrpo: no command {command!r}\n\n{USAGE}", end="")
     return 0 if asked else 2
@@ -43,20 +43,22 @@ def _train(arguments: list[str]) -> int:
     return launch(arguments, num_ranks or default_num_ranks())
 
 
-def _recipes() -> int:
-    """Name, first line, source and cost of every recipe that comes with the package."""
+def _recipes(arguments: list[str]) -> int:
+    """Name, first line, source and cost of the package's recipes, or of those whose name has the part that is given."""
     import signal
 
     from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
     for name in recipe_names():
+        if arguments and arguments[0] not in name:
+            continue
         try:
             recipe = load_recipe(find_recipe(name))
         except ValueError as error:
             print(f"fastgrpo: {error}", file=sys.stderr)
             return 2
-        print(f"{name}\n    {recipe.about}\n    source: {recipe.source}\n    cost: {recipe.cost}")
+        print(f"{name}\n    {recipe.about}\n    {recipe.source} · {recipe.cost}")
     return 0
 
 

@@ -46,7 +46,7 @@ class Phase:
                 f"a phase cannot change {', '.join(unknown)} in the middle of a run, it can change "
                 f"{', '.join(sorted(PHASED))}"
             )
-        if not isinstance(self.first_step, int) or self.first_step < 1:
+        if type(self.first_step) is not int or self.first_step < 1:
             raise ValueError(
                 f"a phase begins after step 1 or later, got {self.first_step}: what holds before is config"
             )
@@ -61,7 +61,7 @@ class ReferenceReset:
     clear_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
+        if type(self.every_steps) is not int or self.every_steps < 1:
             raise ValueError(f"a reference is reset every 1 or more steps, got {self.every_steps}")
 
     def is_due(self, step: int) -> bool:
@@ -86,6 +86,16 @@ class Algorithm:
     """What a prompt asks, from a problem; None where that row is of no use. Left out: the problem as it stands."""
     phases: tuple[Phase, ...] = ()
     """Settings that change in the run, in the order of their first steps."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shaping, tuple) or not all(map(_is_function, self.shaping)):
+            raise ValueError(f"shaping must be a tuple of functions, got {self.shaping!r}")
+        if not isinstance(self.phases, tuple) or not all(isinstance(p, Phase) for p in self.phases):
+            raise ValueError(f"phases must be a tuple of Phase(first_step, settings), got {self.phases!r}")
+        for name in ("advantages", "has_signal", "problem_text"):
+            value = getattr(self, name)
+            if not _is_function(value) and not (value is None and name == "problem_text"):
+                raise ValueError(f"{name} must be a function, got {value!r}")
 
     def config_at(self, config: Config, step: int) -> Config:
         """The settings of the step that ``step`` others went before."""
@@ -121,6 +131,11 @@ class Algorithm:
             shaping=tuple(scaled(s, tokens, steps) for s in self.shaping),
             reference_reset=scaled(self.reference_reset, tokens, steps),
         )
+
+
+def _is_function(value: Any) -> bool:
+    """A technique, and not its class, which somebody forgot to call."""
+    return callable(value) and not isinstance(value, type)
 
 
 def _described(value: Any) -> Any:

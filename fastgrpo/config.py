@@ -359,6 +359,21 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return config
 
 
+def check_types(config: Config) -> None:
+    """Raises ValueError for a setting of another type than it should be: nobody type-checks a recipe."""
+    for section in dataclasses.fields(config):
+        owner: Any = getattr(config, section.name)
+        if not dataclasses.is_dataclass(section.type):
+            with_settings(config, {section.name: owner})
+        elif type(owner) is not section.type:
+            wanted = str(getattr(section.type, "__name__", section.type))
+            raise ValueError(f"{section.name} must be a {wanted}, got {type(owner).__name__}")
+        else:
+            with_settings(
+                config, {f"{section.name}.{f.name}": getattr(owner, f.name) for f in dataclasses.fields(owner)}
+            )
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that a setting has; a whole number is a float too."""
     if get_origin(hint) is Literal:

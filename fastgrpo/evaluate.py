@@ -47,8 +47,11 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 
 def _evaluate(settings: Settings) -> None:
+    from fastgrpo.evaluation.as_trained import as_trained
     from fastgrpo.evaluation.plan import make_plan
 
+    if settings.as_trained:
+        settings = as_trained(settings)
     plan = make_plan(settings)
     for planned in plan.benchmarks:
         print(f"{planned.name}: {len(planned.benchmark.problems)} problems of {planned.benchmark.source}")
@@ -57,7 +60,8 @@ def _evaluate(settings: Settings) -> None:
     if settings.dry_run:
         for planned in plan.benchmarks:
             print(f"{planned.name}: {', '.join(f'{k} {v!r}' for k, v in asdict(planned.protocol).items())}")
-        print(f"{plan.num_responses} responses, judged by {settings.rule or plan.suite.rule}")
+        then = f", then by {settings.verifier_model} what that rejects" if settings.verifier_model else ""
+        print(f"{plan.num_responses} responses, judged by {settings.rule or plan.suite.rule}{then}")
         return
     from fastgrpo.evaluation.stages import evaluate
 

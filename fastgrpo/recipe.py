@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from fastgrpo.algorithm import Algorithm
-from fastgrpo.config import Config, with_settings
+from fastgrpo.config import Config, check_types, with_settings
 from fastgrpo.data.schemas import verl_row
 from fastgrpo.rewards.wire import KnownAnswer
 
@@ -80,6 +80,10 @@ def load_recipe(path: Path) -> Recipe:
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"{path} must define `config = fastgrpo.config.Config(...)`, it has {type(config).__name__}")
+    try:
+        check_types(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(reward := getattr(module, "reward", None), str) and not callable(reward):
         raise ValueError(f"{path} must define `reward`, a function (response text, answer) -> bool or 'unformatted'")
     return Recipe(
@@ -124,7 +128,8 @@ def _run(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever its author's code raises is the author's to hear
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((f for f in reversed(frames) if f.filename == str(path)), frames[-1])
         line = error.lineno if isinstance(error, SyntaxError) else where.lineno
         raise ValueError(f"the recipe {path} cannot be run: line {line}: {type(error).__name__}: {error}") from error
     return module

@@ -114,6 +114,7 @@ def claim(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> No
             "num_ranks": ranks.count,
             "published": recipe.published,
             "algorithm": recipe.algorithm.describe(),
+            "reward": recipe.reward,
         }
         folder.claim(config, facts)
 
@@ -269,6 +270,10 @@ class Run:
             self.checkpointer.finish()
 
     def _warn(self, metrics: dict[str, Any]) -> None:
+        if metrics["groups_kept"] == 0:
+            self.display.say(f"warning, step {metrics['step']}: no group had anything to teach, so nothing was trained")
+        elif metrics["zero_advantage_frac"] == 1.0:
+            self.display.say(f"warning, step {metrics['step']}: in every group all rewards are equal: nothing to learn")
         if warning := mismatch_warning(metrics, self.config.objective.rollout_kl_alarm):
             self.display.say(f"warning, step {metrics['step']}: {warning}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.algorithm import Algorithm, Phase
-from fastgrpo.config import Config, with_settings
+from fastgrpo.config import Config, flatten, with_settings
 from fastgrpo.recipe import Recipe
 
 STEPS, MIN_PROMPTS, MAX_GROUP, MAX_RESPONSE_TOKENS, MAX_PROMPT_TOKENS = 3, 8, 8, 48, 768
@@ -22,6 +22,9 @@ NUM_PROBLEMS, NUM_ANSWERS = 64, 4
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe in small. What the command line says is applied to that."""
     config, algorithm = recipe.config, recipe.algorithm
+    for name in ("steps", "rollout.max_response_tokens", "rollout.group_size", "optimizer.updates_per_step"):
+        if (value := flatten(config)[name]) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     algorithm = replace(
         algorithm.scaled(MAX_RESPONSE_TOKENS / config.rollout.max_response_tokens, STEPS / config.steps),
         phases=tuple(_phase(n, p, config) for n, p in enumerate(algorithm.phases, start=1)),
@@ -37,6 +40,7 @@ def _config(config: Config, algorithm: Algorithm) -> Config:
             "name": f"{config.name}_shrunk",
             "steps": max(STEPS, len(algorithm.phases) + 1),
             "shrink": True,
+            "overwrite": True,  # of what an earlier smoke run left; --resume goes on all the same
             "model.path": "{run_dir}/base/model",
             "parallel.replicas": 1,
             "data.train": "{run_dir}/base/train.jsonl",

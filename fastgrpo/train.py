@@ -1,5 +1,6 @@
 """``torchrun --nproc_per_node N -m fastgrpo.train [recipes/NAME.py] [--section.field value ...]``"""
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -167,10 +168,16 @@ def _recipe_name(arguments: Sequence[str], is_first: bool) -> str:
 
 
 def _print_dry_run(recipe: Recipe, config: Config, num_ranks: int) -> None:
-    print(f"recipe {recipe.path}\n")
-    for name, value in flatten(config).items():
-        print(f"  --{name} {value}")
-    print()
+    print(f"recipe {recipe.path}\nverifier {recipe.reward}\n")
+    settings, usual = flatten(config), flatten(Config())
+    changed = {name for name, value in settings.items() if value != usual[name]}
+    for title, names in (("set by the recipe or the command line", changed), ("defaults", settings.keys() - changed)):
+        print(f"{title}:")
+        for name in settings:
+            if name in names:
+                value = settings[name]
+                print(f"  --{name} {json.dumps(value) if isinstance(value, str) else value}")
+        print()
     for name, value in recipe.algorithm.describe().items():
         print(f"  algorithm.{name}: {value}")
     print()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -187,7 +187,7 @@ class Trainer:
         if self.algorithm.shaping:
             outcomes = self.outcomes(judged, right)
             for shape in self.algorithm.shaping:
-                rewards = shape(rewards, outcomes).astype(np.float32)
+                rewards = of_recipe("shaping", shape, rewards, outcomes)
         return rewards
 
     def outcomes(self, judged: list[Judged], right: np.ndarray) -> Outcomes:
@@ -198,7 +198,7 @@ class Trainer:
     def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
         if not len(rewards):
             return rewards
-        return self.algorithm.advantages(rewards, self.config.rollout.group_size, lengths)
+        return of_recipe("advantages", self.algorithm.advantages, rewards, self.config.rollout.group_size, lengths)
 
     def updates(self, scored: Scored) -> list[Update]:
         rows = ((j.group.prompt.prompt_ids, r) for j in scored.judged for r in j.group.responses)
@@ -270,6 +270,7 @@ class Trainer:
             "step": progress.step,
             "reward": float(scored.sampled_rewards.mean()),
             "reward_std": float(scored.sampled_rewards.std()),
+            "accuracy": float(np.mean([j.correct for j in (*scored.judged, *scored.dropped)])),  # before any shaping
             "response_length": num_tokens / len(responses),
             "truncated_frac": float(np.mean([r.finish_reason == "length" for r in responses])),
             "zero_advantage_frac": self._share_without_advantage(scored.advantages),
@@ -310,6 +311,22 @@ class Trainer:
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
         judged = judge(self.rollouts.generate(prompts, sampling), self.tokenizer, self.pool)
         return float(np.mean(self.ranks.gather([bool(c) for j in judged for c in j.correct])))
+
+
+def of_recipe(part: str, function: Callable[..., Any], values: np.ndarray, *more: Any) -> np.ndarray:  # [N] float32
+    """What a recipe's function makes of N values. Raises TrainingError for anything but N finite numbers."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    try:
+        found = function(values, *more)
+    except (Exception, SystemExit) as error:  # its author's to hear, whatever it is
+        raise TrainingError(f"{name}, of the recipe's {part}, failed: {type(error).__name__}: {error}") from error
+    is_array = isinstance(found, np.ndarray)
+    if not is_array or found.shape != values.shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        got = f"{found.dtype} {list(found.shape)}" if is_array else type(found).__name__
+        if is_array and found.shape == values.shape and found.dtype.kind == "f":
+            got = "some that are not finite"
+        raise TrainingError(f"{name}, of the recipe's {part}, must return {len(values)} finite numbers, got {got}")
+    return found.astype(np.float32)
 
 
 def lengths_of(judged: list[Judged]) -> np.ndarray:  # [N] int64

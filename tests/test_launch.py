@@ -42,7 +42,10 @@ def test_a_refusal_on_two_ranks_is_said_once_and_exits_with_its_code():
 def test_a_dry_run_of_a_recipe_in_small_shows_its_algorithm_and_its_phases():
     done = fastgrpo("train", "--ranks", "1", "prorl_v2_1_5b", "--shrink", "--rollout.group_size", "6", "--dry_run")
     assert done.returncode == 0
-    for line in ("algorithm.advantages: batch_normalised", "'first_step': 1", "--rollout.group_size 6", "--steps 3"):
+    for line in (
+        "algorithm.advantages: batch_normalised", "'first_step': 1", "--rollout.group_size 6", "--steps 4",
+        "verifier fastgrpo.rewards.prime_union:prime_union",
+    ):  # fmt: skip
         assert line in done.stdout, line
 
 

@@ -108,7 +108,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     yield Row(file, index, None, values)
                     index += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as parquet (after {index} rows): {error}") from error
 
 
@@ -132,7 +132,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
 def _parse_json(where: str, raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError as error:  # bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets without end
         raise ValueError(f"{where} is not valid JSON: {error}") from error
 
 

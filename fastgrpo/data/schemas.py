@@ -49,6 +49,8 @@ def parse(row: Row, extract: Extract, suffix: str, template: str = "") -> Item:
         body = unwrap_problem(unwrap_template(problem, template), suffix)
         if not body.strip():
             raise ValueError("the problem is empty")
+        if not _is_text(body):
+            raise ValueError("the problem holds half a surrogate pair, which no tokenizer reads")
         level = level_number(row.values.get("level"))
         return Item(body, unwrap_answer(answer_text(answer)), level, solution_text(row.values))
     except ValueError as error:
@@ -182,6 +184,14 @@ def level_number(level: Any) -> int | None:
     """3 of 3, 3.0, "3" and "Level 3" (MATH's); None of anything else, as MATH's "Level ?"."""
     match = re.fullmatch(r"(?:Level )?(\d+)(?:\.0)?", str(level))
     return int(match[1]) if match else None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,14 @@ MAX_REPLY_TOKENS = 2048
 RETRY_AFTER_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Waits before further tries of a request that timed out, or was answered with one of PASSING."""
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
-OUR_MISTAKE = (401, 403, 404, 405)
+OUR_MISTAKE = (301, 302, 303, 307, 308, 401, 403, 404, 405)
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """The key is for the server that was named, and for no other that it points to."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class Refusal(str):
@@ -40,6 +47,8 @@ class ChatServer:
                 key = Path(settings.behaviours_key_file).read_text().strip()
             except OSError as error:
                 raise ValueError(f"--behaviours_key_file cannot be read: {error}") from error
+            if not (key.isascii() and key.isprintable()):
+                raise ValueError("--behaviours_key_file must hold one line of printable ASCII")
         return cls(settings.behaviours.rstrip("/"), settings.behaviours_model, key, settings.behaviours_timeout_s)
 
     def chat(self, words: str, temperature: float, seed: int) -> "str | Refusal":
@@ -74,7 +83,7 @@ class ChatServer:
         }
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:
+        with urllib.request.build_opener(_StayHere).open(request, timeout=self.timeout_s) as reply:
             return json.load(reply)
 
 
@@ -84,4 +93,6 @@ def _content(reply: Any) -> str:
         content = reply["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no chat completion: {json.dumps(reply)[:200]}") from error
+    if content is not None and not isinstance(content, str):
+        raise ValueError(f"no text in the reply: {json.dumps(content)[:200]}")
     return content or ""  # null where a server parts the thinking from an answer that did not come

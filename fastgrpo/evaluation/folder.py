@@ -75,7 +75,8 @@ class EvaluationFolder:
     def check(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
         """Raises ValueError if the folder holds what this evaluation neither continues nor may overwrite."""
         if not self.about.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            left = list(self.path.iterdir()) if self.path.exists() else []
+            if any(not p.name.endswith(".partial") for p in left):  # a full disk may have cut the first file short
                 raise ValueError(
                     f"{self.path} holds files and no evaluation (no {self.about.name}): give another --name"
                 )

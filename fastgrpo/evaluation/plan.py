@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
+from fastgrpo.evaluation.as_trained import run_of
 from fastgrpo.evaluation.benchmarks import Benchmark, count_note, find_benchmark, load_benchmark
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.evaluation.suites import SUITES, Protocol, Suite
@@ -49,10 +50,14 @@ def make_plan(settings: Settings) -> Plan:
         benchmark = load_benchmark(name, source, settings.problems)
         benchmarks.append(Planned(benchmark, _protocol(settings, suite.protocols.get(name, suite.other))))
         notes += filter(None, [count_note(benchmark, settings.problems)])
-    if suite.verifier_model and not settings.verifier_model:
+    if suite.verifier_model and not (settings.verifier_model or settings.rule):
         notes.append(
             f"judged by the rule alone: the paper asks {suite.verifier_model} about what the rule rejects "
             f"(--verifier_model {suite.verifier_model})"
+        )
+    if not (settings.as_trained or settings.template) and run_of(settings.model):
+        notes.append(
+            "asked in the suite's words, and judged by its rule: --as_trained takes those of the checkpoint's run"
         )
     if settings.problems:
         notes.append(f"only the first {settings.problems} problems of each benchmark")
@@ -75,7 +80,10 @@ def _protocol(settings: Settings, protocol: Protocol) -> Protocol:
     }
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings.template:
-        changed |= {"template": SIMPLERL_TEMPLATES.get(settings.template, settings.template), "chat_template": False}
+        changed |= {
+            "template": SIMPLERL_TEMPLATES.get(settings.template, settings.template),
+        }
+        changed["chat_template"] = settings.chat_template
     protocol = replace(protocol, **changed)
     if not protocol.template:
         raise ValueError(
@@ -151,7 +159,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in now
-        if key not in FREE_TO_CHANGE | {"benchmarks"} and before.get(key) != now[key] and not _added(key, before)
+        if key not in FREE_TO_CHANGE | {"benchmarks"} and before.get(key, "") != now[key] and not _added(key, before)
     ]
     old, new = before.get("benchmarks", {}), now["benchmarks"]
     found += [f"{name}: {'there' if name in old else 'not there'} before" for name in sorted(old.keys() ^ new.keys())]

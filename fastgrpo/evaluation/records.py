@@ -10,6 +10,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +70,16 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise ValueError(f"no evaluation in {folder}: it has no evaluation.json")
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     by_model = bool(about.get("verifier_model"))
+    failures = [note for name in about["benchmarks"] if (note := _failures(folder, name))]
+    about = {**about, "notes": [*about.get("notes", []), *failures]}
     return Evaluation(folder, about, [_read_benchmark(folder, name, by_model) for name in about["benchmarks"]])
+
+
+def _failures(folder: Path, name: str) -> str:
+    """What to say of responses that count as wrong because nobody could judge them."""
+    last = {(v["problem"], v["sample"]): v["failure"] for v in read_rows(folder / "verdicts" / f"{name}.jsonl")}
+    counts = Counter(failure for failure in last.values() if failure)
+    return f"{name}: wrong unjudged: " + ", ".join(f"{n} {what}" for what, n in counts.items()) if counts else ""
 
 
 def _read_benchmark(folder: Path, name: str, by_model: bool) -> BenchmarkResults:

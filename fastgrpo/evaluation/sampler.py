@@ -116,6 +116,11 @@ def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBas
     longest_response = max(a.sampling.max_response_tokens for a in asked)
     longest_prompt = longest - longest_response
     positions = num_positions(model, settings.trust_remote_code)
+    if longest_prompt >= positions and not settings.extrapolate:
+        raise ValueError(
+            f"{model} has {positions} positions, and the longest prompt alone has {longest_prompt} tokens: choose "
+            f"other benchmarks, or --extrapolate beyond what the model was made for"
+        )
     if longest > positions and not settings.extrapolate:
         raise ValueError(
             f"{model} has {positions} positions, prompt and response may take {longest_prompt} + {longest_response} "

@@ -34,6 +34,10 @@ class Settings:
     """Draw from the most probable tokens that have this share; none takes the suite's."""
     template: str = ""
     """Text with {problem}, or "simple" or "boxed" for SimpleRL-Zoo's: what the model reads, without a chat template."""
+    chat_template: bool = False
+    """Wrap that text as one user message in the tokenizer's chat template."""
+    as_trained: bool = False
+    """Ask in the words of the run that the model comes from, and judge by its verifier."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a response; empty takes the end tokens of the model's generation settings."""
     rule: str = ""
@@ -93,12 +97,16 @@ class Settings:
 
     @property
     def folder_name(self) -> str:
-        return self.name or f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _last_part(self.model))}-{self.suite}"
+        return self.name or f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _short_name(self.model))}-{self.suite}"
 
 
-def _last_part(model: str) -> str:
-    """``runs/quickstart/base/model`` -> model"""
-    return [part for part in model.split("/") if part not in ("", ".", "..")][-1] if model.strip("/.") else "model"
+def _short_name(model: str) -> str:
+    """``owner/name`` -> name, ``runs/mine/checkpoints/step_000040/hf`` -> mine-step_000040, ``runs/mine/base/model`` ->
+    mine-base."""
+    parts = [part for part in model.split("/") if part not in ("", ".", "..")] or ["model"]
+    if len(parts) > 3 and parts[-3] == "checkpoints" and parts[-1] == "hf":
+        return f"{parts[-4]}-{parts[-2]}"
+    return f"{parts[-3]}-base" if len(parts) > 2 and parts[-2:] == ["base", "model"] else parts[-1]
 
 
 def validate(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The figures of an evaluation as tables for people (markdown) and for programs (JSON)."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -55,12 +56,14 @@ def _cell(text: str) -> str:
 
 
 def as_markdown(summary: Summary) -> str:
-    parts = [f"# {summary.name}", _about(summary), "## Accuracy", markdown_grid(*accuracy_table(summary))]
+    parts = [f"# {summary.name}", _about(summary), *(f"Note: {note}." for note in summary.about.get("notes", []))]
+    parts += ["## Accuracy", markdown_grid(*accuracy_table(summary))]
     parts += [f"Percentages; ± is half of the {INTERVAL}."]
     if any(b.samples_per_problem > 1 for b in summary.benchmarks):
         parts += ["## pass@k", markdown_grid(*pass_table(summary))]
     parts += ["## Responses", markdown_grid(*text_table(summary))]
     parts += ["\n".join(f"- {line}" for line in glossary())]
+    parts += ["## Protocol", markdown_grid(*protocol_table(summary))]
     if summary.behaviours:
         parts += ["## Cognitive behaviours", markdown_grid(*behaviour_table(summary)), behaviours_explained(summary)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -145,6 +148,18 @@ def behaviours_explained(summary: Summary) -> str:
 def _about(summary: Summary) -> str:
     facts = {name: summary.about.get(name) for name in ("model", "suite", "rule", "verifier_model", "seed")}
     return " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if value not in (None, ""))
+
+
+def protocol_table(summary: Summary) -> Table:
+    """What each benchmark was asked with."""
+    names = ("temperature", "top_p", "max_response_tokens", "samples_per_problem", "template", "chat_template")
+    asked = {b.name: summary.about["benchmarks"][b.name] for b in summary.benchmarks}
+    rows = [[name, *(_shown(one.get(n)) for n in names)] for name, one in asked.items()]
+    return ["benchmark", *(n.replace("_", " ") for n in names)], rows
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def glossary() -> list[str]:

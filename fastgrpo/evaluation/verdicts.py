@@ -31,6 +31,8 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
             with RowFile(folder.verdicts(planned.name)) as file:
                 for rows in _chunks(waiting[planned.name], CHUNK * num_workers(settings)):
                     verdicts = pool.score([(row["text"], answers[row["problem"]]) for row in rows])
+                    if all(v.failure == "raised" for v in verdicts):
+                        raise ValueError(f"the rule raised an error on {len(rows)} of {len(rows)}: {pool.last_error}")
                     file.write(_row(row, v.correct, None, v.failure) for row, v in zip(rows, verdicts, strict=True))
                     progress.advance(len(rows))
                     check()
@@ -53,7 +55,8 @@ def known_answers(rule: str) -> tuple[KnownAnswer, ...]:
     """What a shipped verifier must judge rightly before it starts; nothing is known of a user's own."""
     module, _, function = rule.rpartition(":")
     if module == "fastgrpo.rewards":
-        return self_test_of(getattr(rewards, function))
+        known = getattr(rewards, function, None)
+        return self_test_of(known) if known is not None else ()
     return SELF_TEST if module.startswith("fastgrpo.") else ()
 
 

@@ -34,6 +34,16 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             healthy="climbs steadily and flattens late, without a sudden fall.",
         ),
         Curve(
+            metric="accuracy",
+            title="Accuracy of the sampled responses",
+            unit="share of responses correct",
+            about="What the verifier says, before anything is done to rewards.",
+            hover=".1%",
+            ticks=".0%",
+            optional=True,
+            healthy="climbs with the reward. A reward that climbs alone is won by what is done to it.",
+        ),
+        Curve(
             metric="entropy",
             title="Entropy",
             unit="nats per token",

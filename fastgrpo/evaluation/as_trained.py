@@ -1,0 +1,38 @@
+"""The words and the verifier of the run that a checkpoint comes from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fastgrpo.evaluation.settings import Settings
+
+FOLDERS_ABOVE = 4  # RUN/checkpoints/step_000040/hf, RUN/base/model
+
+
+def as_trained(settings: Settings) -> Settings:
+    """The settings with the prompt and the verifier of the model's run, where nothing else is given. Raises ValueError
+    if the model is in no run folder."""
+    facts = run_of(settings.model)
+    if facts is None:
+        raise ValueError(
+            f"--as_trained asks in the words of the model's run, and {settings.model} is in no run folder: give a "
+            f"checkpoint, as runs/NAME/checkpoints/step_000040/hf, or --template"
+        )
+    run = json.loads(facts.read_text(encoding="utf-8"))
+    config = run["config"]
+    template = config.get("data.template") or "{problem}" + config["data.suffix"]
+    return replace(
+        settings,
+        template=settings.template or template,
+        chat_template=bool(config["data.chat_template"]) if not settings.template else settings.chat_template,
+        rule=settings.rule or run.get("reward", ""),
+    )
+
+
+def run_of(model: str) -> Path | None:
+    """``run.json`` of the run that a model's folder is in."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    above = [folder.resolve(), *folder.resolve().parents][:FOLDERS_ABOVE]
+    return next((p / "run.json" for p in above if (p / "run.json").is_file()), None)
