@@ -38,6 +38,7 @@ clean:
 
 # torch first and alone: $(TORCH) names the build that suits this machine, and what comes after must not replace it.
 .venv/ready: constraints/main.txt pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/fastgrpo_kernels/csrc/*)
+	@echo "installing torch and what else is needed into .venv: some minutes, once"
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/pip install -q $(TORCH)
 	.venv/bin/pip install -q -c constraints/main.txt -e .

@@ -82,8 +82,14 @@ def _phase(first_step: int, phase: Phase, config: Config) -> Phase:
 def _prepare(recipe: Recipe) -> Callable[[Config, Path, Callable[[str], None]], None]:
     def prepare(config: Config, base: Path, say: Callable[[str], None]) -> None:
         base.mkdir(parents=True, exist_ok=True)
-        rows = (recipe.row(*problem) for problem in problems())
-        (base / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            lines = [json.dumps(recipe.row(*problem)) + "\n" for problem in problems()]
+        except Exception as error:  # its author's to hear, whatever it is
+            raise ValueError(
+                f"the recipe's row must make a JSON object of (problem, answer, solution): {type(error).__name__}: "
+                f"{error}"
+            ) from error
+        (base / "train.jsonl").write_text("".join(lines))
         if not (base / "model" / "config.json").exists():
             say(f"shrunk: a random {config.model.family} model in {base}")
             save_random_model(config.model.family, base / "model")

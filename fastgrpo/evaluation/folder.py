@@ -1,9 +1,11 @@
 """The folder of an evaluation: what it holds, and rows that survive a kill."""
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +78,7 @@ class EvaluationFolder:
         """Raises ValueError if the folder holds what this evaluation neither continues nor may overwrite."""
         if not self.about.exists():
             left = list(self.path.iterdir()) if self.path.exists() else []
-            if any(not p.name.endswith(".partial") for p in left):  # a full disk may have cut the first file short
+            if any(not p.name.startswith(".") for p in left):  # a lock, and what a full disk cut short
                 raise ValueError(
                     f"{self.path} holds files and no evaluation (no {self.about.name}): give another --name"
                 )
@@ -87,6 +89,8 @@ class EvaluationFolder:
             before = json.loads(self.about.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.about} cannot be read ({error}): --overwrite it, or mend the file") from error
+        if not any((self.path / "generations").glob("*.jsonl")):
+            return  # nothing was drawn by it: a model or a setting may have been mended
         different = differences(before, facts) or [
             f"{b.name}: its problems or answers are others" for b in plan.benchmarks if self._has_others(b)
         ]
@@ -99,6 +103,17 @@ class EvaluationFolder:
     def _has_others(self, planned: Planned) -> bool:
         there = read_rows(self.problems(planned.name))
         return bool(there) and there != [asdict(p) for p in planned.benchmark.problems]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """This process alone works in the folder. Raises ValueError if another one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another process is at work in {self.path}: wait for it, or give a --name") from error
+            yield
 
     def claim(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
         """From here on the folder is this evaluation's; what it holds of it stays, unless it is to be overwritten."""

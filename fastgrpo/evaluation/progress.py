@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINES = 10
-"""Lines that a stage prints where there is no terminal."""
+"""Lines that a stage prints where there is no terminal, at most."""
+MIN_LINE_S = 2.0
 
 
 class StageProgress:
@@ -16,7 +17,7 @@ class StageProgress:
 
     def __init__(self, stage: str, total: int, done: int = 0, quiet: bool = False) -> None:
         self.stage, self.total, self.done, self.first = stage, total, done, done
-        self.started = time.perf_counter()
+        self.started = self.last_line = time.perf_counter()
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         is_live = sys.stdout.isatty() and not quiet
@@ -44,5 +45,12 @@ class StageProgress:
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done)
         elif self.done * LINES // self.total > before * LINES // self.total:
-            rate = (self.done - self.first) / max(time.perf_counter() - self.started, 1e-9)
-            self.say(f"{self.stage}: {self.done} of {self.total}, {rate:.1f} a second")
+            self._line(time.perf_counter())
+
+    def _line(self, now: float) -> None:
+        """Stages that are through in a moment say one line and no rate: whole batches end at once in them."""
+        if self.done < self.total and now - self.last_line < MIN_LINE_S:
+            return
+        self.last_line, passed = now, now - self.started
+        rate = f", {(self.done - self.first) / passed:.1f} a second" if passed > MIN_LINE_S else ""
+        self.say(f"{self.stage}: {self.done} of {self.total}{rate}")

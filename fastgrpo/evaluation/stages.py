@@ -29,7 +29,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     folder.check(facts, plan, settings.overwrite)
     prepared = prepare(settings, plan)
     check_judges(settings, plan)
-    with interrupts_noted() as check:
+    with folder.locked(), interrupts_noted() as check:
         folder.claim(facts, plan, settings.overwrite)
         if settings.ranks > 1:
             generate_on_ranks(settings, plan, folder, device, check)

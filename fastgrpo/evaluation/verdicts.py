@@ -65,8 +65,10 @@ def num_workers(settings: Settings) -> int:
 
 
 def _waiting(folder: EvaluationFolder, name: str) -> list[dict[str, Any]]:
+    """What has no verdict, or none that the verifier gave: it may have more time now."""
     judged = folder.judged(name)
-    return [row for key, row in sorted(folder.drawn(name).items()) if key not in judged]
+    unjudged = {key for key, verdict in judged.items() if verdict["failure"] in ("timeout", "died", "raised")}
+    return [row for key, row in sorted(folder.drawn(name).items()) if key not in judged or key in unjudged]
 
 
 def _chunks(rows: list[dict[str, Any]], size: int) -> list[list[dict[str, Any]]]:

@@ -1,0 +1,58 @@
+"""One process works in a folder at a time, and what kept it from a verdict may be mended."""
+
+import json
+import shutil
+
+from fastgrpo.evaluation.folder import EvaluationFolder
+from fastgrpo.evaluation.records import read_evaluation
+from tests.evaluation.running import evaluate, num_lines, rows
+
+SETTINGS = ("--dtype", "float64")
+
+
+def test_a_second_process_in_a_folder_is_sent_away(tiny_base, tmp_path, capsys):
+    with EvaluationFolder(tmp_path / "e").locked():
+        assert evaluate(tiny_base, tmp_path, *SETTINGS) == 2
+    assert "another process is at work" in capsys.readouterr().err
+    assert evaluate(tiny_base, tmp_path, *SETTINGS) == 0
+
+
+def test_a_rule_that_raises_on_everything_is_told_and_one_on_some_is_counted(tiny_base, tmp_path, capsys):
+    rule = tmp_path / "rule.py"
+    rule.write_text("def judge(response, answer):\n    raise KeyError('oh dear')\n")
+    with_rule = (*SETTINGS, "--rule", f"{rule}:judge")
+    assert evaluate(tiny_base, tmp_path, *with_rule) == 2
+    assert "oh dear" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "e")
+    rule.write_text("def judge(response, answer):\n    return bool(1 / (len(response) % 5))\n")
+    assert evaluate(tiny_base, tmp_path, *with_rule) == 0
+    failed = [row for row in rows(tmp_path / "e", "verdicts") if row["failure"]]
+    assert failed and any(f"{len(failed)} raised" in note for note in read_evaluation(tmp_path / "e").about["notes"])
+    assert f"{len(failed)} raised" in (tmp_path / "e" / "results.md").read_text()
+
+
+def test_another_rule_in_the_same_file_is_another_evaluation(tiny_base, tmp_path, capsys):
+    rule = tmp_path / "rule.py"
+    rule.write_text("def judge(response, answer):\n    return True\n")
+    assert evaluate(tiny_base, tmp_path, *SETTINGS, "--rule", f"{rule}:judge") == 0
+    rule.write_text("def judge(response, answer):\n    return False\n")
+    assert evaluate(tiny_base, tmp_path, *SETTINGS, "--rule", f"{rule}:judge") == 2
+    assert "rule_fingerprint" in capsys.readouterr().err
+
+
+def test_a_response_that_took_too_long_to_judge_is_judged_again(tiny_base, tmp_path):
+    assert evaluate(tiny_base, tmp_path, *SETTINGS) == 0
+    verdicts = tmp_path / "e" / "verdicts" / "held_out.jsonl"
+    lines = [json.loads(line) for line in verdicts.read_text().splitlines()]
+    late = {**lines[3], "rule": False, "failure": "timeout"}
+    verdicts.write_text("".join(json.dumps(line) + "\n" for line in [*lines[:3], late, *lines[4:]]))
+    assert evaluate(tiny_base, tmp_path, *SETTINGS) == 0
+    assert num_lines(tmp_path / "e", "verdicts") == len(lines) + 1
+    assert json.loads(verdicts.read_text().splitlines()[-1]) == lines[3]
+
+
+def test_an_evaluation_that_drew_nothing_may_be_mended(tiny_base, tmp_path):
+    assert evaluate(tiny_base, tmp_path, *SETTINGS) == 0
+    shutil.rmtree(tmp_path / "e" / "generations")
+    shutil.rmtree(tmp_path / "e" / "verdicts")
+    assert evaluate(tiny_base, tmp_path, *SETTINGS, "--seed", "5") == 0
