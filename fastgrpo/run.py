@@ -33,8 +33,9 @@ from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.run_folder import RunFolder
 from fastgrpo.run_schedule import RunSchedule
+from fastgrpo.scoring import Scored
 from fastgrpo.start_rollouts import start_rollouts
-from fastgrpo.trainer import Progress, Scored, Trainer
+from fastgrpo.trainer import Progress, Trainer
 from fastgrpo.types import Prompt, Sampling
 
 EXIT_INTERRUPTED = 75

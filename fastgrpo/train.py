@@ -65,6 +65,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.rollout.remote.pool import EngineFailure
     from fastgrpo.rollout.verify import WeightMismatch
     from fastgrpo.run import EXIT_INTERRUPTED, Interrupted, train
+    from fastgrpo.scoring import RecipeError
     from fastgrpo.supervise import OVER
     from fastgrpo.trainer import TrainingError
 
@@ -90,7 +91,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         code = EXIT_INTERRUPTED
         if is_first:
             print(f"fastgrpo: {interrupted}")
-    except (TrainingError, CheckpointError, EngineFailure, WeightMismatch) as error:
+    except (TrainingError, RecipeError, CheckpointError, EngineFailure, WeightMismatch) as error:
         code = EXIT_FAILED
         if is_first:
             print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)

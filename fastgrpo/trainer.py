@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from fastgrpo.probe import probe
 from fastgrpo.ranks import Ranks
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.shaping import Outcomes
+from fastgrpo.scoring import Scored, advantages_of, judge, lengths_of, rewards_of
 from fastgrpo.types import Group, Prompt, Response, Sampling, Sequence
 from fastgrpo.watchdog import Watchdog
 
@@ -44,27 +44,6 @@ class Progress:
     verifier_failures: int = 0
     accuracy_before: float | None = None
     greedy_before: float | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The groups that a step trains on, as every rank sees them, and those that it left out."""
-
-    judged: list[Judged]
-    dropped: list[Judged]
-    rewards: np.ndarray  # [N] float32, of the judged
-    advantages: np.ndarray  # [N] float32, of the judged
-    sampled_rewards: np.ndarray  # float32, of the dropped too
-    ledger: dict[str, float]  # what became of the prompts
-
-    @property
-    def responses(self) -> list[Response]:
-        return [r for j in self.judged for r in j.group.responses]
-
-    @property
-    def sampled(self) -> list[Response]:
-        """With those left out."""
-        return [r for j in (*self.judged, *self.dropped) for r in j.group.responses]
 
 
 def limit_of(phase: str, config: Config) -> tuple[str, float, str]:
@@ -178,27 +157,11 @@ class Trainer:
         )
 
     def rewards(self, judged: list[Judged]) -> np.ndarray:  # -> [N] float32
-        if not judged:  # a recipe's functions never see an empty step
-            return np.zeros(0, dtype=np.float32)
-        values, right = self.config.reward, np.concatenate([j.correct for j in judged])
-        rewards = np.where(right, values.correct, values.wrong).astype(np.float32)
-        if values.unformatted is not None:
-            rewards[np.concatenate([j.unformatted for j in judged])] = values.unformatted
-        if self.algorithm.shaping:
-            outcomes = self.outcomes(judged, right)
-            for shape in self.algorithm.shaping:
-                rewards = of_recipe("shaping", shape, rewards, outcomes)
-        return rewards
-
-    def outcomes(self, judged: list[Judged], right: np.ndarray) -> Outcomes:
-        truncated = [r.finish_reason == "length" for j in judged for r in j.group.responses]
-        limit = self.config.rollout.max_response_tokens
-        return Outcomes(right, lengths_of(judged), np.array(truncated, dtype=bool), limit, self.progress.step)
+        config = self.config
+        return rewards_of(judged, config.reward, self.algorithm, config.rollout.max_response_tokens, self.progress.step)
 
     def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
-        if not len(rewards):
-            return rewards
-        return of_recipe("advantages", self.algorithm.advantages, rewards, self.config.rollout.group_size, lengths)
+        return advantages_of(rewards, lengths, self.algorithm, self.config.rollout.group_size)
 
     def updates(self, scored: Scored) -> list[Update]:
         rows = ((j.group.prompt.prompt_ids, r) for j in scored.judged for r in j.group.responses)
@@ -313,44 +276,8 @@ class Trainer:
         return float(np.mean(self.ranks.gather([bool(c) for j in judged for c in j.correct])))
 
 
-def of_recipe(part: str, function: Callable[..., Any], values: np.ndarray, *more: Any) -> np.ndarray:  # [N] float32
-    """What a recipe's function makes of N values. Raises TrainingError for anything but N finite numbers."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    try:
-        found = function(values, *more)
-    except (Exception, SystemExit) as error:  # its author's to hear, whatever it is
-        raise TrainingError(f"{name}, of the recipe's {part}, failed: {type(error).__name__}: {error}") from error
-    is_array = isinstance(found, np.ndarray)
-    if not is_array or found.shape != values.shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-        got = f"{found.dtype} {list(found.shape)}" if is_array else type(found).__name__
-        if is_array and found.shape == values.shape and found.dtype.kind == "f":
-            got = "some that are not finite"
-        raise TrainingError(f"{name}, of the recipe's {part}, must return {len(values)} finite numbers, got {got}")
-    return found.astype(np.float32)
-
-
-def lengths_of(judged: list[Judged]) -> np.ndarray:  # [N] int64
-    return np.array([len(r) for j in judged for r in j.group.responses], dtype=np.int64)
-
-
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:
     """Over all response tokens as the sampler knew it, or `otherwise`: over those that were trained on."""
     if any(r.mean_entropy is None for r in responses):
         return otherwise
     return sum((r.mean_entropy or 0.0) * len(r) for r in responses) / sum(map(len, responses))
-
-
-def judge(groups: list[Group], tokenizer: Any, pool: VerifierPool) -> list[Judged]:
-    """The groups with their verdicts, in order."""
-    ids = [r.response_ids.tolist() for g in groups for r in g.responses]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # a rank may have no prompt
-    answers = [g.prompt.answer for g in groups for _ in g.responses]
-    verdicts = iter(zip(texts, pool.score(list(zip(texts, answers, strict=True))), strict=True))
-    judged = []
-    for group in groups:
-        mine = [next(verdicts) for _ in group.responses]
-        correct = np.array([v.correct for _, v in mine])
-        failures = sum(bool(v.failure) for _, v in mine)
-        unformatted = np.array([v.unformatted for _, v in mine])
-        judged.append(Judged(group, correct, failures, tuple(t for t, _ in mine), unformatted))
-    return judged

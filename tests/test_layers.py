@@ -13,7 +13,7 @@ LAYERS = [
         "fastgrpo.shaping", "fastgrpo.display",
     },
     {"fastgrpo.algorithm"},
-    {"fastgrpo.recipe", "fastgrpo.validate"},
+    {"fastgrpo.recipe", "fastgrpo.validate", "fastgrpo.scoring"},
     {"fastgrpo.shrink"},
     {"fastgrpo.policy", "fastgrpo.rollout"},
     {"fastgrpo.checkpoint", "fastgrpo.warmup", "fastgrpo.engines", "fastgrpo.probe"},

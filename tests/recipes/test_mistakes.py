@@ -5,8 +5,8 @@ import pytest
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.recipe import load_recipe
+from fastgrpo.scoring import RecipeError
 from fastgrpo.shaping import OverlongPenalty
-from fastgrpo.trainer import TrainingError
 from tests.recipes.shrunk import run_shrunk
 
 
@@ -33,7 +33,7 @@ def a_list(rewards, *_):
 )
 def test_a_function_that_does_not_fit_is_named(part, function, complaint, tmp_path):
     broken = (function,) if part == "shaping" else function
-    with pytest.raises(TrainingError, match=f"{function.__name__}, of the recipe's {part}.*{complaint}"):
+    with pytest.raises(RecipeError, match=f"{function.__name__}, of the recipe's {part}.*{complaint}"):
         run_shrunk("justrl_deepseek_1_5b", tmp_path, **{part: broken})
 
 

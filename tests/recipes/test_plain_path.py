@@ -14,7 +14,8 @@ from tests.recipes.shrunk import run_shrunk
 TECHNIQUES = {  # file: functions in it, or all of them
     "fastgrpo/shaping.py": None,
     "fastgrpo/policy/reference.py": None,
-    "fastgrpo/trainer.py": {"outcomes", "enter", "reset_reference"},
+    "fastgrpo/scoring.py": {"outcomes_of"},
+    "fastgrpo/trainer.py": {"enter", "reset_reference"},
     "fastgrpo/run_schedule.py": {"_enter"},
     "fastgrpo/policy/learner.py": {"verl_denominator", "clear_optimizer"},
     "fastgrpo/advantages.py": {"batch_normalised", "batch_whitened", "_over_tokens"},
