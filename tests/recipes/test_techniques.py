@@ -84,7 +84,7 @@ def differing(one: Metrics, other: Metrics, step: int) -> set[str]:
     """Names of the figures that differ in a step by more than rounding, but for what a clock says."""
     a, b = one[step - 1], other[step - 1]
     names = {n for n in a.keys() | b.keys() if not n.endswith(CLOCK)}
-    return {n for n in names if a.get(n, 0.0) != pytest.approx(b.get(n, 0.0), rel=1e-5, abs=1e-12, nan_ok=True)}
+    return {n for n in names if (a.get(n) or 0.0) != pytest.approx(b.get(n) or 0.0, rel=1e-5, abs=1e-12)}  # None is NaN
 
 
 def test_a_group_whose_success_is_out_of_bounds_is_what_dapos_rule_drops_at_sixteen():
