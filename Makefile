@@ -14,18 +14,15 @@ test: .venv/ready-dev
 	.venv/bin/python -m pytest -m "not slow and not peers and not gpu"
 
 # Slow tests that keep one core busy go two at a time.
-ON_A_CORE_EACH = recipes evaluation kernels rewards
-.PHONY: slow-recipes slow-rewards
-slow-recipes slow-rewards: SLOW = .venv/bin/python -m pytest -m "slow and not peers and not gpu"
-slow-recipes: .venv/ready-dev
-	$(SLOW) tests/recipes tests/evaluation tests/kernels
-slow-rewards: .venv/ready-dev
-	$(SLOW) tests/rewards
+ON_A_CORE_EACH = rewards evaluation recipes kernels
+.PHONY: $(addprefix slow-,$(ON_A_CORE_EACH))
+$(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
+	.venv/bin/python -m pytest -m "slow and not peers and not gpu" tests/$*
 
 # vLLM binds the process that it runs in to a core and adds to its environment: what starts processes of its own comes
 # in a process of its own.
 test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready
-	$(MAKE) -j2 --output-sync=target slow-recipes slow-rewards
+	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH))
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
 	.venv-trl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
 	.venv-verl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)

@@ -104,7 +104,8 @@ def test_a_stopped_evaluation_goes_on_and_ends_as_the_whole_one(whole, tiny_base
     process.send_signal(kill)
     said = process.communicate()[0]
     assert process.returncode == code, said
-    assert 3 <= len(rows(folder, "generations")) < 32
+    most = 31 if kill == signal.SIGKILL else 32  # a signal is heard between two steps: all may be drawn by then
+    assert 3 <= len(rows(folder, "generations")) <= most
     if code == 75:
         assert "the same command goes on from here" in said
     assert main(arguments) == 0
