@@ -1,5 +1,7 @@
 """JustRL's training verifier: the last box, near the end, with exactly the answer in it."""
 
+from fastgrpo.rewards import boxes
+
 BOX = "\\boxed{"
 WINDOW_CHARS = 100  # the original cuts to 300 characters first, which changes nothing
 
@@ -18,18 +20,5 @@ def strict_boxed(response: str, answer: str) -> bool:
     if start < 0:
         return False
     start += len(BOX)
-    end = _closing_brace(window, start)
+    end = boxes.closing_brace(window, start)
     return end >= 0 and window[start:end] == answer
-
-
-def _closing_brace(text: str, start: int) -> int:
-    """Position of the brace that closes the one just before ``start``, or -1."""
-    depth = 1
-    for position in range(start, len(text)):
-        if text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-    return -1
