@@ -6,17 +6,19 @@ transformers hands through its models.
 
 import inspect
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
 
 from fastgrpo.types import SharedPrompts
 
 HALF = (torch.bfloat16, torch.float16)
+# torch 2.10 has is_causal and no scale, 2.11 window_size and scale, 2.12 enable_gqa besides.
+_VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
 IMPLEMENTATIONS = {"varlen": "fastgrpo_varlen", "flash_attn": "fastgrpo_flash_attn", "padded": "fastgrpo_padded"}
 """Our names by the setting's value; ``sdpa`` and ``eager`` are transformers' own, which read ``position_ids``."""
 
@@ -44,11 +46,30 @@ def can_share_prompts(implementation: str) -> bool:
     return implementation in IMPLEMENTATIONS.values()
 
 
+class Padding(NamedTuple):
+    """How packed rows become a rectangle of sequences, and come back."""
+
+    num_sequences: int
+    num_columns: int
+    row_of_place: Tensor  # [S * L] int64, the row that each place reads; beyond a sequence its last token again
+    place_of_row: Tensor  # [U] int64, the place that each row is written from
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, max_seqlen: int, shared: SharedPrompts | None) -> "Padding":
+        lengths = cu_seqlens.diff()[:, None]
+        columns = torch.arange(max_seqlen, device=cu_seqlens.device)
+        tokens = cu_seqlens[:-1, None] + torch.minimum(columns, lengths - 1)
+        places = (columns < lengths).flatten().nonzero()[:, 0]
+        if shared is not None:
+            tokens, places = shared.expand[tokens], places[shared.select]
+        return cls(len(lengths), max_seqlen, tokens.flatten().long(), places)
+
+
 class PackedLayout:
     """How T tokens are packed, and which U <= T rows the model computes: it is handed through transformers' models as
-    the keyword argument ``layout``. Index tensors are made once for all layers.
+    the keyword argument ``layout``.
 
-    Not a dataclass: FSDP2 copies those that pass through a wrapped layer, and what they have cached is lost.
+    Not a dataclass: FSDP2 copies those that pass through a wrapped layer, and what they have made once is lost.
     """
 
     def __init__(
@@ -58,24 +79,13 @@ class PackedLayout:
         shared: SharedPrompts | None = None,
     ) -> None:
         self.cu_seqlens, self.max_seqlen, self.shared = cu_seqlens, max_seqlen, shared
+        self._padding: Padding | None = None
 
-    @cached_property
-    def inside(self) -> Tensor:  # [S, L] bool
-        """Which places of the padded rectangle hold a token."""
-        return torch.arange(self.max_seqlen, device=self.cu_seqlens.device) < self.cu_seqlens.diff()[:, None]
-
-    @cached_property
-    def row_of_place(self) -> Tensor:  # [S * L] int64
-        """The row that each place of the rectangle reads; places beyond a sequence repeat its last token."""
-        columns = torch.arange(self.max_seqlen, device=self.cu_seqlens.device)
-        tokens = self.cu_seqlens[:-1, None] + torch.minimum(columns, self.cu_seqlens.diff()[:, None] - 1)
-        return (tokens if self.shared is None else self.shared.expand[tokens]).flatten().long()
-
-    @cached_property
-    def place_of_row(self) -> Tensor:  # [U] int64
-        """The place that each row is written from."""
-        places = self.inside.flatten().nonzero()[:, 0]
-        return places if self.shared is None else places[self.shared.select]
+    def padding(self) -> Padding:
+        """Made once for all layers. Outside a layer that is compiled: its indices depend on the lengths."""
+        if self._padding is None:
+            self._padding = Padding.of(self.cu_seqlens, self.max_seqlen, self.shared)
+        return self._padding
 
     def expand(self, rows: Tensor) -> Tensor:  # [heads, U, E] -> [T, heads, E]
         rows = rows.transpose(0, 1)
@@ -100,12 +110,13 @@ def padded_attention(
     """Each sequence becomes a padded row of its own for the attention alone: exact, and on CPU far cheaper than a
     block-diagonal [T, T] mask."""
     _refuse_unsupported(extra)
-    rectangle = layout.inside.shape  # [S, L]
+    padding = layout.padding()
     heads, width = query.shape[1], query.shape[3]
     repeats = heads // key.shape[1]
 
     def pad(rows: Tensor) -> Tensor:  # [1, heads, U, E] -> [S, heads, L, E]
-        return rows[0].transpose(0, 1).index_select(0, layout.row_of_place).unflatten(0, rectangle).transpose(1, 2)
+        places = rows[0].transpose(0, 1).index_select(0, padding.row_of_place)
+        return places.unflatten(0, (padding.num_sequences, padding.num_columns)).transpose(1, 2)
 
     q, k, v = pad(query), pad(key), pad(value)
     if repeats > 1:
@@ -118,7 +129,7 @@ def padded_attention(
     else:
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
     output = output.transpose(1, 2).reshape(-1, heads, width)
-    return output.index_select(0, layout.place_of_row).unsqueeze(0), None
+    return output.index_select(0, padding.place_of_row).unsqueeze(0), None
 
 
 def varlen_attention(
@@ -133,26 +144,25 @@ def varlen_attention(
     sliding_window: int | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """torch's own variable-length attention; no package to build."""
-    from torch.nn.attention.varlen import varlen_attn
+    """torch's own variable-length attention; no package to build.
 
+    Keys and values keep their fewer heads: the kernel beneath reads them so in every version, and only from torch 2.12
+    on has to be told.
+    """
     _refuse_unsupported(extra)
     q, k, v = (layout.expand(t[0]) for t in (query, key, value))
-    known = inspect.signature(varlen_attn).parameters
-    if "window_size" in known:
+    if "window_size" in _VARLEN_OPTIONS:
         options: dict[str, Any] = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
-    else:  # torch < 2.12
-        if sliding_window is not None and layout.max_seqlen > sliding_window:
-            raise ValueError("a sliding window needs torch 2.12 or newer, or --model.attention flash_attn")
-        options = {"is_causal": True}
-    if "enable_gqa" in known:
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
     else:
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    if "scale" in known:
+        if sliding_window is not None and layout.max_seqlen > sliding_window:
+            raise ValueError("a sliding window needs torch 2.11 or newer, or --model.attention flash_attn")
+        options = {"is_causal": True}
+    if "enable_gqa" in _VARLEN_OPTIONS:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    if "scale" in _VARLEN_OPTIONS:
         options["scale"] = scaling
     elif abs(scaling * q.shape[-1] ** 0.5 - 1) > 1e-6:
-        raise ValueError(f"attention scale {scaling} needs torch 2.12 or newer, or --model.attention flash_attn")
+        raise ValueError(f"attention scale {scaling} needs torch 2.11 or newer, or --model.attention flash_attn")
     bounds, longest = layout.cu_seqlens, layout.max_seqlen
     output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
     assert isinstance(output, Tensor)  # a tuple only when asked for more
@@ -199,14 +209,13 @@ def _flash_attn_installed() -> bool:
     return find_spec("flash_attn") is not None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The packed layout says it all."""
-
-
 def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
-    """Makes an attention function selectable as ``attn_implementation=name``, with no mask built for it."""
+    """Makes an attention function selectable as ``attn_implementation=name``.
+
+    No mask is registered under the name: the packed layout says it all, and transformers then makes none and does not
+    look at ``position_ids`` for packed sequences, which a GPU would have to be waited for.
+    """
     AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, _no_mask)
 
 
 register("fastgrpo_padded", padded_attention)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,11 @@ class ModelConfig:
     """Attention over packed rows; auto is flash_attn where it is installed, else varlen, on CUDA, and padded on CPU."""
     liger: bool = True
     """Use liger-kernel's layers on CUDA where the architecture has them."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass: less memory, a third more time."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute each layer in the backward pass: less memory, a third more time. auto: as few layers as a GPU's free
+    memory asks for, none on a CPU."""
+    compile: bool = False
+    """Compile the layers with torch.compile, once for all: on a GPU less memory and time, a minute at the start."""
     head_chunk_tokens: int = 0
     """Response tokens whose logits exist at one time; 0 chooses what is fast and small beside the head's gradient."""
     trust_remote_code: bool = False
@@ -312,7 +315,7 @@ _FREE_ON_RESUME = {
     "steps", "resume", "overwrite", "dry_run", "fidelity", "shrink", "model.family", "runs_dir", "name", "device",
     "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "optimizer.reduce_every_microbatch",
     "rollout.max_sequences", "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention",
-    "model.liger", "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head",
+    "model.liger", "model.compile", "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head",
     "checkpoint.every_steps", "checkpoint.keep_last", "evaluation.every_steps", "rollout.kv_cache_gib",
     "rollout.sleep_level", "rollout.enforce_eager", "rollout.max_engine_restarts", "rollout.gpus",
     "rollout.tensor_parallel", "sync.bucket_mib", "sync.verify_every", "objective.rollout_kl_alarm",
@@ -378,7 +381,7 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that a setting has; a whole number is a float too."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if isinstance(hint, UnionType):
+    if get_origin(hint) in (UnionType, Union):
         return any(_fits(value, h) for h in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple)

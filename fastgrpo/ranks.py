@@ -113,7 +113,12 @@ class Ranks:
         store = meet(timeout)
         rank, count = role.index, role.num_trainers
         dist.init_process_group(
-            backend, store=dist.PrefixStore("trainers", store), rank=rank, world_size=count, timeout=timeout
+            backend,
+            store=dist.PrefixStore("trainers", store),
+            rank=rank,
+            world_size=count,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,  # NCCL connects now, not in the first step
         )
         shape = (config.replicas, count // config.replicas)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))

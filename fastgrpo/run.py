@@ -21,6 +21,7 @@ from fastgrpo.display import Display
 from fastgrpo.engines import check_engine
 from fastgrpo.inputs import load_inputs
 from fastgrpo.metrics import write_json
+from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.mismatch import mismatch_warning
 from fastgrpo.policy.model import compute_dtype, load_policy, sequence_cost
@@ -85,6 +86,9 @@ def start(
         lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool, folder, trainer_class)
     )
     ends.callback(trainer.rollouts.close)
+    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer)
+    if recomputed and config.model.activation_checkpointing == "auto":
+        display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
     ranks.together(lambda: claim(recipe, config, folder, ranks))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
     schedule = RunSchedule(algorithm, config, streams)

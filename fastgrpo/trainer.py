@@ -110,7 +110,7 @@ class Trainer:
 
     def step(self) -> tuple[dict[str, Any], Scored]:
         """One step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
-        clock, sums = Clock(self.ranks.watchdog, self.config), TokenSums.zero()
+        clock, sums = Clock(self.ranks.watchdog, self.config), TokenSums.zero(self.ranks.device)
         started = time.perf_counter()
         scored = self.sample(clock)
         self.rollouts.rest()

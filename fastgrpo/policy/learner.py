@@ -14,7 +14,7 @@ from fastgrpo.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.mismatch import NUM_BINS, histogram, quantile
 from fastgrpo.policy.model import Policy
-from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer
+from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import accumulate, reshard
 from fastgrpo.ranks import Ranks
@@ -45,7 +45,7 @@ CLIPPED = ("clipped_low", "clipped_high", "dual_clipped")
 class TokenSums:
     """Sums over this rank's response tokens. Summed over ranks, `metrics` makes the step's figures of them."""
 
-    values: Tensor  # [len(NAMES)] float64, on the CPU
+    values: Tensor  # [len(NAMES)] float64, on the device of the policy: nobody waits for it before the step ends
 
     NAMES = (
         "num_tokens",
@@ -63,8 +63,8 @@ class TokenSums:
     )
 
     @classmethod
-    def zero(cls) -> "TokenSums":
-        return cls(torch.zeros(len(cls.NAMES), dtype=torch.float64))
+    def zero(cls, device: torch.device | str = "cpu") -> "TokenSums":
+        return cls(torch.zeros(len(cls.NAMES), dtype=torch.float64, device=device))
 
     def add(
         self,
@@ -92,7 +92,7 @@ class TokenSums:
             "kl_ref": known["kl_ref"] if referred else rollout_logprobs[:0],
         }
         scalars = torch.stack([rows.double().sum() for rows in sums.values()])
-        self.values += torch.cat([scalars, histogram(differences)]).cpu()  # one copy from the device
+        self.values += torch.cat([scalars, histogram(differences)])
 
     @classmethod
     def metrics(cls, summed: Tensor, num_tokens: int) -> dict[str, float]:
@@ -193,14 +193,12 @@ class Learner:
     def apply(self, learning_rate: float) -> float:
         """Clips the accumulated gradient, updates the weights and clears it. Returns the norm before clipping.
 
-        A norm that is not finite leaves the weights and the optimizer's state as they are.
+        A norm that is not finite leaves the weights and the optimizer's moments as they are. Whether it is, the device
+        decides: the host waits once, for the norm, when all is under way.
         """
         gradients = local_gradients(self.parameters)
         norm = gradient_norm(gradients, self.ranks.mesh)
-        if torch.isfinite(norm):
-            clip(gradients, norm, self.config.max_grad_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
+        clip(gradients, norm, self.config.max_grad_norm)
+        step_unless(~torch.isfinite(norm), self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         return float(norm)

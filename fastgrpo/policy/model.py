@@ -10,9 +10,10 @@ from fastgrpo_kernels import linear_logprobs
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from fastgrpo.attention import PackedLayout, can_share_prompts, choose_attention
+from fastgrpo.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
 from fastgrpo.config import ModelConfig
 from fastgrpo.packing import SequenceCost
+from fastgrpo.policy.activations import dropout_rates, layers_of, recompute
 from fastgrpo.types import PackedBatch
 
 
@@ -45,11 +46,11 @@ class Policy(nn.Module):
         if batch.shared is not None:
             input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
             response_rows = batch.shared.expand[response_rows]
+        layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
+        if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
+            layout.padding()
         hidden = self.model.base_model(
-            input_ids=input_ids[None],
-            position_ids=position_ids[None],
-            use_cache=False,
-            layout=PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared),
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         return op(
@@ -99,10 +100,11 @@ def load_policy(config: ModelConfig, temperature: float, device: torch.device) -
 def as_policy(
     model: PreTrainedModel, config: ModelConfig, temperature: float, policy_class: type[Policy] = Policy
 ) -> Policy:
-    """A loaded model as a policy, with this configuration's checkpointing and head."""
-    if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()  # transformers checkpoints in training mode only; check_model refuses dropout then
+    """A loaded model as a policy, with this configuration's checkpointing, compilation and head."""
+    recompute(model, config)
+    if config.compile:
+        for layer in layers_of(model):  # they share their code: what the first compiles, all run
+            layer.forward = torch.compile(layer.forward, dynamic=True)
     return policy_class(model, temperature, config.head_chunk_tokens)
 
 
@@ -146,8 +148,11 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
             f"fastgrpo knows (Llama, Mistral, Qwen2, Qwen3 and their kind)"
         )
     _refuse_scaled_logits(model_config)
-    if config.activation_checkpointing:
-        _refuse_dropout(model_config)
+    if config.activation_checkpointing is True and (rates := dropout_rates(model_config)):
+        raise ValueError(
+            f"the model's config has dropout ({rates}), and transformers recomputes in training mode only, in which "
+            f"logprobs would be random: set it to 0, or --model.activation_checkpointing False"
+        )
     return model.num_parameters()
 
 
@@ -190,9 +195,3 @@ def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
             f"this model scales its positions ({rope['rope_type']}) beyond {original} tokens by the longest sequence "
             f"of a batch: keep prompt and response, now {longest_sequence}, within {original} tokens"
         )
-
-
-def _refuse_dropout(model_config: Any) -> None:
-    rates = {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}
-    if rates:
-        raise ValueError(f"the model's config has dropout ({rates}): set it to 0, logprobs must not be random")

@@ -20,6 +20,14 @@ def make_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> t
     )
 
 
+def step_unless(skip: Tensor, optimizer: torch.optim.AdamW, learning_rate: float) -> None:
+    """Updates the weights, unless the flag [] on their device is true: what gradient scalers hand to fused AdamW."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
 def learning_rate(config: OptimizerConfig, step: int) -> float:
     """Of step 1, 2, ...: a linear rise to the constant, which is reached at ``warmup_steps``."""
     return config.learning_rate * min(1.0, step / max(1, config.warmup_steps))

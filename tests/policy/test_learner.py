@@ -3,34 +3,104 @@
 import pytest
 import torch
 
-from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from fastgrpo.packing import SequenceCost
+from fastgrpo.policy.activations import Needs, recompute_first
 from fastgrpo.policy.learner import Learner, TokenSums
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.model import as_policy
 from fastgrpo.policy.optimizer import clip, learning_rate
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from tests.tiny import sequences, tiny_model
 
 
-def gradients(ranks: Ranks, architecture: str, checkpointing: bool) -> list[torch.Tensor]:
+def learner_of(ranks: Ranks, architecture: str, config: ModelConfig, recomputed: int | None = None) -> Learner:
     model = tiny_model(architecture, "fastgrpo_padded")
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    policy = shard(Policy(model, 1.0, 16), ranks.mesh, torch.float32)
+    policy = as_policy(model, config, 1.0)
+    if recomputed is not None:
+        recompute_first(model, recomputed)
     settings = OptimizerConfig(tokens_per_microbatch=128)
-    learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
-    learner.backward(learner.with_rollout_logprobs(learner.pack(sequences(9))), TokenSums.zero())
-    return [p.grad.full_tensor() for p in learner.parameters]
+    sharded = shard(policy, ranks.mesh, torch.float32)
+    return Learner(sharded, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
 
 
+def gradients(learner: Learner, count: int = 9) -> list[torch.Tensor]:
+    learner.backward(learner.with_rollout_logprobs(learner.pack(sequences(count))), TokenSums.zero())
+    found = [p.grad.full_tensor() for p in learner.parameters]
+    learner.optimizer.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("recomputed", [2, 1, 0])
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
-def test_activation_checkpointing_changes_no_gradient_with_tied_and_untied_heads(ranks, architecture):
-    for plain, checkpointed in zip(
-        gradients(ranks, architecture, False), gradients(ranks, architecture, True), strict=True
-    ):
-        torch.testing.assert_close(plain, checkpointed)
+def test_layers_that_recompute_change_no_gradient_with_tied_and_untied_heads(ranks, architecture, recomputed):
+    plain = learner_of(ranks, architecture, ModelConfig(activation_checkpointing=False))
+    some = learner_of(ranks, architecture, ModelConfig(activation_checkpointing=True), recomputed)
+    for expected, got in zip(gradients(plain), gradients(some), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(("settings", "forward_passes"), [(True, 2), ("auto", 1), (False, 1)])
+def test_every_layer_recomputes_or_none_on_a_cpu(ranks, settings, forward_passes):
+    learner = learner_of(ranks, "qwen2", ModelConfig(activation_checkpointing=settings))
+    calls = []
+    for layer in learner.policy.model.base_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients(learner)
+    micro_batches = len(learner.pack(sequences(9)).batches)
+    assert len(calls) == 2 * forward_passes * micro_batches
+
+
+def test_as_few_layers_recompute_as_memory_asks_for():
+    needs = Needs(layer=10.0, layer_input=1.0, fixed=100.0)
+    assert [needs.recomputed(8, free) for free in (180.0, 179.0, 175.0, 99.0)] == [0, 2, 2, 8]
+    for free in range(
+        120, 180
+    ):  # what is then kept fits, with one layer made anew; one recomputing layer less does not
+        count = needs.recomputed(8, free)
+        taken = 100 + 10 * (8 - count) + count + 10
+        assert taken <= free or count == 8
+        assert count < 2 or taken + 9 > free
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_compiled_once_and_have_the_same_gradients(ranks):
+    from torch._dynamo.utils import counters
+
+    plain = learner_of(ranks, "qwen2", ModelConfig())
+    compiled = learner_of(ranks, "qwen2", ModelConfig(compile=True))
+    counters.clear()
+    for count in (9, 5, 17):
+        for expected, got in zip(gradients(plain, count), gradients(compiled, count), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_norm_that_is_not_finite_leaves_weights_and_moments_as_they_are(ranks, broken):
+    learner = learner_of(ranks, "qwen2", ModelConfig())
+
+    def update(spoil: float | None = None) -> float:
+        learner.backward(learner.with_rollout_logprobs(learner.pack(sequences(9))), TokenSums.zero())
+        if spoil is not None:
+            learner.parameters[0].grad.to_local()[0, 0] = spoil
+        return learner.apply(1e-2)
+
+    def state() -> list[torch.Tensor]:
+        moments = [v for s in learner.optimizer.state.values() for v in s.values()]
+        local = [t.to_local() if hasattr(t, "to_local") else t for t in (*learner.parameters, *moments)]
+        return [t.detach().clone() for t in local]
+
+    first = state()
+    update()
+    before = state()
+    assert any(not torch.equal(a, b) for a, b in zip(first, before, strict=False))
+    assert not torch.isfinite(torch.tensor(update(broken)))
+    for old, new in zip(before, state(), strict=True):
+        assert torch.equal(old, new)
+    update()
+    assert any(not torch.equal(a, b) for a, b in zip(before, state(), strict=True))
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_never_up():

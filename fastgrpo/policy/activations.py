@@ -1,0 +1,156 @@
+"""Which layers keep what their backward pass needs, and which compute it again.
+
+A layer that keeps its activations costs memory, one that recomputes them a second forward pass. `auto` measures what a
+layer keeps, and recomputes as many as the free memory of a GPU asks for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fastgrpo.config import ModelConfig, OptimizerConfig
+from fastgrpo.packing import pack
+from fastgrpo.ranks import Ranks
+from fastgrpo.types import PackedBatch, Response, Sequence
+
+USABLE_SHARE = 0.88
+"""Of the free memory: blocks of changing sizes leave gaps between them (on the fake device up to a tenth)."""
+_MEASURED_TOKENS = (256, 512)
+
+
+class _Policy(Protocol):
+    model: PreTrainedModel
+
+    def __call__(self, batch: PackedBatch, entropy: bool, op: Callable[..., Any]) -> Any: ...
+    def parameters(self) -> Any: ...
+
+
+def dropout_rates(model_config: Any) -> dict[str, float]:
+    """Those of a transformers configuration that are above 0."""
+    return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}
+
+
+def recompute(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Makes ready what the setting asks for: all layers recompute, none, or (auto) none until `fit` says how many.
+
+    transformers recomputes in training mode only; a model with dropout stays out of it, and keeps everything.
+    """
+    if config.activation_checkpointing is False or (config.activation_checkpointing == "auto" and _has_dropout(model)):
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    recompute_first(model, 0 if config.activation_checkpointing == "auto" else len(layers_of(model)))
+
+
+def recompute_first(model: PreTrainedModel, count: int) -> None:
+    """The first ``count`` layers recompute: when their turn comes, the later ones have freed what they kept."""
+    for i, layer in enumerate(layers_of(model)):
+        layer.gradient_checkpointing = i < count  # type: ignore[assignment]
+
+
+def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig) -> int:
+    """The number of layers that recompute from now on, the same on every rank; settled by what is free on its GPU.
+
+    For ``activation_checkpointing`` auto on a GPU, after everything else that stays in memory is there. All ranks must
+    take part.
+    """
+    layers = len(layers_of(policy.model))
+    if model.activation_checkpointing != "auto":
+        return layers if model.activation_checkpointing else 0
+    if ranks.device.type != "cuda" or _has_dropout(policy.model):
+        return 0
+    needs = Needs.of(policy, ranks, optimizer)
+    wanted = torch.tensor(needs.recomputed(layers, USABLE_SHARE * free_bytes(ranks.device)))
+    dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=ranks.control)
+    recompute_first(policy.model, int(wanted))
+    return int(wanted)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU, with what torch's allocator holds and nobody uses."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that an update takes beside the sharded weights."""
+
+    layer: float  # kept by a layer for a micro-batch's backward pass
+    layer_input: float  # all that a recomputing layer keeps
+    fixed: float  # optimizer, gradients, gathered weights, LM head, and one layer's way back
+
+    def recomputed(self, num_layers: int, free: float) -> int:
+        """How many of the layers must recompute for the rest to fit; all of them if nothing does."""
+        missing = self.fixed + num_layers * self.layer - free
+        if missing <= 0:
+            return 0
+        # From the first layer that recomputes on, one layer's activations are made anew in the backward pass.
+        return min(num_layers, int(-(-(missing + self.layer) // (self.layer - self.layer_input))))
+
+    @classmethod
+    def of(cls, policy: _Policy, ranks: Ranks, optimizer: OptimizerConfig) -> "Needs":
+        """Measured with two short forward passes, which all ranks take part in, and counted from the shapes."""
+        config, tokens = policy.model.config, optimizer.tokens_per_microbatch
+        itemsize = torch.bfloat16.itemsize
+        layer = tokens * kept_bytes_per_token(policy, ranks.device) / len(layers_of(policy.model))
+        parameters = sum(p.numel() for p in policy.parameters())
+        shard = parameters / ranks.mesh["shard"].size()
+        # Of earlier micro-batches; this one's come while activations go.
+        gradients = 4 * (shard if optimizer.reduce_every_microbatch else parameters)
+        head = config.vocab_size * config.hidden_size
+        # The gradient of the head in float32 and in 16 bits, a chunk of its logits, and the hidden rows on both sides.
+        head_bytes = (
+            (4 + itemsize) * head + 4096 * itemsize * config.vocab_size + 4 * tokens * itemsize * config.hidden_size
+        )
+        way_back = 2 * tokens * itemsize * config.intermediate_size
+        return cls(
+            layer=layer,
+            layer_input=tokens * itemsize * config.hidden_size,
+            fixed=8 * shard + gradients + itemsize * parameters + head_bytes + way_back,
+        )
+
+
+def kept_bytes_per_token(policy: _Policy, device: torch.device) -> float:
+    """What all layers together keep of a token for the backward pass: the slope between two short forward passes."""
+    few, many = (_kept_bytes(policy, n, device) for n in _MEASURED_TOKENS)
+    return (many - few) / (_MEASURED_TOKENS[1] - _MEASURED_TOKENS[0])
+
+
+def _kept_bytes(policy: _Policy, num_tokens: int, device: torch.device) -> int:
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        whole = tensor._base if tensor._base is not None else tensor
+        if not isinstance(whole, nn.Parameter):  # gathered weights come and go, and others take their place
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def hidden_only(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden
+
+    ids = np.zeros(num_tokens, dtype=np.int32)
+    response = Response(ids, np.zeros(num_tokens, dtype=np.float32), "stop", 0)
+    batch = pack([Sequence(ids[:1], response, 0.0)]).to(device)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = policy(batch, False, hidden_only)
+        output.sum().backward()  # so that sharded weights are let go as after every pass
+    for parameter in policy.parameters():
+        parameter.grad = None
+    return sum(storages.values())
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """A decoder's layers, in the order of the forward pass."""
+    return model.base_model.layers  # type: ignore[return-value]
+
+
+def _has_dropout(model: PreTrainedModel) -> bool:
+    return bool(dropout_rates(model.config))
