@@ -3,38 +3,81 @@
 import argparse
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import GIB, PeakMemory, print_table, synchronize, timed, write_results
+from bench.harness import (
+    GIB,
+    PeakMemory,
+    Row,
+    add_only,
+    chosen,
+    exit_code,
+    free_cached,
+    merged,
+    print_table,
+    read_results,
+    reason,
+    show_traceback,
+    synchronize,
+    timed,
+    write_results,
+)
+from bench.limits import Peak, measured_peak
 from bench.shapes import QWEN25_1_5B
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [1, H, T, E], k and v [1, K, T, E] -> [1, T, H, E]
 FLOOR = 1e-6
+SDPA = "sdpa"
+IMPLEMENTATIONS = ("padded", SDPA, "varlen", "flash_attn")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if an implementation fails, or errs more than twice as much as plain torch in the same dtype."""
-    options = _options(argv)
+    """Returns 1 if an implementation fails, or errs more than twice as much as plain torch in the same dtype. One that
+    is not installed or needs CUDA has not failed, nor has transformers' way where it does not fit a GPU."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    wanted = chosen(parser, options.only, IMPLEMENTATIONS)
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     layout = Layout(options.tokens or (16384 if device.type == "cuda" else 1024), device)
+    rows = _kept(layout, parser) if options.only else []
+    peak = measured_peak(device, dtype)
     inputs = layout.inputs(dtype)
     oracle = _values_and_gradients(layout.by_definition, tuple(t.double() for t in inputs), layout.upstream.double())
     plain = _errors(_values_and_gradients(layout.by_definition, inputs, layout.upstream.to(dtype)), oracle)
-    rows = [_row(name, run, layout, inputs, oracle, plain) for name, run in layout.implementations().items()]
-    _report(rows, plain, layout, dtype, device)
-    return 0 if all(row.get("within", False) for row in rows) else 1
+    for name in wanted:
+        free_cached(device)
+        rows = merged(rows, [_row(name, layout, inputs, oracle, plain)], IMPLEMENTATIONS)
+        _write(rows, plain, peak, layout)  # what has been measured survives what comes after
+    _report(rows, plain, peak, layout)
+    print(_write(rows, plain, peak, layout))
+    return exit_code(
+        "attention", {row["name"]: why for row in rows if row["name"] in wanted and (why := _failure(row))}
+    )
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench attention", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--tokens", type=int, help="default: 16384 on CUDA, 1024 on CPU")
-    return parser.parse_args(argv)
+    add_only(parser)
+    return parser
+
+
+def _kept(layout: "Layout", parser: argparse.ArgumentParser) -> list[Row]:
+    """The rows that are there already; ends the program with 2 where they would not compare."""
+    found = read_results("attention", layout.device)
+    if found and found["lengths"] != layout.lengths:
+        parser.error(
+            f"--only keeps the other rows, which are of {sum(found['lengths'])} tokens and not of {layout.num_tokens}: "
+            f"give the same --tokens, or measure all rows anew"
+        )
+    return found.get("implementations", [])
 
 
 class Layout:
@@ -77,18 +120,26 @@ class Layout:
             sequences.append(torch.stack(heads, dim=1))
         return torch.cat(sequences)[None]
 
-    def implementations(self) -> dict[str, Attention]:
+    def why_not(self, name: str) -> str:
+        """Why it cannot run here, or ""."""
+        if name in ("padded", SDPA):
+            return ""
+        if self.device.type != "cuda":
+            return "needs CUDA"
+        return "not installed" if find_spec("flash_attn") is None and name == "flash_attn" else ""
+
+    def implementation(self, name: str) -> Attention:
         from fastgrpo.attention import flash_attention, padded_attention, varlen_attention
 
-        def ours(attention: Callable[..., Any]) -> Attention:
-            return lambda q, k, v: attention(None, q, k, v, None, layout=self.packed, scaling=self.scaling)[0]
-
-        found: dict[str, Attention] = {"padded": ours(padded_attention), "sdpa": self.masked_sdpa}
-        if self.device.type == "cuda":
-            found["varlen"] = ours(varlen_attention)
-            if find_spec("flash_attn") is not None:
-                found["flash_attn"] = ours(flash_attention)
-        return found
+        if name == SDPA:
+            return self.masked_sdpa
+        of_ours: dict[str, Callable[..., Any]] = {
+            "padded": padded_attention,
+            "varlen": varlen_attention,
+            "flash_attn": flash_attention,
+        }
+        attention = of_ours[name]
+        return lambda q, k, v: attention(None, q, k, v, None, layout=self.packed, scaling=self.scaling)[0]
 
     def masked_sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As transformers' ``sdpa`` attends on packed rows: a block-diagonal causal mask of all token pairs."""
@@ -122,24 +173,33 @@ def _errors(values: Sequence[Tensor], oracle: Sequence[Tensor]) -> dict[str, flo
 
 def _row(
     name: str,
-    run: Attention,
     layout: Layout,
     inputs: Sequence[Tensor],
     oracle: Sequence[Tensor],
     plain: dict[str, float],
-) -> dict[str, Any]:
-    """One implementation's figures; what it raised, if it cannot run here."""
-    upstream = layout.upstream.to(inputs[0].dtype)
+) -> Row:
+    """One implementation's figures; why there are none, if it cannot run here or fails."""
+    if why := layout.why_not(name):
+        return {"name": name, "why_not": why}
     try:
-        errors = _errors(_values_and_gradients(run, inputs, upstream), oracle)
-        with PeakMemory(layout.device) as peak:
-            _values_and_gradients(run, inputs, upstream)
-            synchronize(layout.device)
-        time = timed(lambda: _values_and_gradients(run, inputs, upstream), layout.device, budget_s=4.0)
+        return {"name": name, **_figures(layout.implementation(name), layout, inputs, oracle, plain)}
+    except torch.OutOfMemoryError as error:
+        return {"name": name, "oom": reason(error)}
     except Exception as error:  # one kernel that is broken here must not hide the others
-        return {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        show_traceback(error)
+        return {"name": name, "error": reason(error)}
+
+
+def _figures(
+    run: Attention, layout: Layout, inputs: Sequence[Tensor], oracle: Sequence[Tensor], plain: dict[str, float]
+) -> Row:
+    upstream = layout.upstream.to(inputs[0].dtype)
+    errors = _errors(_values_and_gradients(run, inputs, upstream), oracle)
+    with PeakMemory(layout.device) as peak:
+        _values_and_gradients(run, inputs, upstream)
+        synchronize(layout.device)
+    time = timed(lambda: _values_and_gradients(run, inputs, upstream), layout.device, budget_s=4.0)
     return {
-        "name": name,
         "errors": errors,
         "within": all(errors[n] <= 2 * plain[n] + FLOOR for n in NAMES),
         "forward_backward_s": time.median_s,
@@ -148,27 +208,41 @@ def _row(
     }
 
 
-def _report(
-    rows: list[dict[str, Any]], plain: dict[str, float], layout: Layout, dtype: torch.dtype, device: torch.device
-) -> None:
-    from bench.limits import measured_peak
+def _failure(row: Row) -> str:
+    """What makes the exit code 1, or ""."""
+    fits_not = row["name"] == SDPA and "oom" in row
+    if "why_not" in row or fits_not:
+        return ""
+    return _why_no_figures(row) or ("" if row["within"] else "it errs more than twice as much as plain torch")
 
-    peak = measured_peak(device, dtype)
-    limit_s = 3.5 * layout.forward_flops() / peak.flops_per_s
+
+def _why_no_figures(row: Row) -> str:
+    return next((row[key] for key in ("why_not", "oom", "error") if key in row), "")
+
+
+def _limit_s(peak: Peak, layout: Layout) -> float:
+    return 3.5 * layout.forward_flops() / peak.flops_per_s
+
+
+def _report(rows: Sequence[Row], plain: dict[str, float], peak: Peak, layout: Layout) -> None:
+    limit_s = _limit_s(peak, layout)
     columns = ("implementation", *NAMES, "within 2x", "forward + backward s", "at peak FLOP/s s", "of it", "GiB")
     lines = [["plain torch, " + peak.dtype, *plain.values(), None, None, None, None, None]]
     for row in rows:
-        if "error" in row:
-            lines.append([row["name"], *[None] * 4, False, row["error"], None, None, None])
+        if why := _why_no_figures(row):
+            lines.append([row["name"], *[None] * 5, why[:60], None, None, None])
             continue
         seconds = row["forward_backward_s"]
         share = f"{limit_s / seconds:.0%}"
         lines.append([row["name"], *row["errors"].values(), row["within"], seconds, limit_s, share, row["peak_gib"]])
     print_table(f"error against float64, sequences of {layout.lengths} tokens", columns, lines)
+
+
+def _write(rows: Sequence[Row], plain: dict[str, float], peak: Peak, layout: Layout) -> Path:
     headline = [
-        [row["name"], f"{row['forward_backward_s'] * 1e3:.2f} ms" if "error" not in row else row["error"],
-         f"{limit_s * 1e3:.2f} ms at peak"]
-        for row in rows
+        [row["name"], _why_no_figures(row) or f"{row['forward_backward_s'] * 1e3:.2f} ms",
+         f"{_limit_s(peak, layout) * 1e3:.2f} ms at peak"]
+        for row in rows if "why_not" not in row
     ]  # fmt: skip
     results = {"lengths": layout.lengths, "plain_torch": plain, "implementations": rows, "peak": peak.as_dict()}
-    print(write_results("attention", device, headline, results))
+    return write_results("attention", layout.device, headline, results)

@@ -5,12 +5,13 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bench.harness import print_table, write_results
+from bench.harness import Row, exit_code, print_table, reason, show_traceback, write_results
 
 TARGETS = (80, 90, 100)
 # What a block of one kernel may have at most: CUDA programming guide, technical specifications per compute capability.
@@ -174,12 +175,26 @@ def _assemble(assembler: Path, target: str, ptx: str) -> tuple[bool, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Returns 1 if a kernel does not compile; without Triton it says that nothing is measured."""
     argparse.ArgumentParser(prog="python -m bench compiled_kernels", description=__doc__).parse_args(arguments)
-    results = [compiled(variant, capability) for variant in variants() for capability in TARGETS]
+    if find_spec("triton") is None:
+        print("compiled_kernels is not measured: it needs Triton, which is not installed")
+        return 0
+    failed: dict[str, str] = {}
+    results = [row for v in variants() for sm in TARGETS if (row := _compiled_or_failed(v, sm, failed))]
     columns = ("kernel", "variant", "sm", "registers", "spilled_bytes", "shared_bytes")
     print_table("Triton kernels as compiled", columns, [[row[c] for c in columns] for row in results])
-    worst = max(row["spilled_bytes"] for row in results)
+    worst = max((row["spilled_bytes"] for row in results), default="nothing compiled")
     headline = [["most bytes spilled by a thread of any kernel", worst, 0]]
     write_results("compiled_kernels", torch.device("cpu"), headline, results)
     print(f"{len(results)} kernels compiled, at most {worst} bytes spilled")
-    return 0
+    return exit_code("compiled_kernels", failed)
+
+
+def _compiled_or_failed(variant: Variant, capability: int, failed: dict[str, str]) -> Row | None:
+    try:
+        return compiled(variant, capability)
+    except Exception as error:
+        show_traceback(error)
+        failed[f"{variant.kernel} for sm_{capability}"] = reason(error)
+        return None

@@ -20,7 +20,7 @@ SHAPES = {"cpu": (2**20,), "cuda": (2**20,), "quick": (2**14,)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if ours fails, or errs more than twice as much as plain torch in the same dtype."""
+    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("group_advantages", description, "N", SHAPES, tables, headline, rounds=50), argv)
 

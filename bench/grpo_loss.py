@@ -23,7 +23,7 @@ scales it and writes it."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if ours fails, or errs more than twice as much as plain torch in the same dtype."""
+    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("grpo_loss", description, "T", SHAPES, tables, headline, rounds=50), argv)
 

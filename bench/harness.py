@@ -1,6 +1,8 @@
-"""What all subjects share: the machine's facts, time, peak memory, fresh processes, results and tables."""
+"""What all subjects share: the machine's facts, time, peak memory, fresh processes, rows, results and tables."""
 
+import argparse
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -11,8 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +25,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+"""`python -m bench --results DIR` puts another folder here; `bench_command` hands it on to child processes."""
 GIB = 2**30
+SHORTEST_S = 1e-9
+"""No time is shorter: a device without a clock gives 0 seconds, and every time is divided by."""
+WARMUP_S = {"cpu": 0.5, "cuda": 0.2}
+"""By kind of device: a GPU's time is rented."""
+
+Row = dict[str, Any]
 
 
 def num_cores() -> int:
@@ -73,6 +84,7 @@ def _output(*command: str) -> str | None:
         return None
 
 
+@cache  # results are written after every row, and git takes its time
 def _commit() -> str:
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     if commit is None:
@@ -80,6 +92,7 @@ def _commit() -> str:
     return f"{commit}-dirty" if _output("git", "status", "--porcelain", "fastgrpo", "kernels", "recipes") else commit
 
 
+@cache
 def _driver() -> str | None:
     return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
@@ -87,6 +100,14 @@ def _driver() -> str | None:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_cached(device: torch.device) -> None:
+    """Gives a GPU back what nothing holds any more: the next row finds it as if it were the first."""
+    if device.type == "cuda":
+        gc.collect()
+        with contextlib.suppress(RuntimeError):  # after a broken launch everything raises: its own error was the first
+            torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -97,10 +118,15 @@ class Timing:
 
 
 def timed(
-    work: Callable[[], Any], device: torch.device, *, warmup_s: float = 0.5, repeats: int = 5, budget_s: float = 20.0
+    work: Callable[[], Any],
+    device: torch.device,
+    *,
+    warmup_s: float | None = None,
+    repeats: int = 5,
+    budget_s: float = 20.0,
 ) -> Timing:
-    """Wall-clock time of ``work``, device included: warmed up for a time, at least once, then the median of up to
-    ``repeats`` runs, fewer where they would take longer than ``budget_s`` together."""
+    """Wall-clock time of ``work``, device included: warmed up for a time (`WARMUP_S`), at least once, then the median
+    of up to ``repeats`` runs, fewer where they would take longer than ``budget_s`` together."""
     _warm_up(work, device, warmup_s)
     times: list[float] = []
     while len(times) < repeats and (not times or sum(times) + times[-1] <= budget_s):
@@ -114,26 +140,42 @@ def interleaved(
     *,
     prepare: Callable[[], Any] = lambda: None,
     rounds: int = 5,
-    warmup_s: float = 0.5,
+    warmup_s: float | None = None,
     budget_s: float = 180.0,
+    drop: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each work in each round, one run of every work in turn: what else the machine does meets them all.
 
-    Each is warmed up for a time, at least once. ``prepare`` comes before every run and is not timed. There are fewer
-    rounds, at least one, where they would take longer than ``budget_s`` together.
+    Each is warmed up for a time (`WARMUP_S`), at least once. ``prepare`` comes before every run and is not timed.
+    There are fewer rounds, at least one, where they would take longer than ``budget_s`` together. A work that raises
+    ends the run; with ``drop``, which is told of it and may raise too, it is left out and the others go on.
     """
-    for work in works.values():
-        prepare()
-        _warm_up(work, device, warmup_s)
+    running = dict(works)
     times: dict[str, list[float]] = {name: [] for name in works}
+
+    def run_each(run: Callable[[str, Callable[[], Any]], None]) -> None:
+        for name in list(running):
+            try:
+                prepare()
+                run(name, running[name])
+                continue
+            except Exception as error:
+                if drop is None:
+                    raise
+                drop(name, error)
+            del running[name], times[name]
+            free_cached(device)  # here: while an error is handled, its frames hold the tensors
+
+    def time_one(name: str, work: Callable[[], Any]) -> None:
+        synchronize(device)
+        times[name].append(_seconds(work, device))
+
+    run_each(lambda name, work: _warm_up(work, device, warmup_s))
     started = time.perf_counter()
     for done in range(rounds):
         if done and (time.perf_counter() - started) * (done + 1) / done > budget_s:
             break
-        for name, work in works.items():
-            prepare()
-            synchronize(device)
-            times[name].append(_seconds(work, device))
+        run_each(time_one)
     return times
 
 
@@ -142,7 +184,8 @@ def spread_frac(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def _warm_up(work: Callable[[], Any], device: torch.device, seconds: float) -> None:
+def _warm_up(work: Callable[[], Any], device: torch.device, seconds: float | None) -> None:
+    seconds = WARMUP_S[device.type] if seconds is None else seconds
     started = time.perf_counter()
     while True:
         work()
@@ -155,7 +198,7 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     start = time.perf_counter()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return max(time.perf_counter() - start, SHORTEST_S)
 
 
 class PeakMemory:
@@ -222,7 +265,7 @@ def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, 
 
     A process that fails or takes too long gives ``{"error": its last words}``.
     """
-    command = [sys.executable, "-m", "bench", *arguments]
+    command = [sys.executable, *bench_command(*arguments)]
     try:
         done = subprocess.run(
             command,
@@ -238,25 +281,94 @@ def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, 
     return json.loads(lines[-1]) if done.returncode == 0 else {"error": lines[-1]}
 
 
+def bench_command(*arguments: str) -> list[str]:
+    """What follows ``python`` for another process of the benchmarks, with this one's folder of results."""
+    return ["-m", "bench", "--results", str(RESULTS), *arguments]
+
+
 def child_environment() -> dict[str, str]:
     """This environment, with the checkout importable."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
 
 
+# Rows: each is measured by itself, may fail by itself, and may be measured again later.
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    text = "this row alone, of the results that are there already; repeatable"
+    parser.add_argument("--only", action="append", metavar="NAME", help=text)
+
+
+def chosen(parser: argparse.ArgumentParser, only: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    """The rows of ``--only`` in the subject's order, all without it. Ends the program with 2 for a name that there is
+    not."""
+    unknown = [name for name in only or () if name not in names]
+    if unknown:
+        parser.error(f"--only must be the name of a row, got {unknown[0]!r}; there are\n  " + "\n  ".join(names))
+    return [name for name in names if only is None or name in only]
+
+
+def merged(old: Sequence[Row], new: Sequence[Row], names: Sequence[str], key: str = "name") -> list[Row]:
+    """New rows in the place of old ones of the same name, in the order of ``names``; rows of other names come last."""
+    found = {row[key]: row for row in [*old, *new]}
+    ordered = [name for name in names if name in found]
+    return [found[name] for name in ordered + [name for name in found if name not in names]]
+
+
+def reason(error: BaseException) -> str:
+    """In a line: the error's kind and the first of its words."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def show_traceback(error: BaseException) -> None:
+    """Its last frames: a row keeps one line of a failure, which must be understood on a machine that is gone."""
+    traceback.print_exception(error, limit=-4)
+
+
+def exit_code(subject: str, failed: Mapping[str, str]) -> int:
+    """1 after each failed row and its reason in a last line of the output, or 0 if there is none."""
+    sys.stdout.flush()
+    for name, why in failed.items():
+        print(f"bench {subject}: {name} failed: {why.removeprefix('failed: ')}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+# Results.
+
+
+def results_path(subject: str, device: torch.device) -> Path:
+    return RESULTS / device_slug(device) / f"{subject}.json"
+
+
+def read_results(subject: str, device: torch.device) -> dict[str, Any]:
+    """What `write_results` was given as results the last time, or {}."""
+    path = results_path(subject, device)
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+
+
 def write_results(subject: str, device: torch.device, headline: Sequence[Sequence[Any]], results: Any) -> Path:
-    """``bench/results/<device>/<subject>.json``; ``headline`` holds rows (what, value, limit or peer) for `summary`."""
-    path = RESULTS / device_slug(device) / f"{subject}.json"
+    """``<RESULTS>/<device>/<subject>.json``; ``headline`` holds rows (what, value, limit or peer) for `summary`.
+
+    A process that is killed here leaves the file as it was.
+    """
+    path = results_path(subject, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "subject": subject,
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "measured": now(),
         "machine": machine_facts(device),
         "headline": [list(row) for row in headline],
         "results": results,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    half = path.with_suffix(".json.part")
+    half.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    half.replace(path)
     return path
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

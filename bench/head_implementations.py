@@ -9,7 +9,7 @@ from fastgrpo_kernels import dispatch, grpo_loss, head, linear_grpo, linear_logp
 from torch import Tensor
 
 from bench.kernel_inputs import HeadInputs, TokenInputs
-from bench.kernel_subjects import Implementation, Outcome
+from bench.kernel_subjects import NOT_BUILT, Implementation, Outcome
 
 Function = Callable[[HeadInputs], Tensor]  # to logprobs [T] or a loss [], differentiable
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
@@ -18,7 +18,7 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 def backends(device: torch.device) -> Iterator[tuple[str, str, Callable[[], AbstractContextManager[None]]]]:
     """Ours, in every way that this device can run it: name, why not or "", and the block to run it in."""
     if device.type == "cpu":
-        yield "ours, native", "" if dispatch.native_is_built() else "not built", lambda: dispatch.forced("native")
+        yield "ours, native", "" if dispatch.native_is_built() else NOT_BUILT, lambda: dispatch.forced("native")
         yield "ours, plain torch", "", lambda: dispatch.forced("plain")
     else:
         yield "ours", "", nullcontext

@@ -17,10 +17,20 @@ from torch import Tensor
 
 from bench.harness import (
     PeakMemory,
+    Row,
+    add_only,
+    chosen,
+    exit_code,
+    free_cached,
     interleaved,
+    merged,
+    now,
     num_cores,
     print_table,
+    read_results,
+    reason,
     run_worker,
+    show_traceback,
     spread_frac,
     synchronize,
     write_results,
@@ -28,12 +38,13 @@ from bench.harness import (
 
 Shape = tuple[int, ...]
 Outcome = dict[str, Tensor]  # values and gradients by name
-Row = dict[str, Any]
 Headline = list[tuple[str, str, str]]  # what, value, bar
 
 FLOORS = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 """Below it an error is rounding, however small plain torch's happens to be."""
 LIMIT = "limit"
+OUT_OF_MEMORY = "out of memory"
+NOT_BUILT = "not built"
 PEERS = ("trl", "liger-kernel", "verl", "flash-attn", "cut-cross-entropy", "quack-kernels", "rl-kernel")
 
 
@@ -100,8 +111,11 @@ class Measured:
 
 
 def run_subject(subject: Subject, argv: Sequence[str]) -> int:
-    """Measures and reports. Returns 1 if ours failed anywhere, or errs more than twice as much as plain torch."""
-    options = _options(subject, argv)
+    """Measures, prints, writes. Returns 1 if a row of ours did not run or errs more than twice as much as plain torch,
+    or if another failed; what is not installed, cannot run on this device or does not fit it has not failed."""
+    parser = _parser(subject)
+    options = parser.parse_args(argv)
+    options.shape = _shape(subject, options, parser)
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(num_cores())
@@ -112,7 +126,13 @@ def run_subject(subject: Subject, argv: Sequence[str]) -> int:
         implementation = next(i for i in table.implementations if i.name == name)
         print(json.dumps({"peak_bytes": _own_peak(table, implementation, options.shape, device)}))
         return 0
-    measured = Measured(options.shape, device, {t.mode: _measure(subject, t, options, device) for t in tables})
+    options.only = chosen(parser, options.only, _names(tables)) if options.only else []
+    measured = Measured(options.shape, device, _kept(subject, tables, options, device, parser))
+    failed: dict[str, str] = {}
+    for table in tables:
+        rows = _measure(subject, table, options, measured, tables)
+        where = f", {table.mode}" if len(tables) > 1 else ""
+        failed |= {row["name"] + where: why for row in rows if (why := _failure(row))}
     for table in tables:
         _print(subject, table, measured)
     headline = subject.headline(measured)
@@ -120,11 +140,10 @@ def run_subject(subject: Subject, argv: Sequence[str]) -> int:
     if options.quick:
         print("a small shape: the bars are for the default one")
     print(f"{subject.name}: " + "; ".join(f"{what}: {value}, bar {bar}" for what, value, bar in headline))
-    ours = [row for rows in measured.rows.values() for row in rows if row["name"].startswith("ours")]
-    return 0 if all(row["why_not"] == "not built" or (not row["why_not"] and row["within"]) for row in ours) else 1
+    return exit_code(subject.name, failed)
 
 
-def _options(subject: Subject, argv: Sequence[str]) -> argparse.Namespace:
+def _parser(subject: Subject) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"bench {subject.name}", description=subject.description)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     defaults = ", ".join(f"{','.join(map(str, s))} ({name})" for name, s in subject.shapes.items())
@@ -132,10 +151,9 @@ def _options(subject: Subject, argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=subject.rounds, help="runs of every row, in turns")
     parser.add_argument("--quick", action="store_true", help="a small shape, two rounds, memory of two rows")
     parser.add_argument("--output", help="NAME in SUBJECT_NAME.json, beside the results that are there already")
+    add_only(parser)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    options.shape = _shape(subject, options, parser)
-    return options
+    return parser
 
 
 def _shape(subject: Subject, options: argparse.Namespace, parser: argparse.ArgumentParser) -> Shape:
@@ -153,56 +171,130 @@ def _shape(subject: Subject, options: argparse.Namespace, parser: argparse.Argum
     return shape
 
 
-def _measure(subject: Subject, table: Table, options: argparse.Namespace, device: torch.device) -> list[Row]:
-    rows = [{"name": i.name, "why_not": i.why_not, "relative": i.relative} for i in table.implementations]
-    runnable = [(row, i) for row, i in zip(rows, table.implementations, strict=True) if not i.why_not]
-    _compare(table, runnable, device)
-    runnable = [(row, i) for row, i in runnable if not row["why_not"]]
-    _time(table, runnable, options, device)
-    runnable = [(row, i) for row, i in runnable if not row["why_not"]]
-    for row, implementation in runnable:
-        if not options.quick or row is runnable[0][0] or row["name"] == table.plain:
+def _names(tables: Sequence[Table]) -> list[str]:
+    """Of all rows, each once: a name of several tables stands for its row in each."""
+    return list(dict.fromkeys(i.name for table in tables for i in table.implementations))
+
+
+def _kept(
+    subject: Subject,
+    tables: Sequence[Table],
+    options: argparse.Namespace,
+    device: torch.device,
+    parser: argparse.ArgumentParser,
+) -> dict[str, list[Row]]:
+    """By mode the rows that are there already, of which ``--only`` replaces some; ends the program with 2 where they
+    are of another shape and would not compare."""
+    found = read_results(_output(subject, options), device) if options.only else {}
+    wanted = _shape_as_written(subject, options.shape)
+    if found and found["shape"] != wanted:
+        parser.error(
+            f"--only keeps the other rows of {_output(subject, options)}.json, which are of {found['shape']} and not "
+            f"of {wanted}: give --output NAME, or measure all rows anew"
+        )
+    return {table.mode: found.get("tables", {}).get(table.mode, {}).get("rows", []) for table in tables}
+
+
+def _measure(
+    subject: Subject, table: Table, options: argparse.Namespace, measured: Measured, tables: Sequence[Table]
+) -> list[Row]:
+    """The table's rows of this run. They are among the measured ones, and in the file, as soon as they have a time."""
+    wanted = [i for i in table.implementations if not options.only or i.name in options.only]
+    if not wanted:
+        return []
+    device, kept, began = measured.device, measured.rows[table.mode], now()
+    rows = [{"name": i.name, "why_not": i.why_not, "relative": i.relative, "measured": began} for i in wanted]
+
+    def runnable() -> list[tuple[Row, Implementation]]:
+        return [(row, i) for row, i in zip(rows, wanted, strict=True) if not row["why_not"]]
+
+    def write() -> None:
+        measured.rows[table.mode] = merged(kept, rows, _names([table]))
+        _compare_peaks(measured.row(table.mode, table.plain), measured.rows[table.mode])
+        _write(subject, tables, measured, subject.headline(measured), options)
+
+    try:
+        _compare(table, runnable(), device)
+        _time(table, runnable(), options, device)
+    except Exception as error:  # of the oracle, the inputs or the limit, without which no row means anything
+        show_traceback(error)
+        for row, _ in runnable():
+            row["why_not"] = f"failed: {reason(error)}"
+    write()
+    for row, implementation in runnable():
+        if not options.quick or row is runnable()[0][0] or row["name"] == table.plain:
             row |= _peak(subject, table, implementation, options, device)
-    naive = next((row.get("peak_bytes") for row in rows if row["name"] == table.plain), None)
+            write()
+    return rows
+
+
+def _compare_peaks(plain: Row, rows: Sequence[Row]) -> None:
+    naive = plain.get("peak_bytes")
     for row in rows:
         row["peak_of_plain"] = row["peak_bytes"] / naive if naive and row.get("peak_bytes") is not None else None
-    return rows
+
+
+def _failure(row: Row) -> str:
+    """What makes the exit code 1, or "": ours must run, be right and fit; a peer may only fail to be there or fit."""
+    why_not, peak_error = row["why_not"], row.get("peak_error") or ""
+    if row["name"].startswith("ours"):
+        if why_not == NOT_BUILT:
+            return ""
+        differs = "" if why_not or row.get("within") else "it errs more than twice as much as plain torch"
+        return why_not or differs or (peak_error and f"its memory: {peak_error}")
+    if why_not:
+        return why_not if why_not.startswith("failed: ") else ""
+    return f"its memory: {peak_error}" if peak_error and peak_error != OUT_OF_MEMORY else ""
 
 
 # Errors.
 
 
 def _compare(table: Table, runnable: Sequence[tuple[Row, Implementation]], device: torch.device) -> None:
-    """Each row's errors at the oracle's shape, and whether they are within twice plain torch's plus the floor."""
+    """Each row's errors at the oracle's shape, and whether they are within twice plain torch's plus the floor. Plain
+    torch runs here in any case, for its errors are the measure; if it fails, the floor alone is."""
     oracle = table.oracle(table.inputs(table.oracle_shape, device))
-    plain: dict[str, float] = {}
-    for row, implementation in sorted(runnable, key=lambda pair: pair[1].name != table.plain):
-        outcome = _attempt(row, lambda run=implementation.run: run(table.inputs(table.oracle_shape, device)))
-        if outcome is None or implementation.relative:
+
+    def errors(run: Callable[[Any], Outcome]) -> dict[str, float]:
+        outcome = run(table.inputs(table.oracle_shape, device))
+        return {name: _error(outcome[name], exact) for name, exact in oracle.items()}
+
+    by_name = {row["name"]: row for row, _ in runnable}
+    plain = next(i for i in table.implementations if i.name == table.plain)
+    measure = _attempt(by_name.get(table.plain, {}), lambda: errors(plain.run), device) or {}
+    for row, i in runnable:
+        if i.relative:
+            _attempt(row, lambda run=i.run: run(table.inputs(table.oracle_shape, device)), device)
             continue
-        row["errors"] = {name: _error(outcome[name], exact) for name, exact in oracle.items()}
-        plain = plain or row["errors"]
-        row["within"] = all(error <= 2 * plain[n] + FLOORS[table.dtype] for n, error in row["errors"].items())
+        found = measure if i.name == table.plain else _attempt(row, lambda run=i.run: errors(run), device)
+        if found:
+            row["errors"] = found
+            row["within"] = all(e <= 2 * measure.get(n, 0.0) + FLOORS[table.dtype] for n, e in found.items())
 
 
 def _error(got: Tensor, exact: Tensor) -> float:
     """Relative to the oracle's norm; of a loss, which may be near 0, to the advantages' size of 1."""
     scale = exact.norm().item() if exact.dim() else max(exact.abs().item(), 1.0)
-    return (got.double() - exact).norm().item() / scale
+    return (got.double() - exact).norm().item() / max(scale, 1e-30)
 
 
-def _attempt(row: Row, work: Callable[[], Any]) -> Any:
-    """What the work returns, or None and the reason in the row: one peer's failure does not end the run."""
+def _attempt(row: Row, work: Callable[[], Any], device: torch.device) -> Any:
+    """What the work returns, or None and the reason in the row: one row's failure does not end the run."""
     try:
         return work()
-    except Unavailable as reason:
-        row["why_not"] = str(reason)
-    except torch.OutOfMemoryError:
-        row["why_not"] = "out of memory"
-        torch.cuda.empty_cache()
     except Exception as error:
-        row["why_not"] = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
+        row["why_not"] = _why_not(error)
+    free_cached(device)  # here: while an error is handled, its frames hold the tensors
     return None
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, Unavailable):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    show_traceback(error)
+    return f"failed: {reason(error)}"
 
 
 # Time.
@@ -216,26 +308,34 @@ def _time(
     by_name = {row["name"]: row for row, _ in runnable}
     for row, implementation in runnable:
         runs = [partial(implementation.run, inputs) for inputs in rotation]
-        work = _attempt(row, lambda runs=runs: _tried(_work(runs, device), device))
+        work = _attempt(row, lambda runs=runs: _tried(_work(runs, device), device), device)
         if work is not None:
             works[row["name"]] = work
+
+    def drop(name: str, error: Exception) -> None:
+        if name == LIMIT:
+            raise error
+        by_name[name]["why_not"] = _why_not(error)
+        del works[name]  # and with it what it holds
+
     times = interleaved(
         works,
         device,
         prepare=lambda: [table.restore(inputs) for inputs in rotation],
         rounds=2 if options.quick else options.rounds,
-        warmup_s=0.02 if options.quick else 0.5,
+        warmup_s=0.02 if options.quick else None,
+        drop=drop,
     )
+    limits = times.pop(LIMIT)
     for name, seconds in times.items():
-        ratios = [s / limit for s, limit in zip(seconds, times[LIMIT], strict=True)]
-        if name != LIMIT:
-            by_name[name] |= {
-                "seconds": statistics.median(seconds) / len(rotation),
-                "spread_frac": spread_frac(seconds),
-                "ratio": statistics.median(ratios),
-                "ratio_spread_frac": spread_frac(ratios),
-                "ratios": ratios,
-            }
+        ratios = [s / limit for s, limit in zip(seconds, limits, strict=True)]
+        by_name[name] |= {
+            "seconds": statistics.median(seconds) / len(rotation),
+            "spread_frac": spread_frac(seconds),
+            "ratio": statistics.median(ratios),
+            "ratio_spread_frac": spread_frac(ratios),
+            "ratios": ratios,
+        }
 
 
 def _num_rotated(table: Table, shape: Shape, device: torch.device) -> int:
@@ -276,9 +376,11 @@ def _tried(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
 def _peak(
     subject: Subject, table: Table, implementation: Implementation, options: argparse.Namespace, device: torch.device
 ) -> Row:
-    """CUDA: by the allocator, here. CPU: resident memory, in a fresh process."""
+    """CUDA: by the allocator, here. CPU: resident memory, in a fresh process. Where it fails, ``peak_error``."""
     if device.type == "cuda":
-        return {"peak_bytes": _own_peak(table, implementation, options.shape, device)}
+        failure: Row = {}
+        peak_bytes = _attempt(failure, lambda: _own_peak(table, implementation, options.shape, device), device)
+        return {"peak_bytes": peak_bytes, "peak_error": failure.get("why_not")}
     shape = ",".join(map(str, options.shape))
     found = run_worker([subject.name, "--shape", shape, "--worker", table.mode, implementation.name])
     return {"peak_bytes": found.get("peak_bytes"), "peak_error": found.get("error")}
@@ -309,13 +411,13 @@ def _print(subject: Subject, table: Table, measured: Measured) -> None:
     rows = measured.rows[table.mode]
     print_table(title, columns, [_line(row) for row in rows if not row["why_not"]])
     for row in rows:
-        if row["why_not"]:
-            print(f"    {row['name']}: {row['why_not']}")
+        if why := row["why_not"] or row.get("peak_error"):
+            print(f"    {row['name']}: {why}")
 
 
 def _line(row: Row) -> list[Any]:
     value, *gradients = row.get("errors", {}).values() or [None]
-    verdict = "not compared" if row["relative"] else "yes" if row["within"] else "DIFFERS"
+    verdict = "not compared" if row["relative"] else "yes" if row.get("within") else "DIFFERS"
     mib = None if row.get("peak_bytes") is None else row["peak_bytes"] / 2**20
     ratio_spread, spread = f"{row['ratio_spread_frac']:.0%}", f"{row['spread_frac']:.0%}"
     return [
@@ -327,9 +429,8 @@ def _line(row: Row) -> list[Any]:
 def _write(
     subject: Subject, tables: Sequence[Table], measured: Measured, headline: Headline, options: argparse.Namespace
 ) -> Path:
-    suffixes = [options.output or "", "quick" if options.quick else ""]
     results = {
-        "shape": dict(zip(subject.dimensions.split(","), measured.shape, strict=True)),
+        "shape": _shape_as_written(subject, measured.shape),
         "peers": {name: _version(name) for name in PEERS},
         "tables": {
             table.mode: {
@@ -343,8 +444,15 @@ def _write(
             for table in tables
         },
     }
-    name = "_".join([subject.name, *(s for s in suffixes if s)])
-    return write_results(name, measured.device, headline, results)
+    return write_results(_output(subject, options), measured.device, headline, results)
+
+
+def _output(subject: Subject, options: argparse.Namespace) -> str:
+    return "_".join(part for part in (subject.name, options.output, "quick" if options.quick else "") if part)
+
+
+def _shape_as_written(subject: Subject, shape: Shape) -> dict[str, int]:
+    return dict(zip(subject.dimensions.split(","), shape, strict=True))
 
 
 def _version(package: str) -> str | None:
@@ -360,26 +468,28 @@ def _version(package: str) -> str | None:
 def times_limit(measured: Measured, mode: str, what: str, bar: str) -> tuple[str, str, str]:
     """Ours over the limit."""
     row = measured.ours(mode)
-    return what.format(row.get("name")), f"{row['ratio']:.2f}x" if row else "did not run", bar
+    return what.format(row.get("name", "ours")), f"{row['ratio']:.2f}x" if row else "did not run", bar
 
 
 def peak_gb(measured: Measured, mode: str, what: str, bar: str) -> tuple[str, str, str]:
     row = measured.ours(mode)
     peak = row.get("peak_bytes")
-    return what.format(row.get("name")), "not measured" if peak is None else f"{peak / 1e9:.2f} GB", bar
+    return what.format(row.get("name", "ours")), "not measured" if peak is None else f"{peak / 1e9:.2f} GB", bar
 
 
 def peak_of_plain(measured: Measured, mode: str, what: str, bar: str) -> tuple[str, str, str]:
     row = measured.ours(mode)
     share = row.get("peak_of_plain")
-    return what.format(row.get("name")), "not measured" if share is None else f"{share:.2f}x", bar
+    return what.format(row.get("name", "ours")), "not measured" if share is None else f"{share:.2f}x", bar
 
 
 def faster_than(measured: Measured, mode: str, other: str, what: str, bar: str) -> tuple[str, str, str]:
-    """The other's time over ours, round by round."""
+    """The other's time over ours, round by round; of rows that were measured apart, by what each is to the limit."""
     ours, theirs = measured.ours(mode), measured.row(mode, other)
-    what = what.format(ours.get("name"))
+    what = what.format(ours.get("name", "ours"))
     if not ours.get("ratios") or not theirs.get("ratios"):
         return what, "did not run", bar
+    if ours.get("measured") != theirs.get("measured"):
+        return what, f"{theirs['ratio'] / ours['ratio']:.1f}x", bar
     quotients = [t / o for t, o in zip(theirs["ratios"], ours["ratios"], strict=True)]
     return what, f"{statistics.median(quotients):.1f}x", bar

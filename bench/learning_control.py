@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.harness import ROOT, child_environment, print_table, write_results
+from bench.harness import ROOT, child_environment, exit_code, print_table, write_results
 
 RANKS = 2
 MAX_BEFORE, MAX_GREEDY_BEFORE, MIN_AFTER, MAX_CONTROL = 0.40, 0.50, 0.90, 0.45
@@ -43,18 +43,21 @@ def main(argv: Sequence[str]) -> int:
     runs_dir = Path(options.runs_dir or tempfile.mkdtemp(prefix="learning-control-"))
     plan = [(f"seed-{s}", s, False) for s in seeds] + [(f"control-{s}", s, True) for s in options.control_seeds]
     outcomes: list[Outcome] = []
+    failed: dict[str, str] = {}
     base: Path | None = None
     for name, seed, is_control in plan:
         print(f"bench: {name} ...", flush=True)
         summary = _run(name, seed, is_control, runs_dir, base, options.quick)
         if summary is None:
-            return 1
+            failed[name] = "its last words are above"
+            continue
         base = base or runs_dir / name / "base"
         outcomes.append(Outcome(name, seed, is_control, summary))
     _report(outcomes, options.quick)
     if options.runs_dir is None:
-        shutil.rmtree(runs_dir)
-    return 0 if options.quick or all(o.bars_met for o in outcomes) else 1
+        shutil.rmtree(runs_dir, ignore_errors=True)  # a run that failed may have made none
+    bars_met = options.quick or all(o.bars_met for o in outcomes)
+    return exit_code("learning_control", failed) or (0 if bars_met else 1)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

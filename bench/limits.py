@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.harness import timed
+from bench.harness import free_cached, timed
 from bench.shapes import Shape
 
 
@@ -23,20 +23,33 @@ class Peak:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    on_gpu = device.type == "cuda"
-    size, copied_bytes = (8192, 2**31) if on_gpu else (2048, 2**27)
+    """Both, and the memory that they took given back."""
+    peak = Peak(
+        dtype=str(dtype).removeprefix("torch."),
+        itemsize=dtype.itemsize,
+        flops_per_s=matmul_flops_per_s(device, dtype),
+        bytes_per_s=copy_bytes_per_s(device),
+    )
+    free_cached(device)
+    return peak
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Of a square matmul that fills the device."""
+    size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
     matmul = timed(lambda: torch.mm(a, b, out=product), device, repeats=10, budget_s=3.0)
+    return 2 * size**3 / matmul.median_s
+
+
+def copy_bytes_per_s(device: torch.device) -> float:
+    """Reads and writes of a copy that no cache holds."""
+    copied_bytes = 2**31 if device.type == "cuda" else 2**27
     source = torch.ones(copied_bytes // 4, device=device)
     target = torch.zeros_like(source)
     copy = timed(lambda: target.copy_(source), device, repeats=10, budget_s=3.0)
-    return Peak(
-        dtype=str(dtype).removeprefix("torch."),
-        itemsize=dtype.itemsize,
-        flops_per_s=2 * size**3 / matmul.median_s,
-        bytes_per_s=2 * copied_bytes / copy.median_s,
-    )
+    return 2 * copied_bytes / copy.median_s
 
 
 def decode_limit(shape: Shape, peak: Peak, num_sequences: int, context: int) -> float:

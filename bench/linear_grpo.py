@@ -43,7 +43,7 @@ SHAPES = {"cpu": (1024, 896, 65536), "cuda": (16384, 1536, 151936), "quick": (12
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if ours fails, or errs more than twice as much as plain torch in the same dtype."""
+    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("linear_grpo", description, "T,D,V", SHAPES, tables, headline), argv)
 

@@ -28,7 +28,7 @@ FORWARD, BOTH = "forward", "forward and backward"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if ours fails, or errs more than twice as much as plain torch in the same dtype."""
+    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("linear_logprobs", description, "T,D,V", SHAPES, tables, headline), argv)
 

@@ -14,9 +14,15 @@ import torch
 from bench.harness import (
     GIB,
     PeakMemory,
+    Row,
+    add_only,
+    chosen,
     device_slug,
+    exit_code,
     machine_facts,
+    merged,
     print_table,
+    read_results,
     run_worker,
     synchronize,
     write_results,
@@ -27,35 +33,46 @@ from bench.shapes import QWEN25_1_5B, SCALED_DOWN, Shape
 NUM_TOKENS = 16384
 SCALE_ON_CPU = 8  # an eighth of the tokens, of the chunk and of the prompt
 UPDATES = 3
+OURS: Variant = "packed_chunked"
+ROWS = tuple((checkpointing, variant) for checkpointing in (True, False) for variant in VARIANTS)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures each variant in a fresh process. Returns 1 if ours could not be measured."""
-    options = _options(argv)
+    """Measures each variant in a fresh process. Returns 1 if one could not be measured; that a plain variant does not
+    fit on a GPU is a measurement."""
+    parser = _parser()
+    options = parser.parse_args(argv)
     device = torch.device(options.device)
     if options.worker:
         print(json.dumps(measure(options.worker, _case(device, options.worker_checkpointing), device)))
         return 0
+    names = [row_name(variant, checkpointing) for checkpointing, variant in ROWS]
+    wanted = chosen(parser, options.only, names)
     print(json.dumps(machine_facts(device)))
-    rows: list[dict[str, Any]] = []
-    full = [_full_size_row(v, c) for c in (True, False) for v in VARIANTS]
-    for checkpointing in (True, False):
-        for variant in VARIANTS:
-            rows.append(_measured_row(variant, checkpointing, device, options.timeout_s))
+    kept = read_results("memory", device).get("measured", []) if options.only else []
+    rows = merged([], [row | {"name": row_name(row["variant"], row["checkpointing"])} for row in kept], names)
+    full = [_full_size_row(variant, checkpointing) for checkpointing, variant in ROWS]
+    for checkpointing, variant in ROWS:
+        if row_name(variant, checkpointing) in wanted:
+            rows = merged(rows, [_measured_row(variant, checkpointing, device, options.timeout_s)], names)
             _write(rows, full, device)  # what has been measured survives what comes after
     _report(rows, full, device)
     print(_write(rows, full, device))
-    failed = any("error" in row for row in rows if row["variant"] == "packed_chunked")
-    return 1 if failed else 0
+    return exit_code("memory", {row["name"]: _failure(row) for row in rows if row["name"] in wanted and _failed(row)})
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def row_name(variant: Variant, checkpointing: bool) -> str:
+    return f"{variant}, {'checkpointed' if checkpointing else 'all activations kept'}"
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench memory", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--timeout_s", type=float, default=120.0, help="of one variant")
+    add_only(parser)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--worker_checkpointing", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    return parser
 
 
 def full_size(checkpointing: bool) -> Case:
@@ -94,7 +111,7 @@ def _case(device: torch.device, checkpointing: bool) -> Case:
     return full_size(checkpointing) if device.type == "cuda" else scaled_down(checkpointing)
 
 
-def measure(variant: Variant, case: Case, device: torch.device) -> dict[str, Any]:
+def measure(variant: Variant, case: Case, device: torch.device) -> Row:
     """Peak GiB of forward and backward of one micro-batch, above the loaded model and in all, the last update's
     seconds, and the gradient's norm, which is the same for all variants.
 
@@ -135,12 +152,14 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
     """The project's learner, warmed up on a few tokens so that libraries have loaded what they load once."""
     from bench.plain_policies import PackedLogits, PaddedLogits
     from bench.synthetic import random_learner, random_sequences
-    from fastgrpo.config import ModelConfig, OptimizerConfig, ParallelConfig
+    from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
     from fastgrpo.policy.learner import TokenSums
     from fastgrpo.policy.model import Policy
     from fastgrpo.ranks import Ranks, choose_device
 
     policy_class = {"padded_logits": PaddedLogits, "packed_logits": PackedLogits, "packed_chunked": Policy}[variant]
+    # A plain policy gives logprobs; the fused head, which is a run's default, would bring an op of its own.
+    objective = ObjectiveConfig() if variant == OURS else ObjectiveConfig(head="logprobs")
     learner = random_learner(
         case.shape,
         Ranks.connect(choose_device(str(device)), ParallelConfig()),
@@ -151,6 +170,7 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
         ),
         OptimizerConfig(tokens_per_microbatch=case.num_tokens, share_prompts=False),
         policy_class=policy_class,
+        objective=objective,
     )
     warm_up = learner.pack(random_sequences(case.shape, [40, 24], 8))
     learner.backward(warm_up, TokenSums.zero())
@@ -160,14 +180,15 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
     return learner, update
 
 
-def _measured_row(variant: Variant, checkpointing: bool, device: torch.device, timeout_s: float) -> dict[str, Any]:
+def _measured_row(variant: Variant, checkpointing: bool, device: torch.device, timeout_s: float) -> Row:
     flags = ["--worker_checkpointing"] if checkpointing else []
     measured = run_worker(["memory", "--device", device.type, "--worker", variant, *flags], timeout_s)
     predicted = predict(_case(device, checkpointing), variant).as_gib()
-    return {"variant": variant, "checkpointing": checkpointing, **measured, "predicted": predicted}
+    of = {"variant": variant, "checkpointing": checkpointing, "device": device.type}
+    return {"name": row_name(variant, checkpointing), **of, **measured, "predicted": predicted}
 
 
-def _full_size_row(variant: Variant, checkpointing: bool) -> dict[str, Any]:
+def _full_size_row(variant: Variant, checkpointing: bool) -> Row:
     return {
         "variant": variant,
         "checkpointing": checkpointing,
@@ -177,14 +198,15 @@ def _full_size_row(variant: Variant, checkpointing: bool) -> dict[str, Any]:
 
 def _sizes(case: Case) -> str:
     s = case.shape
+    chunks = f"chunks of {case.head_chunk_tokens}" if case.head_chunk_tokens else "chunks as the op takes them"
     return (
         f"{s.name}: {s.num_layers} layers, D {s.width}, F {s.feed_forward}, V {s.vocabulary:,}, {s.num_parameters:,} "
         f"parameters; {case.num_tokens:,} tokens in sequences of {list(case.lengths)}, {case.num_padded_tokens:,} "
-        f"padded to the longest; chunks of {case.head_chunk_tokens}; {'bfloat16' if case.itemsize == 2 else 'float32'}"
+        f"padded to the longest; {chunks}; {'bfloat16' if case.itemsize == 2 else 'float32'}"
     )
 
 
-def _report(rows: list[dict[str, Any]], full: list[dict[str, Any]], device: torch.device) -> None:
+def _report(rows: list[Row], full: list[Row], device: torch.device) -> None:
     case = _case(device, False)
     print(f"\nmeasured on {device_slug(device)}\n{_sizes(case)}")
     print_table(
@@ -202,39 +224,44 @@ def _report(rows: list[dict[str, Any]], full: list[dict[str, Any]], device: torc
     print(f"AdamW's state is {full[0]['predicted']['optimizer_gib']:.1f} GiB besides, once, sharded over the ranks.")
 
 
-def _write(rows: list[dict[str, Any]], full: list[dict[str, Any]], device: torch.device) -> Path:
+def _write(rows: list[Row], full: list[Row], device: torch.device) -> Path:
     return write_results("memory", device, _headline(rows, full), {"measured": rows, "full_size_by_formula": full})
 
 
-def _measured_line(row: dict[str, Any]) -> list[Any]:
+def _measured_line(row: Row) -> list[Any]:
     failure = _failure(row)
     measured, predicted = row.get("above_weights_gib"), row["predicted"]["above_weights_gib"]
     share = None if measured is None else measured / predicted
     return [
-        row["variant"], row["checkpointing"], failure or measured, predicted, share,
+        row["variant"], row["checkpointing"], failure[:60] or measured, predicted, share,
         row.get("update_s"), row.get("gradient_norm"),
     ]  # fmt: skip
 
 
-def _failure(row: dict[str, Any]) -> str | None:
+def _failure(row: Row) -> str:
+    """Why there is no figure, or ""."""
     if "oom" in row:
         return f"OOM at {row['oom']}"
-    return f"failed: {row['error'][:60]}" if "error" in row else None
+    return f"failed: {row['error'][:200]}" if "error" in row else ""
 
 
-def _full_line(row: dict[str, Any], terms: Sequence[str], full: list[dict[str, Any]]) -> list[Any]:
+def _failed(row: Row) -> bool:
+    fits_not = row["variant"] != OURS and row.get("device") == "cuda"
+    return "error" in row or ("oom" in row and not fits_not)
+
+
+def _full_line(row: Row, terms: Sequence[str], full: list[Row]) -> list[Any]:
     alike = [r for r in full if r["checkpointing"] == row["checkpointing"]]
     peaks = [r["predicted"]["peak_gib"] for r in alike]
     times = ratio(peaks)[alike.index(row)]
     return [row["variant"], row["checkpointing"], *(row["predicted"][f"{t}_gib"] for t in terms), f"{times:.2f}x"]
 
 
-def _headline(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> list[list[str]]:
+def _headline(rows: list[Row], full: list[Row]) -> list[list[str]]:
     lines: list[list[str]] = []
     for row in rows:
-        how = "checkpointed" if row["checkpointing"] else "all activations kept"
-        value = f"{row['peak_gib']:.2f} GiB" if "peak_gib" in row else _failure(row) or ""
-        lines.append([f"{row['variant']}, {how}", value, f"formula {row['predicted']['peak_gib']:.2f} GiB"])
+        value = f"{row['peak_gib']:.2f} GiB" if "peak_gib" in row else _failure(row)
+        lines.append([row["name"], value, f"formula {row['predicted']['peak_gib']:.2f} GiB"])
     for row in full:
         if row["checkpointing"]:
             what = f"{row['variant']} at full size, checkpointed"

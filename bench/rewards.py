@@ -18,7 +18,17 @@ from typing import Any
 
 import torch
 
-from bench.harness import ROOT, interleaved, num_cores, print_table, spread_frac, write_results
+from bench.harness import (
+    ROOT,
+    exit_code,
+    interleaved,
+    num_cores,
+    print_table,
+    reason,
+    show_traceback,
+    spread_frac,
+    write_results,
+)
 
 CASES = ROOT.parent / "shared" / "data" / "verifier" / "math_answers_sample_cases.jsonl"
 BAR = 0.8
@@ -50,15 +60,22 @@ class Rates:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; without the judged responses it says that nothing is measured."""
+    """Returns 0, 1 if a verifier failed; without the judged responses it says that nothing is measured."""
     options = _options(argv)
     if not options.cases.exists():
         print(f"rewards is not measured: it needs the judged responses in {options.cases}")
         return 0
     items = read_cases(options.cases)
-    found = {name: measure(name, items, options) for name in VERIFIERS}
+    found: dict[str, Rates] = {}
+    failed: dict[str, str] = {}
+    for name in VERIFIERS:
+        try:
+            found[name] = measure(name, items, options)
+        except Exception as error:  # the other verifier is measured all the same
+            show_traceback(error)
+            failed[name] = reason(error)
     report(found, len(items), options)
-    return 0
+    return exit_code("rewards", failed)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench import vllm_models
-from bench.harness import interleaved, print_table, spread_frac, write_results
+from bench.harness import exit_code, interleaved, print_table, reason, show_traceback, spread_frac, write_results
 from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN25_1_5B, Shape
 
@@ -45,7 +45,7 @@ LONG_1_5B = Sizes(QWEN25_1_5B, 8, 8, 8192, 96, 128, 256, 16384, 16384, 24.0)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, also where there is no vLLM."""
+    """Returns 0, also where there is no vLLM, or 1 if an engine failed."""
     options = _options(argv)
     if reason := vllm_models.why_no_vllm():
         print(f"rollout_vllm is not measured: {reason}")
@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     ranks = Ranks.connect(device, ParallelConfig())
     with tempfile.TemporaryDirectory() as folder, vllm_models.one_process_group():
         vllm_models.write_model(sizes.shape, _dtype(device), Path(folder), device)
-        rows = [measure(name, sizes, Path(folder), ranks) for name in ENGINES]
+        rows, failed = measure_all(sizes, Path(folder), ranks)
     report(rows, sizes, peak, device, options.quick)
-    return 0
+    return exit_code("rollout_vllm", failed)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -77,6 +77,18 @@ def _dtype(device: torch.device) -> torch.dtype:
     from fastgrpo.policy.model import compute_dtype
 
     return compute_dtype(ModelConfig(), device)
+
+
+def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A row of every engine that ran, and why another did not."""
+    rows, failed = [], {}
+    for name in ENGINES:
+        try:
+            rows.append(measure(name, sizes, folder, ranks))
+        except Exception as error:
+            show_traceback(error)
+            failed[name] = reason(error)
+    return rows, failed
 
 
 def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
@@ -223,20 +235,32 @@ def report(rows: list[dict[str, Any]], sizes: Sizes, peak: Peak, device: torch.d
     for row in rows:
         print(f"a step with {row['engine']}: " + ", ".join(f"{k} {v:.3g}" for k, v in row["phases"].items()))
     print(f"decoding limit {limit:,.0f} tokens/s: weights, keys and values once for every token of all sequences")
-    ours, theirs = rows
-    if not quick:
-        headline = [
-            [
-                f"decoding by vLLM, {sizes.shape.name}",
-                f"{theirs['decode_tokens_per_s']:,.0f} tokens/s",
-                f"limit {limit:,.0f}, built-in {ours['decode_tokens_per_s']:,.0f}",
-            ],
-            [
-                f"a step with vLLM, {sizes.shape.name}",
-                f"{theirs['step_s']:.3g} s, sync {1e3 * theirs['sync_s']:.3g} ms",
-                f"built-in {ours['step_s']:.3g} s",
-            ],
-        ]
+    by_engine = {row["engine"]: row for row in rows}
+    ours, theirs = (by_engine.get(name) for name in ENGINES)
+    if not quick and rows:
         results = {"rows": rows, "limit_tokens_per_s": limit, "peak": peak.as_dict(), "sizes": asdict(sizes)}
-        print(write_results("rollout_vllm", device, headline, results))
-    print(f"vLLM over the built-in engine, decoding: {theirs['decode_tokens_per_s'] / ours['decode_tokens_per_s']:.3g}")
+        print(write_results("rollout_vllm", device, _headline(ours, theirs, limit, sizes), results))
+    if ours and theirs:
+        ratio = theirs["decode_tokens_per_s"] / ours["decode_tokens_per_s"]
+        print(f"vLLM over the built-in engine, decoding: {ratio:.3g}")
+
+
+def _headline(
+    ours: dict[str, Any] | None, theirs: dict[str, Any] | None, limit: float, sizes: Sizes
+) -> list[list[str]]:
+    """vLLM's figures beside the built-in engine's, where it has any."""
+    if theirs is None:
+        return [[f"decoding by vLLM, {sizes.shape.name}", "failed", f"limit {limit:,.0f}"]]
+    beside = f", built-in {ours['decode_tokens_per_s']:,.0f}" if ours else ""
+    return [
+        [
+            f"decoding by vLLM, {sizes.shape.name}",
+            f"{theirs['decode_tokens_per_s']:,.0f} tokens/s",
+            f"limit {limit:,.0f}{beside}",
+        ],
+        [
+            f"a step with vLLM, {sizes.shape.name}",
+            f"{theirs['step_s']:.3g} s, sync {1e3 * theirs['sync_s']:.3g} ms",
+            f"built-in {ours['step_s']:.3g} s" if ours else "",
+        ],
+    ]

@@ -22,7 +22,7 @@ SHAPES = {"cpu": (384, 65536), "cuda": (2048, 151936), "quick": (64, 1000)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if ours fails, or errs more than twice as much as plain torch in the same dtype."""
+    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("row_pass", description, "R,V", SHAPES, tables, headline), argv)
 

@@ -4,15 +4,15 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from bench.harness import RESULTS, print_table
+from bench import harness
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns 1 if there is nothing to show."""
     parser = argparse.ArgumentParser(prog="bench summary", description=__doc__)
-    parser.add_argument("--device", default="", help="a folder of bench/results; all of them if not given")
+    parser.add_argument("--device", default="", help="a folder of the results; all of them if not given")
     folder = parser.parse_args(argv).device
-    files = sorted(RESULTS.glob(f"{folder or '*'}/*.json"))
+    files = sorted(harness.RESULTS.glob(f"{folder or '*'}/*.json"))
     contents = [json.loads(f.read_text(encoding="utf-8")) for f in files]
     rows = [
         [f"{file.parent.name}  {file.stem}", *row]
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         for row in content.get("headline", [])
     ]
     if not rows:
-        print(f"no results in {RESULTS / folder}")
+        print(f"no results in {harness.RESULTS / folder}")
         return 1
-    print_table("results", ("device, subject", "what", "value", "limit or peer"), rows)
+    harness.print_table("results", ("device, subject", "what", "value", "limit or peer"), rows)
     return 0

@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench.harness import ROOT, child_environment, print_table, timed, write_results
+from bench.harness import (
+    GIB,
+    ROOT,
+    SHORTEST_S,
+    Row,
+    add_only,
+    bench_command,
+    child_environment,
+    chosen,
+    exit_code,
+    free_cached,
+    merged,
+    print_table,
+    read_results,
+    reason,
+    show_traceback,
+    timed,
+    write_results,
+)
 from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN3_0_6B, QWEN25_1_5B, Shape
 
@@ -22,6 +40,13 @@ PUBLISHED = (
     ("AReaL 0.1 and 0.3, 1.5B, 16k, end to end", "578-1,111", "H800", "by number of GPUs"),
     ("prime-rl, Qwen3-0.6B, 16,384, trainer only", "11,896", "H100", "MFU 11 %, 2 micro-batches, optimizer on CPU"),
 )
+
+
+HOST_BOUND = (
+    "by the built-in engine, a decode loop for small models: on a GPU this measures the host (two waits and a thousand "
+    "launches a token); the engine for scale is vLLM"
+)
+COMPOSED = "rollout + update"
 
 
 @dataclass(frozen=True)
@@ -36,21 +61,38 @@ class Protocol:
     checkpointing: bool = False
     rollout: tuple[int, int, int, int] | None = None  # prompts, group size, prompt tokens, response tokens
     step: tuple[int, int, int, int] | None = None  # prompts, group size, response tokens, updates
+    composed: bool = False  # rollout and update one after the other: where a step's responses are shorter
+
+    @property
+    def parts(self) -> list[str]:
+        has = {"update": True, "rollout": self.rollout, "step": self.step, COMPOSED: self.composed}
+        return [part for part, there in has.items() if there]
+
+    def row_name(self, part: str) -> str:
+        return f"{self.name} {part}"
 
 
+# prime-rl's published one: a trainer alone, checkpointed.
+PRIME_RL = Protocol("prime_rl", QWEN3_0_6B, (16384, 16384), 16384, 128, checkpointing=True)
+LONG_1_5B = Protocol(
+    "1.5B 16k", QWEN25_1_5B, (16384, 16384), 16384, 128,
+    rollout=(8, 8, 8192, 96), step=(8, 8, 256, 1), composed=True,
+)  # fmt: skip
+LONG_CHECKPOINTED = replace(LONG_1_5B, name="1.5B 16k checkpointed", checkpointing=True, rollout=None, composed=False)
 # A step of recipes/quickstart.py: 128 x 8 responses of 24 tokens, which is what a run's responses come to, 4 updates.
 QUICKSTART_STEP = Protocol(
     "quickstart", QUICKSTART, (40,) * 256, 8192, 17, rollout=(128, 8, 17, 24), step=(128, 8, 24, 4)
 )
-LONG_1_5B = Protocol(
-    "Qwen2.5-1.5B, 16k", QWEN25_1_5B, (16384, 16384), 16384, 128, rollout=(8, 8, 8192, 96), step=(8, 8, 256, 1)
-)
-PRIME_RL = Protocol("prime-rl's: Qwen3-0.6B, 16,384, checkpointed", QWEN3_0_6B, (16384, 16384), 16384, 128, True)
+# What is least likely to run out of memory comes first.
+PROTOCOLS = {"cuda": (PRIME_RL, LONG_CHECKPOINTED, LONG_1_5B), "cpu": (QUICKSTART_STEP,)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures; with ``--ranks N`` launches itself under torchrun. Returns 0, or torchrun's exit code."""
-    options = _options(argv)
+    """Measures; with ``--ranks N`` launches itself under torchrun. Returns 0, 1 if a row failed, or torchrun's code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    protocols = PROTOCOLS[options.device]
+    wanted = chosen(parser, options.only, _names(protocols))
     from fastgrpo.config import ParallelConfig
     from fastgrpo.ranks import Ranks, choose_device, launched_ranks
 
@@ -59,49 +101,76 @@ def main(argv: Sequence[str]) -> int:
     device = choose_device(options.device)
     ranks = Ranks.connect(device, ParallelConfig())
     peak = measured_peak(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    protocols = (LONG_1_5B, PRIME_RL) if device.type == "cuda" else (QUICKSTART_STEP,)
-    rows = [row for p in protocols for row in measure(p, ranks, peak)]
+    kept = read_results(_output(ranks), device).get("rows", []) if options.only else []
+    rows = [row | {"name": f"{row['protocol']} {row['part']}"} for row in kept]
+    rows = measure(protocols, wanted, rows, ranks, peak)
     if ranks.is_first:
         _report(rows, peak, ranks)
     ranks.barrier()
     dist.destroy_process_group()
-    return 0
+    return exit_code("tokens_per_s", _failed(rows, wanted))
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench tokens_per_s", description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=tuple(PROTOCOLS))
     parser.add_argument("--ranks", type=int, default=1, help="processes, by torchrun; one GPU each")
-    return parser.parse_args(argv)
+    add_only(parser)
+    return parser
+
+
+def _names(protocols: Sequence[Protocol]) -> list[str]:
+    return [protocol.row_name(part) for protocol in protocols for part in protocol.parts]
 
 
 def _launch(argv: Sequence[str], ranks: int) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command += ["-m", "bench", "tokens_per_s", *argv]
+    command += bench_command("tokens_per_s", *argv)
     return subprocess.run(command, cwd=ROOT, env=child_environment(), check=False).returncode
 
 
-def measure(protocol: Protocol, ranks: Any, peak: Peak) -> list[dict[str, Any]]:
-    """One row each for what the protocol has: update, rollout, step, and the step that their rates come to at 16k."""
-    rows = [_update_row(protocol, ranks, peak)]
-    _free(ranks)
-    if protocol.rollout is not None:
-        rows.append(_rollout_row(protocol, ranks, peak))
-        _free(ranks)
-    if protocol.step is not None:
-        rows.append(_step_row(protocol, ranks, rows))
-        _free(ranks)
-    if protocol.rollout is not None and protocol.shape is not QUICKSTART:  # its step has that length already
-        rows.append(_composed_row(protocol, rows))
+def measure(protocols: Sequence[Protocol], wanted: Sequence[str], rows: list[Row], ranks: Any, peak: Peak) -> list[Row]:
+    """The rows, with the wanted ones measured anew and each written at once: what comes after may fail.
+
+    On several ranks a failure ends the program: the others wait for a rank that is elsewhere.
+    """
+    for protocol in protocols:
+        for part in protocol.parts:
+            name = protocol.row_name(part)
+            if name not in wanted and not (part == COMPOSED and _both_rates(protocol, rows)):
+                continue
+            row = _measured_row(protocol, part, rows, ranks, peak)
+            rows = merged(rows, [row], _names(protocols))
+            if ranks.is_first:
+                _write(rows, peak, ranks)
+            if ranks.count > 1 and "error" in row:
+                raise SystemExit(exit_code("tokens_per_s", _failed([row], [name])))
     return rows
 
 
-def _free(ranks: Any) -> None:
-    import gc
+def _failed(rows: Sequence[Row], wanted: Sequence[str]) -> dict[str, str]:
+    return {row["name"]: row["error"] for row in rows if row["name"] in wanted and "error" in row}
 
-    gc.collect()
-    if ranks.device.type == "cuda":
-        torch.cuda.empty_cache()
+
+def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: Any, peak: Peak) -> Row:
+    """What the part finds, or ``error``; on a GPU the most memory that it took, failed or not."""
+    on_gpu = ranks.device.type == "cuda"
+    row: Row = {"name": protocol.row_name(part), "protocol": protocol.name, "part": part, "shape": protocol.shape.name}
+    row["sizes"] = {k: v for k, v in asdict(protocol).items() if k not in ("name", "shape")}
+    free_cached(ranks.device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(ranks.device)
+    try:
+        row |= _composed_row(protocol, rows) if part == COMPOSED else PARTS[part](protocol, ranks, peak)
+    except Exception as error:
+        show_traceback(error)
+        row["error"] = reason(error)
+    if on_gpu and part != COMPOSED:
+        row["peak_allocated_gib"] = torch.cuda.max_memory_allocated(ranks.device) / GIB
+        row["peak_reserved_gib"] = torch.cuda.max_memory_reserved(ranks.device) / GIB
+    if on_gpu and part != "update":
+        row["note"] = HOST_BOUND
+    return row
 
 
 def _learner(protocol: Protocol, ranks: Any) -> Any:
@@ -116,8 +185,8 @@ def _learner(protocol: Protocol, ranks: Any) -> Any:
     )
 
 
-def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
-    """Packing, forward, backward, clipping and AdamW; MFU counts three forward passes, recomputation is no work."""
+def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
+    """Packing, forward, backward, clipping and AdamW."""
     from bench.synthetic import random_sequences
     from fastgrpo.policy.learner import TokenSums
 
@@ -129,14 +198,24 @@ def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
         learner.apply(1e-6)
 
     ranks.barrier()
-    time = timed(update, ranks.device, warmup_s=0.0 if ranks.count > 1 else 1.0, repeats=3, budget_s=1e9)
-    tokens = sum(protocol.update_lengths) / ranks.count
-    flops = 3 * protocol.shape.forward_flops(protocol.update_lengths, sum(len(s.response) for s in sequences))
-    limit = tokens * peak.flops_per_s / (flops / ranks.count)
-    return _row(protocol, "update", tokens / time.median_s, limit, time.spread_frac)
+    # Every rank must run as often: one warm-up there.
+    time = timed(update, ranks.device, warmup_s=0.0 if ranks.count > 1 else None, repeats=3, budget_s=1e9)
+    rate = _per_s(sum(protocol.update_lengths) / ranks.count, time.median_s)
+    return _rates(rate, _update_limit(protocol, peak), time.spread_frac) | {"updates": time.repeats}
 
 
-def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
+def _update_limit(protocol: Protocol, peak: Peak) -> float:
+    """Tokens/s at MFU 1, which counts three forward passes; recomputation is no work."""
+    num_tokens, num_sequences = sum(protocol.update_lengths), len(protocol.update_lengths)
+    head_rows = num_tokens - num_sequences * (protocol.prompt_tokens - 1)
+    return num_tokens * peak.flops_per_s / (3 * protocol.shape.forward_flops(protocol.update_lengths, head_rows))
+
+
+def _per_s(count: float, seconds: float) -> float:
+    return count / max(seconds, SHORTEST_S)
+
+
+def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     """Decoding alone: a generation without the time of one that ends with its first token, after the prefill."""
     from bench.synthetic import random_engine, random_prompts
     from fastgrpo.rollout.engine import generate
@@ -154,15 +233,13 @@ def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> dict[str, Any]:
         return time.median_s, time.spread_frac
 
     (short_s, _), (long_s, spread) = seconds(1), seconds(response_tokens)
-    rate = num_sequences * (response_tokens - 1) / (long_s - short_s)
+    rate = _per_s(num_sequences * (response_tokens - 1), long_s - short_s)
     context = prompt_tokens + response_tokens // 2
-    return _row(protocol, "rollout", rate, decode_limit(protocol.shape, peak, num_sequences, context), spread)
+    return _rates(rate, decode_limit(protocol.shape, peak, num_sequences, context), spread)
 
 
-def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included.
-
-    Its limit reads every prompt once for all its responses, and recomputes no logprobs."""
+def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
+    """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer, random_engine
     from fastgrpo.config import Config
     from fastgrpo.policy.model import compute_dtype
@@ -205,60 +282,91 @@ def _step_row(protocol: Protocol, ranks: Any, rows: list[dict[str, Any]]) -> dic
     steps = [trainer.step()[0] for _ in range(2)]
     step = min(steps, key=lambda s: s["step_s"])
     tokens = config.responses_per_step * response_tokens / ranks.count
-    limits = {row["part"]: row["limit_tokens_per_s"] for row in rows}
-    limit = 1 / (
-        1 / limits["rollout"] + (1 + protocol.prompt_tokens / (group_size * response_tokens)) / limits["update"]
-    )
-    spread = max(s["step_s"] for s in steps) / step["step_s"] - 1
+    rate, slowest = _per_s(tokens, step["step_s"]), max(s["step_s"] for s in steps)
     phases = {name: value for name, value in step.items() if name.endswith("_s") and name != "tokens_per_s"}
-    return _row(protocol, "step", tokens / step["step_s"], limit, spread) | {"phases": phases}
+    spread = slowest / max(step["step_s"], SHORTEST_S) - 1
+    return _rates(rate, _step_limit(protocol, peak, ranks), spread) | {"phases": phases}
 
 
-def _composed_row(protocol: Protocol, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rollout and update one after the other at the rates above, each token once: no tail, no sync, no reward."""
-    by_part = {row["part"]: row for row in rows}
+def _step_limit(protocol: Protocol, peak: Peak, ranks: Any) -> float:
+    """It reads every prompt once for all its responses, and recomputes no logprobs."""
+    assert protocol.step is not None
+    num_prompts, group_size, response_tokens, _ = protocol.step
+    context = protocol.prompt_tokens + response_tokens // 2
+    rollout = decode_limit(protocol.shape, peak, num_prompts * group_size // ranks.count, context)
+    read = 1 + protocol.prompt_tokens / (group_size * response_tokens)
+    return 1 / (1 / rollout + read / _update_limit(protocol, peak))
 
-    def together(key: str) -> float:
-        return 1 / sum(1 / by_part[part][key] for part in ("rollout", "update"))
 
-    limit = together("limit_tokens_per_s")
-    return _row(protocol, "rollout + update", together("tokens_per_s"), limit, 0.0)
+PARTS: dict[str, Callable[[Protocol, Any, Peak], Row]] = {
+    "update": _update_row,
+    "rollout": _rollout_row,
+    "step": _step_row,
+}
 
 
-def _row(protocol: Protocol, part: str, rate: float, limit: float, spread: float) -> dict[str, Any]:
+def _both_rates(protocol: Protocol, rows: Sequence[Row]) -> list[Row]:
+    """The rollout's row and the update's, or nothing if one has not been measured."""
+    names = [protocol.row_name(part) for part in ("rollout", "update")]
+    found = [row for row in rows if row["name"] in names and "error" not in row]
+    return found if len(found) == len(names) else []
+
+
+def _composed_row(protocol: Protocol, rows: Sequence[Row]) -> Row:
+    """Rollout and update one after the other at their rates, each token once: no tail, no sync, no reward."""
+    both = _both_rates(protocol, rows)
+    if not both:
+        needed = " and ".join(repr(protocol.row_name(part)) for part in ("rollout", "update"))
+        raise ValueError(f"it follows from {needed}, of which one has no figure: measure them first")
+    rate, limit = (1 / sum(1 / row[key] for row in both) for key in ("tokens_per_s", "limit_tokens_per_s"))
+    return _rates(rate, limit, max(row["spread_frac"] for row in both))
+
+
+def _rates(rate: float, limit: float, spread: float) -> Row:
     return {
-        "protocol": protocol.name,
-        "part": part,
         "tokens_per_s": rate,
         "limit_tokens_per_s": limit,
         "share_of_limit": rate / limit,
         "spread_frac": spread,
-        "sizes": {k: v for k, v in asdict(protocol).items() if k not in ("name", "shape")},
     }
 
 
-def _report(rows: list[dict[str, Any]], peak: Peak, ranks: Any) -> None:
+def _report(rows: Sequence[Row], peak: Peak, ranks: Any) -> None:
     print(
         f"measured here: matmul {peak.flops_per_s / 1e12:.3g} TFLOP/s in {peak.dtype}, copy "
         f"{peak.bytes_per_s / 1e9:.3g} GB/s, on each of {ranks.count} ranks"
     )
     print_table(
         "tokens/s per device; the limit is what these two figures allow (for the update: MFU)",
-        ("protocol", "part", "tokens/s", "limit", "share of limit", "spread"),
-        [
-            [r["protocol"], r["part"], r["tokens_per_s"], r["limit_tokens_per_s"],
-             f"{r['share_of_limit']:.1%}", f"{r['spread_frac']:.0%}"]
-            for r in rows
-        ],
-    )  # fmt: skip
+        ("row", "tokens/s", "limit", "share of limit", "spread", "GiB allocated", "reserved", "note"),
+        [_line(row) for row in rows],
+    )
     for row in rows:
         if "phases" in row:
-            print(f"{row['protocol']}, a step: " + ", ".join(f"{k} {v:.3g}" for k, v in row["phases"].items()))
+            print(f"{row['name']}: " + ", ".join(f"{k} {v:.3g}" for k, v in row["phases"].items()))
     print_table("published", ("what", "tokens/s per GPU", "GPU", "how"), PUBLISHED)
-    headline = [
-        [f"{r['part']}, {r['protocol']}", f"{r['tokens_per_s']:,.0f} tokens/s", f"limit {r['limit_tokens_per_s']:,.0f}"]
-        for r in rows
-    ]
-    name = "tokens_per_s" if ranks.count == 1 else f"tokens_per_s_{ranks.count}_ranks"
+    print(_write(rows, peak, ranks))
+
+
+def _line(row: Row) -> list[Any]:
+    memory = [row.get("peak_allocated_gib"), row.get("peak_reserved_gib")]
+    if "error" in row:
+        return [row["name"], "failed", None, None, None, *memory, row["error"]]
+    share, spread = f"{row['share_of_limit']:.1%}", f"{row['spread_frac']:.0%}"
+    return [row["name"], row["tokens_per_s"], row["limit_tokens_per_s"], share, spread, *memory, row.get("note", "")]
+
+
+def _write(rows: Sequence[Row], peak: Peak, ranks: Any) -> Path:
     results = {"rows": rows, "peak": peak.as_dict(), "num_ranks": ranks.count, "published": PUBLISHED}
-    print(write_results(name, ranks.device, headline, results))
+    return write_results(_output(ranks), ranks.device, [_headline(row) for row in rows], results)
+
+
+def _output(ranks: Any) -> str:
+    return "tokens_per_s" if ranks.count == 1 else f"tokens_per_s_{ranks.count}_ranks"
+
+
+def _headline(row: Row) -> list[str]:
+    what = f"{row['name']}{' (bound by the host)' if 'note' in row else ''}"
+    if "error" in row:
+        return [what, f"failed: {row['error'][:60]}", ""]
+    return [what, f"{row['tokens_per_s']:,.0f} tokens/s", f"limit {row['limit_tokens_per_s']:,.0f}"]
