@@ -17,14 +17,16 @@ python -m bench [--results DIR] SUBJECT [options]; SUBJECT --help lists them
 
 @cache
 def subjects() -> dict[str, str]:
-    """Name and first line of every module here that defines ``main``; none of them is imported."""
+    """Name and first line of every module and folder here that defines ``main``; none of them is imported."""
     found = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    for file in (*folder.glob("*.py"), *folder.glob("*/__init__.py")):
+        name = file.parent.name if file.name == "__init__.py" else file.stem
         tree = ast.parse(file.read_text(encoding="utf-8"))
         defines_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
-        if defines_main and not file.stem.startswith("_"):
-            found[file.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
-    return found
+        if defines_main and not name.startswith("_"):
+            found[name] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return dict(sorted(found.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -326,8 +326,13 @@ def show_traceback(error: BaseException) -> None:
     traceback.print_exception(error, limit=-4)
 
 
+last_failed: dict[str, str] = {}
+"""The rows that failed in this process and why, for who calls several subjects in one."""
+
+
 def exit_code(subject: str, failed: Mapping[str, str]) -> int:
     """1 after each failed row and its reason in a last line of the output, or 0 if there is none."""
+    last_failed.update(failed)
     sys.stdout.flush()
     for name, why in failed.items():
         print(f"bench {subject}: {name} failed: {why.removeprefix('failed: ')}", file=sys.stderr, flush=True)

@@ -125,7 +125,7 @@ def measure(variant: Variant, case: Case, device: torch.device) -> Row:
 
     def work() -> None:
         nonlocal norm
-        learner.backward(update, TokenSums.zero())
+        learner.backward(update, TokenSums.zero(device))
         norm = float(gradient_norm(local_gradients(learner.parameters), learner.ranks.mesh))
         learner.optimizer.zero_grad()
 
@@ -173,7 +173,7 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
         objective=objective,
     )
     warm_up = learner.pack(random_sequences(case.shape, [40, 24], 8))
-    learner.backward(warm_up, TokenSums.zero())
+    learner.backward(warm_up, TokenSums.zero(device))
     learner.optimizer.zero_grad()
     update = learner.pack(random_sequences(case.shape, case.lengths, case.prompt_tokens))
     assert len(update.batches) == 1

@@ -59,6 +59,7 @@ class Protocol:
     tokens_per_microbatch: int
     prompt_tokens: int
     checkpointing: bool = False
+    compiled: bool = False
     rollout: tuple[int, int, int, int] | None = None  # prompts, group size, prompt tokens, response tokens
     step: tuple[int, int, int, int] | None = None  # prompts, group size, response tokens, updates
     composed: bool = False  # rollout and update one after the other: where a step's responses are shorter
@@ -84,7 +85,11 @@ QUICKSTART_STEP = Protocol(
     "quickstart", QUICKSTART, (40,) * 256, 8192, 17, rollout=(128, 8, 17, 24), step=(128, 8, 24, 4)
 )
 # What is least likely to run out of memory comes first.
-PROTOCOLS = {"cuda": (PRIME_RL, LONG_CHECKPOINTED, LONG_1_5B), "cpu": (QUICKSTART_STEP,)}
+COMPILED = (
+    replace(PRIME_RL, name="prime_rl compiled", compiled=True),
+    replace(LONG_1_5B, name="1.5B 16k compiled", compiled=True, rollout=None, step=None, composed=False),
+)
+PROTOCOLS = {"cuda": (PRIME_RL, LONG_CHECKPOINTED, *COMPILED, LONG_1_5B), "cpu": (QUICKSTART_STEP,)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -180,7 +185,7 @@ def _learner(protocol: Protocol, ranks: Any) -> Any:
     return random_learner(
         protocol.shape,
         ranks,
-        ModelConfig(activation_checkpointing=protocol.checkpointing),
+        ModelConfig(activation_checkpointing=protocol.checkpointing, compile=protocol.compiled),
         OptimizerConfig(tokens_per_microbatch=protocol.tokens_per_microbatch),
     )
 
@@ -194,7 +199,7 @@ def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     sequences = random_sequences(protocol.shape, protocol.update_lengths, protocol.prompt_tokens)
 
     def update() -> None:
-        learner.backward(learner.pack(sequences), TokenSums.zero())
+        learner.backward(learner.pack(sequences), TokenSums.zero(ranks.device))
         learner.apply(1e-6)
 
     ranks.barrier()

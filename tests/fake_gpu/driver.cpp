@@ -47,6 +47,10 @@ CUresult cuDeviceGet(CUdevice *device, int ordinal) {
   *device = ordinal;
   return CUDA_SUCCESS;
 }
+CUresult cuDeviceGetName(char *name, int size, CUdevice) {
+  std::strncpy(name, fake::specification().name, size);
+  return CUDA_SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute asked, CUdevice) {
   const auto &known = fake::specification();
   switch (asked) {

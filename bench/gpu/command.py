@@ -1,0 +1,144 @@
+"""The command line of `python -m bench gpu`, and its way through the steps."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.gpu.device import gpu_names, slug
+from bench.gpu.processes import ROOT, SubjectsProcess, run_program
+from bench.gpu.record import Answer, Record
+from bench.gpu.steps import GROUPS, Step, steps
+
+EXIT_NO_GPU = 2
+SHORTEST_S = 15.0
+"""A step that would have less time than this is not begun."""
+CLOSING_S = 10.0
+"""Kept back of the budget, for what is written at the end."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0 if every chosen step has passed, 1 if one failed or was not reached, 2 without a GPU."""
+    started = time.monotonic()
+    options = _parser().parse_args(argv)
+    if options.wheels:
+        from bench.gpu.wheels import fetch
+
+        return fetch(options.wheels, options.extra)
+    chosen = choose(steps(options.processes), options.steps)
+    if options.list:
+        _list(chosen)
+        return 0
+    gpus = gpu_names()
+    if not gpus:
+        print("bench gpu needs a CUDA GPU, and this machine's driver shows none", file=sys.stderr)
+        return EXIT_NO_GPU
+    record = Record((options.folder or ROOT / "build" / "gpu" / slug(gpus[0])).absolute(), options.out)
+    if options.carried.is_dir():
+        from bench.gpu.wheels import install
+
+        install(options.carried)
+    return run(chosen, record, len(gpus), started + options.budget_s)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench gpu",
+        description="Steps on a GPU machine, most wanted first, within a budget of time. A later call goes on: what has "
+        "passed is not asked again, what failed comes last.",
+    )
+    parser.add_argument("steps", nargs="*", help=f"groups ({', '.join(GROUPS)}) or names of steps; default: all")
+    parser.add_argument("--budget_s", type=float, default=540.0, help="no step goes on after it")
+    parser.add_argument("--list", action="store_true", help="the steps with their limits, and nothing else")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that compile or test side by side")
+    parser.add_argument("--folder", type=Path, help="of record, log and results; default: build/gpu/<gpu>")
+    out = os.environ.get("OUT")
+    parser.add_argument(
+        "--out", type=Path, default=Path(out) if out else None,
+        help="gets the log, the record and one tar of results after every step; default: $OUT",
+    )  # fmt: skip
+    parser.add_argument("--carried", type=Path, default=ROOT / ".whl", help="wheels to install first; default: .whl")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="fetch there what a GPU image lacks, and stop")
+    parser.add_argument(
+        "--extra", action="append", default=[], metavar="PACKAGE", help="with --wheels: liger-kernel, vllm or another"
+    )
+    return parser
+
+
+def choose(known: Sequence[Step], names: Sequence[str]) -> list[Step]:
+    """The steps of the named groups or names, in the order of the table; all of them without a name.
+
+    Ends the program with 2 for a name that there is not.
+    """
+    there = {*GROUPS, *(step.name for step in known)}
+    for name in names:
+        if name not in there:
+            listing = "\n  ".join(step.name for step in known)
+            print(f"bench gpu: there is no step {name!r}; groups: {', '.join(GROUPS)}; steps:\n  {listing}", file=sys.stderr)
+            raise SystemExit(2)
+    return [s for s in known if not names or s.group in names or s.name in names]
+
+
+def _list(chosen: Sequence[Step]) -> None:
+    for group in GROUPS:
+        of_group = [step for step in chosen if step.group == group]
+        if of_group:
+            print(f"{group}: {len(of_group)} steps, {sum(s.limit_s for s in of_group):.0f} s at most")
+        for step in of_group:
+            print(f"  {step.limit_s:4.0f} s  {step.name}" + (f"  (needs {step.needs.name})" if step.needs else ""))
+
+
+def run(chosen: Sequence[Step], record: Record, gpus: int, deadline: float) -> int:
+    """One step after the other, each within its limit and what is left."""
+    with record.log.open("a", encoding="utf-8", buffering=1) as log:
+        subjects = SubjectsProcess(record.results, log)
+        try:
+            for step in record.to_do(chosen):
+                _one(step, record, subjects, gpus, deadline)
+        finally:
+            subjects.close()
+    record.hand_out()
+    return report(chosen, record)
+
+
+def _one(step: Step, record: Record, subjects: SubjectsProcess, gpus: int, deadline: float) -> None:
+    if missing := step.missing(gpus):
+        record.add(Answer(step.name, "skipped", why=f"needs {missing}"))
+        return
+    left = deadline - CLOSING_S - time.monotonic()
+    if left < min(SHORTEST_S, step.limit_s):
+        return
+    subjects.log.write(f"\n=== {step.name}\n")
+    limit_s = min(step.limit_s, left)
+    answer = subjects.run(step, limit_s) if step.is_subject else run_program(step, limit_s, subjects.log)
+    subjects.log.write(f"=== {step.name}: {answer.state} after {answer.seconds:.0f} s {answer.why}\n")
+    record.add(answer)
+    print(f"{answer.state:<7} {answer.seconds:5.0f} s  {step.name}" + (f": {answer.why}" if answer.why else ""), flush=True)
+
+
+def report(chosen: Sequence[Step], record: Record) -> int:
+    """Says what failed and what was not reached; the exit code of the call."""
+    answers = record.answers
+    failed = [s for s in chosen if s.name in answers and answers[s.name].state == "failed"]
+    missed = [s for s in chosen if s.name not in answers]
+    skipped = [s for s in chosen if s.name in answers and answers[s.name].state == "skipped"]
+    _show_results(record)
+    for title, of in (("skipped", skipped), ("not reached", missed), ("failed", failed)):
+        if of:
+            print(f"{title}: " + "; ".join(f"{s.name}{_why(answers.get(s.name))}" for s in of))
+    passed = len(chosen) - len(failed) - len(missed) - len(skipped)
+    print(f"{passed} of {len(chosen)} steps passed; all that was printed is in {record.log}")
+    return 1 if failed or missed else 0
+
+
+def _why(answer: Answer | None) -> str:
+    return f" ({answer.why})" if answer is not None and answer.why else ""
+
+
+def _show_results(record: Record) -> None:
+    """The headlines, from the process that knows how: it needs torch, and this one does not."""
+    command = [sys.executable, "-m", "bench", "--results", str(record.results), "summary"]
+    subprocess.run(command, cwd=ROOT, check=False, timeout=60)

@@ -1,0 +1,130 @@
+"""Processes that end when they must: at a limit, with all that they started, and with the process that started them."""
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from bench.gpu.record import Answer
+from bench.gpu.steps import Step
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 120.0
+"""For torch to be imported, on a cold disk."""
+_PR_SET_PDEATHSIG = 1
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This one's, with the packages of the checkout importable as `setup.py` maps them, and nothing asked of a hub."""
+    mapped = ROOT / "build" / "gpu" / "packages"
+    mapped.mkdir(parents=True, exist_ok=True)
+    link = mapped / "fastgrpo_recipes"
+    if not link.is_symlink():
+        link.symlink_to(ROOT / "recipes")
+    paths = [str(ROOT), str(ROOT / "kernels"), str(mapped), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        **extra,
+    }
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def start(command: Sequence[str], log: IO[str], extra: Mapping[str, str], **streams: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(extra), text=True, stderr=log, start_new_session=True,
+        preexec_fn=_die_with_parent, **streams,
+    )  # fmt: skip
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """It and its children."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def run_program(step: Step, limit_s: float, log: IO[str]) -> Answer:
+    """A command of its own."""
+    started = time.monotonic()
+    process = start(step.arguments, log, dict(step.environment), stdout=log, stdin=subprocess.DEVNULL)
+    try:
+        code = process.wait(limit_s)
+        why = "" if code == 0 else f"exit code {code}"
+    except subprocess.TimeoutExpired:
+        why = f"ran past {limit_s:.0f} s"
+    kill(process)  # what it has left running
+    return Answer(step.name, "failed" if why else "passed", time.monotonic() - started, why)
+
+
+class SubjectsProcess:
+    """The worker, started when it is first needed and anew after every failure: a broken launch stays broken."""
+
+    def __init__(self, results: Path, log: IO[str]) -> None:
+        self.results, self.log = results, log
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, step: Step, limit_s: float) -> Answer:
+        started = time.monotonic()
+        deadline = started + limit_s
+        try:
+            if self._process is None:
+                self._start(min(START_S, limit_s))
+                deadline = max(deadline, time.monotonic() + min(limit_s, step.limit_s) / 2)
+            assert self._process is not None and self._process.stdin is not None
+            self._process.stdin.write(json.dumps(list(step.arguments)) + "\n")
+            self._process.stdin.flush()
+            reply = self._reply(deadline - time.monotonic())
+            failed: dict[str, str] = reply["failed"]
+            first = next((f"{row}: {why}" for row, why in failed.items()), f"exit code {reply['code']}")
+            why = first if reply["code"] else ""
+        except _Silent as error:
+            failed, why = {}, f"{error} after {time.monotonic() - started:.0f} s"
+        if why:
+            self.close()
+        return Answer(step.name, "failed" if why else "passed", time.monotonic() - started, why, failed)
+
+    def _start(self, limit_s: float) -> None:
+        command = [sys.executable, "-m", "bench.gpu.worker", str(self.results)]
+        self._process = start(command, self.log, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._reply(limit_s)
+
+    def _reply(self, limit_s: float) -> dict[str, Any]:
+        assert self._process is not None and self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(max(limit_s, 0.0)):
+                raise _Silent("it hung, and was killed,")
+        line = self._process.stdout.readline()
+        if not line:
+            raise _Silent(f"its process died ({_ending(self._process.wait())})")
+        return json.loads(line)
+
+    def close(self) -> None:
+        if self._process is not None:
+            kill(self._process)
+            self._process = None
+
+
+class _Silent(RuntimeError):
+    """The worker did not answer; the message says why."""
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,85 @@
+"""What has been asked and answered, kept so that a kill costs one step and a later call goes on where this one ended."""
+
+import json
+import shutil
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bench.gpu.steps import Step
+
+State = Literal["passed", "failed", "skipped"]
+LOG, RECORD, RESULTS = "gpu_log.txt", "gpu_record.jsonl", "gpu_results.tar.gz"
+"""The three files that an `--out` folder gets."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a step ended."""
+
+    step: str
+    state: State
+    seconds: float = 0.0
+    why: str = ""  # it failed or was skipped
+    failed_rows: Mapping[str, str] = field(default_factory=dict)  # of a subject: row -> reason
+
+
+class Record:
+    """A folder with the log, one line of JSON for every answer, and the subjects' results."""
+
+    def __init__(self, folder: Path, out: Path | None) -> None:
+        self.folder, self.out = folder, out
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.answers = self._read()
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    def _read(self) -> dict[str, Answer]:
+        """The last answer of every step; a line that a kill tore does not count."""
+        path = self.folder / RECORD
+        found: dict[str, Answer] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            entry.pop("at")
+            found[entry["step"]] = Answer(**entry)
+        return found
+
+    def add(self, answer: Answer) -> None:
+        self.answers[answer.step] = answer
+        line = json.dumps(asdict(answer) | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        with (self.folder / RECORD).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self.hand_out()
+
+    def to_do(self, chosen: Sequence[Step]) -> list[Step]:
+        """What has no answer yet, in order, and then what failed: that may have been mended."""
+        new = [s for s in chosen if s.name not in self.answers or self.answers[s.name].state == "skipped"]
+        failed = [s for s in chosen if s.name in self.answers and self.answers[s.name].state == "failed"]
+        return new + failed
+
+    def hand_out(self) -> None:
+        """Brings the folder that is carried home up to date; each file is whole at any moment."""
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in (LOG, RECORD):
+            if (self.folder / name).exists():
+                partial = self.out / f"{name}.part"
+                shutil.copyfile(self.folder / name, partial)
+                partial.replace(self.out / name)
+        partial = self.out / f"{RESULTS}.part"
+        with tarfile.open(partial, "w:gz") as archive:
+            archive.add(self.results, arcname=".")
+        partial.replace(self.out / RESULTS)
