@@ -29,8 +29,8 @@ def probe(prompt: Prompt, rollouts: Rollouts, learner: Learner, dtype: torch.dty
     batch = pack([Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]).to(ranks.device)
     logprobs, _ = learner.policy(batch, entropy=False)
     reshard(learner.policy)
-    differences = (logprobs.float() - batch.at_responses(batch.rollout_logprobs)).abs()
-    total, count = ranks.sum(torch.stack([differences.sum().double(), torch.tensor(float(len(differences)))])).tolist()
+    differences = (logprobs.float() - batch.at_responses(batch.rollout_logprobs)).abs().double().cpu()
+    total, count = ranks.sum(torch.stack([differences, torch.ones_like(differences)]).sum(1)).tolist()
     found, allowed = total / count, TOLERANCES.get(dtype, OTHERWISE)
     if not found <= allowed:
         raise WeightMismatch(

@@ -3,6 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from fastgrpo_kernels import linear_logits
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from fastgrpo.rollout.kv_cache import Prefill, SlotCache
+from fastgrpo.rollout.kv_cache import Prefill, SlotCache, on_device
 from fastgrpo.rollout.noise import stream_keys
 from fastgrpo.rollout.sampling import sample
 from fastgrpo.rollout.weight_sync import LiveWeights, Manifest, Receiver, SyncGroup, find_store
@@ -122,7 +124,6 @@ class _Slots:
     logprobs: Tensor  # [slots, max_response_tokens] float32
     entropies: Tensor  # float32, summed over the response
     lengths: Tensor  # int64, tokens drawn
-    stopped: Tensor  # bool
 
     @classmethod
     def empty(cls, max_response_tokens: int, device: torch.device) -> "_Slots":
@@ -136,7 +137,6 @@ class _Slots:
             logprobs=zeros(torch.float32, max_response_tokens),
             entropies=zeros(torch.float32),
             lengths=zeros(torch.int64),
-            stopped=zeros(torch.bool),
         )
 
     def keep(self, slots: Tensor) -> None:
@@ -162,6 +162,7 @@ class _Decoding:
         self.requests: list[Request | None] = []  # of each slot
         self.versions: list[list[tuple[int, int]]] = []  # of each slot: (place, policy version) of each change
         self.busy = np.zeros(0, dtype=bool)  # [slots]
+        self.drawn = np.zeros(0, dtype=np.int64)  # [slots] tokens drawn, as `slots.lengths` has it on the device
 
     def is_unfinished(self) -> bool:
         return bool(self.waiting) or bool(self.busy.any())
@@ -175,12 +176,11 @@ class _Decoding:
     def cancel(self, ids: set[int]) -> None:
         self.waiting = deque(r for r in self.waiting if r.id not in ids)
         slots = [i for i, r in enumerate(self.requests) if r is not None and r.id in ids]
-        self._free(slots)
+        self._free(np.array(slots, dtype=np.int64))
 
     def weights_changed(self, policy_version: int, *, recompute: bool) -> None:
-        lengths = self.slots.lengths.tolist()
         for slot in np.flatnonzero(self.busy):
-            self.versions[slot].append((lengths[slot], policy_version))
+            self.versions[slot].append((int(self.drawn[slot]), policy_version))
         if recompute:
             self._recompute()
 
@@ -192,22 +192,26 @@ class _Decoding:
         if count == 0 or (count < self.sampling.group_size and count < len(self.waiting) and self.busy.any()):
             return []
         requests = [self.waiting.popleft() for _ in range(count)]
-        slots = torch.from_numpy(free[:count]).to(self.device)
+        taken = free[:count]
         prompts = {r.prompt.position: r.prompt for r in requests}
         order = {position: i for i, position in enumerate(prompts)}
-        served = torch.tensor([order[r.prompt.position] for r in requests], device=self.device)
+        served = np.array([order[r.prompt.position] for r in requests])
         prefill, logits = self._prefill([p.prompt_ids for p in prompts.values()])
-        self.cache.admit(slots, prefill, served)
-        positions = torch.tensor([r.prompt.position for r in requests], device=self.device)
-        samples = torch.tensor([r.sample for r in requests], device=self.device)
+        self.cache.admit(taken, prefill, served, np.array([len(r.prompt.prompt_ids) for r in requests]))
+        positions, samples = (
+            on_device(np.array(numbers), self.device)
+            for numbers in ([r.prompt.position for r in requests], [r.sample for r in requests])
+        )
+        slots = on_device(taken, self.device)
         self.slots.keys[slots] = stream_keys(self.sampling.seed, positions, samples)
         self.slots.lengths[slots] = 0
         self.slots.entropies[slots] = 0.0
-        self.busy[free[:count]] = True
-        for slot, request in zip(free[:count].tolist(), requests, strict=True):
+        self.drawn[taken] = 0
+        self.busy[taken] = True
+        for slot, request in zip(taken.tolist(), requests, strict=True):
             self.requests[slot] = request
             self.versions[slot] = [(0, policy_version)]
-        return self._draw(slots, logits[served])
+        return self._draw(taken, slots, logits[on_device(served, self.device)])
 
     def _make_room(self) -> None:
         """As many slots as there is work for, up to what memory holds."""
@@ -222,7 +226,7 @@ class _Decoding:
         if extra > 0:
             self.cache.extend(extra)
             self.slots.extend(extra)
-            self.busy = np.concatenate([self.busy, np.zeros(extra, dtype=bool)])
+            self.busy, self.drawn = np.pad(self.busy, (0, extra)), np.pad(self.drawn, (0, extra))
             self.requests += [None] * extra
             self.versions += [[] for _ in range(extra)]
 
@@ -231,12 +235,14 @@ class _Decoding:
             return []
         cache = self.cache
         cache.begin_token()
-        hidden = self._hidden(self.slots.last_ids[:, None], cache.lengths[:, None], cache)[:, 0]
+        with self._attention():
+            hidden = self._hidden(self.slots.last_ids[:, None], cache.lengths[:, None], cache)[:, 0]
         cache.end_token()
+        running = np.flatnonzero(self.busy)
         if self.busy.all():
-            return self._draw(torch.arange(len(self.busy), device=self.device), self._logits(hidden))
-        slots = torch.from_numpy(np.flatnonzero(self.busy)).to(self.device)
-        return self._draw(slots, self._logits(hidden[slots]))
+            return self._draw(running, torch.arange(len(running), device=self.device), self._logits(hidden))
+        slots = on_device(running, self.device)
+        return self._draw(running, slots, self._logits(hidden[slots]))
 
     def _drop_idle(self) -> None:
         """With nobody waiting, free slots only cost time: the rest moves together once an eighth is free."""
@@ -244,9 +250,9 @@ class _Decoding:
         if self.waiting or idle * 8 < len(self.busy) or not self.busy.any():
             return
         kept = np.flatnonzero(self.busy)
-        slots = torch.from_numpy(kept).to(self.device)
-        self.cache.keep(slots)
-        self.slots.keep(slots)
+        self.cache.keep(kept)
+        self.slots.keep(on_device(kept, self.device))
+        self.drawn = self.drawn[kept]
         self.requests = [self.requests[i] for i in kept]
         self.versions = [self.versions[i] for i in kept]
         self.busy = np.ones(len(kept), dtype=bool)
@@ -254,15 +260,16 @@ class _Decoding:
     def _recompute(self) -> None:
         """The keys and values of what is being drawn, under the current weights."""
         running = np.flatnonzero(self.busy).tolist()
-        lengths, ids = self.slots.lengths.tolist(), self.slots.ids.cpu().numpy()
+        ids = self.slots.ids.cpu().numpy()
         read = {}  # slot -> the tokens whose keys and values the cache holds
         for slot in running:
             request = self.requests[slot]
             assert request is not None
-            read[slot] = np.concatenate([request.prompt.prompt_ids, ids[slot, : lengths[slot] - 1]])
+            read[slot] = np.concatenate([request.prompt.prompt_ids, ids[slot, : self.drawn[slot] - 1]])
         for part in _parts(running, [len(read[slot]) for slot in running], RECOMPUTED_TOKENS):
             prefill, _ = self._prefill([read[slot] for slot in part])
-            self.cache.admit(torch.tensor(part, device=self.device), prefill, torch.arange(len(part)).to(self.device))
+            lengths = np.array([len(read[slot]) for slot in part])
+            self.cache.admit(np.array(part), prefill, np.arange(len(part)), lengths)
 
     def _prefill(self, sequences: Sequence[np.ndarray]) -> tuple[Prefill, Tensor]:  # logits [len(sequences), V]
         lengths = torch.tensor([len(ids) for ids in sequences])
@@ -277,11 +284,22 @@ class _Decoding:
         output = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, kv=kv)
         return output.last_hidden_state
 
+    def _attention(self) -> AbstractContextManager[None]:
+        """On a GPU not cuDNN's, which torch prefers there and which compiles anew for every capacity of the cache."""
+        if self.device.type == "cpu":
+            return nullcontext()
+        return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
     def _logits(self, hidden: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
         return linear_logits(hidden, head.weight, head.bias)
 
-    def _draw(self, slots: Tensor, logits: Tensor) -> list[tuple[int, Response]]:
+    def _draw(
+        self,
+        running: np.ndarray,  # [B]
+        slots: Tensor,  # [B] the same on the device
+        logits: Tensor,  # [B, V]
+    ) -> list[tuple[int, Response]]:
         drawn = self.slots
         places = drawn.lengths[slots]
         sampling = self.sampling
@@ -290,20 +308,20 @@ class _Decoding:
         drawn.logprobs[slots, places] = logprobs.float()
         drawn.entropies[slots] += entropy.float()
         drawn.lengths[slots] = places + 1
-        stopped = torch.isin(ids, self.stop_ids)
-        drawn.stopped[slots] = stopped
         drawn.last_ids[slots] = ids
-        done = stopped | (places + 1 >= sampling.max_response_tokens)
-        return self._finish(slots[done]) if done.any() else []
+        self.drawn[running] += 1
+        # The one wait of a token, and none where nothing ends early.
+        stopped = torch.isin(ids, self.stop_ids).cpu().numpy() if len(self.stop_ids) else np.zeros(len(running), bool)
+        done = stopped | (self.drawn[running] >= sampling.max_response_tokens)
+        return self._finish(running[done], stopped[done]) if done.any() else []
 
-    def _finish(self, slots: Tensor) -> list[tuple[int, Response]]:
-        drawn = self.slots
+    def _finish(self, done: np.ndarray, stopped: np.ndarray) -> list[tuple[int, Response]]:
+        drawn, slots = self.slots, on_device(done, self.device)
         ids, logprobs = drawn.ids[slots].cpu().numpy(), drawn.logprobs[slots].cpu().numpy()
-        lengths, stopped = drawn.lengths[slots].tolist(), drawn.stopped[slots].tolist()
-        entropies, numbers = drawn.entropies[slots].tolist(), slots.tolist()
+        entropies = drawn.entropies[slots].tolist()
         finished = []
-        for row, slot in enumerate(numbers):
-            request, length = self.requests[slot], lengths[row]
+        for row, slot in enumerate(done.tolist()):
+            request, length = self.requests[slot], int(self.drawn[slot])
             assert request is not None
             (_, first), *changes = self.versions[slot]
             response = Response(
@@ -315,15 +333,14 @@ class _Decoding:
                 version_changes=tuple(changes),
             )
             finished.append((request.id, response))
-        self._free(numbers)
+        self._free(done)
         return finished
 
-    def _free(self, slots: list[int]) -> None:
+    def _free(self, slots: np.ndarray) -> None:
         self.busy[slots] = False
-        for slot in slots:
+        for slot in slots.tolist():
             self.requests[slot] = None
-        if self.cache.layers:
-            self.cache.lengths[slots] = 0  # an idle slot must not keep the others' attention long
+        self.cache.free(slots)
 
 
 def _parts(items: list[int], sizes: list[int], most: int) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +10,12 @@ from torch import Tensor
 from fastgrpo.attention import HALF, PackedLayout, padded_attention, register, varlen_attention
 
 ATTENTION = "fastgrpo_rollout"
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class Prefill:
@@ -26,17 +33,29 @@ class Prefill:
 
 
 class SlotCache:
-    """One slot per sequence that is being decoded, [slots, K, capacity, E] a layer; the capacity grows as needed."""
+    """One slot per sequence that is being decoded, [slots, K, capacity, E] a layer; the capacity grows as needed.
+
+    Lengths are known on both sides: to ask a GPU for them would wait for it at every token.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.lengths = torch.zeros(0, dtype=torch.int64)  # [slots] tokens whose keys and values are stored
+        self._host_lengths = np.zeros(num_slots, dtype=np.int64)
         self._mask = torch.zeros(0, dtype=torch.bool)
         self._rows = torch.zeros(0, dtype=torch.int64)
 
-    def admit(self, slots: Tensor, prefill: Prefill, prompts: Tensor) -> None:
-        """Copies prompt ``prompts[i]`` of a prefill into ``slots[i]``: a group shares one prefill."""
+    def admit(
+        self,
+        taken: np.ndarray,  # [B] slots
+        prefill: Prefill,
+        served: np.ndarray,  # [B] prompts of the prefill
+        prompt_lengths: np.ndarray,  # [B]
+    ) -> None:
+        """Copies each prompt of a prefill into its slot: a group shares one prefill."""
+        device = prefill.cu_seqlens.device
+        slots, prompts = on_device(taken, device), on_device(served, device)
         starts, lengths = prefill.cu_seqlens[:-1].long(), prefill.cu_seqlens.diff().long()
         if not self.layers:
             self._allocate(prefill)
@@ -48,30 +67,41 @@ class SlotCache:
             keys[slots, :, : prefill.max_seqlen] = new_keys[:, tokens].transpose(0, 1)
             values[slots, :, : prefill.max_seqlen] = new_values[:, tokens].transpose(0, 1)
         self.lengths[slots] = lengths[prompts]
+        self._host_lengths[taken] = prompt_lengths
 
     def extend(self, count: int) -> None:
         """Adds free slots."""
         for i, (keys, values) in enumerate(self.layers):
             self.layers[i] = F.pad(keys, (0,) * 6 + (0, count)), F.pad(values, (0,) * 6 + (0, count))
         self.lengths = F.pad(self.lengths, (0, count))
+        self._host_lengths = np.pad(self._host_lengths, (0, count))
         self.num_slots += count
 
-    def keep(self, slots: Tensor) -> None:
+    def free(self, idle: np.ndarray) -> None:
+        """Forgets what these slots hold: idle, they must not keep the others' attention long."""
+        if self.layers:
+            self.lengths[on_device(idle, self.lengths.device)] = 0
+            self._host_lengths[idle] = 0
+
+    def keep(self, kept: np.ndarray) -> None:
         """Drops all other slots; the kept ones move to the front in order."""
+        slots = on_device(kept, self.lengths.device)
         for i, (keys, values) in enumerate(self.layers):
             self.layers[i] = keys[slots], values[slots]
         self.lengths = self.lengths[slots]
-        self.num_slots = len(slots)
+        self._host_lengths = self._host_lengths[kept]
+        self.num_slots = len(kept)
 
     def begin_token(self) -> None:
         """Makes room for one more token in every slot."""
-        self._reserve(int(self.lengths.max()) + 1)
+        self._reserve(int(self._host_lengths.max()) + 1)
         columns = torch.arange(self.capacity, device=self.lengths.device)
         self._mask = (columns <= self.lengths[:, None])[:, None, None]  # [slots, 1, 1, L]
         self._rows = torch.arange(self.num_slots, device=self.lengths.device)
 
     def end_token(self) -> None:
         self.lengths += 1
+        self._host_lengths += 1
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
         keys, values = self.layers[module.layer_idx]

@@ -1,4 +1,4 @@
-// cuBLAS, cuBLASLt and NCCL: handles are made, nothing is computed or sent.
+// cuBLAS, cuBLASLt, cuDNN and NCCL: handles are made, nothing is computed or sent.
 //
 // Without their own headers, which need more than the wheels hold: handles are pointers, results are 0 or not.
 #include <cstring>
@@ -61,6 +61,9 @@ int cublasGetVersion_v2(void *, int *version) {
 size_t cublasLtGetVersion() { return 130100; }
 size_t cublasLtGetCudartVersion() { return fake::kDriverVersion; }
 const char *cublasGetStatusString(int) { return "an error of the fake device"; }
+
+// cuDNN is nobody's need: so old a version that torch does not take its attention, which would compile kernels.
+size_t cudnnGetVersion() { return 8900; }
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
   std::memset(id, 7, sizeof *id);

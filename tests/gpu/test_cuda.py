@@ -28,15 +28,16 @@ def test_logprobs_of_bfloat16_are_as_exact_as_twice_plain_torch(num_tokens, voca
     weight = (0.1 * torch.randn(vocabulary, 256, device="cuda", generator=generator)).bfloat16().requires_grad_()
     target_ids = torch.randint(vocabulary, (num_tokens,), device="cuda", generator=generator)
 
-    def run(function, dtype):
+    def run(function, dtype, **options):
         tensors = [t.detach().to(dtype).requires_grad_() for t in (hidden, weight)]
-        logprobs, entropy = function(*tensors, target_ids)
+        logprobs, entropy = function(*tensors, target_ids, **options)
         (logprobs.double().sum() + entropy.double().sum()).backward()
         return [logprobs.detach(), entropy.detach(), *(t.grad for t in tensors)]
 
     truth = run(reference.linear_logprobs, torch.float64)
     plain = run(reference.linear_logprobs, torch.bfloat16)
-    for got, torch_got, right in zip(run(linear_logprobs, torch.bfloat16), plain, truth, strict=True):
+    ours = run(linear_logprobs, torch.bfloat16, entropy=True)
+    for got, torch_got, right in zip(ours, plain, truth, strict=True):
         floor = 4 * torch.finfo(got.dtype).eps * max(1.0, float(right.abs().max()))
         allowed = 2 * float((torch_got.double() - right).abs().max()) + floor
         assert float((got.double() - right).abs().max()) <= allowed
