@@ -144,7 +144,8 @@ class Layout:
     def masked_sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As transformers' ``sdpa`` attends on packed rows: a block-diagonal causal mask of all token pairs."""
         lengths = torch.tensor(self.lengths, device=self.device)
-        sequence = torch.arange(len(lengths), device=self.device).repeat_interleave(lengths)
+        numbers = torch.arange(len(lengths), device=self.device)
+        sequence = numbers.repeat_interleave(lengths, output_size=self.num_tokens)
         place = torch.arange(self.num_tokens, device=self.device)
         mask = (sequence[:, None] == sequence) & (place[:, None] >= place)
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))

@@ -105,6 +105,8 @@ def synchronize(device: torch.device) -> None:
 def free_cached(device: torch.device) -> None:
     """Gives a GPU back what nothing holds any more: the next row finds it as if it were the first."""
     if device.type == "cuda":
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # compiled layers hold their weights
         gc.collect()
         with contextlib.suppress(RuntimeError):  # after a broken launch everything raises: its own error was the first
             torch.cuda.empty_cache()

@@ -86,7 +86,8 @@ class TokenInputs:
         advantages = torch.randn(num_tokens, device=device, generator=generator)
         mask = torch.arange(num_tokens, device=device) % 8 != 0
         ratios = _log_ratios(num_tokens, device, generator)
-        return cls(logprobs.requires_grad_(), logprobs.detach() - ratios, advantages, mask, int(mask.sum()))
+        num_loss_tokens = num_tokens - -(-num_tokens // 8)
+        return cls(logprobs.requires_grad_(), logprobs.detach() - ratios, advantages, mask, num_loss_tokens)
 
     def exact(self) -> "TokenInputs":
         return replace(

@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
         for launch in wanted:
             rows.append(launched(launch, device, not options.uncompared, options.repeats))
             print(_line(rows[-1]), flush=True)
-    return _report(rows, device)
+    return _report(rows, device, options.repeats)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -232,10 +232,11 @@ def _said(row: Row) -> str:
     return row["why_not"] or "; ".join(errors) or "not compared"
 
 
-def _report(rows: list[Row], device: torch.device) -> int:
+def _report(rows: list[Row], device: torch.device, repeats: int) -> int:
     wrong = {row["name"]: _said(row) for row in rows if not row["within"]}
     headline = [["kernel launches that are wrong", len(wrong), f"0 of {len(rows)}"]]
-    print(write_results("kernel_launches", device, headline, {"rows": rows}))
+    name = "kernel_launches" if repeats == 1 else "kernel_launches_repeated"
+    print(write_results(name, device, headline, {"rows": rows}))
     counts = [(k, sum(k in r["kernels"] for r in rows), sum(k in r["kernels"] for r in rows if not r["within"]))
               for k in KERNELS]  # fmt: skip
     print_table("kernels", ("kernel", "launches", "wrong"), counts)

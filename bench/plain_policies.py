@@ -18,7 +18,7 @@ class PackedLogits(Policy):
             use_cache=False,
             layout=PackedLayout(batch.cu_seqlens, batch.max_seqlen),
         ).logits[0]  # [T, V]
-        logprobs = _logprobs(logits, batch.target_ids)[batch.response_mask]
+        logprobs = batch.at_responses(_logprobs(logits, batch.target_ids))
         return logprobs, torch.zeros_like(logprobs)  # entropy would only add to its memory
 
 
@@ -26,12 +26,16 @@ class PaddedLogits(Policy):
     """One row a sequence, padded to the longest, all logits at once, log_softmax in float32."""
 
     def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]:
-        lengths = batch.cu_seqlens.diff()
-        inside = torch.arange(batch.max_seqlen, device=lengths.device) < lengths[:, None]  # [S, L]
-        input_ids, target_ids = torch.zeros_like(inside, dtype=torch.int64), torch.zeros_like(inside, dtype=torch.int64)
-        input_ids[inside], target_ids[inside] = batch.input_ids, batch.target_ids
+        padding = PackedLayout(batch.cu_seqlens, batch.max_seqlen).padding(len(batch.input_ids))
+        input_ids, target_ids = (
+            ids[padding.row_of_place].view(padding.num_sequences, padding.num_columns)  # [S, L]
+            for ids in (batch.input_ids, batch.target_ids)
+        )
+        columns = torch.arange(padding.num_columns, device=input_ids.device)
+        inside = columns < batch.cu_seqlens.diff()[:, None]
         logits = self.model(input_ids=input_ids, attention_mask=inside.long(), use_cache=False).logits  # [S, L, V]
-        logprobs = _logprobs(logits, target_ids)[inside][batch.response_mask]
+        logprobs = _logprobs(logits, target_ids).flatten()[padding.place_of_row]
+        logprobs = batch.at_responses(logprobs)
         return logprobs, torch.zeros_like(logprobs)
 
 

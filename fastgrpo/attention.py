@@ -55,14 +55,17 @@ class Padding(NamedTuple):
     place_of_row: Tensor  # [U] int64, the place that each row is written from
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, max_seqlen: int, shared: SharedPrompts | None) -> "Padding":
-        lengths = cu_seqlens.diff()[:, None]
+    def of(cls, cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, shared: SharedPrompts | None) -> "Padding":
+        """Of T packed tokens: no size is asked of the device."""
+        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
         columns = torch.arange(max_seqlen, device=cu_seqlens.device)
-        tokens = cu_seqlens[:-1, None] + torch.minimum(columns, lengths - 1)
-        places = (columns < lengths).flatten().nonzero()[:, 0]
+        tokens = starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)
+        every = torch.arange(num_tokens, device=cu_seqlens.device)
+        sequence = torch.searchsorted(cu_seqlens[1:].long(), every, right=True)
+        places = sequence * max_seqlen + every - starts[sequence]
         if shared is not None:
             tokens, places = shared.expand[tokens], places[shared.select]
-        return cls(len(lengths), max_seqlen, tokens.flatten().long(), places)
+        return cls(len(lengths), max_seqlen, tokens.flatten(), places)
 
 
 class PackedLayout:
@@ -81,10 +84,11 @@ class PackedLayout:
         self.cu_seqlens, self.max_seqlen, self.shared = cu_seqlens, max_seqlen, shared
         self._padding: Padding | None = None
 
-    def padding(self) -> Padding:
-        """Made once for all layers. Outside a layer that is compiled: its indices depend on the lengths."""
+    def padding(self, num_rows: int) -> Padding:
+        """Of the U rows; made once for all layers, before the first one where layers are compiled."""
         if self._padding is None:
-            self._padding = Padding.of(self.cu_seqlens, self.max_seqlen, self.shared)
+            num_tokens = num_rows if self.shared is None else len(self.shared.expand)
+            self._padding = Padding.of(self.cu_seqlens, self.max_seqlen, num_tokens, self.shared)
         return self._padding
 
     def expand(self, rows: Tensor) -> Tensor:  # [heads, U, E] -> [T, heads, E]
@@ -110,7 +114,7 @@ def padded_attention(
     """Each sequence becomes a padded row of its own for the attention alone: exact, and on CPU far cheaper than a
     block-diagonal [T, T] mask."""
     _refuse_unsupported(extra)
-    padding = layout.padding()
+    padding = layout.padding(query.shape[2])
     heads, width = query.shape[1], query.shape[3]
     repeats = heads // key.shape[1]
 

@@ -29,7 +29,6 @@ from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
-from fastgrpo.report import write_report
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.run_folder import RunFolder
@@ -349,7 +348,7 @@ class Run:
             "device": _device_name(self.trainer.ranks.device),
         }
         write_json(self.folder.summary, summary)
-        report = write_report(self.folder.path)
+        report = self._report()
         if self.held_out:
             self.display.say(
                 f"held-out accuracy: sampled {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f}, "
@@ -357,7 +356,17 @@ class Run:
                 f"in {progress.train_s:.0f} s of training"
             )
         for path in (self.folder.metrics.path, self.folder.summary, report, self.folder.checkpoints):
-            self.display.say(f"  {path}")
+            if path is not None:
+                self.display.say(f"  {path}")
+
+    def _report(self) -> Path | None:
+        """The page, or None where what draws it is missing, as on a machine that has only what training needs."""
+        try:
+            from fastgrpo.report import write_report
+        except ModuleNotFoundError as error:
+            self.display.say(f"no report: {error.name} is not installed; where it is, `fastgrpo report` makes one")
+            return None
+        return write_report(self.folder.path)
 
 
 def _due(step: int, every: int, last: int) -> bool:

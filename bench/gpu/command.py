@@ -12,6 +12,7 @@ from bench.gpu.device import gpu_names, slug
 from bench.gpu.processes import ROOT, SubjectsProcess, run_program
 from bench.gpu.record import Answer, Record
 from bench.gpu.steps import GROUPS, Step, steps
+from bench.gpu.wheels import IMAGE, fetch, install
 
 EXIT_NO_GPU = 2
 SHORTEST_S = 15.0
@@ -25,9 +26,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     options = _parser().parse_args(argv)
     if options.wheels:
-        from bench.gpu.wheels import fetch
-
-        return fetch(options.wheels, options.extra)
+        return fetch(options.wheels, options.extra, options.image)
     chosen = choose(steps(options.processes), options.steps)
     if options.list:
         _list(chosen)
@@ -38,8 +37,6 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_NO_GPU
     record = Record((options.folder or ROOT / "build" / "gpu" / slug(gpus[0])).absolute(), options.out)
     if options.carried.is_dir():
-        from bench.gpu.wheels import install
-
         install(options.carried)
     return run(chosen, record, len(gpus), started + options.budget_s)
 
@@ -47,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench gpu",
-        description="Steps on a GPU machine, most wanted first, within a budget of time. A later call goes on: what has "
-        "passed is not asked again, what failed comes last.",
+        description="Steps on a GPU machine, most wanted first, within a budget of time. A later call goes on: what "
+        "has passed is not asked again, what failed comes last.",
     )
     parser.add_argument("steps", nargs="*", help=f"groups ({', '.join(GROUPS)}) or names of steps; default: all")
     parser.add_argument("--budget_s", type=float, default=540.0, help="no step goes on after it")
@@ -62,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--carried", type=Path, default=ROOT / ".whl", help="wheels to install first; default: .whl")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="fetch there what a GPU image lacks, and stop")
+    parser.add_argument("--image", type=Path, default=IMAGE, help="with --wheels: names of the packages that are there")
     parser.add_argument(
         "--extra", action="append", default=[], metavar="PACKAGE", help="with --wheels: liger-kernel, vllm or another"
     )
@@ -76,8 +74,8 @@ def choose(known: Sequence[Step], names: Sequence[str]) -> list[Step]:
     there = {*GROUPS, *(step.name for step in known)}
     for name in names:
         if name not in there:
-            listing = "\n  ".join(step.name for step in known)
-            print(f"bench gpu: there is no step {name!r}; groups: {', '.join(GROUPS)}; steps:\n  {listing}", file=sys.stderr)
+            listing = "\n  ".join(("groups: " + ", ".join(GROUPS), *(step.name for step in known)))
+            print(f"bench gpu: there is no step {name!r}; there are\n  {listing}", file=sys.stderr)
             raise SystemExit(2)
     return [s for s in known if not names or s.group in names or s.name in names]
 
@@ -116,7 +114,7 @@ def _one(step: Step, record: Record, subjects: SubjectsProcess, gpus: int, deadl
     answer = subjects.run(step, limit_s) if step.is_subject else run_program(step, limit_s, subjects.log)
     subjects.log.write(f"=== {step.name}: {answer.state} after {answer.seconds:.0f} s {answer.why}\n")
     record.add(answer)
-    print(f"{answer.state:<7} {answer.seconds:5.0f} s  {step.name}" + (f": {answer.why}" if answer.why else ""), flush=True)
+    print(f"{answer.state:<7} {answer.seconds:5.0f} s  {step.name}{_why(answer)}", flush=True)
 
 
 def report(chosen: Sequence[Step], record: Record) -> int:

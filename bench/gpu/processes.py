@@ -1,5 +1,6 @@
 """Processes that end when they must: at a limit, with all that they started, and with the process that started them."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,6 +17,8 @@ from bench.gpu.record import Answer
 from bench.gpu.steps import Step
 
 ROOT = Path(__file__).resolve().parents[2]
+CARRIED = ROOT / "build" / "gpu" / "site"
+"""Where wheels that were brought along are installed."""
 START_S = 120.0
 """For torch to be imported, on a cold disk."""
 _PR_SET_PDEATHSIG = 1
@@ -28,7 +31,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     link = mapped / "fastgrpo_recipes"
     if not link.is_symlink():
         link.symlink_to(ROOT / "recipes")
-    paths = [str(ROOT), str(ROOT / "kernels"), str(mapped), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "kernels"), str(mapped), str(CARRIED), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
@@ -53,10 +56,8 @@ def start(command: Sequence[str], log: IO[str], extra: Mapping[str, str], **stre
 
 def kill(process: subprocess.Popen[str]) -> None:
     """It and its children."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -76,8 +77,9 @@ def run_program(step: Step, limit_s: float, log: IO[str]) -> Answer:
 class SubjectsProcess:
     """The worker, started when it is first needed and anew after every failure: a broken launch stays broken."""
 
-    def __init__(self, results: Path, log: IO[str]) -> None:
-        self.results, self.log = results, log
+    def __init__(self, results: Path, log: IO[str], command: Sequence[str] = ("-m", "bench.gpu.worker")) -> None:
+        self.log = log
+        self._command = [sys.executable, *command, str(results)]
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, step: Step, limit_s: float) -> Answer:
@@ -101,8 +103,7 @@ class SubjectsProcess:
         return Answer(step.name, "failed" if why else "passed", time.monotonic() - started, why, failed)
 
     def _start(self, limit_s: float) -> None:
-        command = [sys.executable, "-m", "bench.gpu.worker", str(self.results)]
-        self._process = start(command, self.log, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = start(self._command, self.log, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._reply(limit_s)
 
     def _reply(self, limit_s: float) -> dict[str, Any]:

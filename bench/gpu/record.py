@@ -1,4 +1,4 @@
-"""What has been asked and answered, kept so that a kill costs one step and a later call goes on where this one ended."""
+"""What has been asked and answered: a kill costs one step, and a later call goes on where this one ended."""
 
 import json
 import shutil

@@ -48,7 +48,7 @@ class Policy(nn.Module):
             response_rows = batch.shared.expand[response_rows]
         layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
         if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
-            layout.padding()
+            layout.padding(len(input_ids))
         hidden = self.model.base_model(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
         ).last_hidden_state[0]

@@ -1,4 +1,7 @@
-"""On a device whose kernels do nothing an assertion says nothing: only errors count. ``-p tests.fake_gpu.pytest_plugin``"""
+"""Tests on a device whose kernels do nothing: there an assertion says nothing, and only errors count.
+
+``pytest -p tests.fake_gpu.pytest_plugin``
+"""
 
 import os
 from collections.abc import Generator
@@ -22,7 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.name in SIZED_BY_VALUES:
             item.add_marker(pytest.mark.skip(reason="its sizes are values, which mean nothing on the fake device"))
-
 
 
 @pytest.hookimpl(wrapper=True)
