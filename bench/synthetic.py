@@ -77,11 +77,16 @@ def random_learner(
     *,
     policy_class: type[Policy] = Policy,
     objective: ObjectiveConfig | None = None,
+    unfilled: bool = False,
 ) -> Learner:
-    """What ``fastgrpo.run.setup`` builds, from random weights: sharded, float32 masters, the device's compute dtype."""
+    """What ``fastgrpo.run.setup`` builds, from random weights: sharded, float32 masters, the device's compute dtype.
+
+    ``unfilled`` weights are whatever stands in memory: for models that no single device could hold to fill them.
+    """
     device = ranks.device
     attention = choose_attention(model_config.attention, device, compute_dtype(model_config, device))
-    model = random_model(shape, device, master_dtype(model_config, device), attention)
+    made_on = torch.device("meta") if unfilled else device
+    model = random_model(shape, made_on, master_dtype(model_config, device), attention)
     if model_config.liger and device.type == "cuda":
         apply_liger(model)
     policy = as_policy(model, model_config, 1.0, policy_class)

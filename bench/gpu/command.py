@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu.device import gpu_names, slug
-from bench.gpu.processes import ROOT, SubjectsProcess, run_program
+from bench.gpu.processes import CARRIED, ROOT, SubjectsProcess, environment, run_program
 from bench.gpu.record import Answer, Record
 from bench.gpu.steps import GROUPS, Step, steps
 from bench.gpu.wheels import IMAGE, fetch, install
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     record = Record((options.folder or ROOT / "build" / "gpu" / slug(gpus[0])).absolute(), options.out)
     if options.carried.is_dir():
         install(options.carried)
+    sys.path.append(str(CARRIED))  # where a step's need may be
     return run(chosen, record, len(gpus), started + options.budget_s)
 
 
@@ -99,6 +100,7 @@ def run(chosen: Sequence[Step], record: Record, gpus: int, deadline: float) -> i
         finally:
             subjects.close()
     record.hand_out()
+    _show_results(record, max(1.0, deadline - time.monotonic()))
     return report(chosen, record)
 
 
@@ -108,10 +110,11 @@ def _one(step: Step, record: Record, subjects: SubjectsProcess, gpus: int, deadl
         return
     left = deadline - CLOSING_S - time.monotonic()
     if left < min(SHORTEST_S, step.limit_s):
+        if step.name in record.answers and record.answers[step.name].state == "skipped":
+            del record.answers[step.name]  # by an earlier call, and what it needs is there now
         return
     subjects.log.write(f"\n=== {step.name}\n")
-    limit_s = min(step.limit_s, left)
-    answer = subjects.run(step, limit_s) if step.is_subject else run_program(step, limit_s, subjects.log)
+    answer = subjects.run(step, left) if step.is_subject else run_program(step, left, subjects.log)
     subjects.log.write(f"=== {step.name}: {answer.state} after {answer.seconds:.0f} s {answer.why}\n")
     record.add(answer)
     print(f"{answer.state:<7} {answer.seconds:5.0f} s  {step.name}{_why(answer)}", flush=True)
@@ -123,7 +126,6 @@ def report(chosen: Sequence[Step], record: Record) -> int:
     failed = [s for s in chosen if s.name in answers and answers[s.name].state == "failed"]
     missed = [s for s in chosen if s.name not in answers]
     skipped = [s for s in chosen if s.name in answers and answers[s.name].state == "skipped"]
-    _show_results(record)
     for title, of in (("skipped", skipped), ("not reached", missed), ("failed", failed)):
         if of:
             print(f"{title}: " + "; ".join(f"{s.name}{_why(answers.get(s.name))}" for s in of))
@@ -136,7 +138,10 @@ def _why(answer: Answer | None) -> str:
     return f" ({answer.why})" if answer is not None and answer.why else ""
 
 
-def _show_results(record: Record) -> None:
+def _show_results(record: Record, limit_s: float) -> None:
     """The headlines, from the process that knows how: it needs torch, and this one does not."""
     command = [sys.executable, "-m", "bench", "--results", str(record.results), "summary"]
-    subprocess.run(command, cwd=ROOT, check=False, timeout=60)
+    try:
+        subprocess.run(command, cwd=ROOT, env=environment({}), check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        print(f"no time was left to show the results, which are in {record.results}")

@@ -61,13 +61,17 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def run_program(step: Step, limit_s: float, log: IO[str]) -> Answer:
-    """A command of its own."""
+def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:
+    """A command of its own, within its limit and ``left_s``."""
     started = time.monotonic()
-    process = start(step.arguments, log, dict(step.environment), stdout=log, stdin=subprocess.DEVNULL)
+    limit_s = min(step.limit_s, left_s)
+    try:
+        process = start(step.arguments, log, dict(step.environment), stdout=log, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        return Answer(step.name, "failed", time.monotonic() - started, f"cannot be started: {error}")
     try:
         code = process.wait(limit_s)
-        why = "" if code == 0 else f"exit code {code}"
+        why = "" if code == 0 else _ending(code)
     except subprocess.TimeoutExpired:
         why = f"ran past {limit_s:.0f} s"
     kill(process)  # what it has left running
@@ -82,16 +86,18 @@ class SubjectsProcess:
         self._command = [sys.executable, *command, str(results)]
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, step: Step, limit_s: float) -> Answer:
+    def run(self, step: Step, left_s: float) -> Answer:
+        """Within its limit, or half of it after a start that took the rest, and in any case within ``left_s``."""
         started = time.monotonic()
+        limit_s = min(step.limit_s, left_s)
         deadline = started + limit_s
+        if self._process is not None and self._process.poll() is not None:  # after its last answer
+            self.close()
         try:
             if self._process is None:
                 self._start(min(START_S, limit_s))
-                deadline = max(deadline, time.monotonic() + min(limit_s, step.limit_s) / 2)
-            assert self._process is not None and self._process.stdin is not None
-            self._process.stdin.write(json.dumps(list(step.arguments)) + "\n")
-            self._process.stdin.flush()
+                deadline = min(started + left_s, max(deadline, time.monotonic() + limit_s / 2))
+            self._ask(step.arguments)
             reply = self._reply(deadline - time.monotonic())
             failed: dict[str, str] = reply["failed"]
             first = next((f"{row}: {why}" for row, why in failed.items()), f"exit code {reply['code']}")
@@ -105,6 +111,12 @@ class SubjectsProcess:
     def _start(self, limit_s: float) -> None:
         self._process = start(self._command, self.log, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._reply(limit_s)
+
+    def _ask(self, arguments: Sequence[str]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has just died, which the missing reply says
+            self._process.stdin.write(json.dumps(list(arguments)) + "\n")
+            self._process.stdin.flush()
 
     def _reply(self, limit_s: float) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None

@@ -47,7 +47,10 @@ class Record:
         """The last answer of every step; a line that a kill tore does not count."""
         path = self.folder / RECORD
         found: dict[str, Answer] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if text and not text.endswith("\n"):  # the next answer must not go on in a torn line
+            path.write_text(text + "\n", encoding="utf-8")
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -129,10 +129,11 @@ def _numbers(many: Sequence[str]) -> list[Step]:
 
 def _rest() -> list[Step]:
     quickstart = ("-m", "fastgrpo.train", "quickstart", "--device", "cuda", "--overwrite")
+    runs = ("--runs_dir", "build/gpu/runs")
     plain = ("ours, in two ops (four matmuls)", "naive (fp32 logits / temperature, logsumexp, autograd)",
              "one logits buffer, our row pass")  # fmt: skip
     return [
-        _program("rest", "quickstart on the GPU", 240, sys.executable, *quickstart),
+        _program("rest", "quickstart on the GPU", 240, sys.executable, *quickstart, *runs),
         *_rows("rest", 45, "linear_grpo", *plain),
         *_rows("rest", 60, "tokens_per_s", "1.5B 16k checkpointed step", "1.5B 16k rollout"),
         *_rows("rest", 30, "attention", "sdpa", "padded", "flash_attn"),

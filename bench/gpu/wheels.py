@@ -55,16 +55,25 @@ def fetch(folder: Path, extra: Sequence[str], image: Path = IMAGE) -> int:
 
 
 def install(folder: Path) -> None:
-    """Into a folder of its own, which every step has on its path: the machine's packages stay as they are."""
+    """Into a folder of its own, which every step has on its path: the machine's packages stay as they are.
+
+    Where that fails it says so, and the steps that need them fail by themselves.
+    """
     carried = sorted(p.name for p in folder.iterdir())
     stamp = CARRIED / "carried.txt"
     if not carried or (stamp.exists() and stamp.read_text(encoding="utf-8").split("\n") == carried):
         return
     with tempfile.TemporaryDirectory() as joined:
         wheels = _joined(folder, Path(joined))
+        if not wheels:
+            return
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
         command += ["--no-cache-dir", "--upgrade", "--target", str(CARRIED), *map(str, wheels)]
-        subprocess.run(command, check=True, timeout=120)
+        try:
+            subprocess.run(command, check=True, timeout=120)
+        except subprocess.SubprocessError as error:
+            print(f"bench gpu: the wheels of {folder} could not be installed: {error}", file=sys.stderr)
+            return
     stamp.write_text("\n".join(carried), encoding="utf-8")
 
 

@@ -17,11 +17,13 @@ def main(results: str) -> None:
     """Serves until its input ends. Results go to a folder by the device's name in ``results``."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what subjects and their children print is the log's
+    requests = os.fdopen(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no child may read them
     from bench import harness
 
     harness.RESULTS = Path(results)
     _reply(replies, {"ready": True})
-    for line in sys.stdin:
+    for line in requests:
         _reply(replies, _call(json.loads(line)))
 
 
@@ -34,7 +36,9 @@ def _call(arguments: list[str]) -> dict[str, Any]:
     try:
         code = __main__.main(arguments)
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            harness.last_failed["the subject"] = error.code
     except Exception:
         traceback.print_exc()
         code = 1

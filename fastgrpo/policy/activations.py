@@ -22,6 +22,8 @@ from fastgrpo.types import PackedBatch, Response, Sequence
 USABLE_SHARE = 0.88
 """Of the free memory: blocks of changing sizes leave gaps between them (on the fake device up to a tenth)."""
 _MEASURED_TOKENS = (256, 512)
+_CHUNK_TOKENS = 4096  # of the LM head's op on a GPU, unless it is told another
+_ITEMSIZE = 2  # of the compute dtype on a GPU
 
 
 class _Policy(Protocol):
@@ -98,22 +100,21 @@ class Needs:
     def of(cls, policy: _Policy, ranks: Ranks, optimizer: OptimizerConfig) -> "Needs":
         """Measured with two short forward passes, which all ranks take part in, and counted from the shapes."""
         config, tokens = policy.model.config, optimizer.tokens_per_microbatch
-        itemsize = torch.bfloat16.itemsize
-        layer = tokens * kept_bytes_per_token(policy, ranks.device) / len(layers_of(policy.model))
+        vocabulary, width, num_layers = config.vocab_size, config.hidden_size, len(layers_of(policy.model))
         parameters = sum(p.numel() for p in policy.parameters())
         shard = parameters / ranks.mesh["shard"].size()
-        # Of earlier micro-batches; this one's come while activations go.
-        gradients = 4 * (shard if optimizer.reduce_every_microbatch else parameters)
-        head = config.vocab_size * config.hidden_size
+        if optimizer.reduce_every_microbatch:
+            root = 2 * vocabulary * width
+            gathered, gradients = root + 2 * (parameters - root) / num_layers, shard  # a layer, and the next one
+        else:  # of earlier micro-batches whole; this one's gradients come while activations go
+            gathered, gradients = parameters, parameters
         # The gradient of the head in float32 and in 16 bits, a chunk of its logits, and the hidden rows on both sides.
-        head_bytes = (
-            (4 + itemsize) * head + 4096 * itemsize * config.vocab_size + 4 * tokens * itemsize * config.hidden_size
-        )
-        way_back = 2 * tokens * itemsize * config.intermediate_size
+        head = (4 + _ITEMSIZE) * vocabulary * width + _ITEMSIZE * (_CHUNK_TOKENS * vocabulary + 4 * tokens * width)
+        way_back = 2 * tokens * _ITEMSIZE * config.intermediate_size
         return cls(
-            layer=layer,
-            layer_input=tokens * itemsize * config.hidden_size,
-            fixed=8 * shard + gradients + itemsize * parameters + head_bytes + way_back,
+            layer=tokens * kept_bytes_per_token(policy, ranks.device) / num_layers,
+            layer_input=tokens * _ITEMSIZE * width,
+            fixed=8 * shard + 4 * gradients + _ITEMSIZE * gathered + head + way_back,
         )
 
 

@@ -14,14 +14,18 @@ from fastgrpo.policy.model import Policy
 def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
     """Shards every layer and the root over the mesh; weights are gathered and computed with in ``dtype``.
 
-    A policy that is still on the CPU comes to the mesh's device layer by layer: no device ever holds it whole.
+    A policy that is still on the CPU comes to the mesh's device layer by layer: no device ever holds it whole. One on
+    the meta device, which has shapes alone, gets memory that nobody has filled.
     Gradients are summed over ranks, never averaged: the loss is already divided by the tokens of the whole update.
     """
     axes = mesh if mesh.shape[0] > 1 else mesh["shard"]
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
     layers: list[nn.Module] = list(policy.model.base_model.layers)  # type: ignore[arg-type]
     for module in (*layers, policy):
-        module.to(mesh.device_type)
+        if any(p.is_meta for p in module.parameters()):
+            module.to_empty(device=mesh.device_type)
+        else:
+            module.to(mesh.device_type)
         sharded = fully_shard(module, mesh=axes, mp_policy=precision)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
@@ -29,11 +33,11 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
 
 
 def accumulate(policy: Policy, is_last: bool, reduce_each: bool) -> None:
-    """Says whether the coming backward pass is the last of an update. It reduces gradients over ranks, and those before
-    it do if ``reduce_each``."""
+    """Says whether the coming backward pass is the last of an update. It reduces gradients over ranks and lets gathered
+    weights go; those before it do so too if ``reduce_each``: the whole of either is what does not fit then."""
     assert isinstance(policy, FSDPModule)
     policy.set_requires_gradient_sync(is_last or reduce_each)
-    policy.set_reshard_after_backward(is_last)
+    policy.set_reshard_after_backward(is_last or reduce_each)
 
 
 def reshard(policy: Policy) -> None:

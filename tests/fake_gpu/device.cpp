@@ -36,17 +36,21 @@ const char *setting(const char *name, const char *otherwise) {
   return value && *value ? value : otherwise;
 }
 
-const Specification &chosen() {
+Specification chosen() {
   const char *wanted = setting("FAKE_GPU", "h100");
-  for (const Specification &known : kKnown)
-    if (!std::strcmp(known.key, wanted)) return known;
+  for (Specification known : kKnown) {
+    if (std::strcmp(known.key, wanted)) continue;
+    size_t gib = std::atol(setting("FAKE_GPU_GIB", "0"));  // of a smaller one
+    if (gib) known.total_bytes = gib << 30;
+    return known;
+  }
   std::fprintf(stderr, "FAKE_GPU must be h100, h200 or a800, got %s\n", wanted);
   std::exit(2);
 }
 }  // namespace
 
 const Specification &specification() {
-  static const Specification &found = chosen();
+  static const Specification found = chosen();
   return found;
 }
 

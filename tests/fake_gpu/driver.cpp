@@ -1,7 +1,9 @@
 // CUDA's driver, as Triton, Inductor and torch's allocator call it.
 #include <cuda.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -24,11 +26,21 @@ CUresult waited() {
   return CUDA_SUCCESS;
 }
 
+// Whether a variable names this kernel: FAKE_GPU_HANG one that never ends, FAKE_GPU_FAIL one that is not launched.
+bool is_named(const char *variable, const std::string &kernel) {
+  const char *name = std::getenv(variable);
+  return name && kernel == name;
+}
+
 CUresult launched(CUfunction function, long x, long y, long z, long threads, long shared_bytes) {
+  std::string name;
   {
     std::lock_guard lock(mutex);
-    launches_by_name[names[function]]++;
+    name = names[function];
+    launches_by_name[name]++;
   }
+  while (is_named("FAKE_GPU_HANG", name)) sleep(1);
+  if (is_named("FAKE_GPU_FAIL", name)) return CUDA_ERROR_LAUNCH_FAILED;
   return fake::launch(x, y, z, threads, shared_bytes) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 }  // namespace

@@ -11,8 +11,9 @@ LIBRARY = ROOT / "build" / "fake_gpu" / "libfake_gpu.so"
 
 def environment(gpu: str, num_gpus: int = 1) -> dict[str, str]:
     """This environment with a device preloaded: h100, h200 or a800."""
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # which `tests` sets without a GPU
     return {
-        **os.environ,
+        **inherited,
         "FAKE_GPU": gpu,
         "FAKE_GPU_COUNT": str(num_gpus),
         "LD_PRELOAD": str(LIBRARY),
@@ -20,7 +21,6 @@ def environment(gpu: str, num_gpus: int = 1) -> dict[str, str]:
         "TRITON_LIBCUDA_PATH": str(LIBRARY.parent),
         "TRITON_CACHE_DIR": str(ROOT / "build" / "triton_cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / "inductor_cache"),
-        "PYTEST_ADDOPTS": "-p tests.fake_gpu.pytest_plugin",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -24,8 +24,9 @@ ncclResult_t join(ncclComm_t *communicator, int size, int rank) {
 }
 
 ncclResult_t leave(ncclComm_t communicator) {
+  // It stays, a few bytes: torch's watchdogs ask after communicators that have ended.
   if (communicator->size > 1) fake::discharge(fake::kCommunicatorBytes);
-  delete communicator;
+  communicator->size = 1;
   return ncclSuccess;
 }
 }  // namespace

@@ -1,0 +1,22 @@
+"""A command that sees GPUs which are not there: ``python -m tests.fake_gpu.run [--gpu h100] [--gpus 1] COMMAND``."""
+
+import argparse
+import os
+import sys
+
+from bench.gpu.processes import environment as importable
+from tests.fake_gpu.environment import environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fake_gpu.run", description=__doc__)
+    parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "a800"))
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    variables = importable(environment(options.gpu, options.gpus))
+    os.execvpe(options.command[0], options.command, variables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
