@@ -19,7 +19,7 @@ class Case:
     shape: Shape
     lengths: tuple[int, ...]  # tokens of each sequence
     prompt_tokens: int  # of each sequence, without loss
-    head_chunk_tokens: int
+    head_chunk_tokens: int  # 0: what the head's op takes
     checkpointing: bool
     itemsize: int  # of the compute dtype: 2 for bfloat16, 4 for float32
     pads_for_attention: bool  # on CPU the packed variants pad each sequence for the attention alone
@@ -107,12 +107,13 @@ def _norm_bytes(case: Case, rows: int) -> float:
 
 
 def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
-    """What a layer's backward pass needs: two norms, queries, keys, values and outputs of the attention with keys and
-    values repeated to all heads, and four feed-forward rows (gate, its activation, up, their product)."""
+    """What a layer's backward pass needs: two norms, queries, keys, values and outputs of the attention (keys and values
+    repeated to all heads where it pads), and four feed-forward rows (gate, its activation, up, their product)."""
     shape = case.shape
     pads = case.pads_for_attention or variant == "padded_logits"
     attention_rows = case.num_padded_tokens if pads else rows
-    attention = 4 * attention_rows * shape.query_width * case.itemsize
+    key_width = shape.query_width if pads else shape.kv_width
+    attention = 2 * attention_rows * (shape.query_width + key_width) * case.itemsize
     if case.pads_for_attention and variant != "padded_logits":
         attention += rows * shape.query_width * case.itemsize  # the output once more, packed again
     return 2 * _norm_bytes(case, rows) + attention + 4 * rows * shape.feed_forward * case.itemsize
@@ -121,18 +122,24 @@ def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
 def _head_bytes(case: Case, variant: Variant, rows: int) -> float:
     """All logits: log-probabilities, the gradient of their choice and that of the logits, each [rows, V] in float32.
 
-    Chunked: logits and probabilities of one chunk in the forward pass; in the backward pass the same and the gradient
-    in the compute dtype, and the head's gradient in float32 with a chunk's share of it.
+    Chunked: the logits of one chunk, which become their own gradient, and the head's gradient in float32, and in the
+    compute dtype when the chunk is gone.
     """
     vocabulary, width = case.shape.vocabulary, case.shape.width
     if variant != "packed_chunked":
         return 12.0 * rows * vocabulary
-    chunk = min(case.head_chunk_tokens, case.num_loss_tokens)
-    cast = 0 if case.itemsize == 4 else case.itemsize
-    forward = 8.0 * chunk * vocabulary
-    backward = (8.0 + cast) * chunk * vocabulary + (4.0 + case.itemsize) * vocabulary * width
+    chunk = min(case.head_chunk_tokens or _default_chunk_tokens(case), case.num_loss_tokens)
+    logits = float(case.itemsize * chunk * vocabulary)
+    rounded = 0.0 if case.itemsize == 4 else float(case.itemsize * vocabulary * width)
     hidden = 2.0 * case.num_loss_tokens * width * case.itemsize  # the response rows, and their gradient
-    return max(forward, backward) + hidden
+    return 4.0 * vocabulary * width + max(logits, rounded) + hidden
+
+
+def _default_chunk_tokens(case: Case) -> int:
+    """Of `fastgrpo_kernels.head`: by tiles on a GPU, beside the head's gradient on a CPU."""
+    if case.itemsize == 2:
+        return 4096
+    return max(2 * case.shape.width // 5, 2**23 // case.shape.vocabulary, 32) // 16 * 16
 
 
 def ratio(values: Sequence[float]) -> list[float]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from fastgrpo_kernels import Objective, group_advantages, grpo_loss, linear_grpo, linear_logprobs
-from torch import Tensor
 
 from bench.shapes import QWEN3_0_6B, QWEN25_1_5B, Shape
 from bench.synthetic import random_learner, random_sequences
@@ -16,8 +15,8 @@ from fastgrpo.packing import pack
 from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.ranks import Ranks, choose_device
-from fastgrpo.types import PackedBatch
 from tests.fake_gpu.environment import Counts, launches_by_name
+from tests.gpu.test_cuda import test_a_batch_arrives_as_it_is
 from tests.tiny import sequences
 
 GIB = 2**30
@@ -112,25 +111,13 @@ def test_the_kernels_wait_for_nothing():
     assert (counted.waits, counted.unpinned_copies, counted.wrong_launches) == (0, 0, 0)
 
 
-def test_a_batch_arrives_as_it_is_in_one_copy():
-    shared = [replace(s, prompt_ids=sequences(1)[0].prompt_ids) for s in sequences(6)]
-    for share in (False, True):
-        batch = pack(shared, share_prompts=share)
-        before = Counts.now()
-        moved = batch.to(torch.device("cuda"))
-        assert Counts.now().since(before).waits == 0
-        assert (moved.shared is not None) == share
-        for name, there in tensors_of(moved).items():
-            here = tensors_of(batch)[name]
-            assert there.is_cuda and there.dtype == here.dtype and there.data_ptr() % 16 == 0
-            assert torch.equal(there.cpu(), here), name
-
-
-def tensors_of(batch: PackedBatch) -> dict[str, Tensor]:
-    found = {name: getattr(batch, name) for name in PackedBatch.__slots__}
-    shared = found.pop("shared")
-    found |= {"select": shared.select, "expand": shared.expand} if shared else {}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+def test_a_batch_arrives_as_it_is_and_is_not_waited_for():
+    test_a_batch_arrives_as_it_is()
+    batch = pack(sequences(6))
+    before = Counts.now()
+    batch.to(torch.device("cuda"))
+    counted = Counts.now().since(before)
+    assert (counted.waits, counted.unpinned_copies) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,24 @@
 """The same claims as on the CPU, in bfloat16 on a CUDA GPU."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from fastgrpo_kernels import linear_logprobs, reference
 
-from fastgrpo.packing import pack
-from fastgrpo.policy.model import Policy
+from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
+from fastgrpo.packing import SequenceCost, pack
+from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.model import Policy, as_policy
+from fastgrpo.policy.sharding import shard
+from fastgrpo.ranks import Ranks, choose_device
 from fastgrpo.rollout.builtin import BuiltinEngine
 from fastgrpo.rollout.engine import generate
 from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.train import main
-from fastgrpo.types import Sampling, Sequence
+from fastgrpo.types import PackedBatch, Sampling, Sequence
 from tests.conftest import TINY
 from tests.tiny import prompts, sequences, tiny_model
 
@@ -55,6 +62,59 @@ def test_varlen_attention_gives_the_logprobs_of_sdpa(architecture, share_prompts
         with torch.no_grad():
             found.append(Policy(model, 1.0, 64)(pack(rows, share_prompts=share).to(torch.device("cuda")))[0])
     assert float((found[0] - found[1]).abs().mean()) < 0.02
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    yield Ranks.connect(choose_device("cuda"), ParallelConfig())
+    torch.distributed.destroy_process_group()
+
+
+def gradient(ranks: Ranks, model: ModelConfig, tokens_per_microbatch: int) -> torch.Tensor:
+    policy = as_policy(tiny_model("qwen2", "fastgrpo_varlen"), model, 1.0)
+    sharded = shard(policy, ranks.mesh, torch.bfloat16)
+    settings = OptimizerConfig(tokens_per_microbatch=tokens_per_microbatch)
+    learner = Learner(sharded, ranks, SequenceCost(100.0, 1.0), ObjectiveConfig(), settings)
+    update = learner.with_rollout_logprobs(learner.pack(sequences(40)))
+    learner.backward(update, TokenSums.zero(ranks.device))
+    return torch.cat([p.grad.full_tensor().flatten() for p in learner.parameters])
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+def test_the_gradient_does_not_depend_on_the_micro_batches_but_by_rounding(ranks):
+    plain = ModelConfig(activation_checkpointing=False)
+    whole = gradient(ranks, plain, 4096)
+    for tokens in (64, 200):
+        assert relative(gradient(ranks, plain, tokens), whole) < 0.01
+
+
+def test_recomputed_and_compiled_layers_have_the_same_gradient_but_for_rounding(ranks):
+    plain = ModelConfig(activation_checkpointing=False)
+    expected = gradient(ranks, plain, 200)
+    assert relative(gradient(ranks, replace(plain, activation_checkpointing=True), 200), expected) < 0.01
+    assert relative(gradient(ranks, replace(plain, compile=True), 200), expected) < 0.03
+
+
+def test_a_batch_arrives_as_it_is():
+    shared = [replace(s, prompt_ids=sequences(1)[0].prompt_ids) for s in sequences(6)]
+    for share in (False, True):
+        batch = pack(shared, share_prompts=share)
+        moved = batch.to(torch.device("cuda"))
+        assert (moved.shared is not None) == share
+        for name, there in tensors_of(moved).items():
+            here = tensors_of(batch)[name]
+            assert there.is_cuda and there.dtype == here.dtype and there.data_ptr() % 16 == 0
+            assert torch.equal(there.cpu(), here), name
+
+
+def tensors_of(batch: PackedBatch) -> dict[str, torch.Tensor]:
+    found = {name: getattr(batch, name) for name in PackedBatch.__slots__}
+    shared = found.pop("shared")
+    found |= {"select": shared.select, "expand": shared.expand} if shared else {}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def test_sampled_logprobs_are_those_of_the_policy():
