@@ -107,8 +107,8 @@ def _norm_bytes(case: Case, rows: int) -> float:
 
 
 def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
-    """What a layer's backward pass needs: two norms, queries, keys, values and outputs of the attention (keys and values
-    repeated to all heads where it pads), and four feed-forward rows (gate, its activation, up, their product)."""
+    """What a layer's backward pass needs: two norms, queries, keys, values and outputs of the attention, all of them as
+    wide as queries where it pads, and four feed-forward rows (gate, its activation, up, their product)."""
     shape = case.shape
     pads = case.pads_for_attention or variant == "padded_logits"
     attention_rows = case.num_padded_tokens if pads else rows

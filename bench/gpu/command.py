@@ -106,7 +106,8 @@ def run(chosen: Sequence[Step], record: Record, gpus: int, deadline: float) -> i
 
 def _one(step: Step, record: Record, subjects: SubjectsProcess, gpus: int, deadline: float) -> None:
     if missing := step.missing(gpus):
-        record.add(Answer(step.name, "skipped", why=f"needs {missing}"))
+        if step.name not in record.answers:  # a failure is not forgotten
+            record.add(Answer(step.name, "skipped", why=f"needs {missing}"))
         return
     left = deadline - CLOSING_S - time.monotonic()
     if left < min(SHORTEST_S, step.limit_s):

@@ -87,18 +87,15 @@ class SubjectsProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, step: Step, left_s: float) -> Answer:
-        """Within its limit, or half of it after a start that took the rest, and in any case within ``left_s``."""
+        """Within its limit, which begins when the process is there, and in any case within ``left_s``."""
         started = time.monotonic()
-        limit_s = min(step.limit_s, left_s)
-        deadline = started + limit_s
         if self._process is not None and self._process.poll() is not None:  # after its last answer
             self.close()
         try:
             if self._process is None:
-                self._start(min(START_S, limit_s))
-                deadline = min(started + left_s, max(deadline, time.monotonic() + limit_s / 2))
+                self._start(min(START_S, left_s))
             self._ask(step.arguments)
-            reply = self._reply(deadline - time.monotonic())
+            reply = self._reply(min(step.limit_s, started + left_s - time.monotonic()))
             failed: dict[str, str] = reply["failed"]
             first = next((f"{row}: {why}" for row, why in failed.items()), f"exit code {reply['code']}")
             why = first if reply["code"] else ""

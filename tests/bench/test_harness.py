@@ -1,6 +1,5 @@
 """What the benchmarks print must be right before it is fast."""
 
-
 import pytest
 import torch
 

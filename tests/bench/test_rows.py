@@ -317,12 +317,15 @@ def test_on_a_gpu_prime_rl_comes_first_and_the_long_updates_both_ways():
         "prime_rl update",
         "1.5B 16k checkpointed update",
         "1.5B 16k checkpointed step",
+        "prime_rl compiled update",
+        "1.5B 16k compiled update",
         "1.5B 16k update",
         "1.5B 16k rollout",
         "1.5B 16k step",
         "1.5B 16k rollout + update",
     ]
-    assert [p.checkpointing for p in PROTOCOLS["cuda"]] == [True, True, False]
+    assert [p.checkpointing for p in PROTOCOLS["cuda"]] == [True, True, True, False, False]
+    assert [p.compiled for p in PROTOCOLS["cuda"]] == [False, False, True, True, False]
 
 
 # Other subjects: a row that fails is named, and the others are reported.
