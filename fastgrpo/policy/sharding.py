@@ -24,6 +24,8 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
     for module in (*layers, policy):
         if any(p.is_meta for p in module.parameters()):
             module.to_empty(device=mesh.device_type)
+            if module is policy:
+                policy.model.tie_weights()  # each name got memory of its own
         else:
             module.to(mesh.device_type)
         sharded = fully_shard(module, mesh=axes, mp_policy=precision)
