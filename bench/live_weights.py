@@ -1,6 +1,7 @@
 """New weights into a live model on the same device, beside copies of the same bytes: no engine, the write alone."""
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,8 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
     return {
         "shape": shape.name,
         "gib": source.nbytes / GIB,
-        "seconds": sorted(times["write"])[rounds // 2],
-        "ratio": sorted(ratios)[rounds // 2],
+        "seconds": statistics.median(times["write"]),
+        "ratio": statistics.median(ratios),
         "spread_frac": spread_frac(ratios),
         "ratios": ratios,
         "equal": all(torch.equal(live.views[name], value) for name, value in new.items()),

@@ -43,8 +43,8 @@ PUBLISHED = (
 
 
 HOST_BOUND = (
-    "by the built-in engine, a decode loop for small models: on a GPU this measures the host (two waits and a thousand "
-    "launches a token); the engine for scale is vLLM"
+    "by the built-in engine, a decode loop for small models: on a GPU this measures the host (a thousand launches a "
+    "token, and a wait where responses may end early); the engine for scale is vLLM"
 )
 COMPOSED = "rollout + update"
 

@@ -22,7 +22,7 @@ class ModelConfig:
     """Attention over packed rows; auto is flash_attn where it is installed, else varlen, on CUDA, and padded on CPU."""
     liger: bool = True
     """Use liger-kernel's layers on CUDA where the architecture has them."""
-    activation_checkpointing: bool | Literal["auto"] = "auto"
+    activation_checkpointing: bool | Literal["auto"] = False
     """Recompute each layer in the backward pass: less memory, a third more time. auto: as few layers as a GPU's free
     memory asks for, none on a CPU."""
     compile: bool = False

@@ -85,7 +85,7 @@ def start(
         lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool, folder, trainer_class)
     )
     ends.callback(trainer.rollouts.close)
-    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer)
+    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.head)
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
     ranks.together(lambda: claim(recipe, config, folder, ranks))
@@ -364,6 +364,8 @@ class Run:
         try:
             from fastgrpo.report import write_report
         except ModuleNotFoundError as error:
+            if (error.name or "").startswith("fastgrpo"):
+                raise
             self.display.say(f"no report: {error.name} is not installed; where it is, `fastgrpo report` makes one")
             return None
         return write_report(self.folder.path)

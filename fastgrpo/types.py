@@ -153,7 +153,8 @@ def _one_by_one(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _in_one_copy(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the CPU on the device, as views of one buffer."""
+    """Tensors of the CPU on the device, as views of one buffer: who writes into one writes for all of autograd."""
+    assert all(t.device.type == "cpu" for t in tensors), "a batch travels once"
     starts = [0]
     for tensor in tensors:
         starts.append(starts[-1] + -(-tensor.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES)

@@ -1,4 +1,4 @@
-"""Processes that end when they must: at a limit, with all that they started, and with the process that started them."""
+"""Processes that end when they must: at a limit, with all that they started, and themselves with the runner."""
 
 import contextlib
 import ctypes
@@ -44,6 +44,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
+    """What it starts in turn does not: after a kill of the runner, look for what holds the GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -58,7 +59,8 @@ def kill(process: subprocess.Popen[str]) -> None:
     """It and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver: nobody can end it, and time goes on
+        process.wait(10)
 
 
 def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:

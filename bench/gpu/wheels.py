@@ -10,7 +10,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from email.parser import Parser
 from pathlib import Path
 
@@ -87,6 +87,9 @@ def _project_requirements() -> list[Requirement]:
 
 
 def _download(requirement: Requirement, folder: Path) -> Path | None:
+    for old in folder.glob("*.whl*"):  # another version of it, or in pieces: two would stop the whole installation
+        if canonicalize_name(old.name.split("-")[0]) == canonicalize_name(requirement.name):
+            old.unlink()
     before = set(folder.glob("*.whl"))
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     command += ["--python-version", PYTHON, "--implementation", "cp"]
@@ -94,13 +97,7 @@ def _download(requirement: Requirement, folder: Path) -> Path | None:
     command += ["-c", str(ROOT / "constraints" / "main.txt"), str(requirement)]
     if subprocess.run(command, check=False).returncode:
         return None
-    new = set(folder.glob("*.whl")) - before
-    return new.pop() if new else _wheel_of(requirement.name, before)
-
-
-def _wheel_of(name: str, wheels: Iterable[Path]) -> Path | None:
-    """That pip found it there already."""
-    return next((w for w in wheels if canonicalize_name(w.name.split("-")[0]) == canonicalize_name(name)), None)
+    return next(iter(set(folder.glob("*.whl")) - before), None)
 
 
 def _requirements_of(wheel: Path) -> list[Requirement]:

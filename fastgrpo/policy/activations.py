@@ -13,14 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from fastgrpo.attention import IMPLEMENTATIONS
 from fastgrpo.config import ModelConfig, OptimizerConfig
 from fastgrpo.packing import pack
 from fastgrpo.ranks import Ranks
 from fastgrpo.types import PackedBatch, Response, Sequence
 
-USABLE_SHARE = 0.88
-"""Of the free memory: blocks of changing sizes leave gaps between them (on the fake device up to a tenth)."""
+USABLE_SHARE = 0.85
+"""Of the free memory: blocks of changing sizes leave gaps between them, and cuBLAS and NCCL take theirs later."""
+IN_PROPORTION = {IMPLEMENTATIONS["varlen"], IMPLEMENTATIONS["flash_attn"]}
+"""Attention whose memory grows with the tokens."""
 _MEASURED_TOKENS = (256, 512)
 _CHUNK_TOKENS = 4096  # of the LM head's op on a GPU, unless it is told another
 _ITEMSIZE = 2  # of the compute dtype on a GPU
@@ -38,37 +42,41 @@ def dropout_rates(model_config: Any) -> dict[str, float]:
     return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}
 
 
-def recompute(model: PreTrainedModel, config: ModelConfig) -> None:
-    """Makes ready what the setting asks for: all layers recompute, none, or (auto) none until `fit` says how many.
+def recompute_first(model: PreTrainedModel, count: int) -> None:
+    """The first ``count`` layers recompute: when their turn comes, the later ones have freed what they kept.
 
-    transformers recomputes in training mode only; a model with dropout stays out of it, and keeps everything.
+    transformers recomputes in training mode. Where a layer decides for itself, it alone is put into that mode, and its
+    parts stay in evaluation: nothing becomes random. Elsewhere the whole model recomputes or nothing of it.
     """
-    if config.activation_checkpointing is False or (config.activation_checkpointing == "auto" and _has_dropout(model)):
+    if count == 0:
         return
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    recompute_first(model, 0 if config.activation_checkpointing == "auto" else len(layers_of(model)))
-
-
-def recompute_first(model: PreTrainedModel, count: int) -> None:
-    """The first ``count`` layers recompute: when their turn comes, the later ones have freed what they kept."""
+    if not _layers_decide(model):
+        model.train()
+        return
+    model.eval()
     for i, layer in enumerate(layers_of(model)):
-        layer.gradient_checkpointing = i < count  # type: ignore[assignment]
+        layer.gradient_checkpointing = layer.training = i < count  # type: ignore[assignment]
 
 
-def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig) -> int:
-    """The number of layers that recompute from now on, the same on every rank; settled by what is free on its GPU.
+def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig, head: str = "fused") -> int:
+    """The number of layers that recompute from now on, the same on every rank.
 
-    For ``activation_checkpointing`` auto on a GPU, after everything else that stays in memory is there. All ranks must
-    take part.
+    For ``activation_checkpointing`` auto on a GPU, after everything else that stays in memory is there: by what a layer
+    keeps and what is free. All layers, where what they keep is not in proportion to the tokens (attention that pads or
+    has a mask of all token pairs, logits of a whole micro-batch); none of a model whose layers do not decide for
+    themselves. All ranks must take part.
     """
     layers = len(layers_of(policy.model))
     if model.activation_checkpointing != "auto":
         return layers if model.activation_checkpointing else 0
-    if ranks.device.type != "cuda" or _has_dropout(policy.model):
+    if ranks.device.type != "cuda" or not _layers_decide(policy.model):
         return 0
-    needs = Needs.of(policy, ranks, optimizer)
-    wanted = torch.tensor(needs.recomputed(layers, USABLE_SHARE * free_bytes(ranks.device)))
+    count = layers
+    if head != "reference" and policy.model.config._attn_implementation in IN_PROPORTION:
+        needs = Needs.of(policy, ranks, model, optimizer)
+        count = needs.recomputed(layers, USABLE_SHARE * free_bytes(ranks.device))
+    wanted = torch.tensor(count)
     dist.all_reduce(wanted, op=dist.ReduceOp.MAX, group=ranks.control)
     recompute_first(policy.model, int(wanted))
     return int(wanted)
@@ -93,11 +101,13 @@ class Needs:
         missing = self.fixed + num_layers * self.layer - free
         if missing <= 0:
             return 0
+        if self.layer <= self.layer_input:
+            return num_layers
         # From the first layer that recomputes on, one layer's activations are made anew in the backward pass.
         return min(num_layers, int(-(-(missing + self.layer) // (self.layer - self.layer_input))))
 
     @classmethod
-    def of(cls, policy: _Policy, ranks: Ranks, optimizer: OptimizerConfig) -> "Needs":
+    def of(cls, policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig) -> "Needs":
         """Measured with two short forward passes, which all ranks take part in, and counted from the shapes."""
         config, tokens = policy.model.config, optimizer.tokens_per_microbatch
         vocabulary, width, num_layers = config.vocab_size, config.hidden_size, len(layers_of(policy.model))
@@ -109,7 +119,8 @@ class Needs:
         else:  # of earlier micro-batches whole; this one's gradients come while activations go
             gathered, gradients = parameters, parameters
         # The gradient of the head in float32 and in 16 bits, a chunk of its logits, and the hidden rows on both sides.
-        head = (4 + _ITEMSIZE) * vocabulary * width + _ITEMSIZE * (_CHUNK_TOKENS * vocabulary + 4 * tokens * width)
+        chunk = model.head_chunk_tokens or _CHUNK_TOKENS
+        head = (4 + _ITEMSIZE) * vocabulary * width + _ITEMSIZE * (chunk * vocabulary + 4 * tokens * width)
         way_back = 2 * tokens * _ITEMSIZE * config.intermediate_size
         return cls(
             layer=tokens * kept_bytes_per_token(policy, ranks.device) / num_layers,
@@ -153,5 +164,6 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     return model.base_model.layers  # type: ignore[return-value]
 
 
-def _has_dropout(model: PreTrainedModel) -> bool:
-    return bool(dropout_rates(model.config))
+def _layers_decide(model: PreTrainedModel) -> bool:
+    """Whether each layer recomputes or not by itself."""
+    return all(isinstance(layer, GradientCheckpointingLayer) for layer in layers_of(model))

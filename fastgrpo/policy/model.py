@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from fastgrpo.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
 from fastgrpo.config import ModelConfig
 from fastgrpo.packing import SequenceCost
-from fastgrpo.policy.activations import dropout_rates, layers_of, recompute
+from fastgrpo.policy.activations import dropout_rates, layers_of, recompute_first
 from fastgrpo.types import PackedBatch
 
 
@@ -101,7 +101,8 @@ def as_policy(
     model: PreTrainedModel, config: ModelConfig, temperature: float, policy_class: type[Policy] = Policy
 ) -> Policy:
     """A loaded model as a policy, with this configuration's checkpointing, compilation and head."""
-    recompute(model, config)
+    if config.activation_checkpointing is True:  # auto: when it is known what is free
+        recompute_first(model, len(layers_of(model)))
     if config.compile:
         for layer in layers_of(model):  # they share their code: what the first compiles, all run
             layer.forward = torch.compile(layer.forward, dynamic=True)

@@ -14,15 +14,16 @@ from fastgrpo.policy.model import Policy
 def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
     """Shards every layer and the root over the mesh; weights are gathered and computed with in ``dtype``.
 
-    A policy that is still on the CPU comes to the mesh's device layer by layer: no device ever holds it whole. One on
-    the meta device, which has shapes alone, gets memory that nobody has filled.
+    A policy that is still on the CPU comes to the mesh's device layer by layer: no device ever holds it whole. One all
+    on the meta device, which has shapes alone, gets memory that nobody has filled.
     Gradients are summed over ranks, never averaged: the loss is already divided by the tokens of the whole update.
     """
     axes = mesh if mesh.shape[0] > 1 else mesh["shard"]
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
     layers: list[nn.Module] = list(policy.model.base_model.layers)  # type: ignore[arg-type]
+    unfilled = all(p.is_meta for p in policy.parameters())
     for module in (*layers, policy):
-        if any(p.is_meta for p in module.parameters()):
+        if unfilled:
             module.to_empty(device=mesh.device_type)
             if module is policy:
                 policy.model.tie_weights()  # each name got memory of its own

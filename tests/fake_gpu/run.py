@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     variables = importable(environment(options.gpu, options.gpus))
+    del variables["PYTORCH_ALLOC_CONF"]  # as a run has it, with the gaps that come with it
     os.execvpe(options.command[0], options.command, variables)
 
 

@@ -19,8 +19,6 @@ cudaError_t waited() {
   return cudaSuccess;
 }
 
-cudaError_t launched(bool runs) { return runs ? cudaSuccess : cudaErrorInvalidConfiguration; }
-
 struct Configuration {
   dim3 grid, block;
   size_t shared_bytes;
@@ -30,6 +28,7 @@ thread_local Configuration pushed;
 
 thread_local cudaError_t last_error = cudaSuccess;
 cudaError_t failed(cudaError_t error) { return last_error = error; }
+cudaError_t launched(bool runs) { return runs ? cudaSuccess : failed(cudaErrorInvalidConfiguration); }
 }  // namespace
 
 extern "C" {

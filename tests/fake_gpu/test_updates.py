@@ -20,7 +20,6 @@ from tests.gpu.test_cuda import test_a_batch_arrives_as_it_is
 from tests.tiny import sequences
 
 GIB = 2**30
-WAITS_OF_AN_UPDATE = 2
 TOKENS = 16384
 NO_CHECKPOINTS = ModelConfig(activation_checkpointing=False)
 CHECKPOINTS = ModelConfig(activation_checkpointing=True)
@@ -71,7 +70,7 @@ def test_the_host_waits_once_an_update(ranks, objective, checkpointing):
     learner = learner_of(ranks, shape, CHECKPOINTS if checkpointing else NO_CHECKPOINTS, 4096, **objective)
     update(learner, shape, 4096, 3000, 1000)
     counted = update(learner, shape, 4096, 3000, 1000)
-    assert 0 < counted.waits <= WAITS_OF_AN_UPDATE
+    assert counted.waits == 1
     assert counted.unpinned_copies == 0
     assert counted.launches > 100
 
@@ -94,8 +93,7 @@ def test_the_kernels_wait_for_nothing():
     mask = torch.ones(300, dtype=torch.bool, device="cuda")
 
     def every_op() -> None:
-        whole = Objective(importance="sequence") if "importance" in Objective.__dataclass_fields__ else Objective()
-        for objective in (Objective(), Objective(entropy_coef=0.1), whole):
+        for objective in (Objective(), Objective(entropy_coef=0.1), Objective(sequence_ratio=True)):
             linear_grpo(
                 hidden, weight, ids, advantages, advantages, mask, 300, objective, cu_seqlens=bounds
             ).loss.backward()
@@ -155,7 +153,9 @@ def test_layers_recompute_as_free_memory_asks_for_and_the_allocator_never_starts
     spent = torch.cuda.max_memory_reserved() / total
     print(f"{tokens} tokens on {total / GIB:.1f} GiB: {recomputed} of 28 layers recompute, {spent:.0%} reserved")
     assert stats["num_alloc_retries"] == stats["num_ooms"] == 0
-    assert spent > 0.75 or recomputed == 0  # what is free is spent
+    if total < 100 * GIB:
+        assert recomputed > 0 and spent > 0.75  # what is free is spent
+    assert Counts.now().wrong_launches == 0
 
 
 def test_layers_are_compiled_once_whatever_the_number_of_tokens(ranks):
