@@ -468,7 +468,8 @@ def print_steps_that_their_subjects_refuse() -> None:
     for step in [*steps(16), *renamed]:
         if not step.is_subject and "bench" not in step.arguments:
             continue
-        name, *arguments = step.arguments[0 if step.is_subject else step.arguments.index("bench") + 1 :]
+        called = step.arguments if step.is_subject else step.arguments[step.arguments.index("bench") + 1 :]
+        name, *arguments = called[2:] if called[0] == "--results" else called
         listing = ["--list"] if name == "kernel_launches" and "--only" in arguments else []
         try:
             code = importlib.import_module(f"bench.{name}").main([*arguments, *listing])
