@@ -17,7 +17,7 @@ from fastgrpo_kernels.primitives import LogitTransform
 from torch import Tensor
 
 from bench.harness import SHORTEST_S, Row, exit_code, free_cached, print_table, timed, write_results
-from bench.kernel_launches import attempted
+from bench.side_by_side import attempted
 
 SHAPES = {"cpu": (256, 64, 4104), "cuda": (16384, 1536, 151936)}
 COPIED_BYTES = {"cpu": 2**26, "cuda": 2**31}

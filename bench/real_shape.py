@@ -31,8 +31,8 @@ from bench.harness import (
     read_results,
     write_results,
 )
-from bench.kernel_launches import attempted, few, run_workers
 from bench.kernel_subjects import FLOORS
+from bench.side_by_side import attempted, few, run_workers
 
 SHAPES = {"cpu": (256, 64, 4104), "cuda": (16384, 1536, 151936)}
 DTYPE = torch.bfloat16

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.chunk_parts import Inputs, add_shape, median_seconds
 from bench.harness import Row, exit_code, print_table, write_results
-from bench.kernel_launches import attempted, few, run_workers, share_of
+from bench.side_by_side import attempted, few, run_workers, share_of
 
 SHAPES = {"cpu": (20, 24, 130), "cuda": (4096, 1536, 151936)}
 DEFAULT = (128, 256, 64, 8, 8, 3)

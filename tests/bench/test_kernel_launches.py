@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import harness, kernel_launches
+from bench import harness, kernel_cases, kernel_launches, side_by_side
 from bench.__main__ import main
 
 pytest.importorskip("triton")
@@ -27,7 +27,7 @@ def results(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def perturbed(monkeypatch):
     """Two launches; what ours gives for the first is changed."""
-    two = [x for x in kernel_launches.launches(DEVICE) if x.name in (NAME, OTHER)]
+    two = [x for x in kernel_cases.launches(DEVICE) if x.name in (NAME, OTHER)]
 
     def perturb(change) -> None:
         def ours(device, launch):
@@ -49,7 +49,7 @@ def test_every_kernel_is_launched_and_right(results, capsys):
     assert main(ARGUMENTS) == 0
     rows = rows_of(results)
     assert all(row["within"] and row["errors"] for row in rows.values())
-    assert {kernel for row in rows.values() for kernel in row["kernels"]} == set(kernel_launches.KERNELS)
+    assert {kernel for row in rows.values() for kernel in row["kernels"]} == set(kernel_cases.KERNELS)
     assert f"0 of {len(rows)} launches are wrong" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -62,7 +62,7 @@ def test_the_kernels_are_all_that_the_gpu_backend_launches():
         for node in nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and isinstance(node.func.value, ast.Name)
     }
-    assert launched == set(kernel_launches.KERNELS)
+    assert launched == set(kernel_cases.KERNELS)
 
 
 @pytest.mark.parametrize("change", [lambda v: v * 1.0001, lambda v: torch.where(v == v.max(), torch.nan, v)])
@@ -103,7 +103,7 @@ def test_uncompared_launches_compute_no_definition(results, monkeypatch):
     def never(dtype):
         raise AssertionError("compared")
 
-    launches = [replace(x, definition=never) for x in kernel_launches.launches(DEVICE) if x.name in (NAME, OTHER)]
+    launches = [replace(x, definition=never) for x in kernel_cases.launches(DEVICE) if x.name in (NAME, OTHER)]
     monkeypatch.setattr(kernel_launches, "launches", lambda device: launches)
     assert main([*ARGUMENTS, "--uncompared"]) == 0
     assert main(ARGUMENTS) == 1
@@ -112,14 +112,14 @@ def test_uncompared_launches_compute_no_definition(results, monkeypatch):
 def test_launches_split_over_processes_are_all_there(results):
     part = "rows float32"
     assert main([*ARGUMENTS, "--only", part, "--processes", "2"]) == 0
-    expected = [x.name for x in kernel_launches.launches(DEVICE) if part in x.name]
+    expected = [x.name for x in kernel_cases.launches(DEVICE) if part in x.name]
     rows = rows_of(results)
     assert sorted(rows) == sorted(expected) and all(row["within"] and row["errors"] for row in rows.values())
 
 
 def test_what_a_dead_process_did_not_reach_is_wrong(results, monkeypatch):
     """Of four launches each process has two; the second one dies after its first."""
-    names = [x.name for x in kernel_launches.launches(DEVICE)][:4]
+    names = [x.name for x in kernel_cases.launches(DEVICE)][:4]
 
     def row(name: str) -> str:
         return kernel_launches._ROW + json.dumps(
@@ -129,7 +129,7 @@ def test_what_a_dead_process_did_not_reach_is_wrong(results, monkeypatch):
     found = [([row(names[0]), row(names[2])], ""), ([row(names[1])], "exit -11: Segmentation fault")]
     monkeypatch.setattr(kernel_launches, "run_workers", lambda commands, timeout_s: found)
     only = [argument for name in names for argument in ("--only", name)]
-    wanted = [x for x in kernel_launches.launches(DEVICE) if x.name in names]
+    wanted = [x for x in kernel_cases.launches(DEVICE) if x.name in names]
     monkeypatch.setattr(kernel_launches, "launches", lambda device: wanted)
     assert main([*ARGUMENTS, *only, "--processes", "2"]) == 1
     rows = rows_of(results)
@@ -138,7 +138,7 @@ def test_what_a_dead_process_did_not_reach_is_wrong(results, monkeypatch):
 
 
 def test_a_process_that_takes_too_long_is_ended():
-    ((lines, why_not),) = kernel_launches.run_workers([["kernel_launches", "--list"]], 0.0)
+    ((lines, why_not),) = side_by_side.run_workers([["kernel_launches", "--list"]], 0.0)
     assert lines == [] and why_not.startswith("took too long")
 
 
@@ -164,4 +164,4 @@ def test_on_a_cpu_the_interpreter_is_asked_for():
     [((16384, 1536, 151936), (256, 1536, 1024)), ((37, 100, 1003), (37, 100, 1003)), ((16, 64, 512), (16, 64, 512))],
 )
 def test_a_small_shape_keeps_what_triton_specialises_on(shape, expected):
-    assert kernel_launches.few(shape) == expected
+    assert side_by_side.few(shape) == expected

@@ -1,0 +1,467 @@
+"""Every Triton kernel with every switch that changes what it reads or writes, at odd shapes, and its definition."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from fastgrpo_kernels import (
+    Objective,
+    dispatch,
+    group_advantages,
+    grpo_loss,
+    head,
+    linear_grpo,
+    linear_logprobs,
+    logprobs_from_logits,
+    reference,
+)
+from fastgrpo_kernels.dispatch import primitives_for
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+from torch import Tensor
+
+Outcome = dict[str, Tensor]
+KERNELS = (
+    "_row_stats", "_row_gradient", "_linear_tiles", "_combine_tiles", "_tile_gradient", "_token_objective",
+    "_equal_groups", "_ragged_groups",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Ours and its definition, both functions of the same numbers.
+
+    ``ours`` gets the device. ``definition`` computes on the CPU in the dtype that it gets; the outcome of the same name
+    is compared, a gradient with that of plain torch in ``dtype``, everything else in float32.
+    """
+
+    name: str
+    kernels: Sequence[str]
+    ours: Callable[[torch.device], Outcome]
+    definition: Callable[[torch.dtype], Outcome]
+    dtype: torch.dtype = torch.float32
+
+
+class Sizes(NamedTuple):
+    """Of the matmul's launches: the interpreter takes a millisecond a tile, and only in float32."""
+
+    dtypes: tuple[torch.dtype, ...]
+    rows: tuple[int, ...]
+    vocabulary: int
+    widths: tuple[int, ...]  # the first is a multiple of the tile's
+
+
+ON_GPU = Sizes((torch.bfloat16, torch.float16), (1, 37, 1153), 1003, (128, 100))  # 1153: ten row tiles, a group of two
+INTERPRETED = Sizes((torch.float32,), (1, 37), 131, (32, 20))
+
+
+def running_gpu_backend(device: torch.device) -> AbstractContextManager[None]:
+    """CPU tensors run the Triton kernels too, interpreted."""
+    return nullcontext() if device.type == "cuda" else dispatch.forced("gpu")
+
+
+def launches(device: torch.device) -> list[Launch]:
+    """Every kernel with every switch that changes what it reads or writes."""
+    sizes = INTERPRETED if device.type == "cpu" else ON_GPU
+    found = [*_row_launches(), *_token_launches(), *_group_launches(), *_tile_launches(sizes)]
+    return found if device.type == "cpu" else [*found, *_op_launches(sizes)]
+
+
+def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same numbers for the same seed, rounded to the dtype, on the CPU."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _target_ids(num_rows: int, vocabulary: int) -> Tensor:
+    """The last one and the first one among them."""
+    ids = torch.randint(vocabulary, (num_rows,), generator=torch.Generator().manual_seed(num_rows))
+    ids[0] = vocabulary - 1
+    ids[1:2] = 0
+    return ids
+
+
+class _Rows(NamedTuple):
+    """Logits [R, V] and what is done with them."""
+
+    num_rows: int
+    vocabulary: int
+    dtype: torch.dtype = torch.float32
+    entropy: bool = False
+    softcap: float | None = None
+    per_row: bool = False
+    narrow: bool = False  # the gradient takes the first half of each row, in bfloat16
+
+    @property
+    def name(self) -> str:
+        switches = {"entropy": self.entropy, "softcap": self.softcap, "temperatures": self.per_row}
+        said = ", ".join(k for k, v in switches.items() if v)
+        dtype = str(self.dtype).removeprefix("torch.")
+        kind = "NARROW" if self.narrow else dtype
+        return f"rows {kind} {self.num_rows} x {self.vocabulary}" + (f", {said}" if said else "")
+
+    def logits(self) -> Tensor:
+        return (2 * _normal(self.num_rows, self.vocabulary, seed=self.vocabulary)).to(self.dtype)
+
+    def temperature(self) -> Tensor | float:
+        return torch.linspace(0.5, 2.0, self.num_rows) if self.per_row else 0.7
+
+    def upstream(self) -> tuple[Tensor, Tensor]:
+        """Of logprobs, one row without a gradient, and of entropies."""
+        of_logprobs, of_entropy = _normal(2, self.num_rows, seed=1)
+        if self.num_rows > 2:
+            of_logprobs[2] = of_entropy[2] = 0
+        return of_logprobs, of_entropy
+
+
+def _row_launches() -> list[Launch]:
+    shapes = [
+        _Rows(5, 1003),
+        _Rows(1, 7, entropy=True),
+        _Rows(3, 9001, torch.bfloat16, entropy=True, softcap=5.0, per_row=True),
+        _Rows(3, 5001, torch.float16, per_row=True),
+        _Rows(3, 9001, narrow=True),  # three blocks, whose stores fall on each other's logits
+        _Rows(3, 9001, narrow=True, entropy=True, softcap=5.0, per_row=True),
+    ]
+    return [
+        Launch(r.name, ("_row_stats", "_row_gradient"), partial(_rows_by_kernels, r), partial(_rows_by_definition, r),
+               torch.bfloat16 if r.narrow else r.dtype)
+        for r in shapes
+    ]  # fmt: skip
+
+
+def _rows_by_kernels(r: _Rows, device: torch.device) -> Outcome:
+    """Rows are further apart than they are long."""
+    primitives = primitives_for(device)
+    logits = torch.full((r.num_rows, r.vocabulary + 3), float("nan"), dtype=r.dtype).to(device)[:, : r.vocabulary]
+    logits.copy_(r.logits())
+    temperature = r.temperature()
+    transform = LogitTransform(
+        temperature.to(device) if isinstance(temperature, Tensor) else temperature, r.softcap or 0.0
+    )
+    target_ids = _target_ids(r.num_rows, r.vocabulary).to(device)
+    stats = primitives.row_stats(logits, target_ids, transform, r.entropy)
+    of_logprobs, of_entropy = (t.to(device) for t in r.upstream())
+    out = logits.view(torch.bfloat16)[:, : r.vocabulary] if r.narrow else torch.empty_like(logits)
+    primitives.row_gradient(logits, target_ids, transform, stats, of_logprobs, of_entropy if r.entropy else None, out)
+    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=out)
+
+
+def _rows_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
+    kept = torch.float32 if r.narrow and dtype == torch.bfloat16 else dtype
+    logits = r.logits().to(kept).requires_grad_()
+    outcome = _differentiated(logits, r.num_rows, r.vocabulary, r.temperature(), r.softcap, r.entropy, r.upstream())
+    return outcome | {"grad_logits": outcome["grad_logits"].to(dtype)}
+
+
+def _differentiated(
+    logits: Tensor,
+    num_rows: int,
+    vocabulary: int,
+    temperature: Tensor | float,
+    softcap: float | None,
+    entropy: bool,
+    upstream: tuple[Tensor, Tensor],
+    with_gradient: bool = True,
+) -> Outcome:
+    """Statistics and gradient of a leaf of logits, by the definition in float32 or wider."""
+    wide = statistics_dtype(logits.dtype)
+    temperature = temperature.to(wide) if isinstance(temperature, Tensor) else temperature
+    bent = logits.to(wide) if softcap is None else softcap * torch.tanh(logits.to(wide) / softcap)
+    lse = torch.logsumexp(bent / (temperature[:, None] if isinstance(temperature, Tensor) else temperature), -1)
+    ids = _target_ids(num_rows, vocabulary)
+    logprobs, entropies = reference.logprobs_from_logits(logits.to(wide), ids, temperature=temperature, softcap=softcap)
+    value = (logprobs * upstream[0]).sum() + ((entropies * upstream[1]).sum() if entropy else 0)
+    (gradient,) = torch.autograd.grad(value, logits) if with_gradient else (None,)
+    return _present(logprobs=logprobs, lse=lse, entropy=entropies if entropy else None, grad_logits=gradient)
+
+
+def _present(**values: Tensor | None) -> Outcome:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# Tokens.
+
+_OBJECTIVES = {
+    "plain": Objective(),
+    "dual_clip": Objective(dual_clip=1.5),
+    "cispo, k1": Objective(surrogate="cispo", clip_low=1.0, clip_high=0.3, kl="k1", kl_coef=0.2),
+    "entropy, k2 capped": Objective(entropy_coef=0.3, kl="k2", kl_coef=0.2, kl_cap=0.02),
+    "icepop, k3": Objective(correction="icepop", correction_low=0.7, correction_high=1.4, kl="k3", kl_coef=0.2),
+    "truncate": Objective(correction="truncate", correction_high=1.2),
+    "sequence_mask": Objective(correction="sequence_mask", correction_low=0.8, correction_high=1.25),
+    "SEQUENCE_RATIO": Objective(sequence_ratio=True, clip_low=0.1, clip_high=0.1),
+    "SEQUENCE_RATIO, everything": Objective(
+        dual_clip=1.5, sequence_ratio=True, kl="k3", kl_coef=0.2, kl_cap=0.05, entropy_coef=0.1,
+        correction="sequence_mask", correction_low=0.5, correction_high=2.0,
+    ),
+}  # fmt: skip
+_STARTS = (0, 1, 1, 1400, 2503)  # a response of one token, an empty one, one of two blocks of 1024
+
+
+def _token_launches() -> list[Launch]:
+    found = [
+        Launch(f"tokens {name}", ("_token_objective",), partial(_loss, objective, torch.float32),
+               lambda dtype, objective=objective: _loss(objective, dtype, None))
+        for name, objective in _OBJECTIVES.items()
+    ]  # fmt: skip
+    one = partial(_loss, Objective(), num_tokens=1, bare=True)
+    bare = Launch("tokens one, nothing else given", ("_token_objective",),
+                  lambda device: one(torch.float32, device), lambda dtype: one(dtype, None))  # fmt: skip
+    return [*found, bare]
+
+
+def _loss(
+    objective: Objective,
+    dtype: torch.dtype,
+    device: torch.device | None,  # None: by the definition
+    num_tokens: int = _STARTS[-1],
+    bare: bool = False,  # no mask, no old logprobs
+) -> Outcome:
+    """Logprobs around the old ones, so that every bound is met by some token, and none stands on one."""
+
+    def given(values: Tensor) -> Tensor:
+        return values.to(device or "cpu", dtype)
+
+    steps = torch.linspace(-0.9, 0.9, num_tokens)
+    old, near_ref, near_rollout = (
+        -2 * torch.rand(num_tokens, generator=torch.Generator().manual_seed(2)),
+        *(0.3 * _normal(2, num_tokens, seed=3)),
+    )
+    logprobs, entropy = given(old + steps).requires_grad_(), given(steps.abs()).requires_grad_()
+    mask = torch.arange(num_tokens) % 7 != 3
+    known: dict[str, Any] = {
+        "ref_logprobs": given(old + near_ref), "rollout_logprobs": given(old + near_rollout),
+        "token_weights": given(0.5 + steps.abs()), "cu_seqlens": torch.tensor(_STARTS).to(device or "cpu"),
+        "response_mask": mask.to(device or "cpu"),
+    }  # fmt: skip
+    known = {"entropy": entropy} if bare else known | {"entropy": entropy}
+    if objective.kl_coef == 0:
+        known.pop("ref_logprobs", None)
+    advantages, count = given(_normal(num_tokens, seed=4)), max(num_tokens // 2, 1)
+    olds = None if bare else given(old)
+    if device is None:
+        loss = reference.grpo_loss(logprobs, olds, advantages, count, objective, **known)
+    else:
+        known.setdefault("response_mask", None)
+        loss = grpo_loss(logprobs, olds, advantages, num_loss_tokens=count, objective=objective, **known).loss
+    loss.backward()
+    assert logprobs.grad is not None
+    return _present(loss=loss, grad_logprobs=logprobs.grad, grad_entropy=entropy.grad)
+
+
+# Groups.
+
+
+def _group_launches() -> list[Launch]:
+    equal: list[tuple[str, list[int], dict[str, Any]]] = [
+        ("equal 7 x 8", [8] * 7, {}),
+        ("equal 3 x 5, leave one out, unscaled", [5] * 3, {"baseline": "leave_one_out", "scale": "none"}),
+        ("equal 5 x 1", [1] * 5, {}),
+        ("equal 1031 x 3, over the batch", [3] * 1031, {"scale": "batch"}),
+    ]
+    ragged: list[tuple[str, list[int], dict[str, Any]]] = [
+        ("ragged 1, 0, 1500, 7", [1, 0, 1500, 7], {}),
+        ("ragged 3, 1025, leave one out", [3, 1025], {"baseline": "leave_one_out"}),
+    ]
+    found = [_group_launch(name, "_equal_groups", lengths, options) for name, lengths, options in equal]
+    found += [_group_launch(name, "_ragged_groups", lengths, options) for name, lengths, options in ragged]
+    return [*found, _group_launch("equal 1 x 5003, above a block", "_ragged_groups", [5003], {})]
+
+
+def _group_launch(name: str, kernel: str, lengths: list[int], options: dict[str, Any]) -> Launch:
+    rewards = _normal(sum(lengths), seed=sum(lengths))
+    if len(lengths) > 1:
+        rewards[: lengths[0]] = 0.1  # a group that is all alike
+
+    def ours(device: torch.device) -> Outcome:
+        starts = torch.tensor([0, *lengths]).cumsum(0).to(device)
+        as_groups = {"cu_groups": starts} if name.startswith("ragged") else {"group_size": lengths[0]}
+        return {"advantages": group_advantages(rewards.to(device), **as_groups, **options)}
+
+    def definition(dtype: torch.dtype) -> Outcome:
+        return {"advantages": reference.group_advantages(rewards.to(dtype), lengths, **options)}
+
+    return Launch(f"groups {name}", (kernel,), ours, definition)
+
+
+# The matmul that takes the softmax's statistics on its way.
+
+
+class _Head(NamedTuple):
+    """Hidden states [R, D] in front of a head [V, D]."""
+
+    num_rows: int
+    width: int
+    vocabulary: int
+    dtype: torch.dtype
+    bias: bool = False
+    entropy: bool = False
+    per_row: bool = False
+    stored: bool = True  # the exponentials, for the gradient
+
+    @property
+    def name(self) -> str:
+        switches = {"bias": self.bias, "entropy": self.entropy, "temperatures": self.per_row}
+        switches["unstored"] = not self.stored
+        said = ", ".join(k for k, v in switches.items() if v)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{dtype} {self.num_rows} x {self.width} x {self.vocabulary}" + (f", {said}" if said else "")
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        hidden = _normal(self.num_rows, self.width, seed=5, dtype=self.dtype)
+        weight = _normal(self.vocabulary, self.width, seed=6) * (2 * self.width**-0.5)
+        return hidden, weight.to(self.dtype), _normal(self.vocabulary, seed=7, dtype=self.dtype) if self.bias else None
+
+    def rows(self) -> _Rows:
+        return _Rows(self.num_rows, self.vocabulary, per_row=self.per_row)
+
+
+def _tile_launches(sizes: Sizes) -> list[Launch]:
+    wanted = [
+        _Head(num_rows, width, sizes.vocabulary, dtype)
+        for dtype in sizes.dtypes for num_rows in sizes.rows for width in sizes.widths[:1]
+    ]  # fmt: skip
+    dtype, few, odd = sizes.dtypes[0], sizes.rows[1], sizes.widths[1]
+    wanted += [
+        _Head(few, odd, sizes.vocabulary, dtype, bias=True, entropy=True, per_row=True),
+        _Head(few, odd, sizes.vocabulary, dtype, entropy=True, stored=False),
+        _Head(few, odd, sizes.vocabulary - 1, dtype, per_row=True, stored=False),
+        _Head(1, odd, 7, dtype, bias=True),
+    ]
+    return [
+        Launch(f"tiles {h.name}", ("_linear_tiles", "_combine_tiles", *(["_tile_gradient"] if h.stored else [])),
+               partial(_tiles_by_kernels, h), partial(_tiles_by_definition, h), h.dtype)
+        for h in wanted
+    ]  # fmt: skip
+
+
+def _tiles_by_kernels(h: _Head, device: torch.device) -> Outcome:
+    from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, linear_tiles, tile_gradient
+
+    shape = TileShape() if device.type == "cuda" else TileShape(rows=16, vocabulary=64, width=16, group=2)
+    hidden, weight, bias = (None if t is None else t.to(device) for t in h.inputs())
+    assert hidden is not None and weight is not None
+    temperature = h.rows().temperature()
+    transform = LogitTransform(temperature.to(device) if isinstance(temperature, Tensor) else temperature)
+    target_ids = _target_ids(h.num_rows, h.vocabulary).to(device)
+    scaled = hidden.new_empty(h.num_rows, h.vocabulary) if h.stored else None
+    tiles = linear_tiles(hidden, weight, bias, target_ids, transform, h.entropy, scaled, shape)
+    stats: RowStats = combine_tiles(tiles)
+    if scaled is not None:
+        of_logprobs = h.rows().upstream()[0].to(device)
+        tile_gradient(scaled, tiles, target_ids, transform, stats, of_logprobs, shape)
+    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=scaled)
+
+
+def _tiles_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
+    """In 16 bits as plain torch has it: the matmul's result and the gradient are rounded."""
+    hidden, weight, bias = (None if t is None else t.to(dtype) for t in h.inputs())
+    assert hidden is not None and weight is not None
+    logits = torch.nn.functional.linear(hidden, weight, bias).requires_grad_()
+    of_logprobs, of_entropy = h.rows().upstream()
+    temperature = h.rows().temperature()
+    outcome = _differentiated(
+        logits, h.num_rows, h.vocabulary, temperature, None, False, (of_logprobs, of_entropy), h.stored
+    )
+    if h.entropy:
+        shown = _differentiated(logits, h.num_rows, h.vocabulary, temperature, None, True, (of_logprobs, of_entropy))
+        outcome["entropy"] = shown["entropy"]
+    return outcome
+
+
+# Whole ops, in chunks, with each of the two first matmuls: 16 bits on a GPU.
+
+
+def _op_launches(sizes: Sizes) -> list[Launch]:
+    h = _Head(sizes.rows[1], sizes.widths[1], sizes.vocabulary, sizes.dtypes[0], bias=True)
+    tiled = ("_linear_tiles", "_combine_tiles", "_tile_gradient")
+    by_rows = ("_row_stats", "_row_gradient")
+    found = []
+    for choice, kernels in (("triton", tiled), ("cublas", by_rows)):
+        note = "" if choice == "triton" else " NARROW"
+        found += [
+            Launch(f"linear_grpo {choice}{note}", (*kernels, "_token_objective"),
+                   partial(_grpo_by_op, h, choice), partial(_grpo_by_definition, h), h.dtype),
+            Launch(f"linear_logprobs {choice}{note}", kernels, partial(_logprobs_by_op, h, choice),
+                   partial(_logprobs_by_definition, h), h.dtype),
+        ]  # fmt: skip
+    from_logits = _Rows(5, 1003, torch.bfloat16)
+    return [
+        *found,
+        Launch("logprobs_from_logits overwritten", by_rows, partial(_overwritten, from_logits),
+               partial(_overwritten_by_definition, from_logits), torch.bfloat16),
+    ]  # fmt: skip
+
+
+def _leaves(h: _Head, device: torch.device | str, dtype: torch.dtype) -> list[Tensor]:
+    return [t.to(device, dtype).requires_grad_() for t in h.inputs() if t is not None]
+
+
+def _known(h: _Head, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Target ids, old logprobs, advantages, mask."""
+    wide = statistics_dtype(dtype)
+    hidden, weight, bias = _leaves(h, "cpu", torch.float64)
+    ids = _target_ids(h.num_rows, h.vocabulary)
+    logprobs, _ = reference.linear_logprobs(hidden, weight, ids, bias=bias)
+    # Far from the clip, or far beyond it: no rounding decides.
+    old = (logprobs.detach() - torch.where(torch.arange(h.num_rows) % 5 == 0, 0.7, 0.05)).float()
+    advantages, mask = _normal(h.num_rows, seed=8), torch.arange(h.num_rows) % 7 != 3
+    return ids.to(device), old.to(device, wide), advantages.to(device, wide), mask.to(device)
+
+
+def _grpo_by_op(h: _Head, choice: Any, device: torch.device) -> Outcome:
+    hidden, weight, bias = leaves = _leaves(h, device, h.dtype)
+    ids, old, advantages, mask = _known(h, device, h.dtype)
+    with head.first_matmul(choice):
+        out = linear_grpo(hidden, weight, ids, old, advantages, mask, h.num_rows, bias=bias, chunk_tokens=16)
+        gradients = torch.autograd.grad(out.loss, leaves)
+    return {"loss": out.loss, **_named(gradients)}
+
+
+def _grpo_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
+    leaves = _leaves(h, "cpu", dtype)
+    ids, old, advantages, mask = _known(h, "cpu", dtype)
+    logprobs, _ = _plain_logprobs(leaves, ids)
+    loss = reference.grpo_loss(logprobs, old, advantages, h.num_rows, Objective(), response_mask=mask)
+    return {"loss": loss, **_named(torch.autograd.grad(loss, leaves))}
+
+
+def _logprobs_by_op(h: _Head, choice: Any, device: torch.device) -> Outcome:
+    hidden, weight, bias = leaves = _leaves(h, device, h.dtype)
+    ids, upstream = _target_ids(h.num_rows, h.vocabulary).to(device), h.rows().upstream()[0].to(device)
+    with head.first_matmul(choice):
+        logprobs, _ = linear_logprobs(hidden, weight, ids, bias=bias, chunk_tokens=16)
+        gradients = torch.autograd.grad(logprobs, leaves, upstream)
+    return {"logprobs": logprobs, **_named(gradients)}
+
+
+def _logprobs_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
+    leaves = _leaves(h, "cpu", dtype)
+    logprobs, _ = _plain_logprobs(leaves, _target_ids(h.num_rows, h.vocabulary))
+    upstream = h.rows().upstream()[0].to(logprobs.dtype)
+    return {"logprobs": logprobs, **_named(torch.autograd.grad(logprobs, leaves, upstream))}
+
+
+def _plain_logprobs(leaves: Sequence[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain torch in the leaves' dtype: rounded logits, float32 from there on."""
+    hidden, weight, bias = leaves
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return reference.logprobs_from_logits(logits.to(statistics_dtype(logits.dtype)), ids)
+
+
+def _named(gradients: Sequence[Tensor]) -> Outcome:
+    return dict(zip(("grad_hidden", "grad_weight", "grad_bias"), gradients, strict=True))
+
+
+def _overwritten(r: _Rows, device: torch.device) -> Outcome:
+    logits = r.logits().to(device).requires_grad_()
+    ids = _target_ids(r.num_rows, r.vocabulary).to(device)
+    logprobs, _ = logprobs_from_logits(logits, ids, temperature=0.7, overwrite_logits=True)
+    (gradient,) = torch.autograd.grad(logprobs, logits, r.upstream()[0].to(device))
+    return {"logprobs": logprobs, "grad_logits": gradient}
+
+
+def _overwritten_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
+    return {name: value for name, value in _rows_by_definition(r, dtype).items() if name != "lse"}
