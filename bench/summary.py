@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench import harness
 
@@ -13,14 +14,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="", help="a folder of the results; all of them if not given")
     folder = parser.parse_args(argv).device
     files = sorted(harness.RESULTS.glob(f"{folder or '*'}/*.json"))
-    contents = [json.loads(f.read_text(encoding="utf-8")) for f in files]
-    rows = [
-        [f"{file.parent.name}  {file.stem}", *row]
-        for file, content in zip(files, contents, strict=True)
-        for row in content.get("headline", [])
-    ]
+    rows = [[f"{file.parent.name}  {file.stem}", *row] for file in files for row in _headline(file)]
     if not rows:
         print(f"no results in {harness.RESULTS / folder}")
         return 1
     harness.print_table("results", ("device, subject", "what", "value", "limit or peer"), rows)
     return 0
+
+
+def _headline(file: Path) -> list[list[str]]:
+    """Of a results file; one that is broken hides no other."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("headline", [])
+    except (ValueError, AttributeError) as error:
+        return [["is no results file", str(error), "-"]]

@@ -356,7 +356,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
             raise ValueError(f"there is no setting --{name}")
         hint = get_type_hints(type(owner))[field_name]
         if not _fits(value, hint):
-            raise ValueError(f"--{name} cannot be {value!r}: it is {getattr(hint, '__name__', None) or hint}")
+            raise ValueError(f"--{name} cannot be {value!r}: it is {_said(hint)}")
         changed: Any = dataclasses.replace(owner, **{field_name: value})
         config = dataclasses.replace(config, **{section: changed}) if section else changed
     return config
@@ -375,6 +375,15 @@ def check_types(config: Config) -> None:
             with_settings(
                 config, {f"{section.name}.{f.name}": getattr(owner, f.name) for f in dataclasses.fields(owner)}
             )
+
+
+def _said(hint: Any) -> str:
+    """A setting's type in words."""
+    if get_origin(hint) in (UnionType, Union):
+        return " or ".join(_said(h) for h in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return getattr(hint, "__name__", None) or str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -14,7 +14,7 @@ from bench.gpu.record import Answer, Record
 from bench.gpu.steps import GROUPS, Step, steps
 from bench.gpu.wheels import IMAGE, fetch, install
 
-EXIT_NO_GPU = 2
+EXIT_REFUSED = 2
 SHORTEST_S = 15.0
 """A step that would have less time than this is not begun."""
 CLOSING_S = 10.0
@@ -34,12 +34,17 @@ def main(argv: Sequence[str]) -> int:
     gpus = gpu_names()
     if not gpus:
         print("bench gpu needs a CUDA GPU, and this machine's driver shows none", file=sys.stderr)
-        return EXIT_NO_GPU
-    record = Record((options.folder or ROOT / "build" / "gpu" / slug(gpus[0])).absolute(), options.out)
-    if options.carried.is_dir():
-        install(options.carried)
-    sys.path.append(str(CARRIED))  # where a step's need may be
-    return run(chosen, record, len(gpus), started + options.budget_s)
+        return EXIT_REFUSED
+    try:
+        record = Record((options.folder or ROOT / "build" / "gpu" / slug(gpus[0])).absolute(), options.out)
+        with record.held():
+            if options.carried.is_dir():
+                install(options.carried)
+            sys.path.append(str(CARRIED))  # where a step's need may be
+            return run(chosen, record, len(gpus), started + options.budget_s)
+    except ValueError as error:
+        print(f"bench gpu: {error}", file=sys.stderr)
+        return EXIT_REFUSED
 
 
 def _parser() -> argparse.ArgumentParser:

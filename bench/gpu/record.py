@@ -1,10 +1,13 @@
 """What has been asked and answered: a kill costs one step, and a later call goes on where this one ended."""
 
+import contextlib
+import fcntl
 import json
 import shutil
+import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,12 +31,31 @@ class Answer:
 
 
 class Record:
-    """A folder with the log, one line of JSON for every answer, and the subjects' results."""
+    """A folder with the log, one line of JSON for every answer, and the subjects' results.
+
+    Raises ValueError if ``out`` is that folder or its results, or cannot be written to.
+    """
 
     def __init__(self, folder: Path, out: Path | None) -> None:
         self.folder, self.out = folder, out
+        if out is not None and out.resolve() in (folder.resolve(), self.results.resolve()):
+            raise ValueError(f"--out {out} gets copies of what is in --folder {folder}: it must lie elsewhere")
         self.results.mkdir(parents=True, exist_ok=True)
         self.answers = self._read()
+        try:
+            self._copy_out()
+        except OSError as error:
+            raise ValueError(f"--out {out} cannot be written to: {error}") from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else's for the length of the block. Raises ValueError if another call works in the folder."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another `bench gpu` is at work in {self.folder}: wait, or give --folder") from None
+            yield
 
     @property
     def log(self) -> Path:
@@ -44,19 +66,16 @@ class Record:
         return self.folder / "results"
 
     def _read(self) -> dict[str, Answer]:
-        """The last answer of every step; a line that a kill tore does not count."""
+        """The last answer of every step; a line that is none, as one that a kill tore, does not count."""
         path = self.folder / RECORD
         found: dict[str, Answer] = {}
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         if text and not text.endswith("\n"):  # the next answer must not go on in a torn line
             path.write_text(text + "\n", encoding="utf-8")
         for line in text.splitlines():
-            try:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
-            except ValueError:
-                continue
-            entry.pop("at")
-            found[entry["step"]] = Answer(**entry)
+                found[entry["step"]] = Answer(**{key: entry[key] for key in entry if key != "at"})
         return found
 
     def add(self, answer: Answer) -> None:
@@ -73,7 +92,15 @@ class Record:
         return new + failed
 
     def hand_out(self) -> None:
-        """Brings the folder that is carried home up to date; each file is whole at any moment."""
+        """Brings the folder that is carried home up to date. What cannot be written now is tried after the next step:
+        it is a copy."""
+        try:
+            self._copy_out()
+        except OSError as error:
+            print(f"bench gpu: {self.out} could not be written to: {error}", file=sys.stderr)
+
+    def _copy_out(self) -> None:
+        """Each file is whole at any moment."""
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)

@@ -495,3 +495,35 @@ def test_names_of_steps_are_unique_and_no_group_has_one():
 
 def test_the_first_group_fits_one_call():
     assert sum(step.limit_s for step in steps(16) if step.group == "first") <= 540
+
+
+def test_an_out_folder_that_is_the_record_or_cannot_be_written_to_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="must lie elsewhere"):
+        Record(tmp_path, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written to"):
+        Record(tmp_path / "folder", tmp_path / "file")
+
+
+def test_an_out_folder_that_fills_up_costs_no_step(tmp_path, monkeypatch, capsys):
+    record = Record(tmp_path / "folder", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.gpu.record.tarfile.open", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+        record.add(Answer("a", "passed"))
+    assert "could not be written to" in capsys.readouterr().err
+    record.add(Answer("b", "passed"))
+    assert set(Record(tmp_path / "folder", None).answers) == {"a", "b"}
+
+
+def test_lines_that_are_no_answers_do_not_count(tmp_path):
+    record = Record(tmp_path, None)
+    record.add(Answer("a", "passed"))
+    with (tmp_path / RECORD).open("ab") as file:
+        file.write(b'\xff\n0\nnull\n[]\n{}\n{"step": "b", "state": "passed", "of a later version": 1}\n')
+    assert set(Record(tmp_path, None).answers) == {"a"}
+
+
+def test_two_calls_do_not_share_a_folder(tmp_path):
+    first, second = Record(tmp_path, None), Record(tmp_path, None)
+    with first.held(), pytest.raises(ValueError, match="another `bench gpu` is at work"), second.held():
+        pass
