@@ -45,10 +45,11 @@ rehearse: .venv-gpu-image/ready build/fake_gpu/libfake_gpu.so
 	$(IMAGE_PYTHON) -m tests.fake_gpu.run $(IMAGE_PYTHON) -m pytest tests/fake_gpu
 	$(IMAGE_PYTHON) -m tests.fake_gpu.run --gpu h200 --gpus 8 $(IMAGE_PYTHON) -m bench --results build/ranks ranks_memory
 
+# What of it CI has the time for: waits, peaks and compilations, and the runner on four steps.
 rehearse-short: .venv-gpu-image/ready build/fake_gpu/libfake_gpu.so
 	$(IMAGE_PYTHON) -m bench gpu --wheels build/carried
-	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse first numbers
 	$(IMAGE_PYTHON) -m tests.fake_gpu.run $(IMAGE_PYTHON) -m pytest tests/fake_gpu/test_updates.py
+	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse machine "linear_grpo: ours" "tokens_per_s: prime_rl update" "grpo_loss: ours"
 
 build/fake_gpu/libfake_gpu.so: $(wildcard tests/fake_gpu/*.cpp tests/fake_gpu/*.h) tests/fake_gpu/CMakeLists.txt tests/fake_gpu/unanswered.py .venv-gpu-image/ready
 	.venv-gpu-image/bin/cmake -S tests/fake_gpu -B build/fake_gpu -DCMAKE_BUILD_TYPE=Release \

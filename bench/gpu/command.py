@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.gpu.device import gpu_names, slug
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
         with record.held():
             if options.carried.is_dir():
                 install(options.carried)
+            elif find_spec("tyro") is None:
+                print(f"bench gpu: no wheels in {options.carried}, so trainer steps will fail", file=sys.stderr)
             sys.path.append(str(CARRIED))  # where a step's need may be
             return run(chosen, record, len(gpus), started + options.budget_s)
     except ValueError as error:

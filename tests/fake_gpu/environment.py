@@ -10,7 +10,9 @@ LIBRARY = ROOT / "build" / "fake_gpu" / "libfake_gpu.so"
 
 
 def environment(gpu: str, num_gpus: int = 1) -> dict[str, str]:
-    """This environment with a device preloaded: h100, h200 or a800."""
+    """This environment with a device preloaded: h100, h200 or a800. Ends the program where the device is not built."""
+    if not LIBRARY.exists():
+        raise SystemExit(f"{LIBRARY} is not built: make build/fake_gpu/libfake_gpu.so")
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # which `tests` sets without a GPU
     return {
         **inherited,

@@ -16,6 +16,9 @@ def main() -> None:
     options = parser.parse_args()
     variables = importable(environment(options.gpu, options.gpus))
     del variables["PYTORCH_ALLOC_CONF"]  # as a run has it, with the gaps that come with it
+    variables.pop("TRITON_INTERPRET", None)  # which `tests` sets where it sees no GPU, as in this process
+    if not options.command:
+        parser.error("a command is needed")
     os.execvpe(options.command[0], options.command, variables)
 
 
