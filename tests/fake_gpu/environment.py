@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+WHEELS = ROOT / "build" / "carried"
+"""What the GPU image lacks, as `make rehearse` has fetched it."""
 LIBRARY = ROOT / "build" / "fake_gpu" / "libfake_gpu.so"
 
 

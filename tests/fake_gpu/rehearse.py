@@ -17,9 +17,8 @@ from typing import Any
 from bench.gpu.command import choose
 from bench.gpu.record import Answer, Record
 from bench.gpu.steps import Step, steps
-from tests.fake_gpu.environment import ROOT, environment
+from tests.fake_gpu.environment import ROOT, WHEELS, environment
 
-WHEELS = ROOT / "build" / "carried"
 _ERROR = r"\w+ (?:nan|inf|[0-9.e+-]+)(?: above [0-9.e+-]+)?"
 _VERDICTS = "|".join(
     (rf"{_ERROR}(?:; {_ERROR})*", ".*the live weights are not those.*", ".*its logprobs are not finite")

@@ -5,7 +5,8 @@ import os
 import sys
 
 from bench.gpu.processes import environment as importable
-from tests.fake_gpu.environment import environment
+from bench.gpu.wheels import install
+from tests.fake_gpu.environment import WHEELS, environment
 
 
 def main() -> None:
@@ -19,6 +20,8 @@ def main() -> None:
     variables.pop("TRITON_INTERPRET", None)  # which `tests` sets where it sees no GPU, as in this process
     if not options.command:
         parser.error("a command is needed")
+    if WHEELS.is_dir():
+        install(WHEELS)
     os.execvpe(options.command[0], options.command, variables)
 
 
