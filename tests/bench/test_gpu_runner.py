@@ -241,7 +241,7 @@ def test_steps_are_cut_at_the_budget_and_those_not_begun_are_named_in_order(tmp_
     assert total.startswith("1 of 5 steps passed")
 
 
-def test_a_slow_start_of_the_worker_spares_a_subject_half_of_its_limit_but_not_the_budget(tmp_path, worker):
+def test_a_slow_start_of_the_worker_is_not_of_a_subjects_limit_but_of_the_budget(tmp_path, worker):
     results = tmp_path / "results"
     results.mkdir()
     (results / "slow_start").touch()
