@@ -1,6 +1,5 @@
 """`python -m bench gpu` on a CPU: made-up steps, a made-up worker, and GPUs that are only named."""
 
-import argparse
 import importlib
 import json
 import os
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -293,17 +291,6 @@ def test_a_need_may_lie_among_the_carried_packages(tmp_path, bench_gpu, monkeypa
     assert states(tmp_path / "folder") == {"a": "passed"}
 
 
-def test_a_torn_last_line_costs_neither_the_answers_before_it_nor_the_next(tmp_path):
-    record = Record(tmp_path, None)
-    record.add(Answer("a", "passed"))
-    with (tmp_path / RECORD).open("a") as file:
-        file.write('{"step": "b", "sta')
-    torn = Record(tmp_path, None)
-    assert set(torn.answers) == {"a"}
-    torn.add(Answer("c", "passed"))
-    assert set(answers(tmp_path)) == {"a", "c"}
-
-
 def killed_in_its_third_step(folder: str, worker: str) -> None:
     """The runner that the next test kills."""
     command.gpu_names = lambda: ["NVIDIA Made-Up"]
@@ -354,24 +341,6 @@ def test_the_folder_that_is_carried_home_holds_three_whole_files_after_every_ste
     with tarfile.open(out / RESULTS) as archive:
         kept = archive.extractfile("./asked.txt")
         assert kept is not None and kept.read() == (tmp_path / "folder" / "results" / "asked.txt").read_bytes()
-
-
-def test_a_file_that_a_kill_left_half_copied_is_neither_handed_out_nor_kept(tmp_path, monkeypatch):
-    record = Record(tmp_path / "folder", tmp_path / "out")
-    record.add(Answer("a", "passed"))
-    before = (tmp_path / "out" / RECORD).read_bytes()
-
-    def torn(source: Path, target: Path) -> None:
-        target.write_text("ha")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("bench.gpu.record.shutil.copyfile", torn)
-        with pytest.raises(KeyboardInterrupt):
-            record.add(Answer("b", "passed"))
-    assert (tmp_path / "out" / RECORD).read_bytes() == before
-    record.hand_out()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([RECORD, RESULTS])
 
 
 # The real worker.
@@ -434,96 +403,3 @@ def test_the_worker_answers_every_way_in_which_a_subject_can_end(tmp_path):
         (0, {}),
     ]
     assert all(f"a subject prints {kind}" in done.stderr for kind in kinds)
-
-
-# The table.
-
-
-class _Parsed(Exception):
-    """A subject has understood its arguments."""
-
-
-def print_steps_that_their_subjects_refuse() -> None:
-    """Calls each subject as on CUDA until it has understood its arguments and found its rows."""
-    from bench import attention, harness, kernel_subjects, memory, real_shape, tokens_per_s
-
-    def chosen(*arguments) -> None:
-        raise _Parsed(harness.chosen(*arguments))
-
-    for module in (attention, kernel_subjects, memory, real_shape, tokens_per_s):
-        assert module.chosen is harness.chosen
-        module.chosen = chosen
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def parse(parser, argv):
-        options = parse_args(parser, argv)
-        if not getattr(options, "only", None):
-            raise _Parsed
-        return options
-
-    argparse.ArgumentParser.parse_args = parse
-    renamed = [subject("old row", "linear_grpo", "--device", "cuda", "--only", "nosuch")]
-    renamed.append(subject("old launch", "kernel_launches", "--device", "cuda", "--only", "nosuch"))
-    renamed.append(subject("old option", "machine", "--device", "cuda", "--nosuch"))
-    for step in [*steps(16), *renamed]:
-        if not step.is_subject and "bench" not in step.arguments:
-            continue
-        called = step.arguments if step.is_subject else step.arguments[step.arguments.index("bench") + 1 :]
-        name, *arguments = called[2:] if called[0] == "--results" else called
-        listing = ["--list"] if name == "kernel_launches" and "--only" in arguments else []
-        try:
-            code = importlib.import_module(f"bench.{name}").main([*arguments, *listing])
-            assert code == 0 and listing
-        except _Parsed:
-            pass
-        except (SystemExit, ImportError, AssertionError):
-            print("refused:", step.name)
-
-
-def test_every_step_is_understood_by_its_subject_and_names_rows_that_there_are():
-    # In a process of its own: here the kernels must be imported for the interpreter.
-    code = "from tests.bench.test_gpu_runner import *; print_steps_that_their_subjects_refuse()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    refused = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
-    assert refused == ["refused: old row", "refused: old launch", "refused: old option"], done.stderr
-
-
-def test_names_of_steps_are_unique_and_no_group_has_one():
-    counted = Counter([*(step.name for step in steps(16)), *command.GROUPS])
-    assert [name for name, count in counted.items() if count > 1] == []
-
-
-def test_the_first_group_fits_one_call():
-    assert sum(step.limit_s for step in steps(16) if step.group == "first") <= 540
-
-
-def test_an_out_folder_that_is_the_record_or_cannot_be_written_to_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="must lie elsewhere"):
-        Record(tmp_path, tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot be written to"):
-        Record(tmp_path / "folder", tmp_path / "file")
-
-
-def test_an_out_folder_that_fills_up_costs_no_step(tmp_path, monkeypatch, capsys):
-    record = Record(tmp_path / "folder", tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr("bench.gpu.record.tarfile.open", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
-        record.add(Answer("a", "passed"))
-    assert "could not be written to" in capsys.readouterr().err
-    record.add(Answer("b", "passed"))
-    assert set(Record(tmp_path / "folder", None).answers) == {"a", "b"}
-
-
-def test_lines_that_are_no_answers_do_not_count(tmp_path):
-    record = Record(tmp_path, None)
-    record.add(Answer("a", "passed"))
-    with (tmp_path / RECORD).open("ab") as file:
-        file.write(b'\xff\n0\nnull\n[]\n{}\n{"step": "b", "state": "passed", "of a later version": 1}\n')
-    assert set(Record(tmp_path, None).answers) == {"a"}
-
-
-def test_two_calls_do_not_share_a_folder(tmp_path):
-    first, second = Record(tmp_path, None), Record(tmp_path, None)
-    with first.held(), pytest.raises(ValueError, match="another `bench gpu` is at work"), second.held():
-        pass

@@ -15,7 +15,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    variables = importable(environment(options.gpu, options.gpus))
+    device = environment(options.gpu, options.gpus)
+    device.pop("PYTHONPATH", None)  # `importable` adds this process's own behind the checkout's
+    variables = importable(device)
     del variables["PYTORCH_ALLOC_CONF"]  # as a run has it, with the gaps that come with it
     variables.pop("TRITON_INTERPRET", None)  # which `tests` sets where it sees no GPU, as in this process
     if not options.command:

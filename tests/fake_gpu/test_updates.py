@@ -179,6 +179,7 @@ def test_shapes_of_a_run_share_few_specialisations(ranks):
     for _ in range(12):
         update(learner, shape, *torch.randint(200, 4000, (4,), generator=rng).tolist())
     found = specialisations()
+    print(f"variants of each kernel: {found}")
     assert found and max(found.values()) <= 8, found
     assert set(found) <= set(launches_by_name())
 
