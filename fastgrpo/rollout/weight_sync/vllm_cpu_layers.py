@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 Mode = Literal["live", "repack"]
+Dispatch = Callable[[nn.Module, bool], None]
+"""Given a linear layer, and whether its weight goes once it is packed: sets ``cpu_linear``, which the layer calls."""
 
 SETTING = "fastgrpo_cpu_layers"
 """Key of the mode in vLLM's ``additional_config``, which reaches its workers wherever they run; without it, repack."""
@@ -34,23 +36,27 @@ def install() -> None:
     from vllm.config import get_current_vllm_config
     from vllm.model_executor.layers import utils
 
-    original = utils.dispatch_cpu_unquantized_gemm
-    if getattr(original, "of_fastgrpo", False):
-        return
+    if not getattr(utils.dispatch_cpu_unquantized_gemm, "of_fastgrpo", False):
+        utils.dispatch_cpu_unquantized_gemm = wrapped(
+            utils.dispatch_cpu_unquantized_gemm,
+            lambda: (get_current_vllm_config().additional_config or {}).get(SETTING, "repack"),
+        )
 
-    def dispatch(layer: nn.Module, remove_weight: bool) -> None:
-        weight: Any = layer.weight
-        mode = (get_current_vllm_config().additional_config or {}).get(SETTING, "repack")
-        if weight.is_meta or weight.ndim != 2:
+
+def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
+    """What stands for vLLM's dispatch, so that a layer's parameters keep their storage, dtype and values."""
+
+    def dispatch(layer: Any, remove_weight: bool) -> None:
+        if layer.weight.is_meta or layer.weight.ndim != 2:
             original(layer, remove_weight)
-        elif mode == "live":
-            layer.cpu_linear = F.linear  # type: ignore[assignment]
+        elif mode() == "live":
+            layer.cpu_linear = F.linear
         else:
-            original(layer, False)
             setattr(layer, _PACK, original)
+            _pack(layer)
 
     dispatch.of_fastgrpo = True  # type: ignore[attr-defined]
-    utils.dispatch_cpu_unquantized_gemm = dispatch
+    return dispatch
 
 
 def repack_of(model: nn.Module) -> Callable[[], None]:
@@ -59,6 +65,17 @@ def repack_of(model: nn.Module) -> Callable[[], None]:
 
     def repack() -> None:
         for layer in packed:
-            getattr(layer, _PACK)(layer, False)
+            _pack(layer)
 
     return repack
+
+
+def _pack(layer: Any) -> None:
+    """On a CPU that multiplies bfloat16 tiles vLLM also turns the bias into float32, in place. The layer computes from
+    that copy; the parameter is given back what it held."""
+    bias: Any = getattr(layer, "bias", None)
+    held = None if bias is None else bias.data
+    getattr(layer, _PACK)(layer, False)
+    if held is not None and bias.dtype != held.dtype:
+        copied, bias.data, linear = bias.data, held, layer.cpu_linear
+        layer.cpu_linear = lambda x, weight, given: linear(x, weight, None if given is None else copied)
