@@ -1,7 +1,6 @@
-"""Processes that end when they must: at a limit, with all that they started, and themselves with the runner."""
+"""Processes that end when they must, with all that they started: at a limit, and when the runner ends."""
 
 import contextlib
-import ctypes
 import json
 import os
 import selectors
@@ -21,7 +20,6 @@ CARRIED = ROOT / "build" / "gpu" / "site"
 """Where wheels that were brought along are installed."""
 START_S = 120.0
 """For torch to be imported, on a cold disk."""
-_PR_SET_PDEATHSIG = 1
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -43,16 +41,17 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _die_with_parent() -> None:
-    """What it starts in turn does not: after a kill of the runner, look for what holds the GPU."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+_RUNNER_ENDS, _HELD_BY_RUNNER = os.pipe()  # the second end is nobody else's, so that a kill of the runner closes it
 
 
 def start(command: Sequence[str], log: IO[str], extra: Mapping[str, str], **streams: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment(extra), text=True, stderr=log, start_new_session=True,
-        preexec_fn=_die_with_parent, **streams,
-    )  # fmt: skip
+    """A process group of its own. Its second member waits for the runner's end and takes the group along."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(extra), text=True, stderr=log, process_group=0, **streams
+    )
+    guard = ["/bin/sh", "-c", "read _; kill -KILL 0"]
+    subprocess.Popen(guard, stdin=_RUNNER_ENDS, stdout=subprocess.DEVNULL, env={}, process_group=process.pid)
+    return process
 
 
 def kill(process: subprocess.Popen[str]) -> None:

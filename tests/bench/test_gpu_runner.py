@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -300,7 +298,7 @@ def killed_in_its_third_step(folder: str, worker: str) -> None:
     command.main(["--folder", f"{folder}/folder", "--out", f"{folder}/out", "--carried", f"{folder}/no"])
 
 
-def test_a_killed_runner_takes_its_worker_along_and_has_handed_out_what_was_finished(tmp_path, bench_gpu, worker):
+def test_a_killed_runner_takes_all_along_and_has_handed_out_what_was_finished(tmp_path, bench_gpu, worker):
     code = f"from tests.bench.test_gpu_runner import *; killed_in_its_third_step({str(tmp_path)!r}, {worker[0]!r})"
     folder, out = tmp_path / "folder", tmp_path / "out"
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -310,10 +308,8 @@ def test_a_killed_runner_takes_its_worker_along_and_has_handed_out_what_was_fini
         runner.kill()
         runner.wait()
     hanging = next(int(pid) for pid, kind in asked(folder) if kind == "hangs")
-    wait_until(lambda: is_gone(hanging), 2.0)
-    child = int((folder / "results" / "child.txt").read_text())
-    if not is_gone(child):  # a child of a child, which the kernel does not take along
-        os.kill(child, signal.SIGKILL)
+    its_child = int((folder / "results" / "child.txt").read_text())
+    wait_until(lambda: is_gone(hanging) and is_gone(its_child), 2.0)
 
     assert [json.loads(line)["step"] for line in (out / RECORD).read_text().splitlines()] == ["a", "b"]
     assert "=== a: passed" in (out / LOG).read_text() and "=== b: failed" in (out / LOG).read_text()
