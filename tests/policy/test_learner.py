@@ -1,16 +1,22 @@
 """What an update does besides its gradient."""
 
+from dataclasses import replace
+from unittest import mock
+
 import pytest
 import torch
 
-from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from fastgrpo.attention import IMPLEMENTATIONS
+from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.packing import SequenceCost
-from fastgrpo.policy.activations import Needs, recompute_first
+from fastgrpo.policy import activations
+from fastgrpo.policy.activations import Needs, fit, layers_of, recompute_first
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import as_policy
 from fastgrpo.policy.optimizer import clip, learning_rate
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
+from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
 
@@ -62,6 +68,26 @@ def test_as_few_layers_recompute_as_memory_asks_for():
         taken = 100 + 10 * (8 - count) + count + 10
         assert taken <= free or count == 8
         assert count < 2 or taken + 9 > free
+
+
+def fit_where_rank_1_has_less_memory() -> None:
+    """What the next test starts as two ranks, whose CPUs pass for GPUs; counts are of two layers."""
+    ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
+    learner = learner_of(ranks, "qwen2", ModelConfig())
+    learner.policy.model.config._attn_implementation = IMPLEMENTATIONS["varlen"]
+    free = [130.0, 111.0][ranks.rank] / activations.USABLE_SHARE
+    with (
+        mock.patch.object(activations, "free_bytes", return_value=free),
+        mock.patch.object(Needs, "of", return_value=Needs(layer=10.0, layer_input=1.0, fixed=100.0)),
+    ):
+        as_on_gpus = replace(ranks, device=torch.device("cuda"))
+        count = fit(learner.policy, as_on_gpus, ModelConfig(activation_checkpointing="auto"), OptimizerConfig())
+    assert count == 2, count
+    assert [layer.training for layer in layers_of(learner.policy.model)] == [True, True]
+
+
+def test_every_rank_recomputes_what_the_rank_with_the_least_memory_needs():
+    run_ranks(f"from {__name__} import fit_where_rank_1_has_less_memory as f; f()", 2)
 
 
 @pytest.mark.slow
