@@ -272,12 +272,17 @@ def test_nan_of_a_broken_model_stays_nan(backend, device):
 
 
 def test_float16_sums_beyond_its_range_are_divided_first(backend, device):
-    """The sum over 20,000 tokens is beyond 65,504 before it is divided by their number."""
-    hidden = torch.full((20000, 4), 8.0, dtype=torch.float16, device=device).requires_grad_()
-    weight = torch.zeros(9, 4, dtype=torch.float16, device=device).requires_grad_()
-    ids = torch.zeros(20000, dtype=torch.int64, device=device)
-    linear_grpo(hidden, weight, ids, None, torch.ones(20000, device=device), None, 20000).loss.backward()
-    torch.testing.assert_close(weight.grad[0].float().cpu(), torch.full((4,), -8 * 8 / 9), rtol=2e-3, atol=0)
+    """The sum over 400 tokens is beyond 65,504 before it is divided by their number."""
+    hidden = torch.full((400, 4), 1000.0, dtype=torch.float16, device=device)
+    ids, advantages = torch.zeros(400, dtype=torch.int64, device=device), torch.ones(400, device=device)
+
+    def gradient(num_loss_tokens: int) -> torch.Tensor:
+        weight = torch.zeros(9, 4, dtype=torch.float16, device=device).requires_grad_()
+        linear_grpo(hidden, weight, ids, None, advantages, None, num_loss_tokens, chunk_tokens=100).loss.backward()
+        return weight.grad[0].float().cpu()
+
+    torch.testing.assert_close(gradient(400), torch.full((4,), -1000 * 8 / 9), rtol=2e-3, atol=0)
+    assert gradient(1).isinf().all()
 
 
 def test_a_chunk_whose_tokens_are_all_clipped_has_no_gradient_matmuls(monkeypatch):
