@@ -46,7 +46,8 @@ def recompute_first(model: PreTrainedModel, count: int) -> None:
     """The first ``count`` layers recompute: when their turn comes, the later ones have freed what they kept.
 
     transformers recomputes in training mode. Where a layer decides for itself, it alone is put into that mode, and its
-    parts stay in evaluation: nothing becomes random. Elsewhere the whole model recomputes or nothing of it.
+    parts stay in evaluation. Elsewhere the whole model recomputes or nothing of it. Not for a model with dropout: a
+    layer that draws by its own mode would make logprobs random.
     """
     if count == 0:
         return
@@ -64,13 +65,14 @@ def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerC
 
     For ``activation_checkpointing`` auto on a GPU, after everything else that stays in memory is there: by what a layer
     keeps and what is free. All layers, where what they keep is not in proportion to the tokens (attention that pads or
-    has a mask of all token pairs, logits of a whole micro-batch); none of a model whose layers do not decide for
-    themselves. All ranks must take part.
+    has a mask of all token pairs, logits of a whole micro-batch); none of a model with dropout, or whose layers do not
+    decide for themselves. All ranks must take part.
     """
     layers = len(layers_of(policy.model))
     if model.activation_checkpointing != "auto":
         return layers if model.activation_checkpointing else 0
-    if ranks.device.type != "cuda" or not _layers_decide(policy.model):
+    can = _layers_decide(policy.model) and not dropout_rates(policy.model.config)
+    if ranks.device.type != "cuda" or not can:
         return 0
     count = layers
     if head != "reference" and policy.model.config._attn_implementation in IN_PROPORTION:

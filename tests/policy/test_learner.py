@@ -5,16 +5,17 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from fastgrpo.attention import IMPLEMENTATIONS
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.packing import SequenceCost
+from fastgrpo.packing import SequenceCost, pack
 from fastgrpo.policy import activations
 from fastgrpo.policy.activations import Needs, fit, layers_of, recompute_first
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import as_policy
 from fastgrpo.policy.optimizer import clip, learning_rate
-from fastgrpo.policy.sharding import shard
+from fastgrpo.policy.sharding import accumulate, shard
 from fastgrpo.ranks import Ranks
 from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
@@ -70,6 +71,28 @@ def test_as_few_layers_recompute_as_memory_asks_for():
         assert count < 2 or taken + 9 > free
 
 
+def test_auto_recomputes_all_or_nothing_where_memory_cannot_tell(ranks, monkeypatch):
+    """Of two layers on what passes for a GPU; nothing is measured."""
+    as_on_a_gpu, auto = replace(ranks, device=torch.device("cuda")), ModelConfig(activation_checkpointing="auto")
+    policy = learner_of(ranks, "qwen2", ModelConfig()).policy
+    config = policy.model.config
+
+    def count(head: str = "fused") -> int:
+        return fit(policy, as_on_a_gpu, auto, OptimizerConfig(), head)
+
+    assert config._attn_implementation == IMPLEMENTATIONS["padded"]
+    assert count() == 2
+    config._attn_implementation = IMPLEMENTATIONS["varlen"]
+    assert count("reference") == 2
+    monkeypatch.setattr(Needs, "of", lambda *_: pytest.fail("nothing has to be measured"))
+    recompute_first(policy.model, 0)
+    config.attention_dropout = 0.1
+    assert count("reference") == 0  # a layer's own forward may draw by the mode that recomputing needs
+    config.attention_dropout = 0.0
+    monkeypatch.setattr(activations, "_layers_decide", lambda model: False)
+    assert count("reference") == 0
+
+
 def fit_where_rank_1_has_less_memory() -> None:
     """What the next test starts as two ranks, whose CPUs pass for GPUs; counts are of two layers."""
     ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
@@ -88,6 +111,24 @@ def fit_where_rank_1_has_less_memory() -> None:
 
 def test_every_rank_recomputes_what_the_rank_with_the_least_memory_needs():
     run_ranks(f"from {__name__} import fit_where_rank_1_has_less_memory as f; f()", 2)
+
+
+@pytest.mark.parametrize(("is_last", "reduce_each"), [(False, True), (True, False), (False, False)])
+def test_gathered_weights_are_let_go_with_every_reduction(ranks, is_last, reduce_each):
+    learner = learner_of(ranks, "llama", ModelConfig())
+    accumulate(learner.policy, is_last, reduce_each)
+    output = learner.policy(pack(sequences(3)), False, lambda hidden, *_, **__: hidden)
+    output.sum().backward()
+    sharded = {isinstance(p, DTensor) for p in layers_of(learner.policy.model).parameters()}
+    assert sharded == {is_last or reduce_each}
+
+
+def test_a_policy_of_shapes_alone_gets_memory_and_stays_tied(ranks):
+    with torch.device("meta"):
+        model = tiny_model("qwen2", "fastgrpo_padded")
+    policy = shard(as_policy(model, ModelConfig(), 1.0), ranks.mesh, torch.float32)
+    assert not any(p.is_meta for p in policy.parameters())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.slow
