@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
 import platform
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -276,6 +278,7 @@ def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, 
             capture_output=True,
             text=True,
             timeout=timeout_s,
+            preexec_fn=end_with_parent,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {timeout_s:.0f} s"}
@@ -292,6 +295,12 @@ def child_environment() -> dict[str, str]:
     """This environment, with the checkout importable."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """As ``preexec_fn``: the signal that the process gets when the one that started it has ended."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 # Rows: each is measured by itself, may fail by itself, and may be measured again later.

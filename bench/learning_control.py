@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from bench.harness import ROOT, child_environment, exit_code, print_table, write_results
+from bench.harness import child_environment, exit_code, print_table, write_results
+from bench.torchrun import run_to_end, torchrun
 
 RANKS = 2
 MAX_BEFORE, MAX_GREEDY_BEFORE, MIN_AFTER, MAX_CONTROL = 0.40, 0.50, 0.90, 0.45
@@ -76,13 +77,11 @@ def _run(
     if base is not None:
         shutil.copytree(base, runs_dir / name / "base", dirs_exist_ok=True)
     module = "bench.shuffled_advantages" if is_control else "fastgrpo.train"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS), "-m"]
+    command = torchrun(RANKS, "-m")
     command += [module, "quickstart", "--name", name, "--seed", str(seed), "--runs_dir", str(runs_dir)]
     command += ["--device", "cpu", "--overwrite", *(["--steps", str(QUICK_STEPS)] if quick else [])]
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=RUN_TIMEOUT_S
-        )
+        done = run_to_end(command, child_environment(), RUN_TIMEOUT_S, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired:
         print(f"bench: {name} took longer than {RUN_TIMEOUT_S} s", file=sys.stderr)
         return None

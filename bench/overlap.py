@@ -5,11 +5,9 @@ verifier's process is on the trainer's core and counts as the trainer's.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 
 from bench import vllm_models
-from bench.harness import ROOT, child_environment, print_table, spread_frac, write_results
+from bench.harness import ROOT, child_environment, end_with_parent, print_table, spread_frac, write_results
 
 SYNCHRONOUS, OVERLAPPED = 0, 1  # --rollout.max_staleness
 BAR = 1.15
@@ -121,9 +119,8 @@ def run(folder: Path, name: str, settings: Sequence[str], num_steps: int, cores:
 
 def _pin(core: int) -> None:
     """The process and all that it starts; it ends with the benchmark, or it would load the next one's cores."""
-    pr_set_pdeathsig = 1
     os.sched_setaffinity(0, {core})
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    end_with_parent()
 
 
 def _wait(children: Sequence["subprocess.Popen[bytes]"], log: Path, run_dir: Path) -> None:

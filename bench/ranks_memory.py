@@ -17,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from bench.harness import (
     GIB,
-    ROOT,
     Row,
     bench_command,
     child_environment,
@@ -28,6 +27,7 @@ from bench.harness import (
     write_results,
 )
 from bench.shapes import QWEN25_1_5B, QWEN25_7B, QWEN25_32B, Shape
+from bench.torchrun import run_to_end, torchrun
 
 TOKENS = 16384  # of a micro-batch; an update has two on every rank
 LAUNCH_S = 300.0
@@ -79,12 +79,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _launched(ranks: int) -> tuple[list[Row], str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command += bench_command("ranks_memory", "--worker")
+    command = torchrun(ranks, *bench_command("ranks_memory", "--worker"))
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=LAUNCH_S
-        )
+        done = run_to_end(command, child_environment(), LAUNCH_S, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired:
         return [], f"took longer than {LAUNCH_S:.0f} s"
     rows = [json.loads(line.removeprefix(_ROW)) for line in done.stdout.splitlines() if line.startswith(_ROW)]

@@ -15,6 +15,7 @@ from bench.harness import (
     ROOT,
     bench_command,
     child_environment,
+    end_with_parent,
     free_cached,
     reason,
 )
@@ -50,7 +51,13 @@ def run_workers(commands: Sequence[Sequence[str]], timeout_s: float) -> list[tup
         environment = child_environment() | {"OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
-                [sys.executable, *bench_command(*command)], cwd=ROOT, env=environment, stdout=out, stderr=err, text=True
+                [sys.executable, *bench_command(*command)],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                text=True,
+                preexec_fn=end_with_parent,
             )
             for command, (out, err) in zip(commands, files, strict=True)
         ]

@@ -1,8 +1,6 @@
 """Tokens/s of rollout, update and whole step, beside the device's limit and the published figures."""
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +13,6 @@ import torch.distributed as dist
 
 from bench.harness import (
     GIB,
-    ROOT,
     SHORTEST_S,
     Row,
     add_only,
@@ -34,6 +31,7 @@ from bench.harness import (
 )
 from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN3_0_6B, QWEN25_1_5B, Shape
+from bench.torchrun import run_to_end, torchrun
 
 PUBLISHED = (
     ("JustRL, 1.5B, 16k, end to end", "865-1,514", "A800", "32 GPUs x 15 days, mean response 4k-7k"),
@@ -129,9 +127,7 @@ def _names(protocols: Sequence[Protocol]) -> list[str]:
 
 
 def _launch(argv: Sequence[str], ranks: int) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command += bench_command("tokens_per_s", *argv)
-    return subprocess.run(command, cwd=ROOT, env=child_environment(), check=False).returncode
+    return run_to_end(torchrun(ranks, *bench_command("tokens_per_s", *argv)), child_environment()).returncode
 
 
 def measure(protocols: Sequence[Protocol], wanted: Sequence[str], rows: list[Row], ranks: Any, peak: Peak) -> list[Row]:

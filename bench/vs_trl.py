@@ -9,9 +9,7 @@ evaluation or logging. The last line is ``ratio``, TRL's time over ours.
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 
 from bench import harness
+from bench.torchrun import run_to_end, torchrun
 
 GROUP_SIZE, UPDATES_PER_STEP, LEARNING_RATE, SEED = 8, 4, 2e-4, 1
 TRL_STEP = harness.ROOT / "bench" / "peers" / "trl_step.py"
@@ -219,7 +218,7 @@ def our_steps(task: Task, old_logprobs: str) -> dict[str, Any]:
         Path(runs, "ours").mkdir()
         Path(runs, "ours", "base").symlink_to(task.base, target_is_directory=True)
         flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-        command = [*launcher(sys.executable, 2), "-m", "fastgrpo.train", "quickstart", *flags, "--rollout.ignore_eos"]
+        command = torchrun(2, "-m", "fastgrpo.train", "quickstart", *flags, "--rollout.ignore_eos")
         run(command, threads=1, timeout_s=MEASUREMENT_TIMEOUT_S)
         lines = Path(runs, "ours", "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines][task.warmup_steps :]
@@ -253,7 +252,7 @@ def trl_steps(
             "settings": asdict(settings),
         }
         order.write_text(json.dumps(content))
-        start = launcher(str(python), settings.processes) if settings.processes > 1 else [str(python)]
+        start = torchrun(settings.processes, python=str(python)) if settings.processes > 1 else [str(python)]
         run([*start, str(TRL_STEP), str(order), str(answer)], threads=settings.threads, timeout_s=timeout_s)
         result = json.loads(answer.read_text())
     require("TRL's responses", set(result["responses_per_step"]), {task.responses_per_step})
@@ -269,22 +268,13 @@ def require(what: str, got: Any, wanted: Any) -> None:
         raise MeasurementError(f"{what}: wanted {wanted}, got {got}: the two sides would not do the same work")
 
 
-def launcher(python: str, processes: int) -> list[str]:
-    return [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-
-
 def run(command: Sequence[str], threads: int, timeout_s: float) -> None:
     """Runs to the end, or ends all of its processes. Raises MeasurementError with its last words."""
     environment = harness.child_environment() | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            command, cwd=harness.ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
         try:
-            code = process.wait(timeout_s)
+            code = run_to_end(command, environment, timeout_s, stdout=output, stderr=output).returncode
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             raise MeasurementError(f"took longer than {timeout_s:.0f} s") from None
         output.seek(0)
         words = [line for line in output.read().splitlines() if "Error" in line] or [f"exit code {code}"]

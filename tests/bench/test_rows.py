@@ -139,6 +139,7 @@ def test_a_child_process_keeps_its_results_in_the_same_folder(tmp_path, monkeypa
     commands = []
     done = SimpleNamespace(returncode=0, stdout="{}", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command) or done)
+    monkeypatch.setattr(tokens_per_s, "run_to_end", lambda command, _: commands.append(command) or done)
     assert main(["--results", "here", "tokens_per_s", "--ranks", "2", "--only", "quickstart step"]) == 0
     assert harness.run_worker(["memory"]) == {}
     here = ["-m", "bench", "--results", str(tmp_path / "here")]
