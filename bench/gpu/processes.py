@@ -44,22 +44,30 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 _RUNNER_ENDS, _HELD_BY_RUNNER = os.pipe()  # the second end is nobody else's, so that a kill of the runner closes it
 
 
-def start(command: Sequence[str], log: IO[str], extra: Mapping[str, str], **streams: Any) -> subprocess.Popen[str]:
-    """A process group of its own. Its second member waits for the runner's end and takes the group along."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(extra), text=True, stderr=log, process_group=0, **streams
-    )
-    guard = ["/bin/sh", "-c", "read _; kill -KILL 0"]
-    subprocess.Popen(guard, stdin=_RUNNER_ENDS, stdout=subprocess.DEVNULL, env={}, process_group=process.pid)
-    return process
+class Group(subprocess.Popen[str]):
+    """A command with all that it starts, as a process group. Raises OSError if it cannot be started.
 
+    A second member, the guard, waits for the runner's end and then kills the group; as long as it lives, the group's
+    number is nobody else's.
+    """
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """It and its children."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver: nobody can end it, and time goes on
-        process.wait(10)
+    def __init__(self, command: Sequence[str], log: IO[str], extra: Mapping[str, str], **streams: Any) -> None:
+        super().__init__(command, cwd=ROOT, env=environment(extra), text=True, stderr=log, process_group=0, **streams)
+        try:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", "read _; kill -KILL 0"], stdin=_RUNNER_ENDS, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, env={}, process_group=self.pid,
+            )  # fmt: skip
+        except OSError:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+            raise
+
+    def end(self) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+        self._guard.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver: nobody can end it, and time goes on
+            self.wait(10)
 
 
 def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:
@@ -67,7 +75,7 @@ def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:
     started = time.monotonic()
     limit_s = min(step.limit_s, left_s)
     try:
-        process = start(step.arguments, log, dict(step.environment), stdout=log, stdin=subprocess.DEVNULL)
+        process = Group(step.arguments, log, dict(step.environment), stdout=log, stdin=subprocess.DEVNULL)
     except OSError as error:
         return Answer(step.name, "failed", time.monotonic() - started, f"cannot be started: {error}")
     try:
@@ -75,7 +83,7 @@ def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:
         why = "" if code == 0 else _ending(code)
     except subprocess.TimeoutExpired:
         why = f"ran past {limit_s:.0f} s"
-    kill(process)  # what it has left running
+    process.end()  # and what it has left running
     return Answer(step.name, "failed" if why else "passed", time.monotonic() - started, why)
 
 
@@ -85,7 +93,7 @@ class SubjectsProcess:
     def __init__(self, results: Path, log: IO[str], command: Sequence[str] = ("-m", "bench.gpu.worker")) -> None:
         self.log = log
         self._command = [sys.executable, *command, str(results)]
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Group | None = None
 
     def run(self, step: Step, left_s: float) -> Answer:
         """Within its limit, which begins when the process is there, and in any case within ``left_s``."""
@@ -100,14 +108,14 @@ class SubjectsProcess:
             failed: dict[str, str] = reply["failed"]
             first = next((f"{row}: {why}" for row, why in failed.items()), f"exit code {reply['code']}")
             why = first if reply["code"] else ""
-        except _Silent as error:
+        except (_Silent, OSError) as error:
             failed, why = {}, f"{error} after {time.monotonic() - started:.0f} s"
         if why:
             self.close()
         return Answer(step.name, "failed" if why else "passed", time.monotonic() - started, why, failed)
 
     def _start(self, limit_s: float) -> None:
-        self._process = start(self._command, self.log, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = Group(self._command, self.log, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._reply(limit_s)
 
     def _ask(self, arguments: Sequence[str]) -> None:
@@ -129,7 +137,7 @@ class SubjectsProcess:
 
     def close(self) -> None:
         if self._process is not None:
-            kill(self._process)
+            self._process.end()
             self._process = None
 
 

@@ -33,7 +33,7 @@ class Answer:
 class Record:
     """A folder with the log, one line of JSON for every answer, and the subjects' results.
 
-    Raises ValueError if ``out`` is that folder or its results, or cannot be written to.
+    Only within `held` may it be written to. Raises ValueError if ``out`` is that folder or its results.
     """
 
     def __init__(self, folder: Path, out: Path | None) -> None:
@@ -42,19 +42,21 @@ class Record:
             raise ValueError(f"--out {out} gets copies of what is in --folder {folder}: it must lie elsewhere")
         self.results.mkdir(parents=True, exist_ok=True)
         self.answers = self._read()
-        try:
-            self._copy_out()
-        except OSError as error:
-            raise ValueError(f"--out {out} cannot be written to: {error}") from error
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else's for the length of the block. Raises ValueError if another call works in the folder."""
+        """Nobody else's for the length of the block. Raises ValueError if another call works in the folder, or ``out``
+        cannot be written to."""
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"another `bench gpu` is at work in {self.folder}: wait, or give --folder") from None
+            self.answers = self._read()  # with those of a call that has ended since
+            try:
+                self._copy_out()
+            except OSError as error:
+                raise ValueError(f"--out {self.out} cannot be written to: {error}") from error
             yield
 
     @property
@@ -70,8 +72,6 @@ class Record:
         path = self.folder / RECORD
         found: dict[str, Answer] = {}
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        if text and not text.endswith("\n"):  # the next answer must not go on in a torn line
-            path.write_text(text + "\n", encoding="utf-8")
         for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
@@ -81,8 +81,10 @@ class Record:
     def add(self, answer: Answer) -> None:
         self.answers[answer.step] = answer
         line = json.dumps(asdict(answer) | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-        with (self.folder / RECORD).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.folder / RECORD
+        is_torn = path.exists() and not path.read_bytes().endswith(b"\n")  # what a kill left: a line to itself
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n" * is_torn + line + "\n")
         self.hand_out()
 
     def to_do(self, chosen: Sequence[Step]) -> list[Step]:

@@ -87,17 +87,22 @@ def _project_requirements() -> list[Requirement]:
 
 
 def _download(requirement: Requirement, folder: Path) -> Path | None:
-    for old in folder.glob("*.whl*"):  # another version of it, or in pieces: two would stop the whole installation
-        if canonicalize_name(old.name.split("-")[0]) == canonicalize_name(requirement.name):
-            old.unlink()
-    before = set(folder.glob("*.whl"))
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+    with tempfile.TemporaryDirectory() as downloaded:
+        if not _pip_download(requirement, downloaded):
+            return None
+        for old in folder.glob("*.whl*"):  # another version of it, or in pieces: two would stop the whole installation
+            if canonicalize_name(old.name.split("-")[0]) == canonicalize_name(requirement.name):
+                old.unlink()
+        wheel = next(Path(downloaded).glob("*.whl"))
+        return Path(shutil.move(wheel, folder / wheel.name))
+
+
+def _pip_download(requirement: Requirement, target: str) -> bool:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", target]
     command += ["--python-version", PYTHON, "--implementation", "cp"]
     command += [word for platform in PLATFORMS for word in ("--platform", platform)]
     command += ["-c", str(ROOT / "constraints" / "main.txt"), str(requirement)]
-    if subprocess.run(command, check=False).returncode:
-        return None
-    return next(iter(set(folder.glob("*.whl")) - before), None)
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def _requirements_of(wheel: Path) -> list[Requirement]:

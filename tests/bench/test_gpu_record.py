@@ -40,8 +40,8 @@ def test_an_out_folder_that_is_the_record_or_cannot_be_written_to_is_refused_at_
     with pytest.raises(ValueError, match="must lie elsewhere"):
         Record(tmp_path, tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot be written to"):
-        Record(tmp_path / "folder", tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot be written to"), Record(tmp_path / "folder", tmp_path / "file").held():
+        pass
 
 
 def test_an_out_folder_that_fills_up_costs_no_step(tmp_path, monkeypatch, capsys):
@@ -63,6 +63,12 @@ def test_lines_that_are_no_answers_do_not_count(tmp_path):
 
 
 def test_two_calls_do_not_share_a_folder(tmp_path):
-    first, second = Record(tmp_path, None), Record(tmp_path, None)
-    with first.held(), pytest.raises(ValueError, match="another `bench gpu` is at work"), second.held():
-        pass
+    first, second = Record(tmp_path / "folder", tmp_path / "out"), Record(tmp_path / "folder", tmp_path / "out")
+    with first.held():
+        first.add(Answer("a", "passed"))
+        before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+        with pytest.raises(ValueError, match="another `bench gpu` is at work"), second.held():
+            pass
+        assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    with second.held():
+        assert set(second.answers) == {"a"}

@@ -101,6 +101,26 @@ def test_a_wheel_that_travelled_in_pieces_has_the_same_bytes(tmp_path, monkeypat
     assert joined.name == wheel.name and joined.read_bytes() == content
 
 
+def test_what_was_carried_goes_when_the_new_wheel_is_there_and_not_before(tmp_path, monkeypatch):
+    carried = tmp_path / "carried"
+    old = made_up_wheel(carried, "peer")
+    other = made_up_wheel(carried, "other_peer")
+    pieces = carried / "peer-0.9-py3-none-any.whl.000"
+    pieces.touch()
+    monkeypatch.setattr(wheels, "_pip_download", lambda requirement, target: False)
+    assert wheels._download(Requirement("Peer"), carried) is None
+    assert {*carried.iterdir()} == {old, other, pieces}
+
+    def download(requirement: Requirement, target: str) -> bool:
+        (Path(target) / "peer-2.0-py3-none-any.whl").touch()
+        return True
+
+    monkeypatch.setattr(wheels, "_pip_download", download)
+    new = wheels._download(Requirement("Peer"), carried)
+    assert new == carried / "peer-2.0-py3-none-any.whl"
+    assert {*carried.iterdir()} == {new, other}
+
+
 # Installed.
 
 
