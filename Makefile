@@ -42,7 +42,7 @@ rehearse: .venv-gpu-image/ready build/fake_gpu/libfake_gpu.so
 	$(IMAGE_PYTHON) -m bench gpu --wheels build/carried
 	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse --gpu h100
 	$(IMAGE_PYTHON) -m tests.fake_gpu.rehearse --gpu h200
-	$(IMAGE_PYTHON) -m tests.fake_gpu.run $(IMAGE_PYTHON) -m pytest tests/fake_gpu
+	$(IMAGE_PYTHON) -m tests.fake_gpu.run $(IMAGE_PYTHON) -m pytest -rP tests/fake_gpu
 	$(IMAGE_PYTHON) -m tests.fake_gpu.run --gpu h200 --gpus 8 $(IMAGE_PYTHON) -m bench --results build/ranks ranks_memory
 
 # What of it CI has the time for: waits, peaks and compilations, and the runner on four steps.

@@ -153,7 +153,7 @@ def _one_by_one(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _in_one_copy(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the CPU on the device, as views of one buffer: who writes into one writes for all of autograd."""
+    """Tensors of the CPU on the device, as views of one buffer: to autograd a write into one is a write into all."""
     assert all(t.device.type == "cpu" for t in tensors), "a batch travels once"
     starts = [0]
     for tensor in tensors:

@@ -44,7 +44,7 @@ def install() -> None:
 
 
 def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
-    """What stands for vLLM's dispatch, so that a layer's parameters keep their storage, dtype and values."""
+    """What stands for vLLM's dispatch, so that a linear layer's parameters keep their storage, dtype and values."""
 
     def dispatch(layer: Any, remove_weight: bool) -> None:
         if layer.weight.is_meta or layer.weight.ndim != 2:
