@@ -34,7 +34,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     gpus = gpu_names()
     if not gpus:
-        print("bench gpu needs a CUDA GPU, and this machine's driver shows none", file=sys.stderr)
+        print(
+            "bench gpu needs a CUDA GPU, and this machine's driver shows none; `make rehearse` runs it without "
+            "(docs/gpu.md)",
+            file=sys.stderr,
+        )
         return EXIT_REFUSED
     try:
         record = Record((options.folder or ROOT / "build" / "gpu" / slug(gpus[0])).absolute(), options.out)
@@ -52,14 +56,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bench gpu",
+        prog="python -m bench gpu",
         description="Steps on a GPU machine, most wanted first, within a budget of time. A later call goes on: what "
         "has passed is not asked again, what failed comes last.",
     )
     parser.add_argument("steps", nargs="*", help=f"groups ({', '.join(GROUPS)}) or names of steps; default: all")
-    parser.add_argument("--budget_s", type=float, default=540.0, help="no step goes on after it")
+    parser.add_argument("--budget_s", type=float, default=540.0, help="no step goes on after it; default: 540")
     parser.add_argument("--list", action="store_true", help="the steps with their limits, and nothing else")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that compile or test side by side")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="side by side; default: all cores",
+    )
     parser.add_argument("--folder", type=Path, help="of record, log and results; default: build/gpu/<gpu>")
     out = os.environ.get("OUT")
     parser.add_argument(

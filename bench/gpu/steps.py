@@ -21,7 +21,6 @@ class Need:
 
 TWO_GPUS = Need("two GPUs", lambda gpus: gpus >= 2)
 VLLM = Need("vllm", lambda gpus: find_spec("vllm") is not None)
-LIGER = Need("liger-kernel", lambda gpus: find_spec("liger_kernel") is not None)
 SANITIZER = Need("compute-sanitizer", lambda gpus: which("compute-sanitizer") is not None)
 PROFILER = Need("ncu", lambda gpus: which("ncu") is not None)
 

@@ -196,9 +196,11 @@ def test_what_a_hanging_verifier_started_is_ended_with_it(pool: VerifierPool, tm
 
 
 def test_an_interrupted_call_leaves_nothing_for_the_next(pool: VerifierPool) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         pool.score([("nap", "")] * 50)
+    signal.signal(signal.SIGINT, before)
     assert pool.score(boxes(20)) == verdicts_on_boxes(20)
 
 
