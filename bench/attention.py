@@ -85,7 +85,7 @@ class Layout:
 
     def __init__(self, num_tokens: int, device: torch.device) -> None:
         from bench.synthetic import response_mix
-        from fastgrpo.attention import PackedLayout
+        from fastgrpo.models.attention import PackedLayout
 
         self.device = device
         self.lengths = response_mix(num_tokens)
@@ -129,7 +129,7 @@ class Layout:
         return "not installed" if find_spec("flash_attn") is None and name == "flash_attn" else ""
 
     def implementation(self, name: str) -> Attention:
-        from fastgrpo.attention import flash_attention, padded_attention, varlen_attention
+        from fastgrpo.models.attention import flash_attention, padded_attention, varlen_attention
 
         if name == SDPA:
             return self.masked_sdpa

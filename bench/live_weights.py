@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 def measure(device: torch.device, rounds: int) -> dict[str, Any]:
     """Times of `LiveWeights.write` over those of one flat copy of as many bytes, by rounds."""
     from bench.synthetic import random_model
-    from fastgrpo.rollout.kv_cache import ATTENTION
+    from fastgrpo.rollout.builtin.kv_cache import ATTENTION
     from fastgrpo.rollout.weight_sync import LiveWeights
 
     shape = QWEN25_1_5B if device.type == "cuda" else QUICKSTART

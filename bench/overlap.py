@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace, folder: Path, cores: Sequence[int]) -> 
 
 def run(folder: Path, name: str, settings: Sequence[str], num_steps: int, cores: Sequence[int]) -> list[Step]:
     """A run of two ranks, the first trains and the second samples, each pinned to its core with all its children."""
-    from fastgrpo.launch import free_port
+    from fastgrpo.ranks.launch import free_port
 
     arguments = [str(RECIPE), "--runs_dir", str(folder), "--name", name, "--steps", str(num_steps + WARMUP_STEPS)]
     port, log = free_port(), folder / f"{name}.log"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastgrpo.attention import PackedLayout
+from fastgrpo.models.attention import PackedLayout
 from fastgrpo.policy.model import Policy
 from fastgrpo.types import PackedBatch
 

@@ -74,7 +74,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def _dtype(device: torch.device) -> torch.dtype:
     from fastgrpo.config import ModelConfig
-    from fastgrpo.policy.model import compute_dtype
+    from fastgrpo.models.load import compute_dtype
 
     return compute_dtype(ModelConfig(), device)
 
@@ -93,11 +93,12 @@ def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, 
 
 def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
     """Everything about one engine, which is gone afterwards. The learner comes first: what is left is the engine's."""
-    from fastgrpo.engines import EngineSpec, start_engine
+    from fastgrpo.rollout.engines import start_engine
+    from fastgrpo.rollout.spec import EngineSpec
 
     config = _config(name, sizes, folder)
     learner = _learner(config, sizes, ranks)
-    engine = start_engine(EngineSpec(config, ranks.device.type, "uni"))
+    engine = start_engine(EngineSpec(config, ranks.device.type, "own_process"))
     try:
         row = {"engine": name, **_sampling(engine, sizes, ranks.device), **_sync(engine, learner, ranks.device)}
         return row | _step(engine, learner, config, sizes, ranks)

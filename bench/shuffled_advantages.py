@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from fastgrpo.ranks import Ranks, choose_device, launched_ranks
 from fastgrpo.recipe import find_recipe, load_recipe
-from fastgrpo.run import train
+from fastgrpo.recipe.validate import validate, validate_phases
+from fastgrpo.run.run import train
 from fastgrpo.train import resolve
 from fastgrpo.trainer import Trainer
-from fastgrpo.validate import validate, validate_phases
 
 
 class ShuffledAdvantages(Trainer):

@@ -8,22 +8,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.shapes import Shape
-from fastgrpo.attention import choose_attention
+from fastgrpo.algorithm.selection import Judged
 from fastgrpo.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig
-from fastgrpo.dynamic_sampling import Judged
+from fastgrpo.models.attention import choose_attention
+from fastgrpo.models.load import apply_liger, compute_dtype, master_dtype
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import (
-    Policy,
-    apply_liger,
-    as_policy,
-    compute_dtype,
-    master_dtype,
-    sequence_cost,
-)
+from fastgrpo.policy.model import Policy, as_policy, sequence_cost
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
-from fastgrpo.rollout.builtin import BuiltinEngine
-from fastgrpo.rollout.kv_cache import ATTENTION
+from fastgrpo.rollout.builtin.engine import BuiltinEngine
+from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.trainer import Trainer
 from fastgrpo.types import Group, Prompt, Response, Sequence
 
@@ -79,7 +73,7 @@ def random_learner(
     objective: ObjectiveConfig | None = None,
     unfilled: bool = False,
 ) -> Learner:
-    """What ``fastgrpo.run.setup`` builds, from random weights: sharded, float32 masters, the device's compute dtype.
+    """What ``fastgrpo.run.run`` builds, from random weights: sharded, float32 masters, the device's compute dtype.
 
     ``unfilled`` weights are whatever stands in memory: for models that no single device could hold to fill them.
     """

@@ -243,7 +243,7 @@ def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer, random_engine
     from fastgrpo.config import Config
-    from fastgrpo.policy.model import compute_dtype
+    from fastgrpo.models.load import compute_dtype
     from fastgrpo.policy.sharding import full_weights
     from fastgrpo.rollout.local import LocalRollouts
     from fastgrpo.rollout.prompts_in_order import PromptsInOrder

@@ -18,7 +18,7 @@ from bench.synthetic import random_model
 
 def why_no_vllm() -> str:
     """Why vLLM cannot be measured here, in one line; empty where it can."""
-    from fastgrpo.rollout.vllm_window import require_vllm
+    from fastgrpo.rollout.vllm.versions import require_vllm
 
     try:
         require_vllm()
@@ -62,7 +62,7 @@ def new_weights(folder: Path, device: torch.device) -> dict[str, Tensor]:
 
 def start(folder: Path, device: torch.device, dtype: torch.dtype, **settings: Any) -> Any:
     """A `VllmEngine` in this process."""
-    from fastgrpo.rollout.vllm_engine import VllmEngine, VllmSettings
+    from fastgrpo.rollout.vllm.engine import VllmEngine, VllmSettings
 
     defaults = VllmSettings(
         path=str(folder),

@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from fastgrpo.launch import default_num_ranks, launch
+    from fastgrpo.ranks.launch import default_num_ranks, launch
 
     num_ranks = None
     if arguments[:1] == ["--ranks"]:

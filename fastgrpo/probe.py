@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from fastgrpo.packing import pack
 from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.packing import pack
 from fastgrpo.policy.sharding import reshard
+from fastgrpo.rollout.compare import WeightMismatch
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.rollout.verify import WeightMismatch
 from fastgrpo.types import Prompt, Sequence
 
 PROBE_TOKENS = 16

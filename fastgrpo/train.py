@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import tyro
 
+from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import Config, flatten, with_run_dir
-from fastgrpo.objective import token_objective
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
-from fastgrpo.shrink import shrink
-from fastgrpo.validate import arithmetic, validate, validate_phases
+from fastgrpo.recipe.shrink import shrink
+from fastgrpo.recipe.validate import arithmetic, validate, validate_phases
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -54,19 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sample(config: Config, role: Role) -> int:
     """Raises ValueError if the ranks cannot meet. The GPU is the engine's: nothing of this process may be on it."""
-    from fastgrpo.supervise import supervise
+    from fastgrpo.rollout.remote.supervisor import supervise
 
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     return supervise(config, role, "cuda" if on_gpu else "cpu")
 
 
 def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
-    from fastgrpo.checkpoint import CheckpointError
+    from fastgrpo.algorithm.scoring import RecipeError
+    from fastgrpo.rollout.compare import WeightMismatch
     from fastgrpo.rollout.remote.pool import EngineFailure
-    from fastgrpo.rollout.verify import WeightMismatch
-    from fastgrpo.run import EXIT_INTERRUPTED, Interrupted, train
-    from fastgrpo.scoring import RecipeError
-    from fastgrpo.supervise import OVER
+    from fastgrpo.rollout.remote.supervisor import OVER
+    from fastgrpo.run.checkpoint import CheckpointError
+    from fastgrpo.run.run import EXIT_INTERRUPTED, Interrupted, train
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0
@@ -115,8 +115,8 @@ def _say_what_phases_change(recipe: Recipe, config: Config) -> None:
 
 
 def _newest_checkpoint(config: Config) -> str:
-    from fastgrpo.checkpoint import published
-    from fastgrpo.run_folder import RunFolder
+    from fastgrpo.run.checkpoint import published
+    from fastgrpo.run.folder import RunFolder
 
     saved = published(RunFolder(Path(config.run_dir)).checkpoints)
     return f". The last checkpoint is {saved[-1]}: go on with --resume" if saved else ""

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.algorithm.scoring import Scored, advantages_of, judge, lengths_of, rewards_of
+from fastgrpo.algorithm.selection import Judged, Selection
 from fastgrpo.config import Config
-from fastgrpo.dynamic_sampling import Judged, Selection
-from fastgrpo.engines import engine_dtype
-from fastgrpo.packing import split_updates
 from fastgrpo.policy.learner import Learner, TokenSums, Update
 from fastgrpo.policy.optimizer import learning_rate
+from fastgrpo.policy.packing import split_updates
 from fastgrpo.probe import probe
 from fastgrpo.ranks import Ranks
+from fastgrpo.ranks.watchdog import Watchdog
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.scoring import Scored, advantages_of, judge, lengths_of, rewards_of
+from fastgrpo.rollout.spec import engine_dtype
 from fastgrpo.types import Group, Prompt, Response, Sampling, Sequence
-from fastgrpo.watchdog import Watchdog
 
 
 class TrainingError(RuntimeError):

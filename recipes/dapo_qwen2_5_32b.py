@@ -1,6 +1,7 @@
 """DAPO of Qwen2.5-32B: clip-higher, dynamic sampling, token mean, overlong penalty; AIME24 avg@32 50 to 52."""
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.algorithm.shaping import OverlongPenalty
 from fastgrpo.config import (
     CheckpointConfig,
     Config,
@@ -12,7 +13,6 @@ from fastgrpo.config import (
 )
 from fastgrpo.data.schemas import DAPO_PREFIX, DAPO_SUFFIX, verl_row
 from fastgrpo.rewards import dapo_minerva, self_test_of
-from fastgrpo.shaping import OverlongPenalty
 
 config = Config(
     name="dapo_qwen2_5_32b",

@@ -3,8 +3,8 @@
 from fastgrpo_recipes import justrl_deepseek_1_5b as base
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.algorithm.shaping import OverlongPenalty
 from fastgrpo.config import with_settings
-from fastgrpo.shaping import OverlongPenalty
 
 config = with_settings(base.config, {"name": "justrl_ablation_overlong"})
 reward = base.reward

@@ -4,8 +4,9 @@ The original has code, STEM, puzzles and following instructions besides mathemat
 published no configuration: constants are those of NVIDIA's two reproductions and its blog, or ours (docs/fidelity.md).
 """
 
-from fastgrpo.advantages import batch_normalised
 from fastgrpo.algorithm import Algorithm, Phase, ReferenceReset
+from fastgrpo.algorithm.advantages import batch_normalised
+from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, StopProperly
 from fastgrpo.config import (
     Config,
     DataConfig,
@@ -17,7 +18,6 @@ from fastgrpo.config import (
 )
 from fastgrpo.data.schemas import solution_row
 from fastgrpo.rewards import prime_union, self_test_of
-from fastgrpo.shaping import CosineLengthPenalty, Cycled, StopProperly
 
 config = Config(
     name="prorl_v2_1_5b",

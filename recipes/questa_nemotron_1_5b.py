@@ -4,8 +4,9 @@ The original is asynchronous, at most 4 versions behind; here a step follows the
 problems are held out.
 """
 
-from fastgrpo.advantages import batch_whitened
 from fastgrpo.algorithm import Algorithm, Phase
+from fastgrpo.algorithm.advantages import batch_whitened
+from fastgrpo.algorithm.selection import SuccessBetween
 from fastgrpo.config import (
     Config,
     DataConfig,
@@ -18,7 +19,6 @@ from fastgrpo.config import (
 )
 from fastgrpo.data import Problem
 from fastgrpo.data.schemas import generation_row
-from fastgrpo.dynamic_sampling import SuccessBetween
 from fastgrpo.rewards import math_verify, self_test_of
 
 MIN_HINT_CHARS = 10

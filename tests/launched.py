@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fastgrpo.launch import free_port
+from fastgrpo.ranks.launch import free_port
 
 ROOT = Path(__file__).parents[1]
 

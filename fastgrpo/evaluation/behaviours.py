@@ -19,7 +19,7 @@ from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.records import read_rows
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.metrics import write_json
+from fastgrpo.json_lines import write_json
 
 BEHAVIOURS = ("backtracking", "verification", "subgoal_setting", "enumeration")
 PROMPT = """You will read a mathematics problem and a worked response to it. Say which of four behaviours the response

@@ -13,7 +13,7 @@ from fastgrpo.evaluation.records import Evaluation
 from fastgrpo.evaluation.results import replace_text
 from fastgrpo.evaluation.statistics import SIGN_FLIPS, Difference, Estimate, avg_at_k, estimates, paired_difference
 from fastgrpo.evaluation.tables import AVERAGE, INTERVAL, Table, markdown_grid, with_interval
-from fastgrpo.metrics import write_json
+from fastgrpo.json_lines import write_json
 
 _JUDGED_BY = ("rule", "verifier_model", "compass_without_question")
 _NOT_PROTOCOL = ("source", "num_problems")

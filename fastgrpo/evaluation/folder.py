@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from fastgrpo.evaluation.plan import Plan, Planned, differences
 from fastgrpo.evaluation.records import read_generations, read_rows
-from fastgrpo.metrics import write_json
+from fastgrpo.json_lines import write_json
 
 Key = tuple[int, int]  # problem, sample
 BLOCK_BYTES = 1 << 16

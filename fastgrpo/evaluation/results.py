@@ -6,7 +6,7 @@ from fastgrpo.evaluation.page import page
 from fastgrpo.evaluation.records import Evaluation
 from fastgrpo.evaluation.summary import summarize
 from fastgrpo.evaluation.tables import as_json, as_markdown
-from fastgrpo.metrics import write_json
+from fastgrpo.json_lines import write_json
 
 
 def write_results(evaluation: Evaluation) -> None:

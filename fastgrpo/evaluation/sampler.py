@@ -11,9 +11,10 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from fastgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
 from fastgrpo.data import Problem, encode, load_tokenizer
-from fastgrpo.engines import EngineSpec, check_engine, start_engine
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.policy.model import check_model, compute_dtype, find_model
+from fastgrpo.models.load import check_model, compute_dtype, find_model
+from fastgrpo.rollout.engines import check_engine, start_engine
+from fastgrpo.rollout.spec import EngineSpec
 from fastgrpo.types import Prompt, Request, Response, Sampling
 
 NO_LIMIT = 1 << 40
@@ -143,7 +144,7 @@ def draw(
 ) -> None:
     """Draws all responses, gives each to ``take`` as it ends, and frees the engine. ``check`` may end it in between."""
     check_engine(config, device, compute_dtype(config.model, device))
-    spec = EngineSpec(config, device.type, "mp" if settings.tensor_parallel > 1 else "uni")
+    spec = EngineSpec(config, device.type, "own_process")
     engine = start_engine(spec)
     try:
         engine.submit([Request(n, _prompt(a), a.sample, a.sampling) for n, a in enumerate(asked)])

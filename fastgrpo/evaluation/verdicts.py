@@ -10,7 +10,7 @@ from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.rewards import SELF_TEST, VerifierPool, self_test_of
-from fastgrpo.rewards.wire import KnownAnswer
+from fastgrpo.rewards.pool.wire import KnownAnswer
 
 CHUNK = 64
 """Responses for each worker between two looks at signals; their verdicts are written together."""

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fastgrpo.attention import IMPLEMENTATIONS
 from fastgrpo.config import ModelConfig, OptimizerConfig
-from fastgrpo.packing import pack
+from fastgrpo.models.attention import IMPLEMENTATIONS
+from fastgrpo.models.load import dropout_rates
+from fastgrpo.policy.packing import pack
 from fastgrpo.ranks import Ranks
 from fastgrpo.types import PackedBatch, Response, Sequence
 
@@ -35,11 +36,6 @@ class _Policy(Protocol):
 
     def __call__(self, batch: PackedBatch, entropy: bool, op: Callable[..., Any]) -> Any: ...
     def parameters(self) -> Any: ...
-
-
-def dropout_rates(model_config: Any) -> dict[str, float]:
-    """Those of a transformers configuration that are above 0."""
-    return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}
 
 
 def recompute_first(model: PreTrainedModel, count: int) -> None:

@@ -8,13 +8,13 @@ import torch
 from fastgrpo_kernels import METRICS, GrpoOutput, Objective
 from torch import Tensor
 
+from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.objective import token_objective
-from fastgrpo.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.mismatch import NUM_BINS, histogram, quantile
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
+from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import accumulate, reshard
 from fastgrpo.ranks import Ranks

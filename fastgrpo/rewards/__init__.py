@@ -10,7 +10,7 @@ from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
 from fastgrpo.rewards.format_penalty import format_penalty
 from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.known_answers import SELF_TEST, self_test_of
-from fastgrpo.rewards.pool import Verdict, VerifierPool
+from fastgrpo.rewards.pool.pool import Verdict, VerifierPool
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed

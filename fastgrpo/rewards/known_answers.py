@@ -6,10 +6,10 @@ from fastgrpo.rewards.dapo_minerva import dapo_minerva
 from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
 from fastgrpo.rewards.format_penalty import format_penalty
 from fastgrpo.rewards.hf_math_verify import math_verify
+from fastgrpo.rewards.pool.wire import Judgement, KnownAnswer
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed
-from fastgrpo.rewards.wire import Judgement, KnownAnswer
 
 SELF_TEST: tuple[KnownAnswer, ...] = (
     ("Six times seven is 42, so the answer is \\boxed{42}.", "42", True),

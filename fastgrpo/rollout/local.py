@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
+from fastgrpo.rollout.compare import added, require_equal, with_checksums
 from fastgrpo.rollout.engine import RolloutEngine, generate
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.verify import added, require_equal, with_checksums
 from fastgrpo.types import Group, Prompt, Sampling
 
 

@@ -7,8 +7,10 @@ from fastgrpo.rollout.weight_sync import Manifest
 
 
 class ReceivingEngine(RolloutEngine, Protocol):
-    num_workers: int
-    """Processes that hold its weights; they take consecutive ranks of a sync group."""
+    @property
+    def num_workers(self) -> int:
+        """Processes that hold its weights; they take consecutive ranks of a sync group."""
+        ...
 
     def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
         """Meets the sender and the other engines."""

@@ -13,11 +13,11 @@ from fastgrpo.data import load_tokenizer
 from fastgrpo.evaluate import main
 from fastgrpo.evaluation import sampler
 from fastgrpo.evaluation.records import read_evaluation
-from fastgrpo.policy.model import load_causal_lm
+from fastgrpo.models.load import load_causal_lm
 from fastgrpo.rewards import mathd_or_sympy
-from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.builtin.engine import BuiltinEngine
+from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate
-from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.types import Prompt, Sampling
 from tests.evaluation.running import TEMPLATE, evaluate, rows, settings_of
 

@@ -9,14 +9,14 @@ import torch
 from fastgrpo_kernels import linear_logprobs, reference
 
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.packing import SequenceCost, pack
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy, as_policy
+from fastgrpo.policy.packing import SequenceCost, pack
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks, choose_device
-from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.builtin.engine import BuiltinEngine
+from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate
-from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.train import main
 from fastgrpo.types import PackedBatch, Sampling, Sequence
 from tests.conftest import TINY

@@ -8,8 +8,8 @@ from fastgrpo_kernels import Objective, grpo_loss
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fastgrpo.packing import pack
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.packing import pack
 from fastgrpo.types import PackedBatch, Response, Sequence
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}

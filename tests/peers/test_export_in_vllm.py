@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.policy.model import load_causal_lm
-from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.models.load import load_causal_lm
+from fastgrpo.rollout.builtin.engine import BuiltinEngine
+from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate
-from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.train import main
 from fastgrpo.types import Prompt, Sampling
 from tests.conftest import TINY

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgrpo.advantages import group_normalised
+from fastgrpo.algorithm.advantages import group_normalised
 from tests.peers.off_policy import (
     CLIP,
     VOCABULARY,

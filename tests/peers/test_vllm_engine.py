@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.policy.model import load_causal_lm
+from fastgrpo.models.load import load_causal_lm
 from fastgrpo.rollout import builtin
-from fastgrpo.rollout.builtin import BuiltinEngine
+from fastgrpo.rollout.builtin.engine import BuiltinEngine
+from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate, requests_of
-from fastgrpo.rollout.kv_cache import ATTENTION
 from fastgrpo.rollout.noise import stream_keys
-from fastgrpo.rollout.vllm_engine import VllmEngine
+from fastgrpo.rollout.vllm.engine import VllmEngine
 from fastgrpo.types import Group, Prompt, Request, Response, Sampling
 from tests.peers import vllm_models as tiny
 

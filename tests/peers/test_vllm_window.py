@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fastgrpo.rollout.vllm_window import TORCH_OF
+from fastgrpo.rollout.vllm.versions import TORCH_OF
 from tests.peers.vllm_sources import newest_patch, source
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]

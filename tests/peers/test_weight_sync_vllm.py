@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastgrpo.rollout.verify import added
-from fastgrpo.rollout.vllm_engine import VllmEngine
+from fastgrpo.rollout.compare import added
+from fastgrpo.rollout.vllm.engine import VllmEngine
 from fastgrpo.rollout.weight_sync import (
     LayoutError,
     LiveWeights,
@@ -100,7 +100,7 @@ def test_an_unknown_name_and_another_shape_are_refused(engine):
 
 
 def test_a_parameter_of_vllm_that_is_not_known_is_refused_by_name(engine):
-    from fastgrpo.rollout.weight_sync.vllm_layout import layout_of
+    from fastgrpo.rollout.vllm.layout import layout_of
 
     model = model_of(engine)
     mlp = model.get_submodule("model.layers.0.mlp")
@@ -201,9 +201,9 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
     def refuse(model: nn.Module) -> None:
         raise LayoutError("strange.weight is no weight that can be written")
 
-    monkeypatch.setattr("fastgrpo.rollout.weight_sync.vllm_worker.layout_of", refuse)
+    monkeypatch.setattr("fastgrpo.rollout.vllm.worker.layout_of", refuse)
     said: list[str] = []
-    monkeypatch.setattr("fastgrpo.rollout.vllm_engine.log.warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("fastgrpo.rollout.vllm.engine.log.warning", lambda text, *values: said.append(text % values))
     engine = tiny.start(tiny.save(tmp_path, name, tiny.random_weights(name, 0)), cpu_layers=mode)
     try:
         addresses = engine._rpc("sync_addresses")

@@ -17,10 +17,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from fastgrpo.packing import pack
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.packing import pack
 from fastgrpo.rollout.engine import requests_of
-from fastgrpo.rollout.vllm_engine import VllmEngine, VllmSettings
+from fastgrpo.rollout.vllm.engine import VllmEngine, VllmSettings
 from fastgrpo.types import Group, Prompt, Request, Response, Sampling, Sequence
 
 Weights = dict[str, Tensor]  # by checkpoint name, float32

@@ -16,8 +16,6 @@ import torch
 import torch.distributed as dist
 
 from fastgrpo.config import Config, DataConfig, ModelConfig, ParallelConfig, RolloutConfig, SyncConfig
-from fastgrpo.engine_process import Boot
-from fastgrpo.engines import EngineSpec
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
@@ -25,8 +23,10 @@ from fastgrpo.rollout.engine import generate
 from fastgrpo.rollout.local import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.remote.pool import EnginePool
+from fastgrpo.rollout.remote.process import Boot
 from fastgrpo.rollout.remote.rollouts import RemoteRollouts
 from fastgrpo.rollout.remote.weight_sender import WeightSender
+from fastgrpo.rollout.spec import EngineSpec
 from fastgrpo.rollout.weight_sync import Sender, SyncGroup, checksum, manifest, open_store
 from fastgrpo.types import Prompt, Sampling
 from tests.peers import vllm_models as tiny
@@ -155,7 +155,9 @@ def trainer(path: str, name: str, num_syncs: int) -> None:
         pool = EnginePool("127.0.0.1", 2, config.deadline, 0, 16, pinned=False)
         wire = manifest(policy.model.named_parameters(), torch.float32)
         sender = WeightSender(pool, wire, CPU, 100)
-        children = [engine_process(Boot(pool.address, i, EngineSpec(config, "cpu", "uni")), path) for i in range(2)]
+        children = [
+            engine_process(Boot(pool.address, i, EngineSpec(config, "cpu", "own_process")), path) for i in range(2)
+        ]
     rollouts = RemoteRollouts(
         pool,
         sender,
@@ -197,7 +199,7 @@ def engine_process(boot: Boot, path: str) -> Any:
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     with (Path(path) / f"engine_{boot.index}.log").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "fastgrpo.engine_process"],
+            [sys.executable, "-m", "fastgrpo.rollout.remote.process"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

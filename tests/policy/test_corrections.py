@@ -12,13 +12,13 @@ import pytest
 import torch
 from fastgrpo_kernels.dispatch import forced
 
+from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.objective import token_objective
-from fastgrpo.packing import SequenceCost, pack
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.mismatch import NUM_BINS, histogram, mismatch_warning, quantile
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.packing import SequenceCost, pack
 from fastgrpo.policy.sharding import shard
 from fastgrpo.types import PackedBatch, Response, Sequence
 from tests.tiny import sequences, tiny_model

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from fastgrpo.attention import IMPLEMENTATIONS
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.packing import SequenceCost, pack
+from fastgrpo.models.attention import IMPLEMENTATIONS
 from fastgrpo.policy import activations
 from fastgrpo.policy.activations import Needs, fit, layers_of, recompute_first
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import as_policy
 from fastgrpo.policy.optimizer import clip, learning_rate
+from fastgrpo.policy.packing import SequenceCost, pack
 from fastgrpo.policy.sharding import accumulate, shard
 from fastgrpo.ranks import Ranks
 from tests.launched import run_ranks

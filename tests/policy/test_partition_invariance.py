@@ -8,10 +8,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.packing import SequenceCost
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import gradient_norm, local_gradients
+from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks

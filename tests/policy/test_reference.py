@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.packing import SequenceCost
 from fastgrpo.policy.learner import Learner, TokenSums
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks

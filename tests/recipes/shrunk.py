@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from fastgrpo.ranks import Ranks, choose_device
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
-from fastgrpo.run import train
+from fastgrpo.recipe.validate import validate, validate_phases
+from fastgrpo.run.run import train
 from fastgrpo.train import resolve
-from fastgrpo.validate import validate, validate_phases
 
 Metrics = list[dict[str, Any]]
 

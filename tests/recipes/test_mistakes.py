@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.algorithm.scoring import RecipeError
+from fastgrpo.algorithm.shaping import OverlongPenalty
 from fastgrpo.recipe import load_recipe
-from fastgrpo.scoring import RecipeError
-from fastgrpo.shaping import OverlongPenalty
 from tests.recipes.shrunk import run_shrunk
 
 

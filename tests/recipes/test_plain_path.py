@@ -12,13 +12,13 @@ import pytest
 from tests.recipes.shrunk import run_shrunk
 
 TECHNIQUES = {  # file: functions in it, or all of them
-    "fastgrpo/shaping.py": None,
+    "fastgrpo/algorithm/shaping.py": None,
     "fastgrpo/policy/reference.py": None,
-    "fastgrpo/scoring.py": {"outcomes_of"},
+    "fastgrpo/algorithm/scoring.py": {"outcomes_of"},
     "fastgrpo/trainer.py": {"enter", "reset_reference"},
-    "fastgrpo/run_schedule.py": {"_enter"},
+    "fastgrpo/run/schedule.py": {"_enter"},
     "fastgrpo/policy/learner.py": {"verl_denominator", "clear_optimizer"},
-    "fastgrpo/advantages.py": {"batch_normalised", "batch_whitened", "_over_tokens"},
+    "fastgrpo/algorithm/advantages.py": {"batch_normalised", "batch_whitened", "_over_tokens"},
 }
 
 
@@ -38,7 +38,8 @@ def techniques_called(name: str, runs: Path) -> set[str]:
         run_shrunk(name, runs / "seen", "--optimizer.learning_rate", "1e-3")
     finally:
         sys.setprofile(None)
-    return {c for c in called if "<" not in c and c != "fastgrpo/shaping.py:scaled"}  # --shrink asks what is long
+    asked_by_shrink = "fastgrpo/algorithm/shaping.py:scaled"
+    return {c for c in called if "<" not in c and c != asked_by_shrink}
 
 
 def test_plain_justrl_goes_through_no_function_of_a_technique(tmp_path):
@@ -50,8 +51,8 @@ def test_a_recipe_that_names_techniques_goes_through_them(tmp_path):
     called = techniques_called("prorl_v2_1_5b", tmp_path)
     assert {
         "fastgrpo/policy/reference.py:reset",
-        "fastgrpo/advantages.py:batch_normalised",
-        "fastgrpo/run_schedule.py:_enter",
+        "fastgrpo/algorithm/advantages.py:batch_normalised",
+        "fastgrpo/run/schedule.py:_enter",
     } <= called
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from fastgrpo.algorithm import Phase, ReferenceReset
+from fastgrpo.algorithm.shaping import StopProperly
 from fastgrpo.ranks import Role
-from fastgrpo.shaping import StopProperly
 from fastgrpo.train import main
 from tests.recipes.shrunk import Metrics, run_shrunk
 
@@ -84,7 +84,7 @@ def test_a_bad_constant_of_a_later_phase_is_refused_before_the_first_step_and_on
 
 def test_a_larger_phase_gets_room_in_the_engine_from_the_start(tmp_path):
     from fastgrpo.recipe import find_recipe, load_recipe
-    from fastgrpo.shrink import shrink
+    from fastgrpo.recipe.shrink import shrink
 
     recipe = shrink(load_recipe(find_recipe("prorl_v2_1_5b")))
     assert recipe.algorithm.widest(recipe.config).rollout.max_response_tokens == 96

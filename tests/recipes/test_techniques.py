@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.advantages import group_normalised
-from fastgrpo.dynamic_sampling import some_right_and_some_wrong
+from fastgrpo.algorithm.advantages import group_normalised
+from fastgrpo.algorithm.selection import some_right_and_some_wrong
 from tests.recipes.shrunk import Metrics, run_shrunk
 
 CLOCK = ("_s", "tokens_per_s")
@@ -91,7 +91,7 @@ def test_a_group_whose_success_is_out_of_bounds_is_what_dapos_rule_drops_at_sixt
     """QuestA's bounds of 0.05 and 0.95 mean the same as some right and some wrong for its groups of 16."""
     import numpy as np
 
-    from fastgrpo.dynamic_sampling import SuccessBetween
+    from fastgrpo.algorithm.selection import SuccessBetween
 
     for right in range(17):
         verdicts = np.arange(16) < right

@@ -44,7 +44,7 @@ def workers_of(pid: int) -> set[int]:
     found = set()
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
-            if any("fastgrpo.rewards.worker" in word for word in child.cmdline()):
+            if any("fastgrpo.rewards.pool.worker" in word for word in child.cmdline()):
                 found.add(child.pid)
     return found
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgrpo.metrics import JsonLines
+from fastgrpo.json_lines import JsonLines
 from fastgrpo.rollout.engine import generate
 from fastgrpo.rollout.local import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastgrpo.rollout.verify import WeightMismatch, added, require_equal
+from fastgrpo.rollout.compare import WeightMismatch, added, require_equal
+from fastgrpo.rollout.vllm.layout import Layout, layout_of
 from fastgrpo.rollout.weight_sync import (
     LayoutError,
     LiveWeights,
@@ -25,7 +26,6 @@ from fastgrpo.rollout.weight_sync import (
     manifest,
     open_store,
 )
-from fastgrpo.rollout.weight_sync.vllm_layout import Layout, layout_of
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]

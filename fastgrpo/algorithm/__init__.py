@@ -1,0 +1,22 @@
+"""What a recipe may put in the place of plain GRPO's parts: advantages, shaping, choice of groups, phases."""
+
+from fastgrpo.algorithm.advantages import batch_normalised, batch_whitened, group_normalised
+from fastgrpo.algorithm.algorithm import Algorithm, Phase, ProblemText, ReferenceReset
+from fastgrpo.algorithm.selection import SuccessBetween, some_right_and_some_wrong
+from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, OverlongPenalty, StopProperly
+
+__all__ = [
+    "Algorithm",
+    "CosineLengthPenalty",
+    "Cycled",
+    "OverlongPenalty",
+    "Phase",
+    "ProblemText",
+    "ReferenceReset",
+    "StopProperly",
+    "SuccessBetween",
+    "batch_normalised",
+    "batch_whitened",
+    "group_normalised",
+    "some_right_and_some_wrong",
+]

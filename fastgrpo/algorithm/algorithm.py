@@ -1,0 +1,164 @@
+"""What a recipe puts in place of the parts of plain GRPO: small functions and data that it names.
+
+The defaults are JustRL's. Nothing of what a recipe leaves out is loaded, computed or asked for in its steps.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from types import FunctionType
+from typing import Any, Self
+
+import numpy as np
+
+from fastgrpo.algorithm.advantages import group_normalised
+from fastgrpo.algorithm.selection import some_right_and_some_wrong
+from fastgrpo.algorithm.shaping import Shaping, scaled
+from fastgrpo.config import Config, DataConfig, with_run_dir, with_settings
+from fastgrpo.data import Problem
+
+Advantages = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+HasSignal = Callable[[np.ndarray], bool]
+ProblemText = Callable[[Problem, DataConfig], str | None]
+
+PHASED = {
+    "data.train", "data.prompts_per_step", "data.hint_percent", "rollout.group_size", "rollout.max_response_tokens",
+    "rollout.temperature", "rollout.no_signal", "objective.clip_low", "objective.clip_high", "objective.dual_clip",
+    "objective.kl_coef", "objective.entropy_coef", "optimizer.learning_rate", "optimizer.updates_per_step",
+    "reward.correct", "reward.wrong",
+}  # fmt: skip
+"""Settings that may change in the middle of a run."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Settings that hold from a step on, until another phase changes them: ``Phase(2000, {"rollout.group_size": 32})``.
+
+    ``first_step`` counts the steps before it.
+    """
+
+    first_step: int
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.settings.keys() - PHASED):
+            raise ValueError(
+                f"a phase cannot change {', '.join(unknown)} in the middle of a run, it can change "
+                f"{', '.join(sorted(PHASED))}"
+            )
+        if type(self.first_step) is not int or self.first_step < 1:
+            raise ValueError(
+                f"a phase begins after step 1 or later, got {self.first_step}: what holds before is config"
+            )
+
+
+@dataclass(frozen=True)
+class ReferenceReset:
+    """The reference becomes the current policy after every ``every_steps`` steps (ProRL, arXiv 2505.24864, section
+    3.2). ``clear_optimizer``: AdamW's moments start anew with it, as in ProRL's first version and not in its second."""
+
+    every_steps: int
+    clear_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.every_steps) is not int or self.every_steps < 1:
+            raise ValueError(f"a reference is reset every 1 or more steps, got {self.every_steps}")
+
+    def is_due(self, step: int) -> bool:
+        """Whether it happens before the step that ``step`` others went before."""
+        return step > 0 and step % self.every_steps == 0
+
+    def scaled(self, tokens: float, steps: float) -> Self:
+        return replace(self, every_steps=max(1, round(self.every_steps * steps)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    advantages: Advantages = group_normalised
+    """(rewards [N], group_size, lengths [N]) -> advantages [N]."""
+    shaping: tuple[Shaping, ...] = ()
+    """What is done to the verifier's rewards, in this order."""
+    has_signal: HasSignal = some_right_and_some_wrong
+    """Whether a group, from its raw verdicts [group_size] bool, has something to teach; see --rollout.no_signal."""
+    reference_reset: ReferenceReset | None = None
+    """When the reference of --objective.kl_coef becomes the policy; None: it stays the run's first weights."""
+    problem_text: ProblemText | None = None
+    """What a prompt asks, from a problem; None where that row is of no use. Left out: the problem as it stands."""
+    phases: tuple[Phase, ...] = ()
+    """Settings that change in the run, in the order of their first steps."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shaping, tuple) or not all(map(_is_function, self.shaping)):
+            raise ValueError(f"shaping must be a tuple of functions, got {self.shaping!r}")
+        if not isinstance(self.phases, tuple) or not all(isinstance(p, Phase) for p in self.phases):
+            raise ValueError(f"phases must be a tuple of Phase(first_step, settings), got {self.phases!r}")
+        for name in ("advantages", "has_signal", "problem_text"):
+            value = getattr(self, name)
+            if not _is_function(value) and not (value is None and name == "problem_text"):
+                raise ValueError(f"{name} must be a function, got {value!r}")
+
+    def config_at(self, config: Config, step: int) -> Config:
+        """The settings of the step that ``step`` others went before."""
+        for phase in self.phases:
+            if phase.first_step <= step:
+                config = with_run_dir(with_settings(config, phase.settings))
+        return config
+
+    def configs(self, config: Config) -> list[Config]:
+        """Of every phase of the run, the first included. Raises ValueError where they are out of order."""
+        starts = [0, *(p.first_step for p in self.phases)]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"the phases of a run must begin one after the other, got the first steps {starts[1:]}")
+        return [self.config_at(config, start) for start in starts]
+
+    def needs_reference(self, config: Config) -> bool:
+        return any(c.objective.kl_coef > 0 for c in self.configs(config))
+
+    def widest(self, config: Config) -> Config:
+        """The longest response of any phase: what an engine must have room for."""
+        longest = max(c.rollout.max_response_tokens for c in self.configs(config))
+        return with_settings(config, {"rollout.max_response_tokens": longest})
+
+    def describe(self) -> dict[str, Any]:
+        """What a run folder records of it, as JSON holds it, and a resumed run must have too: a function by its name
+        and by what it encloses."""
+        return {f.name: _described(getattr(self, f.name)) for f in fields(self)}
+
+    def scaled(self, tokens: float, steps: float) -> Self:
+        """For a run with responses ``tokens`` times as long and ``steps`` times as many steps."""
+        return replace(
+            self,
+            shaping=tuple(scaled(s, tokens, steps) for s in self.shaping),
+            reference_reset=scaled(self.reference_reset, tokens, steps),
+        )
+
+
+def _is_function(value: Any) -> bool:
+    """A technique, and not its class, which somebody forgot to call."""
+    return callable(value) and not isinstance(value, type)
+
+
+def _described(value: Any) -> Any:
+    if is_dataclass(value):
+        return {"is": type(value).__name__, **{f.name: _described(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, tuple | list):
+        return [_described(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _described(v) for k, v in value.items()}
+    if isinstance(value, partial):
+        return {"is": "partial", "of": _described(value.func), "with": _described([value.args, value.keywords])}
+    if isinstance(value, FunctionType):
+        return _described_function(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, str | int | float) else type(value).__qualname__
+
+
+def _described_function(function: FunctionType) -> Any:
+    """Its name; of one that was made inside another or has no name also what makes it differ from its sisters."""
+    name = function.__qualname__
+    if "<" not in name:
+        return name
+    enclosed = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
+    return {"is": name, "code": function.__code__.co_code.hex(), "constants": repr(function.__code__.co_consts),
+            "encloses": enclosed}  # fmt: skip

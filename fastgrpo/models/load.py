@@ -1,0 +1,117 @@
+"""A causal LM of a hub id or folder: checked by its configuration alone, then loaded for a device."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from fastgrpo.config import ModelConfig
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.dtype)
+
+
+def master_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Dtype that the optimizer updates: never below float32."""
+    return torch.promote_types(compute_dtype(config, device), torch.float32)
+
+
+def load_causal_lm(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, attention: str, place: bool = True
+) -> PreTrainedModel:
+    """A causal LM of a hub id or folder, in evaluation mode: dropout would make logprobs random. It is made for the
+    device, and brought there unless ``place`` is false."""
+    model = AutoModelForCausalLM.from_pretrained(
+        config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+    )
+    if config.liger and device.type == "cuda":
+        apply_liger(model)
+    if place:
+        torch.nn.Module.to(model, device)
+    return model.eval()
+
+
+def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:
+    """The number of parameters, from the model's configuration alone: no weight is loaded.
+
+    Raises ValueError if the tokenizer can make ids that the model has no row for, or a sequence can outgrow its
+    positions.
+    """
+    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    if tokenizer_size > model_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {model_config.vocab_size} "
+            f"rows: use the tokenizer that belongs to the model, or resize the model's embeddings"
+        )
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and longest_sequence > positions:
+        raise ValueError(
+            f"{config.path} has {positions} positions, and prompt and response may take {longest_sequence} tokens: "
+            f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
+        )
+    _refuse_position_scaling(model_config, longest_sequence)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    if not hasattr(model.base_model, "layers") or not hasattr(model_config, "intermediate_size"):
+        raise ValueError(
+            f"{config.path} is a {type(model).__name__}, whose parts have other names than those of the decoders that "
+            f"fastgrpo knows (Llama, Mistral, Qwen2, Qwen3 and their kind)"
+        )
+    refuse_scaled_logits(model_config)
+    if config.activation_checkpointing is True and (rates := dropout_rates(model_config)):
+        raise ValueError(
+            f"the model's config has dropout ({rates}), and transformers recomputes in training mode only, in which "
+            f"logprobs would be random: set it to 0, or --model.activation_checkpointing False"
+        )
+    return model.num_parameters()
+
+
+def find_model(path: str) -> None:
+    """Raises ValueError if ``path`` looks like a local folder that is not there or holds no model."""
+    folder = Path(path)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if (folder.exists() or looks_local) and not (folder / "config.json").is_file():
+        raise ValueError(f"--model.path {path} holds no config.json: give a model folder or a hub id owner/name")
+
+
+def apply_liger(model: PreTrainedModel) -> None:
+    """liger-kernel's layers in place of the model's own, where it is installed and knows the architecture."""
+    from importlib.util import find_spec
+
+    if find_spec("liger_kernel") is None:
+        print("fastgrpo: liger-kernel is not installed, taking the model's own layers", flush=True)
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
+
+    # Only the layers: its fused losses stand where our own head does.
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def refuse_scaled_logits(model_config: Any) -> None:
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model_config, name, None)
+        if value not in (None, 1, 1.0):
+            raise ValueError(f"this model transforms its logits ({name} = {value}), which the policy's head lacks")
+
+
+def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
+    """Some rotary embeddings depend on the longest sequence of the batch, so sampler and trainer would disagree."""
+    rope = getattr(model_config, "rope_parameters", None) or {}
+    names = ("original_max_position_embeddings", "max_position_embeddings")
+    known = [rope.get(names[0]), *(getattr(model_config, name, None) for name in names)]
+    original = next((n for n in known if n), math.inf)
+    if rope.get("rope_type") in ("longrope", "dynamic") and longest_sequence > original:
+        raise ValueError(
+            f"this model scales its positions ({rope['rope_type']}) beyond {original} tokens by the longest sequence "
+            f"of a batch: keep prompt and response, now {longest_sequence}, within {original} tokens"
+        )
+
+
+def dropout_rates(model_config: Any) -> dict[str, float]:
+    """Those of a transformers configuration that are above 0."""
+    return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}

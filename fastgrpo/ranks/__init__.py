@@ -1,0 +1,5 @@
+"""The processes of a launch: started, found by each other, and ended when one of them hangs."""
+
+from fastgrpo.ranks.ranks import Ranks, Refused, Role, choose_device, launched_ranks, meet, share_of
+
+__all__ = ["Ranks", "Refused", "Role", "choose_device", "launched_ranks", "meet", "share_of"]

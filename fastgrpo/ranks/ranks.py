@@ -1,0 +1,172 @@
+"""The processes of a launch, and what they tell each other besides tensors of the model."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from fastgrpo.config import ParallelConfig
+from fastgrpo.ranks.watchdog import Watchdog
+
+T = TypeVar("T")
+
+
+def launched_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) as torchrun tells them; (0, 1) without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a process of the launch does: the last ``gpus`` of every node sample, the others train."""
+
+    is_trainer: bool
+    index: int  # among those of its kind
+    num_trainers: int
+    num_samplers: int
+
+    @classmethod
+    def of_this_rank(cls, gpus: int) -> "Role":
+        rank, count = launched_ranks()
+        local_rank, per_node = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        return cls.of(rank, count, local_rank, per_node, gpus)
+
+    @classmethod
+    def of(cls, rank: int, count: int, local_rank: int, per_node: int, gpus: int) -> "Role":
+        """Raises ValueError if nobody is left to train."""
+        if gpus >= per_node:
+            raise ValueError(
+                f"--rollout.gpus {gpus} leaves none of the {per_node} ranks of a node to train: start more ranks "
+                f"(--ranks, or --nproc_per_node), or give the engines fewer"
+            )
+        node, training = rank // per_node, per_node - gpus
+        nodes = count // per_node
+        if local_rank < training:
+            return cls(True, node * training + local_rank, nodes * training, nodes * gpus)
+        return cls(False, node * gpus + local_rank - training, nodes * training, nodes * gpus)
+
+
+def meet(timeout: timedelta) -> dist.Store:
+    """The store of all processes of the launch. Raises ValueError if they cannot meet."""
+    rank, count = launched_ranks()
+    if "MASTER_PORT" not in os.environ:
+        return dist.HashStore()
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=count, timeout=timeout))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise ValueError(
+            f"rank {rank} cannot meet the others at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}): is the port in use? Take another, "
+            f"torchrun --master_port N, or let `fastgrpo train` choose"
+        ) from error
+    store.set_timeout(timeout)
+    return store
+
+
+def choose_device(setting: str) -> torch.device:
+    """This rank's device. Raises ValueError if a GPU is asked for and none is visible."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a visible CUDA GPU, and this torch sees none: use --device cpu")
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def share_of(items: Sequence[T], part: int, num_parts: int) -> Sequence[T]:
+    """One of the contiguous parts of nearly equal length that items are split into."""
+    return items[len(items) * part // num_parts : len(items) * (part + 1) // num_parts]
+
+
+class Refused(ValueError):
+    """What the user asked for cannot run; every rank raises it, with the reason of the first that found one."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank among those that train. Objects travel over gloo, beside the group that tensors use."""
+
+    rank: int
+    count: int
+    device: torch.device
+    mesh: DeviceMesh  # ("replica", "shard")
+    control: dist.ProcessGroup
+    timeout: timedelta
+    store: dist.Store  # of all processes of the launch, also of those that only sample
+    watchdog: Watchdog
+
+    @classmethod
+    def connect(cls, device: torch.device, config: ParallelConfig, role: Role | None = None) -> "Ranks":
+        """Joins the ranks that train. A lone process is a group of one, so that there is one code path.
+
+        Raises ValueError if the ranks cannot meet.
+        """
+        role = role or Role.of_this_rank(0)
+        timeout = timedelta(seconds=config.timeout_s)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store = meet(timeout)
+        rank, count = role.index, role.num_trainers
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("trainers", store),
+            rank=rank,
+            world_size=count,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,  # NCCL connects now, not in the first step
+        )
+        shape = (config.replicas, count // config.replicas)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        watchdog = Watchdog(store, rank, count)
+        return cls(rank, count, device, mesh, control, timeout, store, watchdog)
+
+    def disconnect(self) -> None:
+        self.watchdog.close()
+        dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share_of(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's contiguous part; the parts of all ranks differ in length by at most one."""
+        return share_of(items, self.rank, self.count)
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """The items of all ranks, in rank order, on every rank."""
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, list(items), group=self.control)
+        return [item for part in parts for item in part]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Does work that a rank may refuse with a ValueError. If one does, all raise Refused: alone it would leave the
+        others waiting, and its reason untold."""
+        result, reasons = None, []
+        try:
+            result = work()
+        except ValueError as error:
+            reasons = [str(error)]
+        if reasons := self.gather(reasons):
+            raise Refused(reasons[0])
+        return cast(T, result)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise over ranks, on the CPU."""
+        values = values.cpu()
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)

@@ -1,0 +1,135 @@
+"""A recipe: one Python file that says what a run is.
+
+It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function of response text and answer that says
+whether the response is right, or where it is, as ``"module:function"``: its processes then load only that). It may
+define
+
+- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts,
+  as ``self_test_of(reward)`` gives for those of ``fastgrpo.rewards``;
+- ``prepare(config, base, say)``: makes what the run starts from in the folder ``base``, on the first rank and before
+  anything is loaded;
+- ``algorithm`` (a ``fastgrpo.algorithm.Algorithm``): the functions that take the place of plain GRPO's parts;
+- ``fidelity``: settings that ``--fidelity verl`` changes, by their command-line names;
+- ``row``: (problem, answer, solution) -> a row in the schema of its data, for ``--shrink``;
+- ``source`` and ``cost``, a line each: whose run it is, and what that took;
+- ``published``: the figures of the paper that the report draws behind the curves.
+"""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fastgrpo.algorithm import Algorithm
+from fastgrpo.config import Config, check_types, with_settings
+from fastgrpo.data.schemas import verl_row
+from fastgrpo.rewards.pool.wire import KnownAnswer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    path: Path
+    config: Config
+    reward: str  # the verifier as its processes import it
+    prepare: Callable[[Config, Path, Callable[[str], None]], None] | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+    self_test: Sequence[KnownAnswer] = ()
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    fidelity: Mapping[str, Any] = field(default_factory=dict)
+    row: Callable[[str, str, str], dict[str, Any]] = verl_row
+    about: str = ""  # the first line of its docstring
+    source: str = ""
+    cost: str = ""
+
+    def with_fidelity(self) -> "Recipe":
+        """As the published code ran, where that is not what the paper says. Raises ValueError if nothing is known."""
+        if not self.fidelity:
+            raise ValueError(f"the recipe {self.path.stem} knows no --fidelity verl: its code is not known to differ")
+        return replace(self, config=with_settings(self.config, {**self.fidelity, "fidelity": "verl"}))
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe by its path, or one that comes with the package by its name. Raises ValueError with what there is."""
+    shipped = shipped_recipes()
+    for candidate in (Path(name), shipped / Path(name).name, shipped / f"{name}.py"):
+        if candidate.is_file() and candidate.suffix == ".py":
+            return candidate.resolve()
+    names = ", ".join(recipe_names())
+    raise ValueError(f"no recipe {name!r}: give a Python file, or the name of one that comes with fastgrpo ({names})")
+
+
+def recipe_names() -> list[str]:
+    """Those that come with the package; a file that begins with _ is what some of them share."""
+    return sorted(p.stem for p in shipped_recipes().glob("*.py") if not p.stem.startswith("_"))
+
+
+def shipped_recipes() -> Path:
+    spec = importlib.util.find_spec("fastgrpo_recipes")
+    if spec is None or spec.origin is None:
+        raise ValueError("the package fastgrpo_recipes is not installed: run `pip install -e .` in the checkout")
+    return Path(spec.origin).parent
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Runs a recipe file. Raises ValueError if it lacks ``config`` or ``reward``."""
+    module = _run(path)
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise ValueError(f"{path} must define `config = fastgrpo.config.Config(...)`, it has {type(config).__name__}")
+    try:
+        check_types(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(reward := getattr(module, "reward", None), str) and not callable(reward):
+        raise ValueError(f"{path} must define `reward`, a function (response text, answer) -> bool or 'unformatted'")
+    return Recipe(
+        path,
+        config,
+        _verifier(path, module),
+        prepare=getattr(module, "prepare", None),
+        published=getattr(module, "published", {}),
+        self_test=getattr(module, "self_test", ()),
+        algorithm=_algorithm(path, module),
+        fidelity=getattr(module, "fidelity", {}),
+        row=getattr(module, "row", verl_row),
+        about=(module.__doc__ or "").strip().split("\n")[0],
+        source=getattr(module, "source", ""),
+        cost=getattr(module, "cost", ""),
+    )
+
+
+def _verifier(path: Path, module: ModuleType) -> str:
+    """One of ours is imported from where it is: its processes then need not load all that the recipe does, torch among
+    it. Any other comes with the recipe's file, whose code may have to run before it and is read once."""
+    function = module.reward
+    if isinstance(function, str):
+        return function
+    place, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    if place.startswith("fastgrpo.") and getattr(sys.modules[place], name, None) is function:
+        return f"{place}:{name}"
+    return f"{path}:reward"
+
+
+def _algorithm(path: Path, module: ModuleType) -> Algorithm:
+    algorithm = getattr(module, "algorithm", Algorithm())
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"{path}: `algorithm` must be a fastgrpo.algorithm.Algorithm, got {type(algorithm).__name__}")
+    return algorithm
+
+
+def _run(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever its author's code raises is the author's to hear
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((f for f in reversed(frames) if f.filename == str(path)), frames[-1])
+        line = error.lineno if isinstance(error, SyntaxError) else where.lineno
+        raise ValueError(f"the recipe {path} cannot be run: line {line}: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,127 @@
+"""An engine with a process of its own: ``python -m fastgrpo.rollout.remote.process``, started by its supervisor.
+
+What it needs to know comes on stdin; then it calls the pool and draws what it is given until it is told to end, or
+until the pool is gone.
+"""
+
+import os
+import pickle
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from fastgrpo.rollout.engine import RolloutEngine
+from fastgrpo.rollout.engines import start_engine
+from fastgrpo.rollout.receiving import ReceivingEngine
+from fastgrpo.rollout.remote import messages as m
+from fastgrpo.rollout.spec import EngineSpec
+
+
+@dataclass(frozen=True)
+class Boot:
+    address: m.Address
+    index: int
+    spec: EngineSpec
+
+
+def main() -> int:
+    boot: Boot = pickle.load(sys.stdin.buffer)
+    engine: Any = start_engine(boot.spec)
+    hello = m.Hello(boot.index, False, this_process(), engine.num_workers, note=not_in_place(engine))
+    connection = m.call(boot.address, hello)
+    try:
+        Server(connection, engine).serve()
+    except (EOFError, ConnectionError):
+        return 1  # the pool is gone: its own error is the one to read
+    except Exception as error:
+        traceback.print_exc()
+        connection.send(m.Failed(f"{type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+def not_in_place(engine: RolloutEngine) -> str:
+    """A line for people, empty where all is well."""
+    reason = engine.not_in_place
+    return f"weights are loaded anew at every sync, not written in place: {reason}" if reason else ""
+
+
+def this_process() -> str:
+    return f"pid {os.getpid()} on {socket.gethostname()}"
+
+
+class Server:
+    """Between two steps of the engine it hears what the pool says: a write needs no pause and stops nothing."""
+
+    def __init__(self, connection: Connection, engine: ReceivingEngine) -> None:
+        self.connection, self.engine = connection, engine
+        self.not_joined = "no sender of weights was named"
+        self.busy_s = 0.0
+        self.beat = time.monotonic()
+
+    def serve(self) -> None:
+        while self._hear():
+            if self._is_drawing():
+                self._step()
+            if time.monotonic() - self.beat >= m.BEAT_S:
+                self.connection.send(m.Alive(self.busy_s))
+                self.busy_s, self.beat = 0.0, time.monotonic()
+
+    def _hear(self) -> bool:
+        """False at the end. Waits only while there is nothing to draw."""
+        while self.connection.poll(0 if self._is_drawing() else m.BEAT_S):
+            message = self.connection.recv()
+            if isinstance(message, m.End):
+                return False
+            self._obey(message)
+        return True
+
+    def _is_drawing(self) -> bool:
+        """Not after a sync that failed: half of the weights may be new."""
+        return self.engine.is_unfinished() and not self.not_joined
+
+    def _obey(self, message: Any) -> None:
+        match message:
+            case m.Submit(requests=requests):
+                self.engine.submit(requests)
+            case m.Cancel(ids=ids):
+                self.engine.cancel(ids)
+            case m.Join():
+                self._join(message)
+            case m.Receive():
+                self.connection.send(self._receive(message))
+            case _:
+                raise RuntimeError(f"an engine cannot {type(message).__name__}")
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        finished = self.engine.step()
+        self.busy_s += time.monotonic() - began
+        if finished:
+            self.connection.send(m.Finished(finished))
+
+    def _join(self, join: m.Join) -> None:
+        try:
+            self.engine.join_sync(join.host, join.port, join.first_rank, join.size, join.timeout_s, join.manifest)
+            self.not_joined = ""
+        except (RuntimeError, KeyError, TimeoutError) as error:  # torch's errors of a group are RuntimeErrors
+            self.not_joined = str(error).splitlines()[0]
+
+    def _receive(self, command: m.Receive) -> m.Received:
+        number, version = command.number, command.policy_version
+        if self.not_joined:
+            return m.Received(number, version, self.not_joined)
+        try:
+            self.engine.receive_weights(version)
+        except (RuntimeError, TimeoutError) as error:  # a peer is gone: the sender forms another group
+            self.not_joined = str(error).splitlines()[0]
+            return m.Received(number, version, self.not_joined)
+        return m.Received(number, version, checksums=self.engine.checksums() if command.with_checksums else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

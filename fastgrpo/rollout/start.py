@@ -1,0 +1,97 @@
+"""From a run's settings to where its responses come from."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor
+
+from fastgrpo.config import Config
+from fastgrpo.ranks import Ranks, Role
+from fastgrpo.rollout.engines import start_engine
+from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.remote.pool import EnginePool
+from fastgrpo.rollout.remote.process import not_in_place
+from fastgrpo.rollout.remote.rollouts import RemoteRollouts
+from fastgrpo.rollout.remote.supervisor import POOL
+from fastgrpo.rollout.remote.weight_sender import WeightSender
+from fastgrpo.rollout.rollouts import Rollouts
+from fastgrpo.rollout.spec import EngineSpec
+from fastgrpo.rollout.weight_sync import manifest
+from fastgrpo.types import Sampling
+
+
+def start_rollouts(
+    config: Config,
+    ranks: Ranks,
+    prompts: PromptsInOrder,
+    sampling: Sampling,
+    parameters: Iterable[tuple[str, Tensor]],
+    weights: Callable[[], Iterator[tuple[str, Tensor]]],
+) -> Rollouts:
+    """An engine in every rank, or the way to those that have ranks of their own.
+
+    ``parameters`` tell names and shapes, ``weights`` gives the whole tensors of every sync; all ranks call it.
+    """
+    if config.rollout.gpus:
+        return _remote(config, ranks, prompts, sampling, parameters, weights)
+    return _local(config, ranks, prompts, sampling, weights)
+
+
+def _local(
+    config: Config,
+    ranks: Ranks,
+    prompts: PromptsInOrder,
+    sampling: Sampling,
+    weights: Callable[[], Iterator[tuple[str, Tensor]]],
+) -> LocalRollouts:
+    spec = EngineSpec(config, ranks.device.type, "in_rank" if "RANK" in os.environ else "own_process")
+    engine = start_engine(spec)
+    if ranks.is_first and (note := not_in_place(engine)):
+        print(f"fastgrpo: {note}", flush=True)
+    return LocalRollouts(
+        engine,
+        ranks,
+        prompts,
+        sampling,
+        weights,
+        spec.dtype,
+        tensor_parallel=config.rollout.tensor_parallel,
+        oversample=config.rollout.oversample,
+        verify_every=config.sync.verify_every,
+    )
+
+
+def _remote(
+    config: Config,
+    ranks: Ranks,
+    prompts: PromptsInOrder,
+    sampling: Sampling,
+    parameters: Iterable[tuple[str, Tensor]],
+    weights: Callable[[], Iterator[tuple[str, Tensor]]],
+) -> RemoteRollouts:
+    rollout = config.rollout
+    dtype = EngineSpec(config, ranks.device.type, "own_process").dtype
+    pool, sender = None, None
+    if ranks.is_first:
+        num_engines = Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel
+        pool = EnginePool(
+            _host(),
+            num_engines,
+            config.deadline,
+            rollout.max_engine_restarts,
+            rollout.max_sequences,
+            pinned=rollout.max_staleness == 0 and rollout.oversample == 1,
+        )
+        wire = manifest(parameters, dtype)
+        sender = WeightSender(pool, wire, ranks.device, config.deadline.sync_s)
+        ranks.store.set(POOL, pool.address.encode())
+    return RemoteRollouts(pool, sender, config, ranks, prompts, sampling, weights, dtype)
+
+
+def _host() -> str:
+    """Where engines find the first rank: on its own machine, or by the name that the launch found it under."""
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")) == os.environ.get(
+        "WORLD_SIZE", "1"
+    )
+    return "127.0.0.1" if one_machine else os.environ["MASTER_ADDR"]

@@ -1,0 +1,85 @@
+"""What is added to a vLLM worker so that its weights can be written (``worker_extension_cls``).
+
+vLLM mixes this class into its worker, in whatever process that runs; its methods are called by ``collective_rpc``.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrpo.rollout.vllm import cpu_layers
+from fastgrpo.rollout.vllm.layout import layout_of
+from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup, find_store
+from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights
+
+if not torch.cuda.is_available():
+    cpu_layers.install()  # before the model is loaded: vLLM imports this class as its worker starts
+
+
+class WeightSyncWorker:
+    """Every name begins with ``sync_``, ``write_`` or ``receive_``: vLLM refuses one that its worker has already."""
+
+    model_runner: Any
+    vllm_config: Any
+    device: torch.device
+    _sync_found: tuple[LiveWeights | None, str]
+    _sync_receiver: Receiver
+
+    def sync_layout(self) -> str:
+        """Returns why the weights cannot be written in place, or an empty string. Reads the layout once."""
+        if "_sync_found" not in vars(self):
+            try:
+                self._sync_found = live_weights(self.model_runner.get_model()), ""
+            except LayoutError as error:
+                self._sync_found = None, str(error)
+        return self._sync_found[1]
+
+    @property
+    def sync_weights(self) -> LiveWeights | None:
+        self.sync_layout()
+        return self._sync_found[0]
+
+    def write_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Writes whole checkpoint tensors of this process's memory. Without a layout, vLLM's own reload takes them."""
+        if self.sync_weights is not None:
+            self.sync_weights.write(weights)
+        else:
+            from vllm.config import set_current_vllm_config
+
+            with set_current_vllm_config(self.vllm_config):
+                self.model_runner.reload_weights(weights_iterator=iter(weights))
+            cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM leaves a tied head's packed copy old
+
+    def receive_join(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
+        """Meets the sender. The ranks of an engine's processes follow each other."""
+        from vllm.distributed import get_tensor_model_parallel_rank
+
+        rank = first_rank + get_tensor_model_parallel_rank()
+        group = SyncGroup.join(find_store(host, port, size, timeout_s), rank, size, self.device, timeout_s)
+        self._sync_receiver = Receiver(group, self.sync_weights, wire)
+
+    def receive_weights(self) -> None:
+        """One sync: every tensor into its place, or through vLLM's reload where there is no layout."""
+        if self.sync_weights is not None:
+            self._sync_receiver.receive()
+        else:
+            incoming = self._sync_receiver.incoming()
+            self.write_weights(incoming)
+            for _ in incoming:  # every broadcast must be taken part in, whatever the reload read
+                pass
+
+    def sync_checksums(self) -> dict[str, int]:
+        return {} if self.sync_weights is None else self.sync_weights.checksums()
+
+    def sync_addresses(self) -> dict[str, int]:
+        """Where every live parameter stands: it must never move."""
+        return {n: p.data_ptr() for n, p in self.model_runner.get_model().named_parameters()}
+
+
+def live_weights(model: torch.nn.Module) -> LiveWeights:
+    """The live weights of a vLLM model in this process. Raises LayoutError."""
+    layout = layout_of(model)
+    parameters = {n: p.data for n, p in model.named_parameters()}
+    return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding)

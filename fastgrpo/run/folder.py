@@ -1,0 +1,92 @@
+"""The folder of a run: what it holds, and whether a new run may use it."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastgrpo.config import Config, differences, flatten
+from fastgrpo.json_lines import JsonLines, write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``base`` is what a recipe prepared, and outlives ``--overwrite``; all the rest belongs to one run."""
+
+    path: Path
+
+    @property
+    def base(self) -> Path:
+        return self.path / "base"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> JsonLines:
+        return JsonLines(self.path / "metrics.jsonl")
+
+    @property
+    def rollouts(self) -> JsonLines:
+        return JsonLines(self.path / "rollouts.jsonl")
+
+    @property
+    def facts(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def check(self, config: Config, algorithm: dict[str, Any]) -> None:
+        """Raises ValueError if the folder holds a run that this one neither continues nor may overwrite."""
+        if config.overwrite and not config.resume:
+            self._require_a_run()
+        elif self.metrics.read() or self.checkpoints.exists():
+            self._require_same(config, algorithm)
+
+    def claim(self, config: Config, facts: dict[str, Any]) -> None:
+        """Makes the folder this run's. An old run that is to be overwritten goes now that the new one can start."""
+        if config.overwrite and not config.resume:
+            self._clear()
+        write_json(self.facts, {**facts, "config": self._settings(config)})
+
+    def _settings(self, config: Config) -> dict[str, Any]:
+        """As a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
+        return {
+            name: value.replace(config.run_dir, "{run_dir}") if isinstance(value, str) and "." in name else value
+            for name, value in flatten(config).items()
+        }
+
+    def _require_same(self, config: Config, algorithm: dict[str, Any]) -> None:
+        try:
+            facts = json.loads(self.facts.read_text())
+            before = facts["config"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{self.facts} cannot be read ({error}): --overwrite the run, or mend the file") from error
+        differing = differences(before, self._settings(config))
+        then, now = facts.get("algorithm", algorithm), json.loads(json.dumps(algorithm))
+        differing += [f"the recipe's {n}: {then.get(n)} there, {now[n]} now" for n in now if then.get(n) != now[n]]
+        if differing:
+            raise ValueError(
+                f"{self.path} holds a run with another configuration ({'; '.join(differing)}): give this one another "
+                f"--name, or --overwrite that one, or --resume it with its own settings"
+            )
+        if not config.resume and self.metrics.read():
+            raise ValueError(f"{self.path} holds a run already: --resume it, --overwrite it, or give another --name")
+
+    def _held(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path != self.base] if self.path.exists() else []
+
+    def _require_a_run(self) -> None:
+        if self._held() and not self.facts.exists():
+            raise ValueError(f"{self.path} holds files and no run (no {self.facts.name}): --overwrite leaves it alone")
+
+    def _clear(self) -> None:
+        for path in self._held():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

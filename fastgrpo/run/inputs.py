@@ -1,0 +1,88 @@
+"""What a run starts from, checked before any weight is loaded."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fastgrpo.algorithm import ProblemText
+from fastgrpo.config import Config, DataConfig
+from fastgrpo.data import EncodedPrompts, Problem, encode, held_out_prompts, load_problems, load_tokenizer
+from fastgrpo.models.attention import choose_attention
+from fastgrpo.models.load import check_model, find_model
+from fastgrpo.run.checkpoint import require_space
+from fastgrpo.run.display import Display
+from fastgrpo.types import Prompt
+
+
+@dataclass(frozen=True)
+class Inputs:
+    tokenizer: PreTrainedTokenizerBase
+    train: list[EncodedPrompts]  # of every phase of the run
+    held_out: list[Prompt]
+
+
+def load_inputs(
+    configs: list[Config],  # of every phase of the run
+    problem_text: ProblemText | None,
+    display: Display,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Inputs:
+    """Tokenizer and problems, checked before any weight is loaded."""
+    config = configs[0]
+    find_model(config.model.path)
+    try:
+        tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    except OSError as error:
+        raise ValueError(
+            f"--model.path {config.model.path}: no tokenizer can be had, neither from a folder nor from the hub "
+            f"({str(error).splitlines()[0]}). Give a local folder, or a hub id that this machine can reach"
+        ) from error
+    longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
+    copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
+    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
+    choose_attention(config.model.attention, device, dtype)
+    loaded: list[tuple[DataConfig, EncodedPrompts]] = []
+    for data in (c.data for c in configs):
+        same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
+        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, display)))
+    held_out = []
+    if config.data.held_out:  # problems as they stand, whatever training makes of them
+        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, display)
+        held_out = held_out_prompts(encoded, config.evaluation.max_problems)
+    return Inputs(tokenizer, [encoded for _, encoded in loaded], held_out)
+
+
+def _load_prompts(
+    data: DataConfig,
+    source: str,
+    problem_text: ProblemText | None,
+    tokenizer: PreTrainedTokenizerBase,
+    display: Display,
+) -> EncodedPrompts:
+    statement = None if problem_text is None else partial(_statement, problem_text, data)
+    levels = data.levels if source == data.train else ()
+    problems = load_problems(source, data.suffix, data.template, levels, statement)
+    encoded = encode(
+        problems,
+        tokenizer,
+        chat_template=data.chat_template,
+        max_prompt_tokens=data.max_prompt_tokens,
+        special_tokens=data.special_tokens,
+    )
+    dropped = {
+        "duplicates": problems.num_duplicates,
+        "without an answer": problems.num_unanswered,
+        "not wanted by the recipe": problems.num_unwanted,
+        f"over {data.max_prompt_tokens} tokens": encoded.num_too_long,
+    }
+    notes = ", ".join(f"{n} {what}" for what, n in dropped.items() if n) or "none dropped"
+    display.say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems ({notes})")
+    return encoded
+
+
+def _statement(problem_text: ProblemText, data: DataConfig, problem: Problem) -> str | None:
+    return problem_text(problem, data)

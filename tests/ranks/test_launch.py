@@ -1,0 +1,154 @@
+"""The command and its launcher."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from fastgrpo.ranks import launch
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def fastgrpo(*arguments: str, **options) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "fastgrpo", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_recipes_are_listed_with_one_line_each():
+    done = fastgrpo("recipes")
+    assert done.returncode == 0
+    assert "quickstart" in done.stdout and "justrl_deepseek_1_5b" in done.stdout
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones():
+    done = fastgrpo("trian")
+    assert done.returncode == 2 and "no command 'trian'" in done.stdout and "report RUN" in done.stdout
+
+
+def test_a_refusal_on_two_ranks_is_said_once_and_exits_with_its_code():
+    done = fastgrpo("train", "--ranks", "2", str(TINY), "--data.prompts_per_step", "7")
+    assert done.returncode == 2
+    assert done.stderr.count("cannot be split into") == 1
+
+
+def test_a_dry_run_of_a_recipe_in_small_shows_its_algorithm_and_its_phases():
+    done = fastgrpo("train", "--ranks", "1", "prorl_v2_1_5b", "--shrink", "--rollout.group_size", "6", "--dry_run")
+    assert done.returncode == 0
+    for line in (
+        "algorithm.advantages: batch_normalised", "'first_step': 1", "--rollout.group_size 6", "--steps 4",
+        "verifier fastgrpo.rewards.prime_union:prime_union",
+    ):  # fmt: skip
+        assert line in done.stdout, line
+
+
+def test_a_recipe_whose_code_is_not_known_to_differ_refuses_verls_fidelity():
+    done = fastgrpo("train", "--ranks", "1", "quickstart", "--fidelity", "verl")
+    assert done.returncode == 2 and "knows no --fidelity verl" in done.stderr
+
+
+def test_justrl_constants_are_the_defaults():
+    done = fastgrpo("train", "--ranks", "1", "justrl_deepseek_1_5b", "--dry_run")
+    assert done.returncode == 0
+    for line in (
+        "--objective.clip_low 0.2", "--objective.clip_high 0.28", "--objective.dual_clip 10.0",
+        "--optimizer.learning_rate 1e-06", "--optimizer.warmup_steps 10", "--optimizer.weight_decay 0.1",
+        "--optimizer.max_grad_norm 1.0", "--optimizer.updates_per_step 4", "--rollout.temperature 1.0",
+        "--rollout.max_response_tokens 15360", "--data.max_prompt_tokens 1024", "--steps 4380",
+        "responses per step: 256 prompts x 8 = 2048", "each on 64 prompts x 8 = 512 responses",
+    ):  # fmt: skip
+        assert line in done.stdout, line
+
+
+def test_a_rank_without_a_prompt_takes_part(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "tiny" / "base")
+    settings = ["--runs_dir", str(tmp_path), "--steps", "1", "--data.prompts_per_step", "2", "--data.held_out", ""]
+    done = fastgrpo("train", "--ranks", "3", str(TINY), *settings)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_only_the_first_rank_finds_out_is_every_ranks_refusal(tmp_path, tiny_base):
+    shutil.copytree(tiny_base, tmp_path / "tiny" / "base")
+    settings = ["train", "--ranks", "2", str(TINY), "--runs_dir", str(tmp_path), "--steps", "1", "--data.held_out", ""]
+    assert fastgrpo(*settings).returncode == 0
+    again = fastgrpo(*settings)
+    assert again.returncode == 2
+    assert again.stderr.count("holds a run already") == 1 and "Traceback" not in again.stderr
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
+    command = [sys.executable, "-m", "fastgrpo", "train", "--ranks", "2", str(TINY), "--runs_dir", str(tmp_path)]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ranks: list[psutil.Process] = []
+    while len(ranks) < 2:
+        ranks = psutil.Process(launcher.pid).children()
+        time.sleep(0.05)
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert alive == []
+
+
+def children_of(*commands: str) -> "list[subprocess.Popen[bytes]]":
+    return [subprocess.Popen(["sh", "-c", f"exec {command}"], stdin=subprocess.PIPE) for command in commands]
+
+
+def stop(child: "subprocess.Popen[bytes]") -> None:
+    os.kill(child.pid, signal.SIGSTOP)
+    while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
+def test_a_stopped_rank_does_not_outlive_one_that_failed(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    failing, stopped, ending = children_of("python3 -c 'input(); exit(3)'", "sleep 1000", "sleep 0")
+    stop(stopped)
+    failing.communicate(b"now\n")
+    assert launch._wait([failing, stopped, ending]) == 3
+    assert stopped.returncode == -signal.SIGKILL
+    assert "rank 1 did not end by itself in 0.5 s and is killed" in capfd.readouterr().err
+
+
+def test_a_killed_rank_takes_a_stopped_one_with_it(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    stopped, killed = children_of("sleep 1000", "sleep 1000")
+    stop(stopped)
+    killed.kill()
+    assert launch._wait([stopped, killed]) == 128 + signal.SIGKILL
+    assert stopped.returncode == -signal.SIGKILL
+    assert "rank 1 was ended by signal 9" in capfd.readouterr().err
+
+
+def test_a_rank_that_the_kernel_does_not_let_go_of_does_not_keep_the_launcher(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 0.1)
+    monkeypatch.setattr(launch, "KILL_S", 0.1)
+    failed, stuck = children_of("false", "sleep 1000")
+    monkeypatch.setattr(stuck, "kill", lambda: None)  # as if it hung in a file system
+    assert launch._wait([failed, stuck]) == 1
+    assert f"does not let go of rank 1, pid {stuck.pid}" in capfd.readouterr().err
+    os.kill(stuck.pid, signal.SIGKILL)
+    stuck.wait()
+
+
+def test_a_port_that_is_taken_meanwhile_is_named(monkeypatch, capfd, tmp_path):
+    """By someone whom the second rank then waits for a word of."""
+    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(launch, "free_port", lambda: port)
+        try:
+            assert launch.launch([str(TINY), "--runs_dir", str(tmp_path)], num_ranks=2) == 2
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    said = capfd.readouterr().err
+    assert f"rank 0 cannot meet the others at 127.0.0.1:{port}" in said and "EADDRINUSE" in said
+    assert "Traceback" not in said
