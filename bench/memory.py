@@ -159,7 +159,7 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
 
     policy_class = {"padded_logits": PaddedLogits, "packed_logits": PackedLogits, "packed_chunked": Policy}[variant]
     # A plain policy gives logprobs; the fused head, which is a run's default, would bring an op of its own.
-    objective = ObjectiveConfig() if variant == OURS else ObjectiveConfig(head="logprobs")
+    objective = ObjectiveConfig() if variant == OURS else ObjectiveConfig(loss_path="logprobs")
     learner = random_learner(
         case.shape,
         Ranks.connect(choose_device(str(device)), ParallelConfig()),

@@ -27,7 +27,7 @@ config = Config(
     model=ModelConfig(path="{run_dir}/base/model"),
     data=DataConfig(train="{run_dir}/base/train.jsonl", suffix="", max_prompt_tokens=32, prompts_per_step=16),
     rollout=RolloutConfig(gpus=1, max_response_tokens=48, ignore_eos=True),
-    sync=SyncConfig(verify_every=0),
+    sync=SyncConfig(compare_every=0),
     objective=ObjectiveConfig(old_logprobs="rollout", rollout_kl_alarm=0.0),
     optimizer=OptimizerConfig(tokens_per_microbatch=2048, updates_per_step=2),
     evaluation=EvaluationConfig(every_steps=0),

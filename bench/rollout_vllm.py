@@ -130,7 +130,7 @@ def _config(name: str, sizes: Sizes, folder: Path) -> Any:
             max_sequences=sizes.num_prompts * sizes.group_size,
             kv_cache_gib=sizes.kv_cache_gib if name == "vllm" else 0.0,
         ),
-        sync=replace(base.sync, verify_every=0),
+        sync=replace(base.sync, compare_every=0),
         optimizer=replace(base.optimizer, updates_per_step=1, tokens_per_microbatch=sizes.tokens_per_microbatch),
     )
 
@@ -200,7 +200,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
         Sampling(sizes.group_size, sizes.step_response_tokens),
         partial(full_weights, learner.policy),
         _dtype(ranks.device),
-        verify_every=0,
+        compare_every=0,
     )
     trainer = SyntheticTrainer(
         config=config,
@@ -211,7 +211,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
         learner=learner,
         run_dir=Path(tempfile.gettempdir()),
     )
-    rollouts.publish(0)  # compared with checksums: the only time
+    rollouts.sync(0)  # compared with checksums: the only time
     trainer.step()
     step = min((trainer.step()[0] for _ in range(2)), key=lambda s: s["step_s"])
     phases = {k: v for k, v in step.items() if k.endswith("_s") and k not in NO_PHASES}

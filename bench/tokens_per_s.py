@@ -278,7 +278,7 @@ def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
         learner=learner,
         run_dir=Path(tempfile.gettempdir()),
     )
-    trainer.rollouts.publish(0)
+    trainer.rollouts.sync(0)
     trainer.step()
     steps = [trainer.step()[0] for _ in range(2)]
     step = min(steps, key=lambda s: s["step_s"])

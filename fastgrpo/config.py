@@ -80,16 +80,17 @@ class RolloutConfig:
     dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     """Dtype of the engine's weights; auto is the policy's compute dtype."""
     max_staleness: int = 0
-    """Steps that a sampled token may be behind the weights it trains: 0 samples, then trains; 1 samples the next step
-    while it trains; from 2 on weights are replaced while responses are being drawn. Above 0 needs --rollout.gpus."""
-    running: Literal["recompute", "keep"] = "recompute"
+    """Steps by which the weights that sampled a token may be older than those that it trains: 0 samples, then trains; 1
+    samples the next step while it trains; from 2 on weights are replaced while responses are drawn. Above 0 needs
+    --rollout.gpus."""
+    kv_on_sync: Literal["recompute", "keep"] = "recompute"
     """What responses that are being drawn do with their keys and values when weights are replaced."""
     oversample: float = 1.0
     """Prompts started for every prompt that a step needs; the step goes on with the first that finish."""
-    no_signal: Literal["keep", "drop", "replace"] = "keep"
+    zero_signal_groups: Literal["keep", "drop", "replace"] = "keep"
     """Groups whose responses are all right or all wrong: trained on, left out, or replaced by further prompts."""
     max_rounds: int = 10
-    """With no_signal replace: times that a step may ask for further prompts before it goes on with what it has."""
+    """Rounds of prompts in a step that replaces groups, at most; then it goes on with what it has."""
     group_size: int = 8
     """Responses per problem, compared with each other."""
     max_response_tokens: int = 15360
@@ -116,9 +117,9 @@ class RolloutConfig:
 class SyncConfig:
     bucket_mib: int = 256
     """Weights that are gathered at one time: the memory that a sync takes."""
-    verify_every: int = 50
+    compare_every: int = 50
     """Syncs between comparisons of every weight on both sides, the first included; 0 compares only the first."""
-    cpu_layers: Literal["auto", "live", "repack"] = "auto"
+    vllm_cpu_layers: Literal["auto", "live", "repack"] = "auto"
     """How vLLM's linear layers on a CPU follow a write: they read the parameter (live: fast to write), or a packed copy
     is made anew (repack: fast to sample). auto is live below 100 million parameters."""
 
@@ -131,7 +132,7 @@ class DeadlineConfig:
     """An engine that says nothing for so long counts as dead."""
     generate_s: float = 14400.0
     """For the responses of a step."""
-    verify_s: float = 3600.0
+    judge_s: float = 3600.0
     """For the verdicts of a step."""
     update_s: float = 14400.0
     """For the passes and the updates of a step."""
@@ -176,9 +177,9 @@ class ObjectiveConfig:
     aggregation: Literal["token_mean", "microbatch_mean"] = "token_mean"
     """token_mean: one mean over the response tokens of an update. microbatch_mean: the mean of each micro-batch, by its
     share of the responses, which is what verl 0.4 does; it depends on the packing."""
-    head: Literal["fused", "logprobs", "reference"] = "fused"
+    loss_path: Literal["fused", "logprobs", "definition"] = "fused"
     """How the loss is computed, the same loss each time: fused forms its gradient in the LM head's op (three matmuls);
-    logprobs makes logprobs first (four); reference has all logits of a micro-batch at once, to check the others."""
+    logprobs makes logprobs first (four); definition has all logits of a micro-batch at once, to check the others."""
     old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
     """Denominator of the ratio: a forward pass before the first update, or what the sampler returned (cheaper)."""
     correction: Literal["none", "truncate", "icepop", "sequence_mask"] = "none"
@@ -315,11 +316,11 @@ _FREE_ON_RESUME = {
     "steps", "resume", "overwrite", "dry_run", "fidelity", "shrink", "model.family", "runs_dir", "name", "device",
     "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "optimizer.reduce_every_microbatch",
     "rollout.max_sequences", "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention",
-    "model.liger", "model.compile", "model.activation_checkpointing", "model.head_chunk_tokens", "objective.head",
+    "model.liger", "model.compile", "model.activation_checkpointing", "model.head_chunk_tokens", "objective.loss_path",
     "checkpoint.every_steps", "checkpoint.keep_last", "evaluation.every_steps", "rollout.kv_cache_gib",
     "rollout.sleep_level", "rollout.enforce_eager", "rollout.max_engine_restarts", "rollout.gpus",
-    "rollout.tensor_parallel", "sync.bucket_mib", "sync.verify_every", "objective.rollout_kl_alarm",
-    "deadline.start_s", "deadline.stall_s", "deadline.generate_s", "deadline.verify_s", "deadline.update_s",
+    "rollout.tensor_parallel", "sync.bucket_mib", "sync.compare_every", "objective.rollout_kl_alarm",
+    "deadline.start_s", "deadline.stall_s", "deadline.generate_s", "deadline.judge_s", "deadline.update_s",
     "deadline.sync_s", "deadline.checkpoint_s",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from fastgrpo.recipe.validate import arithmetic, validate, validate_phases
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
-GOODBYE_S = 1.0
+SAMPLERS_LEAVE_S = 1.0
 
 NAIVE = (
     "fastgrpo: warning: with --rollout.max_staleness 1 tokens come from older weights, and a plain objective takes "
@@ -100,7 +100,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         return EXIT_FAILED
     if is_first:
         ranks.store.set(OVER, "1")  # ranks that only sample may go, while the store is there to tell them
-        time.sleep(GOODBYE_S if config.rollout.gpus else 0.0)
+        time.sleep(SAMPLERS_LEAVE_S if config.rollout.gpus else 0.0)
     ranks.disconnect()
     return code
 

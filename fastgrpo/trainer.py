@@ -50,7 +50,7 @@ def limit_of(phase: str, config: Config) -> tuple[str, float, str]:
     """Of a phase of a step: its name in messages, its longest time, and the setting that gives it."""
     if phase == "sync" and config.rollout.gpus:
         return "sync", config.longest_sync_s, "(--deadline.start_s + sync_s) for each engine that may be lost,"
-    names = {"rollout": "generate", "settle": "generate", "reward": "verify", "old_logprobs": "update"}
+    names = {"rollout": "generate", "drain": "generate", "reward": "judge", "old_logprobs": "update"}
     name = names.get(phase, phase)
     return name, getattr(config.deadline, f"{name}_s"), f"--deadline.{name}_s"
 
@@ -88,18 +88,18 @@ class Trainer:
     def __post_init__(self) -> None:
         self.longest_response = self.algorithm.widest(self.config).rollout.max_response_tokens
 
-    def enter(self, config: Config) -> None:
+    def set_config(self, config: Config) -> None:
         """The settings of the phase that begins with the next step."""
         rollout = config.rollout
         self.config = config
-        self.learner.adopt(config.objective, config.optimizer, rollout.temperature)
+        self.learner.set_config(config.objective, config.optimizer, rollout.temperature)
         sampling = replace(
             self.rollouts.sampling,
             group_size=rollout.group_size,
             max_response_tokens=rollout.max_response_tokens,
             temperature=rollout.temperature,
         )
-        self.rollouts.adopt(config, sampling)
+        self.rollouts.set_config(config, sampling)
 
     def reset_reference(self, *, clear_optimizer: bool) -> None:
         """The reference becomes the policy as it is."""
@@ -113,15 +113,15 @@ class Trainer:
         clock, sums = Clock(self.ranks.watchdog, self.config), TokenSums.zero(self.ranks.device)
         started = time.perf_counter()
         scored = self.sample(clock)
-        self.rollouts.rest()
+        self.rollouts.release_memory()
         with clock("old_logprobs"):
             updates = self.with_old_logprobs(self.updates(scored))
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
-        with clock("settle"):
-            self.rollouts.settle()
+        with clock("drain"):
+            self.rollouts.drain()
         with clock("sync"):
-            self.publish(self.progress.step + 1)
+            self.sync(self.progress.step + 1)
         metrics = self.finish_step(scored, sums, norms, clock, time.perf_counter() - started)
         return metrics, scored
 
@@ -129,7 +129,7 @@ class Trainer:
         """The step's groups with their rewards; groups without signal are kept, left out or replaced."""
         settings = self.config.rollout
         wanted, has_signal = self.config.data.prompts_per_step, self.algorithm.has_signal
-        selection = Selection(settings.no_signal, wanted, settings.max_rounds, has_signal)
+        selection = Selection(settings.zero_signal_groups, wanted, settings.max_rounds, has_signal)
         self.rollouts.begin_step(self.progress.step)
         while selection.num_missing:
             with clock("rollout"):
@@ -153,7 +153,7 @@ class Trainer:
             rewards=rewards,
             advantages=self.advantages(rewards, lengths_of(selection.kept)),
             sampled_rewards=np.concatenate([rewards, self.rewards(selection.dropped)]),
-            ledger={**selection.metrics(), **self.rollouts.metrics()},
+            counts={**selection.metrics(), **self.rollouts.metrics()},
         )
 
     def rewards(self, judged: list[Judged]) -> np.ndarray:  # -> [N] float32
@@ -201,15 +201,15 @@ class Trainer:
                 f"is too high (now --optimizer.learning_rate {self.config.optimizer.learning_rate}) and broken weights"
             )
 
-    def publish(self, policy_version: int) -> None:
+    def sync(self, policy_version: int) -> None:
         """Gives the engines the current weights. Where all were compared, what they mean by them is too."""
-        self.rollouts.publish(policy_version)
-        if self.rollouts.just_verified:
+        self.rollouts.sync(policy_version)
+        if self.rollouts.just_compared:
             self.probe()
 
-    def verify(self) -> None:
+    def compare_weights(self) -> None:
         """Raises WeightMismatch if an engine does not hold the trainer's weights, or means something else by them."""
-        self.rollouts.verify()
+        self.rollouts.compare()
         self.probe()
 
     def probe(self) -> None:
@@ -247,7 +247,7 @@ class Trainer:
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
             "verifier_failures": failures,
             "engine_busy_s": clock.phases["rollout_s"],
-            **scored.ledger,  # engines with ranks of their own know better
+            **scored.counts,  # engines with ranks of their own know better
             "total_tokens": progress.total_tokens,
             "tokens_per_s": num_tokens / step_s,
             "step_s": step_s,

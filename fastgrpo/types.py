@@ -35,7 +35,7 @@ class Response:
     response_ids: np.ndarray  # [num_response_tokens] int32, the end token included if it was sampled
     rollout_logprobs: np.ndarray  # [num_response_tokens] float32, log-softmax(logits / temperature) of the sampled ids
     finish_reason: FinishReason
-    policy_version: int  # trainer steps behind the weights that sampled its first token
+    policy_version: int  # trainer steps that made the weights which sampled its first token
     mean_entropy: float | None = None  # of the full vocabulary at the sampling temperature, nats a token; engines may
     # not know it
     version_changes: tuple[tuple[int, int], ...] = ()  # (place, policy_version): from this token on, newer weights

@@ -29,7 +29,7 @@ config = Config(
         tensor_parallel=4,
         group_size=16,
         max_response_tokens=20480,
-        no_signal="replace",
+        zero_signal_groups="replace",
         max_rounds=10,
     ),
     optimizer=OptimizerConfig(

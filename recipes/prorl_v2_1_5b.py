@@ -24,7 +24,9 @@ config = Config(
     steps=3000,
     model=ModelConfig(path="deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", activation_checkpointing=True),
     data=DataConfig(train="agentica-org/DeepScaleR-Preview-Dataset", prompts_per_step=512),
-    rollout=RolloutConfig(engine="vllm", group_size=16, max_response_tokens=8192, no_signal="replace", max_rounds=10),
+    rollout=RolloutConfig(
+        engine="vllm", group_size=16, max_response_tokens=8192, zero_signal_groups="replace", max_rounds=10
+    ),
     reward=RewardConfig(correct=1.0, wrong=0.0),
     objective=ObjectiveConfig(
         clip_low=0.2,

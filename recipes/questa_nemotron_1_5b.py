@@ -31,7 +31,7 @@ config = Config(
     data=DataConfig(
         train=HARDEST.format(percent=50), hint_percent=50, suffix="", max_prompt_tokens=4096, prompts_per_step=128
     ),
-    rollout=RolloutConfig(engine="vllm", group_size=16, max_response_tokens=24000, no_signal="replace"),
+    rollout=RolloutConfig(engine="vllm", group_size=16, max_response_tokens=24000, zero_signal_groups="replace"),
     reward=RewardConfig(correct=5.0, wrong=0.0, timeout_s=15.0),
     objective=ObjectiveConfig(
         clip_low=0.2, clip_high=0.2, dual_clip=0.0, correction="icepop", correction_low=0.0, correction_high=5.0

@@ -27,7 +27,7 @@ class Scored:
     rewards: np.ndarray  # [N] float32, of the judged
     advantages: np.ndarray  # [N] float32, of the judged
     sampled_rewards: np.ndarray  # float32, of the dropped too
-    ledger: dict[str, float]  # what became of the prompts
+    counts: dict[str, float]  # what became of the prompts
 
     @property
     def responses(self) -> list[Response]:

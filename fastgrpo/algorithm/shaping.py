@@ -19,7 +19,7 @@ class Outcomes:
     lengths: np.ndarray  # [N] int64, response tokens
     truncated: np.ndarray  # [N] bool
     max_response_tokens: int
-    step: int  # steps behind the weights
+    step: int  # trainer steps that made the weights
 
 
 Shaping = Callable[[np.ndarray, Outcomes], np.ndarray]

@@ -47,7 +47,7 @@ def judge_by_model(
     with contextlib.ExitStack() as files:
         opened = {b.name: files.enter_context(RowFile(folder.verdicts(b.name))) for b in plan.benchmarks}
 
-        def settle(asked: Asked, accepted: bool, **more: str) -> None:
+        def conclude(asked: Asked, accepted: bool, **more: str) -> None:
             row = waiting[asked.benchmark][asked.problem, asked.sample]
             opened[asked.benchmark].write([{**row, "model": accepted, **more}])
 
@@ -56,14 +56,14 @@ def judge_by_model(
             if asked.sampling.max_response_tokens:
                 readable.append(asked)
             else:
-                settle(asked, False, failure=TOO_LONG)
+                conclude(asked, False, failure=TOO_LONG)
         if not readable:
             return
         config = check_fits(settings, settings.verifier_model, tokenizer, readable)
         progress = files.enter_context(StageProgress(f"replies of {settings.verifier_model}", len(readable)))
 
         def take(drawn: Drawn) -> None:
-            settle(drawn.asked, compass_accepts(drawn.text), reply=drawn.text)
+            conclude(drawn.asked, compass_accepts(drawn.text), reply=drawn.text)
             progress.advance()
 
         draw(settings, config, device, tokenizer, readable, take, check)

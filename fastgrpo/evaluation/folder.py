@@ -115,7 +115,7 @@ class EvaluationFolder:
                 raise ValueError(f"another process is at work in {self.path}: wait for it, or give a --name") from error
             yield
 
-    def claim(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
+    def begin(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
         """From here on the folder is this evaluation's; what it holds of it stays, unless it is to be overwritten."""
         if overwrite:
             self._clear()

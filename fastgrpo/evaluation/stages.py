@@ -30,7 +30,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     prepared = prepare(settings, plan)
     check_judges(settings, plan)
     with folder.locked(), interrupts_noted() as check:
-        folder.claim(facts, plan, settings.overwrite)
+        folder.begin(facts, plan, settings.overwrite)
         if settings.ranks > 1:
             generate_on_ranks(settings, plan, folder, device, check)
         else:

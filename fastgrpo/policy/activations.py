@@ -56,7 +56,7 @@ def recompute_first(model: PreTrainedModel, count: int) -> None:
         layer.gradient_checkpointing = layer.training = i < count  # type: ignore[assignment]
 
 
-def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig, head: str = "fused") -> int:
+def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig, loss_path: str = "fused") -> int:
     """The number of layers that recompute from now on, the same on every rank.
 
     For ``activation_checkpointing`` auto on a GPU, after everything else that stays in memory is there: by what a layer
@@ -71,7 +71,7 @@ def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerC
     if ranks.device.type != "cuda" or not can:
         return 0
     count = layers
-    if head != "reference" and policy.model.config._attn_implementation in IN_PROPORTION:
+    if loss_path != "definition" and policy.model.config._attn_implementation in IN_PROPORTION:
         needs = Needs.of(policy, ranks, model, optimizer)
         count = needs.recomputed(layers, USABLE_SHARE * free_bytes(ranks.device))
     wanted = torch.tensor(count)

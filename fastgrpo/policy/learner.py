@@ -130,16 +130,16 @@ class Learner:
         reference: Reference | None = None,
     ) -> None:
         self.policy, self.ranks, self.cost, self.reference = policy, ranks, cost, reference
-        self.adopt(objective, optimizer, policy.temperature)
+        self.set_config(objective, optimizer, policy.temperature)
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, optimizer)
 
-    def adopt(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, temperature: float) -> None:
+    def set_config(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, temperature: float) -> None:
         """Goes on with other constants; what the optimizer was made with, but its learning rate, stays."""
         for policy in (self.policy, *((self.reference.policy,) if self.reference else ())):
             policy.temperature = temperature
-        self.objective, self.loss, self.config = token_objective(objective), LOSSES[objective.head], optimizer
+        self.objective, self.loss, self.config = token_objective(objective), LOSSES[objective.loss_path], optimizer
         self.by_microbatch = objective.aggregation == "microbatch_mean"
 
     def clear_optimizer(self) -> None:

@@ -77,4 +77,4 @@ def _known(batch: PackedBatch, objective: Objective) -> _Known:
     }
 
 
-LOSSES: dict[str, Loss] = {"fused": fused, "logprobs": from_logprobs, "reference": by_definition}
+LOSSES: dict[str, Loss] = {"fused": fused, "logprobs": from_logprobs, "definition": by_definition}

@@ -13,7 +13,7 @@ _DECADES = math.log10(FARTHEST / NEAREST)
 _CAUSES = """\
 The usual causes, the most frequent first:
 1. Weights that did not reach the sampler, or keys and values of older ones in its prefix cache. Look whether the first
-   step, before any update, is well; --sync.verify_every 1 compares every weight after every sync.
+   step, before any update, is well; --sync.compare_every 1 compares every weight after every sync.
 2. Another temperature, or a top-p, top-k or penalty in the sampler. Look at the engine's sampling settings and at the
    model's generation_config.json, against --rollout.temperature.
 3. Other tokens: a chat template or BOS applied twice, or text that was tokenised again. Look at the prompt_ids and

@@ -19,12 +19,12 @@ _NOT_NEGATIVE = (
     "evaluation.temperature", "objective.dual_clip", "objective.kl_coef", "objective.kl_cap", "objective.entropy_coef",
     "checkpoint.every_steps", "checkpoint.rollouts_per_step", "objective.clip_high", "objective.correction_low",
     "objective.rollout_kl_alarm", "rollout.gpus", "rollout.max_staleness", "rollout.kv_cache_gib",
-    "rollout.max_engine_restarts", "sync.verify_every",
+    "rollout.max_engine_restarts", "sync.compare_every",
 )  # fmt: skip
 _POSITIVE = (
     "rollout.temperature", "parallel.timeout_s", "reward.timeout_s", "reward.memory_limit_gib", "optimizer.eps",
     "optimizer.learning_rate", "optimizer.max_grad_norm", "deadline.start_s", "deadline.stall_s",
-    "deadline.generate_s", "deadline.verify_s", "deadline.update_s", "deadline.sync_s", "deadline.checkpoint_s",
+    "deadline.generate_s", "deadline.judge_s", "deadline.update_s", "deadline.sync_s", "deadline.checkpoint_s",
 )  # fmt: skip
 
 

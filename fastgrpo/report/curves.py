@@ -126,7 +126,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
         Curve(
             metric="staleness_mean",
             title="Staleness",
-            unit="steps behind the weights",
+            unit="steps between sampling and training",
             series={"staleness_mean": "mean", "staleness_max": "most"},
             hover=".2f",
             healthy="0 where sampling and training take turns, else level below --rollout.max_staleness.",
@@ -177,7 +177,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
                 "update_s": "update",
                 "old_logprobs_s": "old logprobs",
                 "reward_s": "reward",
-                "settle_s": "wait for engines",
+                "drain_s": "wait for engines",
                 "sync_s": "weight sync",
                 "rest_s": "rest",
             },

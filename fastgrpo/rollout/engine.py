@@ -40,7 +40,7 @@ class RolloutEngine(Protocol):
         """`weight_sync.checksum` of every weight as the engine holds it, by checkpoint name."""
         ...
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Nothing is running, nor will be until weights were written: gives up the memory that the settings say."""
         ...
 

@@ -18,7 +18,7 @@ from fastgrpo.types import Group, Prompt, Sampling
 class LocalRollouts:
     """``tensor_parallel`` neighbouring ranks share an engine and step it together.
 
-    ``verify_every``: syncs between comparisons of all weights, the first is always compared; 0: only the first.
+    ``compare_every``: syncs between comparisons of all weights, the first is always compared; 0: only the first.
     """
 
     def __init__(
@@ -32,21 +32,21 @@ class LocalRollouts:
         *,
         tensor_parallel: int = 1,
         oversample: float = 1.0,
-        verify_every: int = 50,
+        compare_every: int = 50,
     ) -> None:
         self.engine, self.ranks, self.prompts, self.sampling = engine, ranks, prompts, sampling
         self.weights, self.dtype = weights, dtype
-        self.oversample, self.verify_every = oversample, verify_every
+        self.oversample, self.compare_every = oversample, compare_every
         self.engine_index, self.shard = divmod(ranks.rank, tensor_parallel)
         self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
-        self.num_syncs, self.just_verified = 0, False
-        self.ledger: dict[str, int] = {}
+        self.num_syncs, self.just_compared = 0, False
+        self.counts: dict[str, int] = {}
 
-    def adopt(self, config: Config, sampling: Sampling) -> None:
+    def set_config(self, config: Config, sampling: Sampling) -> None:
         self.sampling = sampling
 
     def begin_step(self, step: int) -> None:
-        self.ledger = dict.fromkeys(("prompts_started", "prompts_put_back"), 0)
+        self.counts = dict.fromkeys(("prompts_started", "prompts_put_back"), 0)
 
     def take(self, num_groups: int) -> list[Group]:
         """This rank's part of the next groups. All ranks take part; together they have ``num_groups``."""
@@ -58,24 +58,24 @@ class LocalRollouts:
         unfinished = {p.position for p in share} - {g.prompt.position for g in groups}
         put_back = set(self.ranks.gather(sorted(unfinished))) if self.oversample > 1 else set()
         self.prompts.give_back(sorted(put_back))
-        self.ledger["prompts_started"] += len(prompts)
-        self.ledger["prompts_put_back"] += len(put_back)
+        self.counts["prompts_started"] += len(prompts)
+        self.counts["prompts_put_back"] += len(put_back)
         return self._part_of(groups)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         """This rank's part of the groups of these prompts, beside the training's."""
         return self._part_of(generate(self.engine, self._share_of(prompts), sampling))
 
-    def rest(self) -> None:
-        self.engine.rest()
+    def release_memory(self) -> None:
+        self.engine.release_memory()
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Nothing is drawn while this rank trains."""
 
-    def publish(self, policy_version: int) -> None:
+    def sync(self, policy_version: int) -> None:
         """Writes the trainer's weights into the engine. Raises WeightMismatch if they do not arrive."""
-        self.just_verified = self._must_verify()
-        if self.just_verified:
+        self.just_compared = self._must_compare()
+        if self.just_compared:
             ours: dict[str, int] = {}
             self.engine.write_weights(with_checksums(self.weights(), self.dtype, ours), policy_version)
             self._require_equal(ours)
@@ -83,16 +83,16 @@ class LocalRollouts:
             self.engine.write_weights(self.weights(), policy_version)
         self.num_syncs += 1
 
-    def verify(self) -> None:
+    def compare(self) -> None:
         """Raises WeightMismatch if the engine does not hold the trainer's weights."""
         ours: dict[str, int] = {}
         for _ in with_checksums(self.weights(), self.dtype, ours):
             pass
         self._require_equal(ours)
-        self.just_verified = True
+        self.just_compared = True
 
     def metrics(self) -> dict[str, float]:
-        return dict(self.ledger)
+        return dict(self.counts)
 
     def state(self) -> dict[str, Any]:
         return self.prompts.state()
@@ -103,8 +103,8 @@ class LocalRollouts:
     def close(self) -> None:
         self.engine.close()
 
-    def _must_verify(self) -> bool:
-        return self.num_syncs == 0 or (self.verify_every > 0 and self.num_syncs % self.verify_every == 0)
+    def _must_compare(self) -> bool:
+        return self.num_syncs == 0 or (self.compare_every > 0 and self.num_syncs % self.compare_every == 0)
 
     def _require_equal(self, ours: dict[str, int]) -> None:
         shards = self.ranks.gather([self.engine.checksums()])

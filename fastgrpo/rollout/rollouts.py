@@ -14,12 +14,12 @@ class Rollouts(Protocol):
     prompts: PromptsInOrder
     sampling: Sampling
 
-    def adopt(self, config: Config, sampling: Sampling) -> None:
+    def set_config(self, config: Config, sampling: Sampling) -> None:
         """Goes on with another number, size, length and temperature of groups: between two steps."""
         ...
 
     def begin_step(self, step: int) -> None:
-        """Starts what may be started: ``step`` steps are behind the trainer's weights."""
+        """Starts what may be started under the trainer's weights, which ``step`` steps made."""
         ...
 
     def take(self, num_groups: int) -> list[Group]:
@@ -30,24 +30,24 @@ class Rollouts(Protocol):
         """This rank's part of groups of these prompts, apart from the training's."""
         ...
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """The step has its groups: an engine in this process may give up memory until the next sync."""
         ...
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Waits for what must be drawn to its end before the weights may change."""
         ...
 
-    def publish(self, policy_version: int) -> None:
+    def sync(self, policy_version: int) -> None:
         """Writes the trainer's current weights into every engine."""
         ...
 
-    def verify(self) -> None:
+    def compare(self) -> None:
         """Raises WeightMismatch if an engine does not hold the trainer's weights, bit for bit in its dtype."""
         ...
 
     @property
-    def just_verified(self) -> bool:
+    def just_compared(self) -> bool:
         """Whether the last sync compared all weights."""
         ...
 

@@ -58,7 +58,7 @@ def _local(
         spec.dtype,
         tensor_parallel=config.rollout.tensor_parallel,
         oversample=config.rollout.oversample,
-        verify_every=config.sync.verify_every,
+        compare_every=config.sync.compare_every,
     )
 
 

@@ -47,7 +47,7 @@ class RunFolder:
         elif self.metrics.read() or self.checkpoints.exists():
             self._require_same(config, algorithm)
 
-    def claim(self, config: Config, facts: dict[str, Any]) -> None:
+    def begin(self, config: Config, facts: dict[str, Any]) -> None:
         """Makes the folder this run's. An old run that is to be overwritten goes now that the new one can start."""
         if config.overwrite and not config.resume:
             self._clear()

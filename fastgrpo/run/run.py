@@ -87,10 +87,10 @@ def start(
         lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool, folder, trainer_class)
     )
     ends.callback(trainer.rollouts.close)
-    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.head)
+    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
-    ranks.together(lambda: claim(recipe, config, folder, ranks))
+    ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
     schedule = RunSchedule(algorithm, config, streams)
     return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, dis
         recipe.prepare(config, folder.base, display.say)
 
 
-def claim(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
+def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
     """From here on the folder is this run's."""
     if ranks.is_first:
         facts = {
@@ -122,7 +122,7 @@ def claim(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> No
             "algorithm": recipe.algorithm.describe(),
             "reward": recipe.reward,
         }
-        folder.claim(config, facts)
+        folder.begin(config, facts)
 
 
 def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
@@ -222,14 +222,14 @@ class Run:
                 self.trainer.progress = Progress(**progress)
                 self.schedule.go_on(self.trainer)
                 self.trainer.rollouts.load_state(rollouts)
-                self.trainer.publish(self.trainer.progress.step)
+                self.trainer.sync(self.trainer.progress.step)
             self.display.say(f"continuing from {path}")
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
             self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
         if path is None:
             with self._phase("start", self.config.deadline.start_s):
-                self.trainer.verify()
+                self.trainer.compare_weights()
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:
@@ -291,7 +291,7 @@ class Run:
             self.display.say(f"warning, step {metrics['step']}: {warning}")
 
     def _accuracy(self) -> tuple[float, float]:
-        with self._phase("evaluate", self.config.deadline.generate_s + self.config.deadline.verify_s):
+        with self._phase("evaluate", self.config.deadline.generate_s + self.config.deadline.judge_s):
             return self.trainer.accuracy(self.held_out)
 
     def _save(self) -> None:
@@ -300,7 +300,7 @@ class Run:
             self.checkpointer.save(progress.step, self.trainer.learner, asdict(progress), self.trainer.rollouts.state())
 
     def _phase(self, name: str, deadline_s: float) -> contextlib.AbstractContextManager[None]:
-        setting = "--deadline.generate_s + verify_s" if name == "evaluate" else ""
+        setting = "--deadline.generate_s + judge_s" if name == "evaluate" else ""
         return self.trainer.ranks.watchdog.phase(name, deadline_s, setting)
 
     def _write(self, metrics: dict[str, Any], rollouts: list[dict[str, Any]] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What happens between the steps of a run, as a function of the steps behind it: so a resumed run does the same."""
+"""What happens between the steps of a run, as a function of the steps done: so a resumed run does the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,5 +37,5 @@ class RunSchedule:
             self._enter(trainer, begun)
 
     def _enter(self, trainer: Trainer, number: int) -> None:
-        trainer.enter(self.algorithm.configs(self.config)[number])
+        trainer.set_config(self.algorithm.configs(self.config)[number])
         trainer.rollouts.prompts.stream = self.streams[number]

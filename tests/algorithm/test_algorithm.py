@@ -95,7 +95,7 @@ def test_a_phase_may_name_what_the_recipe_makes_in_its_run_folder():
 
 @pytest.mark.parametrize(
     "name, value",
-    [("rollout.group_size", "32"), ("rollout.no_signal", "replce"), ("objective.kl_coef", "0"), ("steps", 1.5),
+    [("rollout.group_size", "32"), ("rollout.zero_signal_groups", "replce"), ("objective.kl_coef", "0"), ("steps", 1.5),
      ("rollout.stop_token_ids", [1]), ("shrink", 1), ("steps", True)],
 )  # fmt: skip
 def test_a_setting_of_another_type_is_refused(name, value):

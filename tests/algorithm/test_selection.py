@@ -100,7 +100,7 @@ def trained_on(monkeypatch):
 
 @pytest.mark.parametrize("oversample", ["1", "1.5"])
 def test_replace_trains_on_groups_with_signal_only_and_its_ledger_adds_up(train, trained_on, oversample):
-    settings = ["--rollout.no_signal", "replace", "--data.held_out", "", "--rollout.oversample", oversample]
+    settings = ["--rollout.zero_signal_groups", "replace", "--data.held_out", "", "--rollout.oversample", oversample]
     assert train(*settings, "--steps", "5") == 0
     for record in records(train.folder):
         assert record["groups_kept"] == 8 and record["sampling_rounds"] <= 10
@@ -114,7 +114,7 @@ def test_replace_trains_on_groups_with_signal_only_and_its_ledger_adds_up(train,
 
 
 def test_a_step_goes_on_with_what_it_has_once_its_rounds_are_used_up(train, trained_on):
-    settings = ["--rollout.no_signal", "replace", "--rollout.max_rounds", "1", "--data.held_out", ""]
+    settings = ["--rollout.zero_signal_groups", "replace", "--rollout.max_rounds", "1", "--data.held_out", ""]
     assert train(*settings, "--steps", "4") == 0
     assert all(r["sampling_rounds"] == 1 and r["groups_kept"] + dropped(r) == 8 for r in records(train.folder))
     assert [len(kept) for kept, _ in trained_on] == [r["groups_kept"] for r in records(train.folder)]
@@ -123,7 +123,7 @@ def test_a_step_goes_on_with_what_it_has_once_its_rounds_are_used_up(train, trai
 
 def test_dropped_groups_change_no_gradient(train):
     """Their advantages are zero; only the mean over tokens differs, which counts those that stay."""
-    assert train("--rollout.no_signal", "drop", "--data.held_out", "", "--steps", "3") == 0
+    assert train("--rollout.zero_signal_groups", "drop", "--data.held_out", "", "--steps", "3") == 0
     kept = [r["groups_kept"] for r in records(train.folder)]
     assert any(k < 8 for k in kept) and all(0 < r["grad_norm"] < 100 for r in records(train.folder))
 
@@ -132,7 +132,16 @@ def test_dropped_groups_change_no_gradient(train):
 def test_a_step_without_any_signal_is_a_step_without_update(train, tmp_path, rule):
     recipe = tmp_path / "hopeless.py"
     recipe.write_text(TINY.read_text() + "\ndef reward(response: str, answer: str) -> bool:\n    return False\n")
-    settings = ["--rollout.no_signal", rule, "--rollout.max_rounds", "2", "--steps", "2", "--data.held_out", ""]
+    settings = [
+        "--rollout.zero_signal_groups",
+        rule,
+        "--rollout.max_rounds",
+        "2",
+        "--steps",
+        "2",
+        "--data.held_out",
+        "",
+    ]
     assert main([str(recipe), "--runs_dir", str(train.folder.parent), *settings]) == 0
     for record in records(train.folder):
         assert record["groups_kept"] == 0 and record["updates"] == 0 and record["reward"] == -1
@@ -153,7 +162,7 @@ def test_a_run_with_replacement_is_continued_exactly(train, monkeypatch):
         return groups
 
     monkeypatch.setattr(LocalRollouts, "take", noted)
-    settings = ["--rollout.no_signal", "replace"]
+    settings = ["--rollout.zero_signal_groups", "replace"]
     assert train(*settings) == 0
     whole, weights, all_positions = results(train.folder), weights_of(train.folder, 4), list(positions)
     positions.clear()

@@ -47,7 +47,7 @@ def engine(started) -> Iterator[VllmEngine]:
     started.write_weights(tiny.random_weights(NAME, 0).items(), 0)
     yield started
     started.cancel(list(started._drawing))
-    started.settings = dataclasses.replace(started.settings, running="recompute")
+    started.settings = dataclasses.replace(started.settings, kv_on_sync="recompute")
 
 
 def trainer(seed: int, pairs: list[tuple[Prompt, Response]]) -> list[np.ndarray]:
@@ -236,8 +236,8 @@ def test_after_a_write_running_responses_go_on_as_under_the_new_weights_alone(en
 
 
 def test_kept_keys_and_values_are_those_of_the_old_weights(engine):
-    """What ``running="keep"`` means, and that the check above can fail."""
-    engine.settings = dataclasses.replace(engine.settings, running="keep")
+    """What ``kv_on_sync="keep"`` means, and that the check above can fail."""
+    engine.settings = dataclasses.replace(engine.settings, kv_on_sync="keep")
     requests = requests_of(tiny.prompts(6), Sampling(2, 40, TEMPERATURE, (), 7))
     pairs = paired(requests, drawn_over_writes(engine, requests, {7: 1}))
     new = trainer(1, pairs)
@@ -274,10 +274,10 @@ def test_one_salt_for_all_weights_would_find_keys_and_values_of_the_old_ones(eng
     assert after_a_write(engine, 1) > 0.5
 
 
-@pytest.mark.parametrize("running", ["recompute", "keep"])
-def test_a_request_that_waited_through_a_write_reads_its_prompt_under_the_new_weights(engine, running):
+@pytest.mark.parametrize("kv_on_sync", ["recompute", "keep"])
+def test_a_request_that_waited_through_a_write_reads_its_prompt_under_the_new_weights(engine, kv_on_sync):
     """Its prompt was cached by a request that was drawn before."""
-    engine.settings = dataclasses.replace(engine.settings, running=running)
+    engine.settings = dataclasses.replace(engine.settings, kv_on_sync=kv_on_sync)
     sampling = Sampling(1, 12, TEMPERATURE, (), 7)
     first, second = requests_of(long_prompts(2), sampling)
     engine.submit([first])

@@ -80,14 +80,14 @@ def colocated(path: str, name: str, key_heads: int) -> None:
         partial(full_weights, policy),
         torch.float32,
         tensor_parallel=2,
-        verify_every=1,
+        compare_every=1,
     )
     free = 0
     for version in range(1, 101):
         weights = tiny.random_weights(name, version, **changes)
         set_weights(policy, weights)
         free = tiny.in_flight(engine, free, Sampling(1, 80, 0.8, (), 3), {})
-        rollouts.publish(version)  # compares the checksums of both shards, added up, with the trainer's
+        rollouts.sync(version)  # compares the checksums of both shards, added up, with the trainer's
     (held,) = tiny.parameters(engine)
     tiny.assert_same_bits(held, tiny.laid_out(weights, key_heads, ranks.rank, 2), torch.float32)
     assert engine._rpc("sync_addresses") == addresses
@@ -145,7 +145,7 @@ def trainer(path: str, name: str, num_syncs: int) -> None:
         rollout=RolloutConfig(
             engine="vllm", gpus=2, max_staleness=2, group_size=2, max_response_tokens=48, max_sequences=16
         ),
-        sync=SyncConfig(verify_every=1, cpu_layers="live"),
+        sync=SyncConfig(compare_every=1, vllm_cpu_layers="live"),
     )
     ranks = Ranks.connect(CPU, ParallelConfig(timeout_s=300))
     policy = sharded_policy(name, ranks)
@@ -178,7 +178,7 @@ def trainer(path: str, name: str, num_syncs: int) -> None:
             rollouts.begin_step(version)
             if pool is not None:
                 num_in_flight += pool.num_drawing > 0
-            rollouts.publish(version)  # every engine's checksums are compared with the trainer's
+            rollouts.sync(version)  # every engine's checksums are compared with the trainer's
             num_mixed += sum(bool(r.version_changes) for g in rollouts.take(4) for r in g.responses)
         assert num_mixed > num_syncs, num_mixed
         assert pool is None or num_in_flight > 0.8 * num_syncs, num_in_flight

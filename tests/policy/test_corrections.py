@@ -106,11 +106,11 @@ def packed(part: slice, with_old: bool, share_prompts: bool) -> PackedBatch:
     return replace(batch, old_logprobs=torch.cat(old[part]) if with_old else None)
 
 
-def loss_and_gradient(config: ObjectiveConfig, head: str, batches: list[PackedBatch]) -> tuple[float, Gradients]:
+def loss_and_gradient(config: ObjectiveConfig, loss_path: str, batches: list[PackedBatch]) -> tuple[float, Gradients]:
     policy = Policy(tiny_model("qwen2", "fastgrpo_padded", torch.float64), TEMPERATURE, 5)
     total = 0.0
     for batch in batches:
-        loss = LOSSES[head](policy, batch, num_tokens(), token_objective(config), True).loss
+        loss = LOSSES[loss_path](policy, batch, num_tokens(), token_objective(config), True).loss
         loss.backward()
         total += loss.item()
     return total, {n: p.grad for n, p in policy.model.named_parameters()}
@@ -118,14 +118,14 @@ def loss_and_gradient(config: ObjectiveConfig, head: str, batches: list[PackedBa
 
 @pytest.mark.parametrize("share_prompts", [False, True], ids=["whole", "shared"])
 @pytest.mark.parametrize("with_old", [False, True], ids=["first update", "later update"])
-@pytest.mark.parametrize("head", LOSSES)
+@pytest.mark.parametrize("loss_path", LOSSES)
 @pytest.mark.parametrize("name", CORRECTIONS)
-def test_loss_and_gradient_are_the_definition_s_in_any_packing(name, head, with_old, share_prompts):
+def test_loss_and_gradient_are_the_definition_s_in_any_packing(name, loss_path, with_old, share_prompts):
     """In a first update the old logprobs are the current ones: the weight is current over rollout, and a constant."""
     expected, gradients, _ = naive(name, with_old)
     for packing in PACKINGS:
         batches = [packed(part, with_old, share_prompts) for part in packing]
-        loss, found = loss_and_gradient(CORRECTIONS[name], head, batches)
+        loss, found = loss_and_gradient(CORRECTIONS[name], loss_path, batches)
         assert loss == pytest.approx(expected, rel=1e-9)
         assert found.keys() == gradients.keys()
         for parameter, gradient in gradients.items():
@@ -141,22 +141,22 @@ def test_the_cases_have_tokens_on_both_sides_of_every_bound(name, with_old):
     assert all(float(g.norm()) > 0 for g in gradients.values())
 
 
-@pytest.mark.parametrize("head", LOSSES)
-def test_without_a_correction_the_sampler_s_logprobs_are_not_read(head):
+@pytest.mark.parametrize("loss_path", LOSSES)
+def test_without_a_correction_the_sampler_s_logprobs_are_not_read(loss_path):
     batches = [packed(slice(0, 12), True, False)]
     broken = [replace(b, rollout_logprobs=torch.full_like(b.rollout_logprobs, math.nan)) for b in batches]
-    (loss, gradients), (same, others) = (loss_and_gradient(ObjectiveConfig(), head, b) for b in (batches, broken))
+    (loss, gradients), (same, others) = (loss_and_gradient(ObjectiveConfig(), loss_path, b) for b in (batches, broken))
     assert loss == same and math.isfinite(loss)
     assert all(torch.equal(others[name], gradient) for name, gradient in gradients.items())
-    if head != "reference":  # whose bounds drop what is NaN
+    if loss_path != "definition":  # whose bounds drop what is NaN
         for config in CORRECTIONS.values():
-            assert math.isnan(loss_and_gradient(config, head, broken)[0])
+            assert math.isnan(loss_and_gradient(config, loss_path, broken)[0])
 
 
-@pytest.mark.parametrize("head", LOSSES)
+@pytest.mark.parametrize("loss_path", LOSSES)
 @pytest.mark.parametrize("name", CORRECTIONS)
-def test_a_rank_without_sequences_has_no_loss(name, head):
-    loss, gradients = loss_and_gradient(CORRECTIONS[name], head, [pack([])])
+def test_a_rank_without_sequences_has_no_loss(name, loss_path):
+    loss, gradients = loss_and_gradient(CORRECTIONS[name], loss_path, [pack([])])
     assert loss == 0 and all((g == 0).all() for g in gradients.values())
 
 

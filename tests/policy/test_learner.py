@@ -77,20 +77,20 @@ def test_auto_recomputes_all_or_nothing_where_memory_cannot_tell(ranks, monkeypa
     policy = learner_of(ranks, "qwen2", ModelConfig()).policy
     config = policy.model.config
 
-    def count(head: str = "fused") -> int:
-        return fit(policy, as_on_a_gpu, auto, OptimizerConfig(), head)
+    def count(loss_path: str = "fused") -> int:
+        return fit(policy, as_on_a_gpu, auto, OptimizerConfig(), loss_path)
 
     assert config._attn_implementation == IMPLEMENTATIONS["padded"]
     assert count() == 2
     config._attn_implementation = IMPLEMENTATIONS["varlen"]
-    assert count("reference") == 2
+    assert count("definition") == 2
     monkeypatch.setattr(Needs, "of", lambda *_: pytest.fail("nothing has to be measured"))
     recompute_first(policy.model, 0)
     config.attention_dropout = 0.1
-    assert count("reference") == 0  # a layer's own forward may draw by the mode that recomputing needs
+    assert count("definition") == 0  # a layer's own forward may draw by the mode that recomputing needs
     config.attention_dropout = 0.0
     monkeypatch.setattr(activations, "_layers_decide", lambda model: False)
-    assert count("reference") == 0
+    assert count("definition") == 0
 
 
 def fit_where_rank_1_has_less_memory() -> None:

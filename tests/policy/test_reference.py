@@ -88,9 +88,11 @@ def token_mean() -> list[float]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("head", ["fused", "logprobs", "reference"])
-def test_divergence_and_entropy_are_those_of_the_definition_for_responses_without_advantage_too(ranks, settings, head):
-    found = gradients(learner_of(ranks, head=head, **settings))
+@pytest.mark.parametrize("loss_path", ["fused", "logprobs", "definition"])
+def test_divergence_and_entropy_are_those_of_the_definition_for_responses_without_advantage_too(
+    ranks, settings, loss_path
+):
+    found = gradients(learner_of(ranks, loss_path=loss_path, **settings))
     want = expected(ObjectiveConfig(**settings), token_mean())
     assert found.keys() == want.keys()
     for name, gradient in want.items():

@@ -55,7 +55,7 @@ def test_a_part_of_another_kind_is_refused(broken, complaint):
     "config, complaint",
     [
         ("steps=10.5", "--steps cannot be 10.5"),
-        ("rollout=RolloutConfig(no_signal='replcae')", "--rollout.no_signal cannot be 'replcae'"),
+        ("rollout=RolloutConfig(zero_signal_groups='replcae')", "--rollout.zero_signal_groups cannot be 'replcae'"),
         ("rollout={}", "rollout must be a RolloutConfig, got dict"),
     ],
 )

@@ -30,7 +30,7 @@ TECHNIQUES = {
     "overlong penalty": Technique("justrl_ablation_overlong", ["reward"], algorithm={"shaping": ()}),
     "DAPO's overlong penalty": Technique("dapo_qwen2_5_32b", ["reward"], algorithm={"shaping": ()}),
     "dynamic sampling": Technique(
-        "dapo_qwen2_5_32b", ["sampling_rounds", "groups_dropped_all_wrong"], ["--rollout.no_signal", "keep"]
+        "dapo_qwen2_5_32b", ["sampling_rounds", "groups_dropped_all_wrong"], ["--rollout.zero_signal_groups", "keep"]
     ),
     "k3 divergence": Technique(
         "simplerl_zoo_qwen2_5_0_5b",

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastgrpo import checkpoint, inputs
 from fastgrpo.json_lines import JsonLines
+from fastgrpo.run import checkpoint, inputs
 from fastgrpo.run.run import EXIT_INTERRUPTED
 from fastgrpo.train import main
 from fastgrpo.trainer import Trainer

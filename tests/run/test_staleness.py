@@ -43,7 +43,15 @@ def test_no_token_is_ever_further_behind_than_allowed(tmp_path, tiny_base, max_s
 
 
 def test_replacement_keeps_the_bound_too(tmp_path, tiny_base):
-    settings = ["--steps", "60", "--rollout.no_signal", "replace", "--optimizer.learning_rate", "1e-5", *WITH[1]]
+    settings = [
+        "--steps",
+        "60",
+        "--rollout.zero_signal_groups",
+        "replace",
+        "--optimizer.learning_rate",
+        "1e-5",
+        *WITH[1],
+    ]
     folder = run(with_base(tmp_path, tiny_base), *settings).folder
     assert max(r["staleness_max"] for r in records(folder)) == 1
     assert all(r["groups_kept"] == 8 or r["sampling_rounds"] == 10 for r in records(folder))
@@ -53,7 +61,7 @@ def test_replacement_keeps_the_bound_too(tmp_path, tiny_base):
 
 @pytest.mark.parametrize("rule", ["keep", "replace"])
 def test_a_run_with_rollouts_ahead_is_continued_exactly_after_a_kill(tmp_path, tiny_base, rule):
-    settings = ["--steps", "8", "--checkpoint.every_steps", "4", "--rollout.no_signal", rule, *WITH[1]]
+    settings = ["--steps", "8", "--checkpoint.every_steps", "4", "--rollout.zero_signal_groups", rule, *WITH[1]]
     whole = run(with_base(tmp_path / "whole", tiny_base), *settings)
     runs = with_base(tmp_path / "killed", tiny_base)
     killed = Launch(runs, *settings, accidents=[(7, "update", "SIGKILL", "trainer 0")])

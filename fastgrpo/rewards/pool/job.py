@@ -63,7 +63,7 @@ class Job:
         self._deaths[number] += 1
         return self._deaths[number]
 
-    def settle(self, number: int, verdict: Verdict) -> None:
+    def decide(self, number: int, verdict: Verdict) -> None:
         assert self._verdicts[number] is None
         self._verdicts[number] = verdict
         self._num_open -= 1

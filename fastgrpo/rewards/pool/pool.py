@@ -20,7 +20,7 @@ from fastgrpo.rewards.pool.job import VERDICTS, Job, Verdict
 MAX_CHUNK_ITEMS = 128
 MAX_FAILED_STARTS = 3
 MAX_DEATHS = 2
-BREATH_S = 0.0002
+BATCHING_S = 0.0002
 
 
 class VerifierPool:
@@ -160,7 +160,7 @@ class VerifierPool:
         now = time.monotonic()
         left_s = min((worker.deadline for worker in self._workers), default=now) - now
         poll.poll(max(0, math.ceil(min(left_s, 3600.0) * 1000)))
-        time.sleep(BREATH_S)  # quick verdicts come one by one; taken together they cost this process less
+        time.sleep(BATCHING_S)  # quick verdicts come one by one; taken together they cost this process less
 
     def _advance(self, job: Job, max_failed_starts: int = MAX_FAILED_STARTS) -> None:
         """Takes in what the processes said, and ends those that are late or gone."""
@@ -175,10 +175,10 @@ class VerifierPool:
         if worker.starting:
             self._hear_start(worker, code, body)
         elif code in VERDICTS and worker.pending:
-            job.settle(worker.judged(), VERDICTS[code])
+            job.decide(worker.judged(), VERDICTS[code])
         elif code in (wire.RAISED, wire.RETIRED) and worker.pending:
             self.last_error = body.decode("utf-8", "replace")
-            job.settle(worker.judged(), Verdict(False, "raised"))
+            job.decide(worker.judged(), Verdict(False, "raised"))
             if code == wire.RETIRED:
                 job.give_back(worker.surrender())
         else:
@@ -209,7 +209,7 @@ class VerifierPool:
             late = late or status == -signal.SIGXCPU
             self.last_error = f"no verdict in {self._setup.timeout_s} s" if late else f"exit status {status}"
             if late or job.count_death(worker.pending[0]) >= MAX_DEATHS:
-                job.settle(worker.pending.popleft(), Verdict(False, "timeout" if late else "died"))
+                job.decide(worker.pending.popleft(), Verdict(False, "timeout" if late else "died"))
             job.give_back(worker.pending)
 
     def _lose_starting(self, worker: WorkerHandle, late: bool, status: int | None, max_failed_starts: int) -> None:

@@ -29,18 +29,18 @@ class BuiltinEngine:
     """Prompts of a group share their prefill, finished sequences leave the batch, waiting ones enter.
 
     ``model`` must have been loaded with ``attn_implementation=kv_cache.ATTENTION``; its weights are the engine's own.
-    ``running`` says what happens to the keys and values of running responses when weights are written.
+    ``kv_on_sync`` says what becomes of the keys and values of running responses when weights are written.
     """
 
     num_workers = 1
     not_in_place = ""
 
     def __init__(
-        self, model: PreTrainedModel, max_sequences: int, running: Literal["recompute", "keep"] = "recompute"
+        self, model: PreTrainedModel, max_sequences: int, kv_on_sync: Literal["recompute", "keep"] = "recompute"
     ) -> None:
         self.model = model.eval()
         self.max_sequences = max_sequences
-        self.running = running
+        self.kv_on_sync = kv_on_sync
         self.policy_version = 0
         self.weights = LiveWeights.of_modules(model)
         self._decodings: dict[Sampling, _Decoding] = {}
@@ -88,12 +88,12 @@ class BuiltinEngine:
     def weights_changed(self, policy_version: int) -> None:
         self.policy_version = policy_version
         for decoding in self._decodings.values():
-            decoding.weights_changed(policy_version, recompute=self.running == "recompute")
+            decoding.weights_changed(policy_version, recompute=self.kv_on_sync == "recompute")
 
     def checksums(self) -> dict[str, int]:
         return self.weights.checksums()
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Its cache is gone with the last response."""
 
     def close(self) -> None:

@@ -24,4 +24,4 @@ def check_builtin(config: Config, device: torch.device, dtype: torch.dtype) -> N
 def start_builtin(spec: EngineSpec) -> BuiltinEngine:
     rollout = spec.config.rollout
     model = load_causal_lm(spec.config.model, spec.device, spec.dtype, ATTENTION)
-    return BuiltinEngine(model, rollout.max_sequences, rollout.running)
+    return BuiltinEngine(model, rollout.max_sequences, rollout.kv_on_sync)

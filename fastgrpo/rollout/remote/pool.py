@@ -17,7 +17,7 @@ from fastgrpo.types import Request, Response
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-GOODBYE_S = 2.0  # for the last words to leave: a process that ends at once would take them with it
+SEND_OUT_S = 2.0  # for the last words to leave: a process that ends at once would take them with it
 
 
 class EngineFailure(RuntimeError):
@@ -197,7 +197,7 @@ class EnginePool:
         for line in lines:
             line.say(m.End())
             line.say(None)
-        until = time.monotonic() + GOODBYE_S
+        until = time.monotonic() + SEND_OUT_S
         for line in lines:
             line.wait_until_said(max(0.0, until - time.monotonic()))
         self._listener.close()

@@ -54,18 +54,18 @@ class RemoteRollouts:
         settings = config.rollout
         self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
         self.version = 0
-        self.num_syncs, self.just_verified = 0, False
+        self.num_syncs, self.just_compared = 0, False
         self._next_id = 0
         self._training: dict[int, tuple[int, int]] = {}  # request id -> position, sample
         self._other: dict[int, Response] = {}  # responses to requests that no step asked for
-        self._ledger: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
 
     @property
     def pool(self) -> EnginePool:
         assert self._pool is not None, "the pool is the first rank's"
         return self._pool
 
-    def adopt(self, config: Config, sampling: Sampling) -> None:
+    def set_config(self, config: Config, sampling: Sampling) -> None:
         """With nothing under way: where steps overlap, settings do not change in the run."""
         assert not self.schedule.started
         settings = config.rollout
@@ -74,7 +74,7 @@ class RemoteRollouts:
 
     def begin_step(self, step: int) -> None:
         self.schedule.step = step
-        self._ledger = dict.fromkeys(("prompts_started", "prompts_put_back"), 0.0)
+        self._counts = dict.fromkeys(("prompts_started", "prompts_put_back"), 0.0)
         self._lead(lambda: self._start(self.config.data.prompts_per_step))
 
     def take(self, num_groups: int) -> list[Group]:
@@ -99,20 +99,20 @@ class RemoteRollouts:
 
         return self._scatter(self._when_ready(drawn))
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         if self.config.rollout.max_staleness == 0:
             self._lead(self._put_back)
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         if self.config.rollout.max_staleness == 1:
             self._until(lambda: self.pool.num_drawing == 0)
 
-    def publish(self, policy_version: int) -> None:
+    def sync(self, policy_version: int) -> None:
         self.version = policy_version
         self._sync()
         self.num_syncs += 1
 
-    def verify(self) -> None:
+    def compare(self) -> None:
         self._sync(with_checksums=True)
 
     def metrics(self) -> dict[str, float]:
@@ -141,14 +141,14 @@ class RemoteRollouts:
 
     def _lead(self, work: Callable[[], T]) -> T:
         """The first rank does it and all get what came of it, or raise as it did."""
-        said: list[Any] = [None]
+        outcome: list[Any] = [None]
         if self.ranks.is_first:
             try:
-                said = [(work(), None)]
+                outcome = [(work(), None)]
             except (EngineFailure, WeightMismatch) as failure:
-                said = [(None, failure)]
-        dist.broadcast_object_list(said, src=0, group=self.ranks.control)
-        result, error = said[0]
+                outcome = [(None, failure)]
+        dist.broadcast_object_list(outcome, src=0, group=self.ranks.control)
+        result, error = outcome[0]
         if error is not None:
             raise error
         return result
@@ -205,7 +205,7 @@ class RemoteRollouts:
         for prompt in prompts:
             self.schedule.start(prompt, again=prompt.position in again)
         self.pool.submit([self._requests(p) for p in prompts])
-        self._ledger["prompts_started"] += count
+        self._counts["prompts_started"] += count
 
     def _next_groups(self, num_groups: int) -> list[Group] | None:
         if self.schedule.num_to_start(num_groups) > 0 and len(self.schedule.started) < num_groups:
@@ -229,12 +229,12 @@ class RemoteRollouts:
         for i in ids:
             del self._training[i]
         self.prompts.give_back(positions)
-        self._ledger["prompts_put_back"] = self._ledger.get("prompts_put_back", 0.0) + len(positions)
+        self._counts["prompts_put_back"] = self._counts.get("prompts_put_back", 0.0) + len(positions)
 
     def _metrics(self) -> dict[str, float]:
         pool = self.pool
         return {
-            **self._ledger,
+            **self._counts,
             "prompts_under_way": len(self.schedule.started),
             "engine_busy_s": pool.take_busy_s(),
             "engine_restarts": pool.num_restarts,
@@ -248,9 +248,9 @@ class RemoteRollouts:
 
         ``only_unsynced`` leaves alone those that hold them already, and may be drawing.
         """
-        every = self.config.sync.verify_every
+        every = self.config.sync.compare_every
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
-        self.just_verified = due
+        self.just_compared = due
         for _ in range(self.config.rollout.max_engine_restarts + 1):
             self._until(self._are_enough)
             if self._sync_once(due, only_unsynced):
@@ -281,9 +281,9 @@ class RemoteRollouts:
         else:
             for _ in buckets:
                 pass
-        return self._lead(lambda: self._settle(ours))
+        return self._lead(lambda: self._receive_replies(ours))
 
-    def _settle(self, ours: dict[str, int]) -> bool:
+    def _receive_replies(self, ours: dict[str, int]) -> bool:
         assert self._sender is not None
         replies = self._sender.replies()
         if not replies:

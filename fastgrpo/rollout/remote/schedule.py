@@ -10,7 +10,7 @@ class Started:
     """A group that is being drawn, or waits for its step."""
 
     prompt: Prompt
-    version: int  # steps behind the weights when it was started: no token of it is older
+    version: int  # trainer steps that had made the weights when it was started: no token of it is older
     is_awaited: bool = False  # it was put back before: the next step does not go on without it
     responses: dict[int, Response] = field(default_factory=dict)  # by sample
 
@@ -18,9 +18,9 @@ class Started:
 class Schedule:
     """Groups between their start and their step.
 
-    A group started when ``v`` steps were behind the weights is taken in step ``v + max_staleness`` at the latest (a
-    step's number being the steps before it), so no token is ever more than ``max_staleness`` steps behind the weights
-    that it trains. Two rules make it so: at most ``(max_staleness + 1) * per_step`` groups are under way, and a step
+    A group started under the weights of step ``v`` is taken in step ``v + max_staleness`` at the latest (a
+    step's number being the steps before it), so no token is ever more than ``max_staleness`` steps older than the
+    weights that it trains. Two rules make it so: at most ``(max_staleness + 1) * per_step`` groups are under way, and a step
     takes as many of the oldest ones as later steps would have no room for. Otherwise it takes what is finished,
     the earliest started first. With ``max_staleness`` 1, where all that is started is drawn before weights change,
     groups are taken in the order of their start: what a step trains on does not depend on who was faster.

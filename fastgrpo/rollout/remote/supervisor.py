@@ -24,9 +24,9 @@ POOL, OVER = "engine_pool", "over"
 """Keys of the launch's store: where the pool listens; that the run has ended."""
 
 TICK_S = 0.2
-MOURNING_S = 2.0  # launchers end all ranks when one exits: the first must be the trainer
+AFTER_TRAINER_S = 2.0  # launchers end all ranks when one exits: the first must be the trainer
 REAP_S = 10.0
-LAST_WORDS = 2000  # characters of an engine's log that explain its end
+LOG_CHARACTERS = 2000  # characters of an engine's log that explain its end
 
 
 def supervise(config: Config, role: Role, device_type: str) -> int:
@@ -44,7 +44,7 @@ def supervise(config: Config, role: Role, device_type: str) -> int:
             return 0
         return _Supervisor(m.Address.decode(address.decode()), index, config, device_type).run()
     except (dist.DistError, EOFError, OSError):
-        time.sleep(MOURNING_S)
+        time.sleep(AFTER_TRAINER_S)
         return 1  # the trainer is gone: its own error is the one to read, and its exit code that of the launch
 
 
@@ -112,7 +112,7 @@ class _Supervisor:
     def _why(self) -> str:
         code = self.child.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        words = self.log.read_text(errors="replace")[-LAST_WORDS:].strip().splitlines()
+        words = self.log.read_text(errors="replace")[-LOG_CHARACTERS:].strip().splitlines()
         return f"{how}; {words[-1] if words else 'it printed nothing'} (all of it is in {self.log})"
 
 

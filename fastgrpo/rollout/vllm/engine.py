@@ -39,7 +39,7 @@ class VllmSettings:
     cpu_layers: Literal["live", "repack"] | None = None  # None on a GPU
     sleep_level: int = 0
     enforce_eager: bool = False
-    running: Literal["recompute", "keep"] = "recompute"
+    kv_on_sync: Literal["recompute", "keep"] = "recompute"
     quantization: str | None = None
     trust_remote_code: bool = False
 
@@ -116,7 +116,7 @@ class VllmEngine:
         self._num_writes += 1
         for drawing in self._drawing.values():
             drawing.changes.append((len(drawing.ids), policy_version))
-        if self._drawing and self.settings.running == "recompute":
+        if self._drawing and self.settings.kv_on_sync == "recompute":
             self.engine.reset_prefix_cache(reset_running_requests=True)
         elif waiting := [d.request for d in self._drawing.values() if not d.ids]:
             self.cancel([r.id for r in waiting])  # their salt would find prompts that older weights have read
@@ -125,7 +125,7 @@ class VllmEngine:
     def checksums(self) -> dict[str, int]:
         return added(self._rpc("sync_checksums"))
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         if self.settings.sleep_level and not self._asleep:
             self.engine.sleep(self.settings.sleep_level)
             self._asleep = {"weights", "kv_cache"}

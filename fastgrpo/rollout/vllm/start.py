@@ -37,10 +37,10 @@ def start_vllm(spec: EngineSpec) -> VllmEngine:
             executor=_executor(spec),
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_frac=0.0 if on_cpu else _memory_share(spec),
-            cpu_layers=choose_mode(config.sync.cpu_layers, _num_parameters(config)) if on_cpu else None,
+            cpu_layers=choose_mode(config.sync.vllm_cpu_layers, _num_parameters(config)) if on_cpu else None,
             sleep_level=rollout.sleep_level,
             enforce_eager=rollout.enforce_eager or on_cpu,
-            running=rollout.running,
+            kv_on_sync=rollout.kv_on_sync,
             quantization="fp8" if rollout.dtype == "fp8" else None,
             trust_remote_code=config.model.trust_remote_code,
         )
