@@ -24,8 +24,8 @@ ProblemText = Callable[[Problem, DataConfig], str | None]
 PHASED = {
     "data.train", "data.prompts_per_step", "data.hint_percent", "rollout.group_size", "rollout.max_response_tokens",
     "rollout.temperature", "rollout.zero_signal_groups", "objective.clip_low", "objective.clip_high",
-    "objective.dual_clip", "objective.kl_coef", "objective.entropy_coef", "optimizer.learning_rate", "optimizer.updates_per_step",
-    "reward.correct", "reward.wrong",
+    "objective.dual_clip", "objective.kl_coef", "objective.entropy_coef", "optimizer.learning_rate",
+    "optimizer.updates_per_step", "reward.correct", "reward.wrong",
 }  # fmt: skip
 """Settings that may change in the middle of a run."""
 
@@ -79,8 +79,8 @@ class Algorithm:
     shaping: tuple[Shaping, ...] = ()
     """What is done to the verifier's rewards, in this order."""
     has_signal: HasSignal = some_right_and_some_wrong
-    """Whether a group, from its raw verdicts [group_size] bool, has something to teach: --rollout.zero_signal_groups says
-    what becomes of one that has not."""
+    """Whether a group, from its raw verdicts [group_size] bool, has something to teach; what becomes of one that has not
+    is --rollout.zero_signal_groups."""
     reference_reset: ReferenceReset | None = None
     """When the reference of --objective.kl_coef becomes the policy; None: it stays the run's first weights."""
     problem_text: ProblemText | None = None

@@ -20,8 +20,8 @@ class Schedule:
 
     A group started under the weights of step ``v`` is taken in step ``v + max_staleness`` at the latest (a
     step's number being the steps before it), so no token is ever more than ``max_staleness`` steps older than the
-    weights that it trains. Two rules make it so: at most ``(max_staleness + 1) * per_step`` groups are under way, and a step
-    takes as many of the oldest ones as later steps would have no room for. Otherwise it takes what is finished,
+    weights that it trains. Two rules make it so: at most ``(max_staleness + 1) * per_step`` groups are under way, and a
+    step takes as many of the oldest ones as later steps would have no room for. Otherwise it takes what is finished,
     the earliest started first. With ``max_staleness`` 1, where all that is started is drawn before weights change,
     groups are taken in the order of their start: what a step trains on does not depend on who was faster.
     """
