@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.harness import child_environment, exit_code, print_table, write_results
+from bench.harness import ROOT, child_environment, exit_code, print_table, write_results
 from bench.torchrun import run_to_end, torchrun
 
 RANKS = 2
@@ -76,9 +76,9 @@ def _run(
     """The run's summary; None if it failed, with its last words printed. The first run makes the base model of all."""
     if base is not None:
         shutil.copytree(base, runs_dir / name / "base", dirs_exist_ok=True)
-    module = "bench.shuffled_advantages" if is_control else "fastgrpo.train"
+    recipe = str(ROOT / "bench" / "shuffled_advantages.py") if is_control else "quickstart"
     command = torchrun(RANKS, "-m")
-    command += [module, "quickstart", "--name", name, "--seed", str(seed), "--runs_dir", str(runs_dir)]
+    command += ["fastgrpo.train", recipe, "--name", name, "--seed", str(seed), "--runs_dir", str(runs_dir)]
     command += ["--device", "cpu", "--overwrite", *(["--steps", str(QUICK_STEPS)] if quick else [])]
     try:
         done = run_to_end(command, child_environment(), RUN_TIMEOUT_S, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -118,8 +118,8 @@ def measure(variant: Variant, case: Case, device: torch.device) -> Row:
     Out of memory is a result: ``oom`` holds the allocation that failed.
     """
     learner, update = _learner_and_update(variant, case, device)
-    from fastgrpo.policy.learner import TokenSums
     from fastgrpo.policy.optimizer import gradient_norm, local_gradients
+    from fastgrpo.policy.token_sums import TokenSums
 
     norm, seconds = 0.0, 0.0
 
@@ -153,8 +153,8 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
     from bench.plain_policies import PackedLogits, PaddedLogits
     from bench.synthetic import random_learner, random_sequences
     from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-    from fastgrpo.policy.learner import TokenSums
     from fastgrpo.policy.model import Policy
+    from fastgrpo.policy.token_sums import TokenSums
     from fastgrpo.ranks import Ranks, choose_device
 
     policy_class = {"padded_logits": PaddedLogits, "packed_logits": PackedLogits, "packed_chunked": Policy}[variant]

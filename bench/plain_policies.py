@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fastgrpo.models.attention import PackedLayout
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.model import Policy
-from fastgrpo.types import PackedBatch
 
 
 class PackedLogits(Policy):

@@ -126,7 +126,7 @@ def _peaks(case: Case, ranks: Any) -> Row:
 def _second_update(case: Case, ranks: Any) -> tuple[int, int]:
     from bench.synthetic import random_learner, random_sequences
     from fastgrpo.config import ModelConfig, OptimizerConfig
-    from fastgrpo.policy.learner import TokenSums
+    from fastgrpo.policy.token_sums import TokenSums
 
     settings = OptimizerConfig(
         tokens_per_microbatch=TOKENS, reduce_every_microbatch=case.reduce_every_microbatch, share_prompts=False

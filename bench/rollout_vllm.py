@@ -153,7 +153,7 @@ def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]
 
     def draw(num_tokens: int) -> None:
         groups = generate(engine, prompts, Sampling(sizes.group_size, num_tokens))
-        assert all(len(r) == num_tokens for g in groups for r in g.responses)
+        assert all(len(s.response) == num_tokens for g in groups for s in g)
 
     seconds = interleaved(
         {"first token": partial(draw, 1), "all": partial(draw, sizes.response_tokens)},

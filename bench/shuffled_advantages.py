@@ -1,43 +1,19 @@
-"""``torchrun -m bench.shuffled_advantages RECIPE [--section.field value ...]``: a training run that cannot learn.
+"""The quickstart with its advantages dealt to other responses of the step: a recipe that cannot learn.
 
-Everything is the trainer's own, but the advantages of a step are dealt to other responses: what rises here does not
-rise because right answers are rewarded.
+Everything else is the quickstart's own: what rises here does not rise because right answers are rewarded.
 """
 
-import sys
-
 import numpy as np
-import torch.distributed as dist
+from fastgrpo_recipes import quickstart as base
 
-from fastgrpo.ranks import Ranks, choose_device, launched_ranks
-from fastgrpo.recipe import find_recipe, load_recipe
-from fastgrpo.recipe.validate import validate, validate_phases
-from fastgrpo.run.run import train
-from fastgrpo.train import resolve
-from fastgrpo.trainer import Trainer
+from fastgrpo.algorithm import Algorithm, Outcomes, group_normalised
 
 
-class ShuffledAdvantages(Trainer):
-    """Advantages permuted over the whole batch, by a permutation that is a function of seed and step."""
-
-    def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
-        order = np.random.default_rng((self.config.seed, self.progress.step)).permutation(len(rewards))
-        return super().advantages(rewards, lengths)[order]
+def shuffled(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # [N] -> [N]
+    """GRPO's advantages in another order, which is a function of seed and step."""
+    order = np.random.default_rng((outcomes.seed, outcomes.step)).permutation(len(rewards))
+    return group_normalised(rewards, outcomes)[order]
 
 
-def run(arguments: list[str]) -> None:
-    recipe = load_recipe(find_recipe(arguments[0]))
-    rank, num_ranks = launched_ranks()
-    recipe, config = resolve(recipe, arguments[1:], rank == 0)
-    validate(config, num_ranks)
-    validate_phases(recipe.algorithm, config, num_ranks)
-    ranks = Ranks.connect(choose_device(config.device), config.parallel)
-    try:
-        train(recipe, config, ranks, trainer_class=ShuffledAdvantages)
-        ranks.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run(sys.argv[1:])
+config, reward, prepare = base.config, base.reward, base.prepare
+algorithm = Algorithm(advantages=shuffled)

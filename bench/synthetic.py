@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.shapes import Shape
-from fastgrpo.algorithm.selection import Judged
 from fastgrpo.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.attention import choose_attention
 from fastgrpo.models.load import apply_liger, compute_dtype, master_dtype
@@ -19,7 +18,7 @@ from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.trainer import Trainer
-from fastgrpo.types import Group, Prompt, Response, Sequence
+from fastgrpo.types import Group, Prompt, Response, Sample
 
 PROMPT_TOKENS = 128
 
@@ -41,7 +40,7 @@ def response_mix(num_tokens: int, seed: int = 1) -> list[int]:
     return lengths
 
 
-def random_sequences(shape: Shape, lengths: Seq[int], prompt_tokens: int, seed: int = 1) -> list[Sequence]:
+def random_sequences(shape: Shape, lengths: Seq[int], prompt_tokens: int, seed: int = 1) -> list[Sample]:
     """Sequences that the model reads in exactly these numbers of tokens, with advantages of +1 and -1 in turn."""
     rng = np.random.default_rng(seed)
     sequences = []
@@ -49,7 +48,13 @@ def random_sequences(shape: Shape, lengths: Seq[int], prompt_tokens: int, seed: 
         ids = rng.integers(shape.vocabulary, size=length + 1).astype(np.int32)
         response = ids[prompt_tokens:]
         logprobs = np.full(len(response), -np.log(shape.vocabulary), dtype=np.float32)
-        sequences.append(Sequence(ids[:prompt_tokens], Response(response, logprobs, "stop", 0), 1.0 - 2.0 * (i % 2)))
+        sequences.append(
+            Sample(
+                Prompt.of_ids(ids[:prompt_tokens]),
+                Response(response, logprobs, "stop", 0),
+                advantage=1.0 - 2.0 * (i % 2),
+            )
+        )
     return sequences
 
 
@@ -97,7 +102,7 @@ def random_engine(shape: Shape, ranks: Ranks, max_sequences: int) -> BuiltinEngi
 def random_prompts(shape: Shape, count: int, num_tokens: int, seed: int = 1) -> list[Prompt]:
     rng = np.random.default_rng(seed)
     ids = rng.integers(shape.vocabulary, size=(count, num_tokens)).astype(np.int32)
-    return [Prompt(position=i, row=i, text="", prompt_ids=ids[i], answer="") for i in range(count)]
+    return [Prompt.of_ids(ids[i], i) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,13 @@ class SyntheticPrompts:
 class SyntheticTrainer(Trainer):
     """The trainer's own step with a coin for a verifier: nothing is read, decoded or judged."""
 
-    def judge(self, groups: list[Group]) -> list[Judged]:
+    def judge(self, groups: list[Group]) -> list[Group]:
         coin = np.random.default_rng(self.progress.step)
         everything = self.ranks.gather(groups)
-        return [Judged(g, coin.integers(2, size=len(g.responses)).astype(bool), 0) for g in everything]
+        tossed = (coin.integers(2, size=len(group)).astype(bool) for group in everything)
+        return [
+            [replace(s, correct=c) for s, c in zip(g, t, strict=True)] for g, t in zip(everything, tossed, strict=True)
+        ]
 
 
 def tokens_read(config: Config, prompt_tokens: int) -> int:

@@ -189,7 +189,7 @@ def _learner(protocol: Protocol, ranks: Any) -> Any:
 def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     """Packing, forward, backward, clipping and AdamW."""
     from bench.synthetic import random_sequences
-    from fastgrpo.policy.learner import TokenSums
+    from fastgrpo.policy.token_sums import TokenSums
 
     learner = _learner(protocol, ranks)
     sequences = random_sequences(protocol.shape, protocol.update_lengths, protocol.prompt_tokens)

@@ -136,7 +136,7 @@ def prompt_tokens(base: Path) -> int:
     problems = load_problems(str(base / "train.jsonl"), config.data.suffix)
     tokenizer = load_tokenizer(str(base / "model"), False)
     encoded = encode(problems, tokenizer, chat_template=True, max_prompt_tokens=config.data.max_prompt_tokens)
-    return sum(len(ids) for ids in encoded.prompt_ids)
+    return sum(len(prompt.prompt_ids) for prompt in encoded)
 
 
 def sweep(

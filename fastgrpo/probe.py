@@ -9,7 +9,7 @@ from fastgrpo.policy.packing import pack
 from fastgrpo.policy.sharding import reshard
 from fastgrpo.rollout.compare import WeightMismatch
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.types import Prompt, Sequence
+from fastgrpo.types import Prompt
 
 PROBE_TOKENS = 16
 TOLERANCES = {torch.float8_e4m3fn: 0.3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -26,7 +26,7 @@ def probe(prompt: Prompt, rollouts: Rollouts, learner: Learner, dtype: torch.dty
     prompts = [replace(prompt, position=-1 - i) for i in range(ranks.count)]
     sampling = replace(rollouts.sampling, group_size=1, max_response_tokens=PROBE_TOKENS)
     groups = rollouts.generate(prompts, sampling)
-    batch = pack([Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]).to(ranks.device)
+    batch = pack([sample for group in groups for sample in group]).to(ranks.device)
     logprobs, _ = learner.policy(batch, entropy=False)
     reshard(learner.policy)
     differences = (logprobs.float() - batch.at_responses(batch.rollout_logprobs)).abs().double().cpu()

@@ -66,7 +66,8 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.rollout.remote.pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
     from fastgrpo.run.checkpoint import CheckpointError
-    from fastgrpo.run.run import EXIT_INTERRUPTED, Interrupted, train
+    from fastgrpo.run.run import EXIT_INTERRUPTED, Interrupted
+    from fastgrpo.run.start import train
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0

@@ -12,19 +12,20 @@ import numpy as np
 import torch
 
 from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.scoring import Scored, advantages_of, judge, lengths_of, rewards_of
-from fastgrpo.algorithm.selection import Judged, Selection
+from fastgrpo.algorithm.scoring import judge, rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
-from fastgrpo.policy.learner import Learner, TokenSums, Update
+from fastgrpo.policy.learner import Learner, Update
 from fastgrpo.policy.optimizer import learning_rate
 from fastgrpo.policy.packing import split_updates
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.probe import probe
 from fastgrpo.ranks import Ranks
 from fastgrpo.ranks.watchdog import Watchdog
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.rollout.spec import engine_dtype
-from fastgrpo.types import Group, Prompt, Response, Sampling, Sequence
+from fastgrpo.types import Group, Prompt, Response, Sample, Sampling
 
 
 class TrainingError(RuntimeError):
@@ -46,8 +47,17 @@ class Progress:
     greedy_before: float | None = None
 
 
+@dataclass(frozen=True)
+class StepSamples:
+    """The samples that a step trains on, as every rank sees them, and those that it left out; groups stand together."""
+
+    kept: list[Sample]
+    dropped: list[Sample]
+    counts: dict[str, float]  # what became of the prompts
+
+
 def limit_of(phase: str, config: Config) -> tuple[str, float, str]:
-    """Of a phase of a step: its name in messages, its longest time, and the setting that gives it."""
+    """The name of a step's phase in messages, its longest time, and the setting that gives it."""
     if phase == "sync" and config.rollout.gpus:
         return "sync", config.longest_sync_s, "(--deadline.start_s + sync_s) for each engine that may be lost,"
     names = {"rollout": "generate", "drain": "generate", "reward": "judge", "old_logprobs": "update"}
@@ -89,7 +99,7 @@ class Trainer:
         self.longest_response = self.algorithm.widest(self.config).rollout.max_response_tokens
 
     def set_config(self, config: Config) -> None:
-        """The settings of the phase that begins with the next step."""
+        """Goes on with the settings of the phase that begins with the next step."""
         rollout = config.rollout
         self.config = config
         self.learner.set_config(config.objective, config.optimizer, rollout.temperature)
@@ -108,25 +118,25 @@ class Trainer:
         if clear_optimizer:
             self.learner.clear_optimizer()
 
-    def step(self) -> tuple[dict[str, Any], Scored]:
+    def step(self) -> tuple[dict[str, Any], StepSamples]:
         """One step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
         clock, sums = Clock(self.ranks.watchdog, self.config), TokenSums.zero(self.ranks.device)
         started = time.perf_counter()
-        scored = self.sample(clock)
+        samples = self.sample(clock)
         self.rollouts.release_memory()
         with clock("old_logprobs"):
-            updates = self.with_old_logprobs(self.updates(scored))
+            updates = self.with_old_logprobs(self.updates(samples.kept))
         with clock("update"):
             norms = [self.update(u, sums) for u in updates]
         with clock("drain"):
             self.rollouts.drain()
         with clock("sync"):
             self.sync(self.progress.step + 1)
-        metrics = self.finish_step(scored, sums, norms, clock, time.perf_counter() - started)
-        return metrics, scored
+        metrics = self.finish_step(samples, sums, norms, clock, time.perf_counter() - started)
+        return metrics, samples
 
-    def sample(self, clock: "Clock") -> Scored:
-        """The step's groups with their rewards; groups without signal are kept, left out or replaced."""
+    def sample(self, clock: "Clock") -> StepSamples:
+        """The step's samples with rewards and advantages; groups without signal are kept, left out or replaced."""
         settings = self.config.rollout
         wanted, has_signal = self.config.data.prompts_per_step, self.algorithm.has_signal
         selection = Selection(settings.zero_signal_groups, wanted, settings.max_rounds, has_signal)
@@ -136,38 +146,25 @@ class Trainer:
                 groups = self.rollouts.take(selection.num_missing)
             with clock("reward"):
                 selection.add(self.judge(groups))
-        return self.scored(selection)
+        kept, dropped = (self.with_rewards(groups) for groups in (selection.kept, selection.dropped))
+        kept = with_advantages(kept, self.algorithm, self.config, self.progress.step)
+        return StepSamples(kept, dropped, {**selection.metrics(), **self.rollouts.metrics()})
 
-    def judge(self, groups: list[Group]) -> list[Judged]:
-        """Judges this rank's groups; returns those of all ranks."""
-        mine = {j.group.prompt.position: j for j in judge(groups, self.tokenizer, self.pool)}
-        everyone = self.ranks.gather([replace(j, texts=()) for j in mine.values()])
-        return [mine.get(j.group.prompt.position, j) for j in everyone]
+    def judge(self, groups: list[Group]) -> list[Group]:
+        """Judges this rank's groups; returns those of all ranks. Texts stay on the rank that judged them."""
+        mine = judge(groups, self.tokenizer, self.pool)
+        everyone = self.ranks.gather([[replace(s, text=None) for s in group] for group in mine])
+        with_texts = {group[0].prompt.position: group for group in mine}
+        return [with_texts.get(group[0].prompt.position, group) for group in everyone]
 
-    def scored(self, selection: Selection) -> Scored:
-        """Rewards and advantages, of those that are kept alone: no other group has a say in them."""
-        rewards = self.rewards(selection.kept)
-        return Scored(
-            judged=selection.kept,
-            dropped=selection.dropped,
-            rewards=rewards,
-            advantages=self.advantages(rewards, lengths_of(selection.kept)),
-            sampled_rewards=np.concatenate([rewards, self.rewards(selection.dropped)]),
-            counts={**selection.metrics(), **self.rollouts.metrics()},
-        )
+    def with_rewards(self, groups: list[Group]) -> list[Sample]:
+        """The samples of these groups with their rewards, in which no other group has a say."""
+        samples = [sample for group in groups for sample in group]
+        return with_rewards(samples, self.algorithm, self.config, self.progress.step)
 
-    def rewards(self, judged: list[Judged]) -> np.ndarray:  # -> [N] float32
-        config = self.config
-        return rewards_of(judged, config.reward, self.algorithm, config.rollout.max_response_tokens, self.progress.step)
-
-    def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
-        return advantages_of(rewards, lengths, self.algorithm, self.config.rollout.group_size)
-
-    def updates(self, scored: Scored) -> list[Update]:
-        rows = ((j.group.prompt.prompt_ids, r) for j in scored.judged for r in j.group.responses)
-        sequences = [Sequence(p, r, float(a)) for (p, r), a in zip(rows, scored.advantages, strict=True)]
+    def updates(self, samples: list[Sample]) -> list[Update]:
         group_size, count = self.config.rollout.group_size, self.config.optimizer.updates_per_step
-        return [self.learner.pack(u) for u in split_updates(sequences, count, group_size)]
+        return [self.learner.pack(update) for update in split_updates(samples, count, group_size)]
 
     def with_old_logprobs(self, updates: list[Update]) -> list[Update]:
         """The denominators of the ratios. For the first update they are the current logprobs: nothing to compute."""
@@ -216,27 +213,29 @@ class Trainer:
         probe(self.rollouts.prompts.at(0), self.rollouts, self.learner, engine_dtype(self.config, self.ranks.device))
 
     def finish_step(
-        self, scored: Scored, sums: TokenSums, norms: list[float], clock: "Clock", step_s: float
+        self, samples: StepSamples, sums: TokenSums, norms: list[float], clock: "Clock", step_s: float
     ) -> dict[str, Any]:
         """Counts the step and puts its figures together, summed over ranks."""
-        responses = scored.sampled
-        num_tokens = sum(len(r) for r in responses)
-        tokens = TokenSums.metrics(self.ranks.sum(sums.values), sum(len(r) for r in scored.responses))
+        kept, sampled = samples.kept, [*samples.kept, *samples.dropped]
+        responses = [s.response for s in sampled]
+        num_tokens = sum(r.num_sampled_tokens for r in responses)
+        tokens = TokenSums.metrics(self.ranks.sum(sums.values), sum(s.response.num_sampled_tokens for s in kept))
         staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
+        rewards = rewards_of(sampled)
         progress = self.progress
         progress.step += 1
         progress.total_tokens += num_tokens
         progress.train_s += step_s
-        failures = sum(j.num_failures for j in (*scored.judged, *scored.dropped))
+        failures = sum(bool(s.failure) for s in sampled)
         progress.verifier_failures += failures
         return {
             "step": progress.step,
-            "reward": float(scored.sampled_rewards.mean()),
-            "reward_std": float(scored.sampled_rewards.std()),
-            "accuracy": float(np.mean([j.correct for j in (*scored.judged, *scored.dropped)])),  # before any shaping
+            "reward": float(rewards.mean()),
+            "reward_std": float(rewards.std()),
+            "accuracy": float(np.mean([s.correct for s in sampled])),  # before any shaping
             "response_length": num_tokens / len(responses),
             "truncated_frac": float(np.mean([r.finish_reason == "length" for r in responses])),
-            "zero_advantage_frac": self._share_without_advantage(scored.advantages),
+            "zero_advantage_frac": self._share_without_advantage(kept),
             "entropy": _mean_entropy(responses, otherwise=tokens.pop("entropy")),
             **tokens,
             "grad_norm": float(np.mean([n for n in norms if np.isfinite(n)] or [math.nan])),
@@ -247,15 +246,15 @@ class Trainer:
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
             "verifier_failures": failures,
             "engine_busy_s": clock.phases["rollout_s"],
-            **scored.counts,  # engines with ranks of their own know better
+            **samples.counts,  # engines with ranks of their own know better
             "total_tokens": progress.total_tokens,
             "tokens_per_s": num_tokens / step_s,
             "step_s": step_s,
             **clock.phases,
         }
 
-    def _share_without_advantage(self, advantages: np.ndarray) -> float:
-        groups = advantages.reshape(-1, self.config.rollout.group_size)
+    def _share_without_advantage(self, samples: list[Sample]) -> float:
+        groups = np.array([s.advantage for s in samples]).reshape(-1, self.config.rollout.group_size)
         return float((groups == 0).all(axis=1).mean()) if len(groups) else math.nan
 
     def accuracy(self, prompts: list[Prompt]) -> tuple[float, float]:
@@ -273,7 +272,7 @@ class Trainer:
 
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
         judged = judge(self.rollouts.generate(prompts, sampling), self.tokenizer, self.pool)
-        return float(np.mean(self.ranks.gather([bool(c) for j in judged for c in j.correct])))
+        return float(np.mean(self.ranks.gather([s.correct for group in judged for s in group])))
 
 
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:

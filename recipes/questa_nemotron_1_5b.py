@@ -17,9 +17,9 @@ from fastgrpo.config import (
     RewardConfig,
     RolloutConfig,
 )
-from fastgrpo.data import Problem
 from fastgrpo.data.schemas import generation_row
 from fastgrpo.rewards import math_verify, self_test_of
+from fastgrpo.types import Prompt
 
 MIN_HINT_CHARS = 10
 HARDEST = "foreverlasting1202/QuestA:OpenR1-{percent}-0-4.jsonl"
@@ -51,7 +51,7 @@ reward = math_verify
 self_test = self_test_of(reward)
 
 
-def with_hint(problem: Problem, data: DataConfig) -> str | None:
+def with_hint(problem: Prompt, data: DataConfig) -> str | None:
     """The problem and the beginning of its solution, cut by characters (QuestA AReaL/datasets/add_prefix.py).
 
     None where the solution does not hold the answer: the row is broken.

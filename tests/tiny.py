@@ -12,8 +12,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from fastgrpo.types import Prompt, Response, Sequence
+from fastgrpo.algorithm import Outcomes
+from fastgrpo.types import Prompt, Response, Sample
 
+NO_LENGTHS = np.zeros(0, np.int64)
 VOCABULARY = 61
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -62,18 +64,25 @@ def _replace_norms(model: PreTrainedModel) -> None:
 def prompts(count: int, seed: int = 0) -> list[Prompt]:
     random = np.random.default_rng(seed)
     return [
-        Prompt(i, i, "", random.integers(1, VOCABULARY, random.integers(3, 12)).astype(np.int32), "")
-        for i in range(count)
+        Prompt.of_ids(random.integers(1, VOCABULARY, random.integers(3, 12)).astype(np.int32), i) for i in range(count)
     ]
 
 
-def sequences(count: int, seed: int = 0, longest: int = 24) -> list[Sequence]:
+def sequences(count: int, seed: int = 0, longest: int = 24) -> list[Sample]:
     """Ragged sequences with advantages of both signs and old logprobs near a uniform guess."""
     random = np.random.default_rng(seed)
 
-    def one(prompt: Prompt) -> Sequence:
+    def one(prompt: Prompt) -> Sample:
         ids = random.integers(0, VOCABULARY, random.integers(1, longest)).astype(np.int32)
         logprobs = random.normal(-4.0, 0.3, len(ids)).astype(np.float32)
-        return Sequence(prompt.prompt_ids, Response(ids, logprobs, "stop", 0), float(random.normal()))
+        return Sample(
+            Prompt.of_ids(prompt.prompt_ids), Response(ids, logprobs, "stop", 0), advantage=float(random.normal())
+        )
 
     return [one(p) for p in prompts(count, seed)]
+
+
+def groups_of(size: int, lengths: np.ndarray = NO_LENGTHS) -> Outcomes:
+    """What a recipe's function sees of responses of these lengths: none right, none truncated."""
+    none = np.zeros(len(lengths), bool)
+    return Outcomes(none, lengths, none, max_response_tokens=100, group_size=size, step=0, seed=1)

@@ -2,6 +2,7 @@
 
 from fastgrpo.algorithm.advantages import batch_normalised, batch_whitened, group_normalised
 from fastgrpo.algorithm.algorithm import Algorithm, Phase, ProblemText, ReferenceReset
+from fastgrpo.algorithm.outcomes import Outcomes, RewardFunction
 from fastgrpo.algorithm.selection import SuccessBetween, some_right_and_some_wrong
 from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, OverlongPenalty, StopProperly
 
@@ -9,10 +10,12 @@ __all__ = [
     "Algorithm",
     "CosineLengthPenalty",
     "Cycled",
+    "Outcomes",
     "OverlongPenalty",
     "Phase",
     "ProblemText",
     "ReferenceReset",
+    "RewardFunction",
     "StopProperly",
     "SuccessBetween",
     "batch_normalised",

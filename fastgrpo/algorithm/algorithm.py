@@ -6,20 +6,21 @@ The defaults are JustRL's. Nothing of what a recipe leaves out is loaded, comput
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from inspect import signature
 from types import FunctionType
 from typing import Any, Self
 
 import numpy as np
 
 from fastgrpo.algorithm.advantages import group_normalised
+from fastgrpo.algorithm.outcomes import RewardFunction
 from fastgrpo.algorithm.selection import some_right_and_some_wrong
-from fastgrpo.algorithm.shaping import Shaping, scaled
+from fastgrpo.algorithm.shaping import scaled
 from fastgrpo.config import Config, DataConfig, with_run_dir, with_settings
-from fastgrpo.data import Problem
+from fastgrpo.types import Prompt
 
-Advantages = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 HasSignal = Callable[[np.ndarray], bool]
-ProblemText = Callable[[Problem, DataConfig], str | None]
+ProblemText = Callable[[Prompt, DataConfig], str | None]
 
 PHASED = {
     "data.train", "data.prompts_per_step", "data.hint_percent", "rollout.group_size", "rollout.max_response_tokens",
@@ -74,13 +75,13 @@ class ReferenceReset:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    advantages: Advantages = group_normalised
-    """(rewards [N], group_size, lengths [N]) -> advantages [N]."""
-    shaping: tuple[Shaping, ...] = ()
+    advantages: RewardFunction = group_normalised
+    """(rewards [N], outcomes) -> advantages [N]."""
+    shaping: tuple[RewardFunction, ...] = ()
     """What is done to the verifier's rewards, in this order."""
     has_signal: HasSignal = some_right_and_some_wrong
-    """Whether a group, from its raw verdicts [group_size] bool, has something to teach; what becomes of one that has not
-    is --rollout.zero_signal_groups."""
+    """Whether a group, from its raw verdicts [group_size] bool, has something to teach. What becomes of one that has
+    not is the setting --rollout.zero_signal_groups."""
     reference_reset: ReferenceReset | None = None
     """When the reference of --objective.kl_coef becomes the policy; None: it stays the run's first weights."""
     problem_text: ProblemText | None = None
@@ -97,6 +98,8 @@ class Algorithm:
             value = getattr(self, name)
             if not _is_function(value) and not (value is None and name == "problem_text"):
                 raise ValueError(f"{name} must be a function, got {value!r}")
+        for part, function in (("advantages", self.advantages), *(("shaping", shape) for shape in self.shaping)):
+            _require_signature(part, function)
 
     def config_at(self, config: Config, step: int) -> Config:
         """The settings of the step that ``step`` others went before."""
@@ -137,6 +140,15 @@ class Algorithm:
 def _is_function(value: Any) -> bool:
     """A technique, and not its class, which somebody forgot to call."""
     return callable(value) and not isinstance(value, type)
+
+
+def _require_signature(part: str, function: RewardFunction) -> None:
+    """Raises ValueError for a function that cannot be called with rewards and outcomes."""
+    try:
+        signature(function).bind(None, None)
+    except TypeError:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise ValueError(f"{part} must take (rewards, outcomes), got {name}{signature(function)}") from None
 
 
 def _described(value: Any) -> Any:

@@ -27,17 +27,6 @@ class SuccessBetween:
         return bool(self.low <= correct.mean() <= self.high)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A group and what the verifier said of its responses."""
-
-    group: Group
-    correct: np.ndarray  # [group_size] bool
-    num_failures: int  # of the verifier: responses that count as wrong unjudged
-    texts: tuple[str, ...] = ()  # on the rank that judged alone: text is only looked at, never fed back
-    unformatted: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))  # [group_size] bool, of the wrong
-
-
 @dataclass
 class Selection:
     """The groups that a step trains on, of those that were judged for it.
@@ -49,14 +38,14 @@ class Selection:
     wanted: int
     max_rounds: int
     has_signal: Callable[[np.ndarray], bool] = some_right_and_some_wrong
-    kept: list[Judged] = field(default_factory=list)
-    dropped: list[Judged] = field(default_factory=list)
+    kept: list[Group] = field(default_factory=list)
+    dropped: list[Group] = field(default_factory=list)
     num_rounds: int = 0
 
-    def add(self, judged: Sequence[Judged]) -> None:
+    def add(self, groups: Sequence[Group]) -> None:
         self.num_rounds += 1
-        for one in judged:
-            (self.kept if self.rule == "keep" or self.has_signal(one.correct) else self.dropped).append(one)
+        for group in groups:
+            (self.kept if self.rule == "keep" or self.has_signal(_correct(group)) else self.dropped).append(group)
 
     @property
     def num_missing(self) -> int:
@@ -68,10 +57,14 @@ class Selection:
         return self.wanted - len(self.kept)
 
     def metrics(self) -> dict[str, float]:
-        dropped_right = sum(bool(one.correct.mean() > 0.5) for one in self.dropped)
+        dropped_right = sum(bool(_correct(group).mean() > 0.5) for group in self.dropped)
         return {
             "groups_kept": len(self.kept),
             "groups_dropped_all_right": dropped_right,
             "groups_dropped_all_wrong": len(self.dropped) - dropped_right,
             "sampling_rounds": self.num_rounds,
         }
+
+
+def _correct(group: Group) -> np.ndarray:  # [group_size] bool
+    return np.array([sample.correct for sample in group])

@@ -1,28 +1,15 @@
-"""What a recipe does to rewards after the verifier: small functions of a step's outcomes, in the order it names them.
+"""What a recipe does to rewards after the verifier: small functions, in the order in which it names them.
 
-Each is (rewards [N], Outcomes) -> [N]. Those here are frozen dataclasses, so that a run can say what it was made with;
-``scaled`` gives the same technique for responses and runs of another length, as --shrink needs it.
+Each is (rewards [N], `Outcomes`) -> [N]. Those here are frozen dataclasses, so that a run can say what it was made
+with; ``scaled`` gives the same technique for responses and runs of another length, as --shrink needs it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What is known of the N responses of a step when their rewards are made."""
-
-    correct: np.ndarray  # [N] bool, the verifier's
-    lengths: np.ndarray  # [N] int64, response tokens
-    truncated: np.ndarray  # [N] bool
-    max_response_tokens: int
-    step: int  # trainer steps that made the weights
-
-
-Shaping = Callable[[np.ndarray, Outcomes], np.ndarray]
+from fastgrpo.algorithm.outcomes import Outcomes, RewardFunction
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,7 @@ class CosineLengthPenalty:
 class Cycled:
     """Another shaping for ``on_steps``, then none for ``off_steps``, again and again, from the first step on."""
 
-    shaping: Shaping
+    shaping: RewardFunction
     on_steps: int
     off_steps: int
 

@@ -1,13 +1,11 @@
 """Data set rows -> prompts: ``read`` finds rows, ``schemas`` understands them, ``problems`` keeps each problem once,
 ``prompts`` makes token ids and puts them in the order of a run."""
 
-from fastgrpo.data.problems import Problem, Problems, load_problems
-from fastgrpo.data.prompts import EncodedPrompts, PromptStream, encode, held_out_prompts
+from fastgrpo.data.problems import Problems, load_problems
+from fastgrpo.data.prompts import PromptStream, encode, held_out_prompts
 from fastgrpo.data.tokenizer import load_tokenizer
 
 __all__ = [
-    "EncodedPrompts",
-    "Problem",
     "Problems",
     "PromptStream",
     "encode",

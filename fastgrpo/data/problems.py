@@ -2,25 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 
 from fastgrpo.data.read import find_files, read_rows
-from fastgrpo.data.schemas import Item, parse, schema_of
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    row: int  # 0-based; in a folder, counted through its files in their order
-    text: str  # with the suffix, or in the template
-    answer: str
-    level: int | None = None  # difficulty, where the data set has it
-    solution: str = ""  # how the answer is found, where the data set has it
+from fastgrpo.data.schemas import parse, schema_of
+from fastgrpo.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Problems:
     """What was read. ``num_rows == len(problems) + num_duplicates + num_unanswered + num_unwanted``."""
 
-    problems: list[Problem]
+    problems: list[Prompt]
     source: str
     num_rows: int
     num_duplicates: int  # rows whose problem came before, with the same answer or another
@@ -31,11 +24,11 @@ class Problems:
     def __len__(self) -> int:
         return len(self.problems)
 
-    def __iter__(self) -> Iterator[Problem]:
+    def __iter__(self) -> Iterator[Prompt]:
         return iter(self.problems)
 
 
-Statement = Callable[[Problem], str | None]
+Statement = Callable[[Prompt], str | None]
 
 
 def load_problems(
@@ -59,22 +52,23 @@ def load_problems(
     Raises ValueError, naming file and row, where the source is missing or empty, a file is broken, its columns are
     unknown, or a row lacks an answer, has an empty problem or one that is not a single user message.
     """
-    first: dict[str, Item] = {}
-    problems: list[Problem] = []
+    first: dict[str, str] = {}  # problem as it was written -> answer
+    problems: list[Prompt] = []
     num_rows = num_duplicates = num_conflicts = num_unanswered = num_unwanted = 0
-    for row_number, item in enumerate(_items(source, suffix, template)):
+    for written in _rows(source, suffix, template):
         num_rows += 1
-        problem = Problem(row_number, item.body.strip(), item.answer, item.level, item.solution)
-        is_wanted = not levels or item.level in (None, *levels)
+        problem = replace(written, text=written.text.strip())
+        is_wanted = not levels or problem.level in (None, *levels)
         text = None if not is_wanted else statement(problem) if statement else problem.text
-        if not item.answer:
+        if not problem.answer:
             num_unanswered += 1
         elif text is None:
             num_unwanted += 1
-        elif (kept := first.setdefault(item.body, item)) is not item:
+        elif written.text in first:
             num_duplicates += 1
-            num_conflicts += kept.answer != item.answer
+            num_conflicts += first[written.text] != problem.answer
         else:
+            first[written.text] = problem.answer
             whole = template.replace("{problem}", text) if template else text + suffix
             problems.append(replace(problem, text=whole))
     if not problems:
@@ -83,9 +77,10 @@ def load_problems(
     return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered, num_unwanted)
 
 
-def _items(source: str, suffix: str, template: str) -> Iterator[Item]:
+def _rows(source: str, suffix: str, template: str) -> Iterator[Prompt]:
+    numbers = count()
     for file in find_files(source):
         extract = None
         for row in read_rows(file):
             extract = extract or schema_of(row)
-            yield parse(row, extract, suffix, template)
+            yield parse(row, next(numbers), extract, suffix, template)

@@ -1,41 +1,26 @@
 """Problems -> token ids -> the endless order in which a run visits them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgrpo.data.problems import Problem
 from fastgrpo.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPrompts:
-    problems: list[Problem]
-    prompt_ids: list[np.ndarray]  # of problems[i]: [num_prompt_tokens] int32
-    num_too_long: int  # problems that were dropped
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def prompt(self, index: int, position: int) -> Prompt:
-        problem = self.problems[index]
-        return Prompt(position, problem.row, problem.text, self.prompt_ids[index], problem.answer)
-
-
 def encode(
-    problems: Iterable[Problem],
+    problems: Iterable[Prompt],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     chat_template: bool,
     max_prompt_tokens: int,
     special_tokens: bool = True,
-) -> EncodedPrompts:
-    """Token ids of every problem that has at most `max_prompt_tokens` of them; the others are counted.
+) -> list[Prompt]:
+    """The problems that have at most `max_prompt_tokens` tokens, with them, in order.
 
     With `chat_template` a problem is one user message and the assistant's turn is opened; which special tokens there
     are is the template's business. Without, the tokenizer adds its own, once, unless `special_tokens` is false. Raises
@@ -50,16 +35,16 @@ def encode(
         if not ids:
             raise ValueError(f"The tokenizer makes no token of the problem in row {problem.row}: {problem.text[:60]!r}")
         if len(ids) <= max_prompt_tokens:
-            kept.append((problem, np.asarray(ids, np.int32)))
+            kept.append(replace(problem, prompt_ids=np.asarray(ids, np.int32)))
     if not kept:
         raise ValueError(
             f"None of {len(problems)} problems has at most --data.max_prompt_tokens {max_prompt_tokens} tokens: the "
             f"shortest has {min(map(len, all_ids))}. Raise the limit."
         )
-    return EncodedPrompts([p for p, _ in kept], [ids for _, ids in kept], len(problems) - len(kept))
+    return kept
 
 
-def _chat_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+def _chat_ids(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models. Give "
@@ -71,7 +56,7 @@ def _chat_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase") -> 
     return ids
 
 
-def _plain_ids(problems: list[Problem], tokenizer: "PreTrainedTokenizerBase", special_tokens: bool) -> list[list[int]]:
+def _plain_ids(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase", special_tokens: bool) -> list[list[int]]:
     all_ids = tokenizer([p.text for p in problems], add_special_tokens=special_tokens)["input_ids"]
     end = tokenizer.eos_token_id
     if end is not None and all(ids and ids[-1] == end for ids in all_ids):
@@ -89,12 +74,12 @@ class PromptStream:
     pieces of any size, sees the same order. Without `shuffle` each pass is the order of the file.
     """
 
-    def __init__(self, encoded: EncodedPrompts, seed: int, shuffle: bool = True) -> None:
-        if not len(encoded):
+    def __init__(self, prompts: Sequence[Prompt], seed: int, shuffle: bool = True) -> None:
+        if not prompts:
             raise ValueError("A stream of prompts needs at least one prompt.")
         if not 0 <= seed < 2**64:
             raise ValueError(f"The seed of the data order must be in [0, 2**64), got {seed}.")
-        self._encoded = encoded
+        self._prompts = prompts
         self._seed = seed
         self._shuffle = shuffle
         self._cached: tuple[int, np.ndarray] | None = None
@@ -104,22 +89,22 @@ class PromptStream:
         if first_position < 0 or count < 0:
             raise ValueError(f"Positions count from 0: got {count} prompts from {first_position}.")
         return [
-            self._encoded.prompt(self._index(position), position)
+            replace(self._prompts[self._index(position)], position=position)
             for position in range(first_position, first_position + count)
         ]
 
     def _index(self, position: int) -> int:
-        pass_number, place = divmod(position, len(self._encoded))
+        pass_number, place = divmod(position, len(self._prompts))
         return int(self._permutation(pass_number)[place]) if self._shuffle else place
 
     def _permutation(self, pass_number: int) -> np.ndarray:  # [num_prompts] int64
         if self._cached is None or self._cached[0] != pass_number:
             # numpy keeps a bit generator's stream for ever, but not what Generator.permutation makes of it (NEP 19).
-            draws = np.random.Philox(key=np.array([self._seed, pass_number], np.uint64)).random_raw(len(self._encoded))
+            draws = np.random.Philox(key=np.array([self._seed, pass_number], np.uint64)).random_raw(len(self._prompts))
             self._cached = pass_number, np.argsort(draws, kind="stable")
         return self._cached[1]
 
 
-def held_out_prompts(encoded: EncodedPrompts, limit: int) -> list[Prompt]:
+def held_out_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     """The first `limit` prompts in the order of the file; ``position`` is the place in this list."""
-    return [encoded.prompt(index, index) for index in range(min(limit, len(encoded)))]
+    return [replace(prompt, position=place) for place, prompt in enumerate(prompts[:limit])]

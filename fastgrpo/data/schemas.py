@@ -4,9 +4,10 @@ problem and its answer."""
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastgrpo.data.read import Row
+from fastgrpo.types import Prompt
 
 # DAPO-Math-17k puts these around every problem. JustRL trains without them (thunlp/JustRL issue 1).
 DAPO_PREFIX = (
@@ -33,15 +34,12 @@ _SEPARATORS = ("\n\n", "\n", " ")
 Extract = Callable[[dict[str, Any]], tuple[Any, Any]]  # the columns of a row -> (problem, answer), unchecked
 
 
-class Item(NamedTuple):
-    body: str  # the problem as it was written, its white space included, without anybody's instructions
-    answer: str  # empty where the data set has none
-    level: int | None
-    solution: str  # how the answer is found; empty where the data set does not say
+def parse(row: Row, number: int, extract: Extract, suffix: str, template: str = "") -> Prompt:
+    """The row, ``number`` in its source, by its schema. Its text is the problem as it was written, its white space
+    included, without anybody's instructions; its answer is empty where the data set has none.
 
-
-def parse(row: Row, extract: Extract, suffix: str, template: str = "") -> Item:
-    """One row by its schema. Raises ValueError, naming file and row, for what is missing or has the wrong type."""
+    Raises ValueError, naming file and row, for what is missing or has the wrong type.
+    """
     try:
         problem, answer = extract(row.values)
         if not isinstance(problem, str):
@@ -52,7 +50,7 @@ def parse(row: Row, extract: Extract, suffix: str, template: str = "") -> Item:
         if not _is_text(body):
             raise ValueError("the problem holds half a surrogate pair, which no tokenizer reads")
         level = level_number(row.values.get("level"))
-        return Item(body, unwrap_answer(answer_text(answer)), level, solution_text(row.values))
+        return Prompt(number, body, unwrap_answer(answer_text(answer)), level, solution_text(row.values))
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}.") from None
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 from fastgrpo.data.read import FORMATS, find_files, read_rows
-from fastgrpo.data.schemas import Item, parse, schema_of
+from fastgrpo.data.schemas import parse, schema_of
 from fastgrpo.evaluation.records import ProblemRow
 from fastgrpo.evaluation.suites import BENCHMARKS
+from fastgrpo.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,24 @@ def load_benchmark(name: str, source: str, limit: int = 0) -> Benchmark:
     cannot be read and for a row without an answer.
     """
     problems = []
-    for number, item in enumerate(_items(source)):
-        if limit and number == limit:
-            break
-        if not item.answer:
-            raise ValueError(f"{source}, row {number} has no answer: no response to it could be right. Take it out.")
-        problems.append(ProblemRow(number, item.body.strip(), item.answer))
+    for problem in islice(_problems(source), limit or None):
+        if not problem.answer:
+            raise ValueError(
+                f"{source}, row {problem.row} has no answer: no response to it could be right. Take it out."
+            )
+        problems.append(ProblemRow(problem.row, problem.text.strip(), problem.answer))
     if not problems:
         raise ValueError(f"{source} holds no problem")
     return Benchmark(name, source, problems)
 
 
-def _items(source: str) -> Iterator[Item]:
+def _problems(source: str) -> Iterator[Prompt]:
+    numbers = count()
     for file in find_files(source):
         extract = None
         for row in read_rows(file):
             extract = extract or schema_of(row)
-            yield parse(row, extract, "")
+            yield parse(row, next(numbers), extract, "")
 
 
 def count_note(benchmark: Benchmark, limit: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from fastgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
-from fastgrpo.data import Problem, encode, load_tokenizer
+from fastgrpo.data import encode, load_tokenizer
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.models.load import check_model, compute_dtype, find_model
 from fastgrpo.rollout.engines import check_engine, start_engine
@@ -61,7 +61,7 @@ def read_tokenizer(settings: Settings, model: str) -> PreTrainedTokenizerBase:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_template: bool) -> list[np.ndarray]:
-    problems = [Problem(row, text, "") for row, text in enumerate(texts)]
+    problems = [Prompt(row, text, answer="") for row, text in enumerate(texts)]
     try:
         encoded = encode(problems, tokenizer, chat_template=chat_template, max_prompt_tokens=NO_LIMIT)
     except ValueError as error:
@@ -71,7 +71,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_te
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models: give --template "
             f"simple, --template boxed or a text with {{problem}}"
         ) from error
-    return encoded.prompt_ids
+    return [prompt.prompt_ids for prompt in encoded]
 
 
 def stop_token_ids(model: str, given: tuple[int, ...], trust_remote_code: bool) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ def draw(
 
 
 def _prompt(asked: Asked) -> Prompt:
-    return Prompt(asked.position, asked.problem, "", asked.prompt_ids, "")
+    return Prompt(asked.problem, text="", answer="", prompt_ids=asked.prompt_ids, position=asked.position)
 
 
 def _drawn(asked: Asked, response: Response, tokenizer: PreTrainedTokenizerBase) -> Drawn:

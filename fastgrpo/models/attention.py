@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from fastgrpo.types import SharedPrompts
+from fastgrpo.models.packed_batch import SharedPrompts
 
 HALF = (torch.bfloat16, torch.float16)
 # torch 2.10 has is_causal and no scale, 2.11 window_size and scale, 2.12 enable_gqa besides.

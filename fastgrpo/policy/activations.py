@@ -18,9 +18,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from fastgrpo.config import ModelConfig, OptimizerConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS
 from fastgrpo.models.load import dropout_rates
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.packing import pack
 from fastgrpo.ranks import Ranks
-from fastgrpo.types import PackedBatch, Response, Sequence
+from fastgrpo.types import Prompt, Response, Sample
 
 USABLE_SHARE = 0.85
 """Of the free memory: blocks of changing sizes leave gaps between them, and cuBLAS and NCCL take theirs later."""
@@ -148,7 +149,7 @@ def _kept_bytes(policy: _Policy, num_tokens: int, device: torch.device) -> int:
 
     ids = np.zeros(num_tokens, dtype=np.int32)
     response = Response(ids, np.zeros(num_tokens, dtype=np.float32), "stop", 0)
-    batch = pack([Sequence(ids[:1], response, 0.0)]).to(device)
+    batch = pack([Sample(Prompt.of_ids(ids[:1]), response)]).to(device)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = policy(batch, False, hidden_only)
         output.sum().backward()  # so that sharded weights are let go as after every pass

@@ -1,24 +1,23 @@
 """The gradient of an update, and the update."""
 
-import math
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from fastgrpo_kernels import METRICS, GrpoOutput, Objective
 from torch import Tensor
 
 from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.losses import LOSSES
-from fastgrpo.policy.mismatch import NUM_BINS, histogram, quantile
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import accumulate, reshard
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
-from fastgrpo.types import PackedBatch, Sequence
+from fastgrpo.types import Sample
 
 
 @dataclass(frozen=True)
@@ -31,89 +30,11 @@ class Update:
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
 
 
-def verl_denominator(microbatch: Seq[Sequence], num_responses: int) -> float:
+def verl_denominator(microbatch: Sequence[Sample], num_responses: int) -> float:
     """What a micro-batch's loss is divided by where verl 0.4's weights hold: its own token mean counts by its share of
     the responses of the update (thunlp/JustRL train/verl/workers/actor/dp_actor.py). One without any counts as 1."""
-    num_tokens = sum(len(s.response) for s in microbatch)
+    num_tokens = sum(s.response.num_sampled_tokens for s in microbatch)
     return num_tokens * num_responses / len(microbatch) if microbatch else 1.0
-
-
-CLIPPED = ("clipped_low", "clipped_high", "dual_clipped")
-
-
-@dataclass
-class TokenSums:
-    """Sums over this rank's response tokens. Summed over ranks, `metrics` makes the step's figures of them."""
-
-    values: Tensor  # [len(NAMES)] float64, on the device of the policy: nobody waits for it before the step ends
-
-    NAMES = (
-        "num_tokens",
-        "entropy",
-        "clipped",
-        "num_compared",
-        "rollout_kl",
-        "logprob_diff_above_001",
-        "num_weighed",
-        "correction",
-        "corrected",
-        "num_referred",
-        "kl_ref",
-        *(f"logprob_diff_bin_{i}" for i in range(NUM_BINS)),
-    )
-
-    @classmethod
-    def zero(cls, device: torch.device | str = "cpu") -> "TokenSums":
-        return cls(torch.zeros(len(cls.NAMES), dtype=torch.float64, device=device))
-
-    def add(
-        self,
-        output: GrpoOutput,
-        trainer_logprobs: Tensor | None,  # [R] under the weights that sampled, or None where nobody knows them
-        rollout_logprobs: Tensor,  # [R]
-        objective: Objective,
-    ) -> None:
-        known = dict(zip(METRICS, output.metrics.unbind(), strict=True))
-        no_entropy = torch.full_like(rollout_logprobs, math.nan)
-        entropy = no_entropy if output.entropy is None else output.entropy.detach()
-        differences = rollout_logprobs[:0] if trainer_logprobs is None else rollout_logprobs - trainer_logprobs
-        weighed, referred = objective.correction != "none", objective.kl_coef > 0
-        sums = {
-            "num_tokens": torch.ones_like(rollout_logprobs),
-            "entropy": entropy,
-            "clipped": torch.stack([known[name] for name in CLIPPED]),
-            "num_compared": torch.ones_like(differences),
-            "rollout_kl": differences,
-            "logprob_diff_above_001": ~(differences.abs() <= 0.01),  # NaN is not near
-            "num_weighed": torch.full_like(rollout_logprobs, weighed),
-            "correction": known["correction"],
-            "corrected": known["corrected"],
-            "num_referred": torch.ones_like(rollout_logprobs) if referred else rollout_logprobs[:0],
-            "kl_ref": known["kl_ref"] if referred else rollout_logprobs[:0],
-        }
-        scalars = torch.stack([rows.double().sum() for rows in sums.values()])
-        self.values += torch.cat([scalars, histogram(differences)])
-
-    @classmethod
-    def metrics(cls, summed: Tensor, num_tokens: int) -> dict[str, float]:
-        """The step's figures from the values summed over ranks; NaN where nothing was counted.
-
-        ``num_tokens`` are all sampled ones. Responses without advantage may have been left out of the passes: what
-        needs a pass is a mean over the tokens that were in one.
-        """
-        sums = dict(zip(cls.NAMES, summed.tolist(), strict=True))
-        trained, compared, weighed = (sums[n] or math.nan for n in ("num_tokens", "num_compared", "num_weighed"))
-        reference = {"reference_kl": sums["kl_ref"] / sums["num_referred"]} if sums["num_referred"] else {}
-        return {
-            "entropy": sums["entropy"] / trained,
-            "rollout_kl": sums["rollout_kl"] / compared,
-            "logprob_diff_p99": quantile(summed[-NUM_BINS:], 0.99),
-            "logprob_diff_above_001_frac": sums["logprob_diff_above_001"] / compared,
-            "clip_frac": sums["clipped"] / (num_tokens or math.nan),
-            "correction": sums["correction"] / weighed,
-            "corrected_frac": sums["corrected"] / weighed,
-            **reference,
-        }
 
 
 class Learner:
@@ -146,14 +67,14 @@ class Learner:
         """Its moments start anew."""
         self.optimizer = make_optimizer(self.parameters, self.config)
 
-    def pack(self, sequences: Seq[Sequence]) -> Update:
-        """This rank's share of one update. Every rank must be given the same sequences."""
-        num_tokens, num_responses = sum(len(s.response) for s in sequences), len(sequences)
+    def pack(self, samples: Sequence[Sample]) -> Update:
+        """This rank's share of one update. Every rank must be given the same samples."""
+        num_tokens, num_responses = sum(s.response.num_sampled_tokens for s in samples), len(samples)
         if self.config.skip_zero_advantage and self._only_advantages_act:
-            sequences = [s for s in sequences if s.advantage != 0]
+            samples = [s for s in samples if s.advantage != 0]
         share = self.config.share_prompts and self.policy.can_share_prompts
         budget = self.config.tokens_per_microbatch
-        plan = plan_microbatches(sequences, self.ranks.count, budget, self.cost, share_prompts=share)
+        plan = plan_microbatches(samples, self.ranks.count, budget, self.cost, share_prompts=share)
         mine = plan[self.ranks.rank]
         batches = [pack(chosen, share_prompts=share).to(self.ranks.device) for chosen in mine]
         if self.reference is not None and self.objective.kl_coef > 0:

@@ -7,8 +7,8 @@ from typing import TypedDict
 from fastgrpo_kernels import GrpoOutput, Objective, grpo_loss, linear_grpo, reference
 from torch import Tensor
 
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.model import Policy
-from fastgrpo.types import PackedBatch
 
 # (policy, batch, num_loss_tokens, objective, entropy wanted) -> output over the R response tokens
 Loss = Callable[[Policy, PackedBatch, int | float, Objective, bool], GrpoOutput]

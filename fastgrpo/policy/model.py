@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from fastgrpo.config import ModelConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
 from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype, refuse_scaled_logits
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import layers_of, recompute_first
 from fastgrpo.policy.packing import SequenceCost
-from fastgrpo.types import PackedBatch
 
 
 class Policy(nn.Module):

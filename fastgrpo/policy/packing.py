@@ -1,14 +1,15 @@
 """Responses to packed micro-batches, balanced over ranks. The only place where tokens are shifted."""
 
 import heapq
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from fastgrpo.types import PackedBatch, Sequence, SharedPrompts
+from fastgrpo.models.packed_batch import PackedBatch, SharedPrompts
+from fastgrpo.types import Response, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,77 +31,77 @@ class SequenceCost:
         return self.per_token * num_tokens + self.per_token_pair * num_tokens**2
 
 
-def split_updates(sequences: Seq[Sequence], updates_per_step: int, group_size: int) -> list[Seq[Sequence]]:
+def split_updates(samples: Sequence[Sample], updates_per_step: int, group_size: int) -> list[Sequence[Sample]]:
     """Contiguous shares of nearly as many whole groups: verl's mini-batches with ``shuffle=False``.
 
     Fewer groups than updates give fewer updates, no group none.
     """
-    groups, rest = divmod(len(sequences), group_size)
-    assert rest == 0, f"{len(sequences)} sequences are no whole groups of {group_size}"
+    groups, rest = divmod(len(samples), group_size)
+    assert rest == 0, f"{len(samples)} samples are no whole groups of {group_size}"
     ends = [groups * i // updates_per_step * group_size for i in range(updates_per_step + 1)]
-    return [sequences[start:stop] for start, stop in pairwise(ends) if start < stop]
+    return [samples[start:stop] for start, stop in pairwise(ends) if start < stop]
 
 
 def plan_microbatches(
-    sequences: Seq[Sequence],
+    samples: Sequence[Sample],
     num_ranks: int,
     tokens_per_microbatch: int,
     cost: SequenceCost,
     *,
     share_prompts: bool = False,
-) -> list[list[list[Sequence]]]:  # [rank][micro-batch]
+) -> list[list[list[Sample]]]:  # [rank][micro-batch]
     """The same number of micro-batches on every rank, none above the token budget, with FLOPs as equal as can be.
 
     Longest processing time first: the costliest item goes to the cheapest micro-batch that has room; where none has,
-    every rank gets one micro-batch more. An item is a sequence, or with ``share_prompts`` all sequences of a prompt if
+    every rank gets one micro-batch more. An item is a sample, or with ``share_prompts`` all samples of a prompt if
     together they are small beside the budget. A micro-batch may stay empty when items are few.
     """
-    longest = max((s.num_input_tokens for s in sequences), default=0)
+    longest = max((s.num_input_tokens for s in samples), default=0)
     if longest > tokens_per_microbatch:
         raise ValueError(
             f"a sequence of {longest} tokens does not fit into a micro-batch of {tokens_per_microbatch}: "
             f"raise --optimizer.tokens_per_microbatch"
         )
-    items = [_Item.of(part, cost) for part in _parts(sequences, tokens_per_microbatch // 4 if share_prompts else 0)]
+    items = [_Item.of(part, cost) for part in _parts(samples, tokens_per_microbatch // 4 if share_prompts else 0)]
     items.sort(key=lambda item: -item.flops)
     per_rank = max(1, -(-sum(item.num_tokens for item in items) // (tokens_per_microbatch * num_ranks)))
     while (bins := _fill(items, per_rank * num_ranks, tokens_per_microbatch)) is None:
         per_rank += 1
     # Costliest micro-batches first, dealt back and forth, so that the sums over ranks are near each other too.
     bins.sort(key=lambda b: -sum(item.flops for item in b))
-    ranks: list[list[list[Sequence]]] = [[] for _ in range(num_ranks)]
+    ranks: list[list[list[Sample]]] = [[] for _ in range(num_ranks)]
     for k, chosen in enumerate(bins):
         turn, place = divmod(k, num_ranks)
-        ranks[place if turn % 2 == 0 else num_ranks - 1 - place].append([s for item in chosen for s in item.sequences])
+        ranks[place if turn % 2 == 0 else num_ranks - 1 - place].append([s for item in chosen for s in item.samples])
     return ranks
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Sequences that stay together, of one prompt, which is computed once."""
+    """Samples that stay together, of one prompt, which is computed once."""
 
-    sequences: list[Sequence]
+    samples: list[Sample]
     num_tokens: int
     flops: float
 
     @classmethod
-    def of(cls, sequences: list[Sequence], cost: SequenceCost) -> "_Item":
-        repeated = (len(sequences) - 1) * len(sequences[0].prompt_ids)
-        flops = sum(cost.flops(s.num_input_tokens) for s in sequences) - cost.per_token * repeated
-        return cls(sequences, sum(s.num_input_tokens for s in sequences) - repeated, flops)
+    def of(cls, samples: list[Sample], cost: SequenceCost) -> "_Item":
+        repeated = (len(samples) - 1) * len(samples[0].prompt.prompt_ids)
+        flops = sum(cost.flops(s.num_input_tokens) for s in samples) - cost.per_token * repeated
+        return cls(samples, sum(s.num_input_tokens for s in samples) - repeated, flops)
 
 
-def _parts(sequences: Seq[Sequence], most_tokens: int) -> list[list[Sequence]]:
-    """Sequences by prompt where those of one prompt have at most ``most_tokens`` together, else one by one."""
-    by_prompt: dict[bytes, list[Sequence]] = {}
-    for sequence in sequences:
-        by_prompt.setdefault(sequence.prompt_ids.tobytes(), []).append(sequence)
+def _parts(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:
+    """Samples by prompt where those of one prompt have at most ``most_tokens`` together, else one by one."""
+    by_prompt: dict[bytes, list[Sample]] = {}
+    for sample in samples:
+        by_prompt.setdefault(sample.prompt.prompt_ids.tobytes(), []).append(sample)
     together = [p for p in by_prompt.values() if sum(s.num_input_tokens for s in p) <= most_tokens]
     alone = [[s] for p in by_prompt.values() if sum(s.num_input_tokens for s in p) > most_tokens for s in p]
     return together + alone
 
 
-def _fill(items: Seq[_Item], num_bins: int, room: int) -> list[list[_Item]] | None:
+def _fill(items: Sequence[_Item], num_bins: int, room: int) -> list[list[_Item]] | None:
     cheapest = [(0.0, 0, b) for b in range(num_bins)]  # FLOPs, tokens, micro-batch
     bins: list[list[_Item]] = [[] for _ in range(num_bins)]
     for item in items:
@@ -117,20 +118,23 @@ def _fill(items: Seq[_Item], num_bins: int, room: int) -> list[list[_Item]] | No
     return bins
 
 
-def pack(sequences: Seq[Sequence], *, share_prompts: bool = False) -> PackedBatch:
-    """Lays sequences end to end. No sequence at all gives two tokens without loss: every rank takes part in every
+def pack(samples: Sequence[Sample], *, share_prompts: bool = False) -> PackedBatch:
+    """Lays samples end to end. No sample at all gives two tokens without loss: every rank takes part in every
     collective of every micro-batch, also one that has nothing to learn from."""
-    if not sequences:
+    if not samples:
         return _nothing()
-    lengths = np.array([s.num_input_tokens for s in sequences])
+    lengths = np.array([s.num_input_tokens for s in samples])
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = [np.concatenate([s.prompt_ids, s.response.response_ids]) for s in sequences]
-    responses = np.array([len(s.response) for s in sequences])
+    tokens = [np.concatenate([s.prompt.prompt_ids, s.response.response_ids]) for s in samples]
+    responses = np.array([len(s.response) for s in samples])
+    sampled = np.concatenate([_sampled(s.response) for s in samples])
     starts = np.repeat(cu_seqlens[:-1], lengths)
     positions = np.arange(cu_seqlens[-1]) - starts
     is_response = positions >= np.repeat(lengths - responses, lengths)
+    is_response[is_response] = sampled
     rollout_logprobs = np.zeros(cu_seqlens[-1], dtype=np.float32)
-    rollout_logprobs[is_response] = np.concatenate([s.response.rollout_logprobs for s in sequences])
+    rollout_logprobs[is_response] = np.concatenate([s.response.rollout_logprobs for s in samples])[sampled]
+    num_sampled = [s.response.num_sampled_tokens for s in samples]
     return PackedBatch(
         input_ids=torch.from_numpy(np.concatenate([t[:-1] for t in tokens]).astype(np.int64)),
         target_ids=torch.from_numpy(np.concatenate([t[1:] for t in tokens]).astype(np.int64)),
@@ -139,22 +143,26 @@ def pack(sequences: Seq[Sequence], *, share_prompts: bool = False) -> PackedBatc
         max_seqlen=int(lengths.max()),
         response_mask=torch.from_numpy(is_response),
         response_rows=torch.from_numpy(np.flatnonzero(is_response)),
-        cu_responses=torch.from_numpy(np.concatenate([[0], np.cumsum(responses)]).astype(np.int32)),
-        advantages=torch.from_numpy(np.repeat([s.advantage for s in sequences], lengths).astype(np.float32)),
+        cu_responses=torch.from_numpy(np.concatenate([[0], np.cumsum(num_sampled)]).astype(np.int32)),
+        advantages=torch.from_numpy(np.repeat([s.advantage for s in samples], lengths).astype(np.float32)),
         rollout_logprobs=torch.from_numpy(rollout_logprobs),
-        shared=_share(sequences, cu_seqlens) if share_prompts else None,
+        shared=_share(samples, cu_seqlens) if share_prompts else None,
     )
 
 
-def _share(sequences: Seq[Sequence], cu_seqlens: np.ndarray) -> SharedPrompts | None:
-    """Every prompt keeps the tokens of its first sequence; None if no prompt stands twice."""
-    first: dict[bytes, int] = {}  # prompt -> where its first sequence begins
+def _sampled(response: Response) -> np.ndarray:  # [num_response_tokens] bool
+    return np.ones(len(response), dtype=bool) if response.response_mask is None else response.response_mask
+
+
+def _share(samples: Sequence[Sample], cu_seqlens: np.ndarray) -> SharedPrompts | None:
+    """Every prompt keeps the tokens of its first sample; None if no prompt stands twice."""
+    first: dict[bytes, int] = {}  # prompt -> where its first sample begins
     source = np.arange(cu_seqlens[-1])  # the packed token that stands for each
-    for start, sequence in zip(cu_seqlens.tolist(), sequences, strict=False):
-        length = len(sequence.prompt_ids)
-        origin = first.setdefault(sequence.prompt_ids.tobytes(), start)
+    for start, sample in zip(cu_seqlens.tolist(), samples, strict=False):
+        length = len(sample.prompt.prompt_ids)
+        origin = first.setdefault(sample.prompt.prompt_ids.tobytes(), start)
         source[start : start + length] = np.arange(origin, origin + length)
-    if len(first) == len(sequences):
+    if len(first) == len(samples):
         return None
     select, expand = np.unique(source, return_inverse=True)
     return SharedPrompts(torch.from_numpy(select), torch.from_numpy(expand))

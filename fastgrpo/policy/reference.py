@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.sharding import reshard
-from fastgrpo.types import PackedBatch
 
 
 class Reference:

@@ -7,19 +7,18 @@ import torch
 
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
-from fastgrpo.types import Response
-from fastgrpo.types import Sequence as TokenSequence
+from fastgrpo.types import Prompt, Response, Sample
 
 
-def demonstration(prompt_ids: np.ndarray, response_ids: np.ndarray) -> TokenSequence:
+def demonstration(prompt_ids: np.ndarray, response_ids: np.ndarray) -> Sample:
     """A response that nobody sampled: its tokens carry the loss, its logprobs and advantage mean nothing."""
     response = Response(response_ids, np.zeros(len(response_ids), dtype=np.float32), "stop", policy_version=0)
-    return TokenSequence(prompt_ids, response, advantage=0.0)
+    return Sample(Prompt.of_ids(prompt_ids), response)
 
 
 def supervised_warmup(
     policy: Policy,
-    demonstrations: Sequence[TokenSequence],
+    demonstrations: Sequence[Sample],
     *,
     steps: int,
     sequences_per_step: int,

@@ -134,6 +134,11 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device_name(self) -> str:
+        """The model of this rank's GPU, or CPU."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
     def share_of(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's contiguous part; the parts of all ranks differ in length by at most one."""
         return share_of(items, self.rank, self.count)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastgrpo.types import Group, Prompt, Request, Response, Sampling
+from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
 
 
 class RolloutEngine(Protocol):
@@ -52,7 +52,7 @@ class RolloutEngine(Protocol):
 def requests_of(prompts: Sequence[Prompt], sampling: Sampling, first_id: int = 0) -> list[Request]:
     """``sampling.group_size`` requests for each prompt, in order, with consecutive ids."""
     ids = count(first_id)
-    return [Request(next(ids), p, sample, sampling) for p in prompts for sample in range(sampling.group_size)]
+    return [Request(next(ids), p, index, sampling) for p in prompts for index in range(sampling.group_size)]
 
 
 def generate(
@@ -84,4 +84,4 @@ def generate(
     engine.cancel([r.id for r in requests if r.id not in drawn])
     complete = sorted((n for n, left in enumerate(missing) if left == 0), key=lambda n: n not in first)
     size = sampling.group_size
-    return [Group(prompts[n], [drawn[n * size + k] for k in range(size)]) for n in sorted(complete[:wanted])]
+    return [[Sample(prompts[n], drawn[n * size + k]) for k in range(size)] for n in sorted(complete[:wanted])]

@@ -55,7 +55,7 @@ class LocalRollouts:
         # Every engine has its part of what is needed, and its part of what is started beyond that.
         share = [*self._share_of(prompts[:num_groups]), *self._share_of(prompts[num_groups:])]
         groups = generate(self.engine, share, self.sampling, len(self._share_of(prompts[:num_groups])), again)
-        unfinished = {p.position for p in share} - {g.prompt.position for g in groups}
+        unfinished = {p.position for p in share} - {group[0].prompt.position for group in groups}
         put_back = set(self.ranks.gather(sorted(unfinished))) if self.oversample > 1 else set()
         self.prompts.give_back(sorted(put_back))
         self.counts["prompts_started"] += len(prompts)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.algorithm import ProblemText
 from fastgrpo.config import Config, DataConfig
-from fastgrpo.data import EncodedPrompts, Problem, encode, held_out_prompts, load_problems, load_tokenizer
+from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer
 from fastgrpo.models.attention import choose_attention
 from fastgrpo.models.load import check_model, find_model
 from fastgrpo.run.checkpoint import require_space
@@ -20,7 +20,7 @@ from fastgrpo.types import Prompt
 @dataclass(frozen=True)
 class Inputs:
     tokenizer: PreTrainedTokenizerBase
-    train: list[EncodedPrompts]  # of every phase of the run
+    train: list[list[Prompt]]  # of every phase of the run
     held_out: list[Prompt]
 
 
@@ -45,7 +45,7 @@ def load_inputs(
     copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
     choose_attention(config.model.attention, device, dtype)
-    loaded: list[tuple[DataConfig, EncodedPrompts]] = []
+    loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
         loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, display)))
@@ -62,7 +62,7 @@ def _load_prompts(
     problem_text: ProblemText | None,
     tokenizer: PreTrainedTokenizerBase,
     display: Display,
-) -> EncodedPrompts:
+) -> list[Prompt]:
     statement = None if problem_text is None else partial(_statement, problem_text, data)
     levels = data.levels if source == data.train else ()
     problems = load_problems(source, data.suffix, data.template, levels, statement)
@@ -77,12 +77,12 @@ def _load_prompts(
         "duplicates": problems.num_duplicates,
         "without an answer": problems.num_unanswered,
         "not wanted by the recipe": problems.num_unwanted,
-        f"over {data.max_prompt_tokens} tokens": encoded.num_too_long,
+        f"over {data.max_prompt_tokens} tokens": len(problems) - len(encoded),
     }
     notes = ", ".join(f"{n} {what}" for what, n in dropped.items() if n) or "none dropped"
     display.say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems ({notes})")
     return encoded
 
 
-def _statement(problem_text: ProblemText, data: DataConfig, problem: Problem) -> str | None:
+def _statement(problem_text: ProblemText, data: DataConfig, problem: Prompt) -> str | None:
     return problem_text(problem, data)

@@ -1,44 +1,24 @@
-"""A run from its first check to its report."""
+"""The steps of a run, and everything around a step that is not the algorithm."""
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from transformers.utils.logging import disable_progress_bar
-
-from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.scoring import Scored
 from fastgrpo.config import Config
-from fastgrpo.data import PromptStream
 from fastgrpo.json_lines import write_json
-from fastgrpo.models.load import compute_dtype
-from fastgrpo.policy.activations import fit
-from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.mismatch import mismatch_warning
-from fastgrpo.policy.model import load_policy, sequence_cost
-from fastgrpo.policy.reference import Reference
-from fastgrpo.policy.sharding import full_weights, shard
-from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
-from fastgrpo.rewards import VerifierPool
-from fastgrpo.rollout.engines import check_engine
-from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.start import start_rollouts
 from fastgrpo.run.checkpoint import Checkpointer, newest_intact
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
-from fastgrpo.run.inputs import load_inputs
+from fastgrpo.run.records import rollout_rows, summary_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.trainer import Progress, Trainer
-from fastgrpo.types import Prompt, Sampling
+from fastgrpo.types import Prompt
 
 EXIT_INTERRUPTED = 75
 """Exit code of a run that a signal ended after it saved: go on with ``--resume``."""
@@ -46,159 +26,6 @@ EXIT_INTERRUPTED = 75
 
 class Interrupted(Exception):
     """A signal asked the run to end, and it saved its state."""
-
-
-def train(recipe: Recipe, config: Config, ranks: Ranks, trainer_class: type[Trainer] = Trainer) -> None:
-    """The whole run. Raises Refused for what the user can mend, before training begins and mostly before weights load.
-
-    ``trainer_class`` may override a verb of the step, as the control of the learning bar does with the advantages.
-    """
-    folder = RunFolder(Path(config.run_dir))
-    if not (ranks.is_first and sys.stdout.isatty()):
-        disable_progress_bar()
-    with Display(config.steps, quiet=not ranks.is_first) as display, contextlib.ExitStack() as ends:
-        with ranks.watchdog.phase("start", config.deadline.start_s):
-            run = start(recipe, config, folder, ranks, display, trainer_class, ends)
-        run.resume_or_start()
-        run.steps()
-        with ranks.watchdog.phase("checkpoint", config.deadline.checkpoint_s):
-            run.finish()
-            ranks.barrier()
-
-
-def start(
-    recipe: Recipe,
-    config: Config,
-    folder: RunFolder,
-    ranks: Ranks,
-    display: Display,
-    trainer_class: type[Trainer],
-    ends: contextlib.ExitStack,
-) -> "Run":
-    """Everything before the first response; what must be ended is noted in ``ends``."""
-    dtype, algorithm = compute_dtype(config.model, ranks.device), recipe.algorithm
-    configs = algorithm.configs(config)
-    ranks.together(lambda: check_engine(config, ranks.device, dtype))
-    ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
-    inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
-    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
-    streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
-    trainer = ranks.together(
-        lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool, folder, trainer_class)
-    )
-    ends.callback(trainer.rollouts.close)
-    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
-    if recomputed and config.model.activation_checkpointing == "auto":
-        display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
-    ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
-    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
-    schedule = RunSchedule(algorithm, config, streams)
-    return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
-
-
-def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
-    """Looks at the run folder and lets the recipe make what it starts from, on the first rank."""
-    if not ranks.is_first:
-        return
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
-    folder.check(config, recipe.algorithm.describe())
-    if recipe.prepare is not None:
-        recipe.prepare(config, folder.base, display.say)
-
-
-def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
-    """From here on the folder is this run's."""
-    if ranks.is_first:
-        facts = {
-            "name": config.name,
-            "recipe": recipe.path.name,
-            "model": config.model.path,
-            "device": _device_name(ranks.device),
-            "num_ranks": ranks.count,
-            "published": recipe.published,
-            "algorithm": recipe.algorithm.describe(),
-            "reward": recipe.reward,
-        }
-        folder.begin(config, facts)
-
-
-def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
-    """Raises ValueError if the verifier cannot be loaded or fails its self-test."""
-    limits = config.reward
-    try:
-        return VerifierPool(
-            recipe.reward, limits.workers, limits.timeout_s, limits.memory_limit_gib, self_test=recipe.self_test
-        )
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
-def setup(
-    config: Config,
-    algorithm: Algorithm,
-    ranks: Ranks,
-    tokenizer: Any,
-    stream: PromptStream,
-    pool: VerifierPool,
-    folder: RunFolder,
-    trainer_class: type[Trainer] = Trainer,
-) -> Trainer:
-    """Loads the weights twice: sharded to be trained, and whole to be sampled from; and where the run measures a
-    divergence once more, frozen."""
-    dtype = compute_dtype(config.model, ranks.device)
-    policy = load_policy(config.model, config.rollout.temperature, ranks.device)
-    sampling = Sampling(
-        group_size=config.rollout.group_size,
-        max_response_tokens=config.rollout.max_response_tokens,
-        temperature=config.rollout.temperature,
-        stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, policy.model.generation_config),
-        seed=config.seed,
-    )
-    learner = Learner(
-        shard(policy, ranks.mesh, dtype),
-        ranks,
-        sequence_cost(policy.model.config),
-        config.objective,
-        config.optimizer,
-        need_entropy=config.rollout.engine != "builtin",  # which tells it with every response
-        reference=load_reference(config, ranks) if algorithm.needs_reference(config) else None,
-    )
-    rollouts = start_rollouts(
-        algorithm.widest(config),
-        ranks,
-        PromptsInOrder(stream),
-        sampling,
-        policy.model.named_parameters(),
-        partial(full_weights, policy),
-    )
-    return trainer_class(
-        config=config,
-        ranks=ranks,
-        tokenizer=tokenizer,
-        rollouts=rollouts,
-        pool=pool,
-        learner=learner,
-        run_dir=folder.path,
-        algorithm=algorithm,
-    )
-
-
-def load_reference(config: Config, ranks: Ranks) -> Reference:
-    """The model that the run begins with; a checkpoint may put a later one in its place."""
-    policy = load_policy(config.model, config.rollout.temperature, ranks.device).requires_grad_(False)
-    return Reference(shard(policy, ranks.mesh, compute_dtype(config.model, ranks.device)))
-
-
-def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
-    """The end tokens of the model's generation settings and the recipe's."""
-    ids = generation_config.eos_token_id
-    ends = tuple(ids) if isinstance(ids, list) else (ids,) if ids is not None else ()
-    if not ends and not config.rollout.stop_token_ids:
-        raise ValueError(f"{config.model.path} names no end token: give --rollout.stop_token_ids")
-    return tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids)))
 
 
 @dataclass
@@ -263,11 +90,13 @@ class Run:
             while progress.step < last:
                 for event in self.schedule.before_step(self.trainer):
                     self.display.say(f"step {progress.step + 1}: {event}")
-                metrics, scored = self.trainer.step()
+                metrics, samples = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
                     metrics["held_out_accuracy"], metrics["held_out_greedy"] = self._accuracy()
                 self._warn(metrics)
-                self._write(metrics, self._rollouts(scored) if self.trainer.ranks.is_first else [])
+                self._write(
+                    metrics, rollout_rows(samples.kept, progress.step, self.config.checkpoint.rollouts_per_step)
+                )
                 self.display.show(metrics)
                 self.checkpointer.publish_if_written()
                 stop = self.trainer.ranks.any(bool(signals))
@@ -308,61 +137,19 @@ class Run:
             self.folder.metrics.append([metrics])
             self.folder.rollouts.append(rollouts or [])
 
-    def _rollouts(self, scored: Scored) -> list[dict[str, Any]]:
-        """An even choice from the responses that the first rank judged, for the report."""
-        size = self.trainer.config.rollout.group_size  # of the phase
-        rows = [
-            (judged, k, group * size + k)
-            for group, judged in enumerate(scored.judged)
-            for k in range(len(judged.texts))  # none where another rank judged
-        ]
-        count = min(self.config.checkpoint.rollouts_per_step, len(rows))
-        chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
-        return [
-            {
-                "step": self.trainer.progress.step,
-                "prompt": judged.group.prompt.text,
-                "response": judged.texts[k],
-                "answer": judged.group.prompt.answer,
-                "reward": float(scored.rewards[n]),
-                "advantage": float(scored.advantages[n]),
-                "num_response_tokens": len(judged.group.responses[k]),
-                "finish_reason": judged.group.responses[k].finish_reason,
-            }
-            for judged, k, n in chosen
-        ]
-
     def finish(self) -> None:
         """Writes summary and report and says where everything is."""
         if not self.trainer.ranks.is_first:
             return
-        progress = self.trainer.progress
-        records = self.folder.metrics.read()
-        evaluated = [r for r in records if r.get("held_out_accuracy") is not None]
-        after: dict[str, Any] = evaluated[-1] if evaluated else {}
-        summary = {
-            "accuracy_before": progress.accuracy_before,
-            "accuracy_after": after.get("held_out_accuracy"),
-            "greedy_before": progress.greedy_before,
-            "greedy_after": after.get("held_out_greedy"),
-            "train_s": progress.train_s,
-            "tokens_per_s": progress.total_tokens / progress.train_s if progress.train_s else None,
-            "steps": progress.step,
-            "seed": self.config.seed,
-            "total_tokens": progress.total_tokens,
-            "updates": progress.updates,
-            "skipped_updates": progress.skipped_updates,
-            "verifier_failures": progress.verifier_failures,
-            "num_ranks": self.trainer.ranks.count,
-            "device": _device_name(self.trainer.ranks.device),
-        }
+        ranks, train_s = self.trainer.ranks, self.trainer.progress.train_s
+        summary = summary_of(self.trainer.progress, self.folder.metrics.read(), self.config.seed, ranks)
         write_json(self.folder.summary, summary)
         report = self._report()
         if self.held_out:
             self.display.say(
                 f"held-out accuracy: sampled {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f}, "
                 f"greedy {summary['greedy_before']:.3f} -> {summary['greedy_after']:.3f}, "
-                f"in {progress.train_s:.0f} s of training"
+                f"in {train_s:.0f} s of training"
             )
         for path in (self.folder.metrics.path, self.folder.summary, report, self.folder.checkpoints):
             if path is not None:
@@ -403,7 +190,3 @@ def _signals_noted() -> Iterator[list[float]]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

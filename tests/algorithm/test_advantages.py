@@ -2,27 +2,28 @@ import numpy as np
 import pytest
 import torch
 
-from fastgrpo.algorithm.advantages import batch_normalised, batch_whitened, group_normalised
+from fastgrpo.algorithm import batch_normalised, batch_whitened, group_normalised
+from tests.tiny import groups_of
 
 
 def test_advantages_are_normalised_with_the_unbiased_deviation_of_their_group():
     rewards = np.array([1, -1, -1, -1, 0.5, 0.25, 0.25, 2.0], dtype=np.float32)
     groups = torch.tensor(rewards, dtype=torch.float64).view(2, 4)
     expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)  # torch.std is unbiased
-    np.testing.assert_allclose(group_normalised(rewards, 4), expected.flatten().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(group_normalised(rewards, groups_of(4)), expected.flatten().numpy(), rtol=1e-6)
 
 
 def test_equal_rewards_give_exactly_zero():
     for value in (0.1, 1 / 3, -1.0, 1e9, 1e-9):
-        assert not group_normalised(np.full(24, value, dtype=np.float32), 8).any()
+        assert not group_normalised(np.full(24, value, dtype=np.float32), groups_of(8)).any()
 
 
 def test_groups_do_not_see_each_other():
     random = np.random.default_rng(0)
     rewards = random.normal(size=32).astype(np.float32)
-    whole = group_normalised(rewards, 8)
+    whole = group_normalised(rewards, groups_of(8))
     for k in range(4):
-        assert (whole[8 * k : 8 * k + 8] == group_normalised(rewards[8 * k : 8 * k + 8], 8)).all()
+        assert (whole[8 * k : 8 * k + 8] == group_normalised(rewards[8 * k : 8 * k + 8], groups_of(8))).all()
 
 
 def at_every_token(values: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
@@ -35,7 +36,7 @@ def test_batch_normalised_advantages_have_no_mean_and_unit_variance_over_the_tok
     centred = rewards - np.repeat(rewards.reshape(3, 4).mean(1), 4)
     tokens = at_every_token(centred, lengths)
     expected = (tokens - tokens.mean()) / tokens.var(correction=0).clamp(min=1e-8).sqrt()
-    found = at_every_token(batch_normalised(rewards, 4, lengths), lengths)
+    found = at_every_token(batch_normalised(rewards, groups_of(4, lengths)), lengths)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert abs(float(found.mean())) < 1e-6 and float(found.var(correction=0)) == pytest.approx(1.0, abs=1e-5)
 
@@ -45,12 +46,12 @@ def test_batch_whitened_advantages_know_no_groups():
     rewards, lengths = 5.0 * random.integers(0, 2, 12), random.integers(1, 90, 12)
     tokens = at_every_token(rewards, lengths)
     expected = (tokens - tokens.mean()) / (tokens.std(correction=0) + 1e-5)
-    found = batch_whitened(rewards, 4, lengths)
+    found = batch_whitened(rewards, groups_of(4, lengths))
     torch.testing.assert_close(at_every_token(found, lengths), expected, rtol=1e-6, atol=1e-6)
-    assert (found == batch_whitened(rewards, 3, lengths)).all()
+    assert (found == batch_whitened(rewards, groups_of(3, lengths))).all()
 
 
 def test_equal_rewards_and_no_rewards_are_no_division_by_zero():
     for advantages in (batch_normalised, batch_whitened):
-        assert not advantages(np.full(8, 0.3), 4, np.arange(1, 9)).any()
-        assert advantages(np.zeros(0), 4, np.zeros(0, np.int64)).shape == (0,)
+        assert not advantages(np.full(8, 0.3), groups_of(4, np.arange(1, 9))).any()
+        assert advantages(np.zeros(0), groups_of(4, np.zeros(0, np.int64))).shape == (0,)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastgrpo.algorithm import Algorithm, Phase, ReferenceReset
+from fastgrpo.algorithm import Algorithm, Outcomes, Phase, ReferenceReset
 from fastgrpo.algorithm.shaping import Cycled, OverlongPenalty
 from fastgrpo.config import Config, with_settings
 from fastgrpo.recipe.validate import validate_phases
@@ -70,6 +70,10 @@ def made(constant: float):
     return inner
 
 
+def times(rewards, outcomes, constant):
+    return rewards * constant
+
+
 class Judge:
     def __call__(self, rewards, outcomes):
         return rewards
@@ -81,11 +85,22 @@ def described(shaping: Any) -> str:
 
 def test_what_a_run_records_tells_functions_apart_and_is_always_json():
     kinds = [
-        made(1.0), made(2.0), partial(made, 1.0), partial(made, constant=3.0), lambda r, o: r, lambda r, o: 2 * r,
+        made(1.0), made(2.0), partial(times, constant=2.0), partial(times, constant=3.0),
+        lambda r, o: r, lambda r, o: 2 * r,
         OverlongPenalty(4096, np.float32(0.5)), OverlongPenalty(4096, 0.25), Judge(),
     ]  # fmt: skip
     assert len({described(kind) for kind in kinds}) == len(kinds)
     assert described(made(1.0)) == described(made(1.0))
+
+
+def test_a_function_of_another_signature_is_refused_where_the_recipe_names_it():
+    def old(rewards, group_size, lengths):
+        return rewards
+
+    with pytest.raises(ValueError, match=r"advantages must take \(rewards, outcomes\), got .*old\(rewards, group_size"):
+        Algorithm(advantages=old)
+    with pytest.raises(ValueError, match="shaping must take"):
+        Algorithm(shaping=(OverlongPenalty(7), lambda rewards: rewards))
 
 
 def test_a_phase_may_name_what_the_recipe_makes_in_its_run_folder():
@@ -113,7 +128,7 @@ def test_a_bad_constant_of_a_technique_is_refused_where_it_is_written(make):
 
 
 def test_a_run_records_functions_by_name_and_techniques_by_their_constants():
-    def mine(rewards: np.ndarray, group_size: int, lengths: np.ndarray) -> np.ndarray:
+    def mine(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:
         return rewards
 
     found = Algorithm(advantages=mine, shaping=(Cycled(OverlongPenalty(7), 1, 2),)).describe()

@@ -1,6 +1,7 @@
 """Groups without signal: kept, left out, or replaced, and what becomes of every prompt."""
 
 from collections.abc import Iterable
+from itertools import count
 
 import numpy as np
 import pytest
@@ -8,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.algorithm.selection import Judged, Selection, SuccessBetween, some_right_and_some_wrong
+from fastgrpo.algorithm.selection import Selection, SuccessBetween, some_right_and_some_wrong
 from fastgrpo.json_lines import JsonLines
 from fastgrpo.rollout.local import LocalRollouts
 from fastgrpo.train import main
 from fastgrpo.trainer import Trainer
-from fastgrpo.types import Group, Prompt
+from fastgrpo.types import Group, Prompt, Response, Sample
 from tests.conftest import TINY
 from tests.run.test_run import results, weights_of
 
@@ -21,13 +22,16 @@ RIGHT, WRONG, MIXED = [True] * 4, [False] * 4, [False, True, False, False]
 verdicts = st.lists(st.sampled_from([RIGHT, WRONG, MIXED]), min_size=8, max_size=8)
 
 
-def judged(all_correct: Iterable[list[bool]]) -> list[Judged]:
-    prompts = [Prompt(i, i, "", np.zeros(1, np.int32), "") for i, _ in enumerate(all_correct)]
-    return [Judged(Group(p, []), np.array(c), 0) for p, c in zip(prompts, all_correct, strict=True)]
+NOTHING = Response(np.zeros(0, np.int32), np.zeros(0, np.float32), "stop", 0)
 
 
-def signal(one: Judged) -> bool:
-    return some_right_and_some_wrong(one.correct)
+def judged(all_correct: Iterable[list[bool]]) -> list[Group]:
+    prompts = (Prompt.of_ids(np.zeros(1, np.int32), i) for i in count())
+    return [[Sample(p, NOTHING, correct=c) for c in correct] for p, correct in zip(prompts, all_correct, strict=False)]
+
+
+def signal(group: Group) -> bool:
+    return some_right_and_some_wrong(np.array([sample.correct for sample in group]))
 
 
 def test_a_success_rate_between_bounds_is_signal_and_the_bounds_are_within():
@@ -38,12 +42,12 @@ def test_a_success_rate_between_bounds_is_signal_and_the_bounds_are_within():
 def test_a_selection_follows_the_rule_that_it_is_given():
     selection = Selection("drop", 3, 1, SuccessBetween(0.5, 1.0))
     selection.add(judged([RIGHT, WRONG, MIXED]))
-    assert [j.group.prompt.position for j in selection.kept] == [0]
+    assert [group[0].prompt.position for group in selection.kept] == [0]
     assert selection.metrics()["groups_dropped_all_wrong"] == 2
 
 
 def test_a_group_has_signal_if_some_responses_are_right_and_some_wrong():
-    assert [some_right_and_some_wrong(one.correct) for one in judged([RIGHT, WRONG, MIXED])] == [False, False, True]
+    assert [signal(group) for group in judged([RIGHT, WRONG, MIXED])] == [False, False, True]
 
 
 def test_keep_trains_on_all_and_drop_on_those_with_signal_in_one_round():
@@ -86,15 +90,16 @@ def dropped(record: dict) -> int:
 def trained_on(monkeypatch):
     """Positions that each step trained on and dropped, as the step saw them."""
     steps: list[tuple[list[int], list[int]]] = []
-    updates = Trainer.updates
+    sample = Trainer.sample
 
-    def noted(self, scored):
-        assert all(signal(j) for j in scored.judged)
-        assert (scored.advantages.reshape(-1, 4) != 0).any(axis=1).all()
-        steps.append(tuple([j.group.prompt.position for j in part] for part in (scored.judged, scored.dropped)))
-        return updates(self, scored)
+    def noted(self, clock):
+        samples = sample(self, clock)
+        groups = [samples.kept[i : i + 4] for i in range(0, len(samples.kept), 4)]
+        assert all(signal(group) and any(s.advantage != 0 for s in group) for group in groups)
+        steps.append(tuple([s.prompt.position for s in part[::4]] for part in (samples.kept, samples.dropped)))
+        return samples
 
-    monkeypatch.setattr(Trainer, "updates", noted)
+    monkeypatch.setattr(Trainer, "sample", noted)
     return steps
 
 
@@ -158,7 +163,7 @@ def test_a_run_with_replacement_is_continued_exactly(train, monkeypatch):
 
     def noted(self, num_groups):
         groups = take(self, num_groups)
-        positions.extend(g.prompt.position for g in groups)
+        positions.extend(g[0].prompt.position for g in groups)
         return groups
 
     monkeypatch.setattr(LocalRollouts, "take", noted)

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastgrpo.config import DataConfig
-from fastgrpo.data import Problem, load_problems, read
+from fastgrpo.data import load_problems, read
 from fastgrpo.data.schemas import DAPO_PREFIX, DAPO_SUFFIX, level_number, unwrap_answer
+from fastgrpo.types import Prompt
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 SUFFIX = DataConfig().suffix
@@ -146,7 +147,7 @@ def test_a_suffix_that_is_there_already_is_not_added_again(tmp_path):
 )
 def test_every_schema_reads_the_same_from_every_format(tmp_path, ending, row, answer):
     problems = load_problems(write(tmp_path / f"a{ending}", [row]), SUFFIX)
-    assert problems.problems == [Problem(0, "Q" + SUFFIX, answer)]
+    assert problems.problems == [Prompt(0, "Q" + SUFFIX, answer)]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_a_hub_id_is_fetched_as_a_data_set_without_its_other_files(hub):
     (folder / "data").mkdir()
     write(folder / "data" / "train-0.parquet", [plain_row("A")])
     (folder / "dataset_infos.json").write_text("{}")
-    assert load_problems("owner/name", "").problems == [Problem(0, "A", "1")]
+    assert load_problems("owner/name", "").problems == [Prompt(0, "A", "1")]
     assert calls == [("owner/name", {"repo_type": "dataset", "allow_patterns": ["*.parquet", "*.jsonl", "*.json"]})]
 
 

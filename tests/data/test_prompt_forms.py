@@ -11,9 +11,10 @@ from fastgrpo_recipes import dapo_qwen2_5_32b, questa_nemotron_1_5b
 from tokenizers.processors import TemplateProcessing
 
 from fastgrpo.config import DataConfig
-from fastgrpo.data import EncodedPrompts, Problem, PromptStream, encode, load_problems
+from fastgrpo.data import PromptStream, encode, load_problems
 from fastgrpo.data.schemas import SIMPLERL_TEMPLATES, generation_row, solution_text, unwrap_template, verl_row
 from fastgrpo.recipe.shrink import make_tokenizer
+from fastgrpo.types import Prompt
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "train"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data at {DATA}")
@@ -50,7 +51,7 @@ def test_special_tokens_are_left_out_where_a_recipe_says_so():
     tokenizer.backend_tokenizer.post_processor = begins_with_end
     texts = [
         tokenizer.decode(
-            encode([Problem(0, "ab", "1")], tokenizer, chat_template=False, max_prompt_tokens=9, **said).prompt_ids[0]
+            encode([Prompt(0, "ab", "1")], tokenizer, chat_template=False, max_prompt_tokens=9, **said)[0].prompt_ids
         )
         for said in ({}, {"special_tokens": False})
     ]
@@ -78,12 +79,12 @@ def test_the_buckets_of_simplerl_zoo_have_their_rows(levels, with_gsm8k, expecte
 
 
 def test_a_hint_is_the_beginning_of_the_solution_by_characters():
-    problem = Problem(0, "What is 6*7?", "42", solution="\n\nSix sevens are 42.")
+    problem = Prompt(0, "What is 6*7?", "42", solution="\n\nSix sevens are 42.")
     half = questa_nemotron_1_5b.with_hint(problem, DataConfig(hint_percent=50))
     assert half == "What is 6*7?\n\n## Hint.\n\nSix seve"  # 10 of 20 characters
     assert questa_nemotron_1_5b.with_hint(problem, DataConfig(hint_percent=25)) == "What is 6*7?\n\n"  # 5 are too few
     assert questa_nemotron_1_5b.with_hint(problem, DataConfig(hint_percent=0)) == "What is 6*7?\n\n"
-    broken = Problem(0, "What is 6*7?", "43", solution=problem.solution)
+    broken = Prompt(0, "What is 6*7?", "43", solution=problem.solution)
     assert questa_nemotron_1_5b.with_hint(broken, DataConfig(hint_percent=50)) is None
 
 
@@ -128,7 +129,7 @@ def test_the_prompts_of_dapo_are_its_own(tmp_path):
 
 
 def test_without_shuffling_every_pass_is_the_order_of_the_file():
-    encoded = EncodedPrompts([Problem(n, str(n), "") for n in range(5)], [np.zeros(1, np.int32)] * 5, 0)
+    encoded = [Prompt(n, str(n), "", prompt_ids=np.zeros(1, np.int32)) for n in range(5)]
     rows = [p.row for p in PromptStream(encoded, seed=3, shuffle=False).prompts_at(3, 9)]
     assert rows == [3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert [p.row for p in PromptStream(encoded, seed=3).prompts_at(0, 5)] != [0, 1, 2, 3, 4]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fastgrpo.data import EncodedPrompts, Problem, PromptStream, encode, held_out_prompts
+from fastgrpo.data import PromptStream, encode, held_out_prompts
+from fastgrpo.types import Prompt
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
@@ -34,24 +35,23 @@ def tiny_tokenizer(chat_template=None, end=""):
     return tokenizer
 
 
-PROBLEMS = [Problem(0, "one two", "1"), Problem(1, "one two three one two", "2"), Problem(4, "three ?", "3")]
+PROBLEMS = [Prompt(0, "one two", "1"), Prompt(1, "one two three one two", "2"), Prompt(4, "three ?", "3")]
 
 
 def test_a_chat_prompt_is_one_user_message_with_one_begin_token_and_an_open_answer():
     encoded = encode(PROBLEMS, tiny_tokenizer(CHAT), chat_template=True, max_prompt_tokens=100)
-    assert [ids.tolist() for ids in encoded.prompt_ids[::2]] == [[0, 3, 5, 6, 4], [0, 3, 7, 8, 4]]
-    assert all(ids.dtype == np.int32 for ids in encoded.prompt_ids)
+    assert [p.prompt_ids.tolist() for p in encoded[::2]] == [[0, 3, 5, 6, 4], [0, 3, 7, 8, 4]]
+    assert all(p.prompt_ids.dtype == np.int32 for p in encoded)
 
 
 def test_a_plain_prompt_is_the_text_with_one_begin_token():
     encoded = encode(PROBLEMS, tiny_tokenizer(CHAT), chat_template=False, max_prompt_tokens=100)
-    assert encoded.prompt_ids[0].tolist() == [0, 5, 6]
+    assert encoded[0].prompt_ids.tolist() == [0, 5, 6]
 
 
 def test_long_prompts_are_dropped_and_counted():
     encoded = encode(PROBLEMS, tiny_tokenizer(CHAT), chat_template=True, max_prompt_tokens=5)
-    assert [p.row for p in encoded.problems] == [0, 4] and len(encoded) == len(encoded.prompt_ids) == 2
-    assert encoded.num_too_long == 1
+    assert [p.row for p in encoded] == [0, 4]
 
 
 def test_a_limit_that_no_prompt_keeps_is_refused_with_the_shortest_length():
@@ -78,16 +78,14 @@ def test_a_problem_without_a_token_is_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(ValueError, match="no token of the problem in row 7"):
-        encode([Problem(7, " ", "1")], tokenizer, chat_template=False, max_prompt_tokens=100)
+        encode([Prompt(7, " ", "1")], tokenizer, chat_template=False, max_prompt_tokens=100)
 
 
 # --- the order --------------------------------------------------------------------------------------------------------
 
 
-def numbered(n: int) -> EncodedPrompts:
-    return EncodedPrompts(
-        [Problem(i, str(i), str(i)) for i in range(n)], [np.array([i], np.int32) for i in range(n)], 0
-    )
+def numbered(n: int) -> list[Prompt]:
+    return [Prompt(i, str(i), str(i), prompt_ids=np.array([i], np.int32)) for i in range(n)]
 
 
 def rows(prompts) -> list[int]:

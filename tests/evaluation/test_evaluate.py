@@ -78,11 +78,11 @@ def test_responses_are_those_of_the_engine_with_the_papers_sampling(done, tiny_b
         prompts.append(Prompt(sampler.noise_position("held_out", n), n, "", np.array(ids, np.int32), ""))
     sampling = Sampling(2, 24, 0.7, (tokenizer.eos_token_id,), seed=1, top_p=0.9)
     groups = generate(BuiltinEngine(model, 8), prompts, sampling)
-    texts = [tokenizer.decode(r.response_ids.tolist(), skip_special_tokens=True) for g in groups for r in g.responses]
+    texts = [tokenizer.decode(s.response.response_ids.tolist(), skip_special_tokens=True) for g in groups for s in g]
     assert texts == [r["text"] for r in rows(done, "generations")]
     whole = generate(BuiltinEngine(model, 8), prompts, replace(sampling, top_p=1.0))
-    assert [r.response_ids.tolist() for g in whole for r in g.responses] != [
-        r.response_ids.tolist() for g in groups for r in g.responses
+    assert [s.response.response_ids.tolist() for g in whole for s in g] != [
+        s.response.response_ids.tolist() for g in groups for s in g
     ]
 
 

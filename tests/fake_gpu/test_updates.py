@@ -12,8 +12,9 @@ from bench.shapes import QWEN3_0_6B, QWEN25_1_5B, Shape
 from bench.synthetic import random_learner, random_sequences
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.policy.activations import fit
-from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.packing import pack
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks, choose_device
 from tests.fake_gpu.environment import Counts, launches_by_name
 from tests.gpu.test_cuda import test_a_batch_arrives_as_it_is

@@ -9,16 +9,18 @@ import torch
 from fastgrpo_kernels import linear_logprobs, reference
 
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.models.packed_batch import PackedBatch
+from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.model import Policy, as_policy
 from fastgrpo.policy.packing import SequenceCost, pack
 from fastgrpo.policy.sharding import shard
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks, choose_device
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate
 from fastgrpo.train import main
-from fastgrpo.types import PackedBatch, Sampling, Sequence
+from fastgrpo.types import Prompt, Sample, Sampling
 from tests.conftest import TINY
 from tests.tiny import prompts, sequences, tiny_model
 
@@ -53,8 +55,11 @@ def test_logprobs_of_bfloat16_are_as_exact_as_twice_plain_torch(num_tokens, voca
 @pytest.mark.parametrize("share_prompts", [False, True])
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_varlen_attention_gives_the_logprobs_of_sdpa(architecture, share_prompts):
-    shared = sequences(1)[0].prompt_ids
-    rows = [Sequence(shared, r.response, r.advantage) if i % 2 else r for i, r in enumerate(sequences(9))]
+    shared = sequences(1)[0].prompt
+    rows = [
+        Sample(Prompt.of_ids(shared), r.response, advantage=r.advantage) if i % 2 else r
+        for i, r in enumerate(sequences(9))
+    ]
     found = []
     for attention in ("fastgrpo_varlen", "sdpa"):
         model = tiny_model(architecture, attention).to("cuda", torch.bfloat16)
@@ -99,7 +104,7 @@ def test_recomputed_and_compiled_layers_have_the_same_gradient_but_for_rounding(
 
 
 def test_a_batch_arrives_as_it_is():
-    shared = [replace(s, prompt_ids=sequences(1)[0].prompt_ids) for s in sequences(6)]
+    shared = [replace(s, prompt_ids=sequences(1)[0].prompt.prompt_ids) for s in sequences(6)]
     for share in (False, True):
         batch = pack(shared, share_prompts=share)
         moved = batch.to(torch.device("cuda"))
@@ -120,7 +125,7 @@ def tensors_of(batch: PackedBatch) -> dict[str, torch.Tensor]:
 def test_sampled_logprobs_are_those_of_the_policy():
     engine = BuiltinEngine(tiny_model("qwen2", ATTENTION).to("cuda", torch.bfloat16), 64)
     groups = generate(engine, prompts(9), Sampling(3, 20, 0.8, (0, 5), 7))
-    rows = [Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]
+    rows = [sample for group in groups for sample in group]
     model = tiny_model("qwen2", "fastgrpo_varlen").to("cuda", torch.bfloat16)
     with torch.no_grad():
         logprobs, _ = Policy(model, 0.8, 64)(pack(rows).to(torch.device("cuda")))

@@ -36,8 +36,8 @@ def test_packed_sequences_do_not_see_each_other(architecture):
 
 @pytest.mark.parametrize("architecture", ["qwen2", "mistral"])
 def test_sharing_prompts_changes_neither_logprobs_nor_gradients(architecture):
-    prompt = sequences(1)[0].prompt_ids
-    rows = [replace(r, prompt_ids=prompt) if i % 3 else r for i, r in enumerate(sequences(10))]
+    prompt = sequences(1)[0].prompt
+    rows = [replace(r, prompt=prompt) if i % 3 else r for i, r in enumerate(sequences(10))]
     found = []
     for share in (False, True):
         policy = Policy(tiny_model(architecture, "fastgrpo_padded", torch.float64), 1.0, 64)

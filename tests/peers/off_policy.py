@@ -8,9 +8,10 @@ from fastgrpo_kernels import Objective, grpo_loss
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
-from fastgrpo.types import PackedBatch, Response, Sequence
+from fastgrpo.types import Prompt, Response, Sample
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
 AROUND_THE_BOUNDS = [0.01, 0.5, 0.79, 0.81, 1.0, 1.27, 1.29, 9.9, 10.1, 50.0, 1000.0]
@@ -55,7 +56,7 @@ class OffPolicyBatch:
         zeros = [np.zeros(len(r), dtype=np.float32) for r in self.responses]
         drawn = [Response(r, z, "stop", 0) for r, z in zip(self.responses, zeros, strict=True)]
         rows = zip(self.prompts, drawn, self.advantages.tolist(), strict=True)
-        batch = pack([Sequence(p, r, a) for p, r, a in rows])
+        batch = pack([Sample(Prompt.of_ids(p), r, advantage=a) for p, r, a in rows])
         return replace(batch, old_logprobs=old_logprobs)
 
 

@@ -31,7 +31,7 @@ def test_greedy_tokens_in_vllm_are_those_of_the_built_in_engine(tmp_path, tiny_b
     path = export(tmp_path, tiny_base)
     model = load_causal_lm(ModelConfig(path=str(path)), torch.device("cpu"), torch.float32, ATTENTION)
     random = np.random.default_rng(0)
-    prompts = [Prompt(i, i, "", random.integers(1, 200, 9).astype(np.int32), "") for i in range(8)]
+    prompts = [Prompt.of_ids(random.integers(1, 200, 9).astype(np.int32), i) for i in range(8)]
     ours = generate(BuiltinEngine(model, 8), prompts, Sampling(1, 12, temperature=0.0))
 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -40,4 +40,4 @@ def test_greedy_tokens_in_vllm_are_those_of_the_built_in_engine(tmp_path, tiny_b
     settings = vllm.SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     theirs = engine.generate([{"prompt_token_ids": p.prompt_ids.tolist()} for p in prompts], settings)
     for group, output in zip(ours, theirs, strict=True):
-        assert group.responses[0].response_ids.tolist() == list(output.outputs[0].token_ids)
+        assert group[0].response.response_ids.tolist() == list(output.outputs[0].token_ids)

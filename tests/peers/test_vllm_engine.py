@@ -78,9 +78,9 @@ def forced(groups: list[Group], sampling: Sampling) -> Any:
     """In place of the built-in engine's draw: the tokens of these responses, and their logprobs by definition."""
     tokens: dict[int, np.ndarray] = {}
     for group in groups:
-        for sample, response in enumerate(group.responses):
-            key = stream_keys(sampling.seed, torch.tensor([group.prompt.position]), torch.tensor([sample]))
-            tokens[int(key)] = response.response_ids
+        for index, sample in enumerate(group):
+            key = stream_keys(sampling.seed, torch.tensor([group[0].prompt.position]), torch.tensor([index]))
+            tokens[int(key)] = sample.response.response_ids
 
     def draw(
         logits: Tensor, temperature: float, keys: Tensor, places: Tensor, top_p: float
@@ -157,9 +157,9 @@ def test_with_top_p_only_the_nucleus_is_drawn_and_no_logprob_is_claimed(engine):
     whole = np.exp([_first_logprobs(prompt)])[0]
     order = np.argsort(-whole)
     size = int(np.searchsorted(np.cumsum(whole[order]), 0.5)) + 1
-    drawn = {int(r.response_ids[0]) for r in group.responses}
+    drawn = {int(s.response.response_ids[0]) for s in group}
     assert 1 < size < 100 and drawn <= set(order[:size].tolist()) and len(drawn) > 1
-    assert all(np.isnan(r.rollout_logprobs).all() for r in group.responses)
+    assert all(np.isnan(s.response.rollout_logprobs).all() for s in group)
 
 
 def _first_logprobs(prompt: Prompt) -> np.ndarray:
@@ -248,7 +248,7 @@ def test_kept_keys_and_values_are_those_of_the_old_weights(engine):
 def long_prompts(count: int = 3) -> list[Prompt]:
     random = np.random.default_rng(3)
     shared = random.integers(1, tiny.VOCABULARY, 2 * BLOCK + 9).astype(np.int32)
-    return [Prompt(i, i, "", np.append(shared, np.int32(i + 1)).astype(np.int32), "") for i in range(count)]
+    return [Prompt.of_ids(np.append(shared, np.int32(i + 1)).astype(np.int32), i) for i in range(count)]
 
 
 def after_a_write(engine: VllmEngine, version: int) -> float:

@@ -21,7 +21,7 @@ from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
 from fastgrpo.rollout.engine import requests_of
 from fastgrpo.rollout.vllm.engine import VllmEngine, VllmSettings
-from fastgrpo.types import Group, Prompt, Request, Response, Sampling, Sequence
+from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
 
 Weights = dict[str, Tensor]  # by checkpoint name, float32
 
@@ -94,7 +94,7 @@ def start(path: str, dtype: torch.dtype = torch.float32, cpu_layers: str = "live
 def prompts(count: int, longest: int = 12, seed: int = 0, first: int = 0) -> list[Prompt]:
     random = np.random.default_rng(seed)
     return [
-        Prompt(first + i, i, "", random.integers(1, VOCABULARY, random.integers(3, longest + 1)).astype(np.int32), "")
+        Prompt.of_ids(random.integers(1, VOCABULARY, random.integers(3, longest + 1)).astype(np.int32), first + i)
         for i in range(count)
     ]
 
@@ -181,14 +181,14 @@ def trainer_logprobs(
     """What the trainer's policy says of the same tokens."""
     pairs = list(groups)
     policy = Policy(model_with(name, weights, "fastgrpo_padded", **changes), temperature, 64)
-    rows = [Sequence(prompt.prompt_ids, response, 0.0) for prompt, response in pairs]
+    rows = [Sample(prompt, response) for prompt, response in pairs]
     logprobs = policy(pack(rows), entropy=False)
     logprobs = logprobs[0] if isinstance(logprobs, tuple) else logprobs
     return list(np.split(logprobs.float().numpy(), np.cumsum([len(r) for _, r in pairs])[:-1]))
 
 
 def pairs_of(groups: list[Group]) -> list[tuple[Prompt, Response]]:
-    return [(group.prompt, response) for group in groups for response in group.responses]
+    return [(sample.prompt, sample.response) for group in groups for sample in group]
 
 
 def largest_gap(got: Iterable[np.ndarray], want: Iterable[np.ndarray]) -> float:

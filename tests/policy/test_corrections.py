@@ -14,13 +14,15 @@ from fastgrpo_kernels.dispatch import forced
 
 from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.models.packed_batch import PackedBatch
+from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.mismatch import NUM_BINS, histogram, mismatch_warning, quantile
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import SequenceCost, pack
 from fastgrpo.policy.sharding import shard
-from fastgrpo.types import PackedBatch, Response, Sequence
+from fastgrpo.policy.token_sums import TokenSums
+from fastgrpo.types import Response, Sample
 from tests.tiny import sequences, tiny_model
 
 TEMPERATURE = 0.8
@@ -39,19 +41,21 @@ def plain():
         yield
 
 
-def naive_logprobs(model: torch.nn.Module, sequence: Sequence) -> torch.Tensor:  # of the response
-    ids = torch.from_numpy(np.concatenate([sequence.prompt_ids, sequence.response.response_ids]).astype(np.int64))
-    first = len(sequence.prompt_ids)
+def naive_logprobs(model: torch.nn.Module, sequence: Sample) -> torch.Tensor:  # of the response
+    ids = torch.from_numpy(
+        np.concatenate([sequence.prompt.prompt_ids, sequence.response.response_ids]).astype(np.int64)
+    )
+    first = len(sequence.prompt.prompt_ids)
     logits = model(ids[None]).logits[0, first - 1 : -1]
     return torch.log_softmax(logits / TEMPERATURE, dim=-1).gather(1, ids[first:, None])[:, 0]
 
 
 @cache
-def rows() -> tuple[list[Sequence], list[torch.Tensor]]:
+def rows() -> tuple[list[Sample], list[torch.Tensor]]:
     """Twelve ragged responses to four prompts, and old logprobs; the sampler is off by token and by response."""
     random = np.random.default_rng(5)
     drawn = sequences(12)
-    drawn = [replace(row, prompt_ids=drawn[i - i % 3].prompt_ids) for i, row in enumerate(drawn)]
+    drawn = [replace(row, prompt=drawn[i - i % 3].prompt) for i, row in enumerate(drawn)]
     model = tiny_model("qwen2", "sdpa", torch.float64)
     with torch.no_grad():
         current = [naive_logprobs(model, row) for row in drawn]

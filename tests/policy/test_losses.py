@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
 from tests.tiny import sequences, tiny_model
 

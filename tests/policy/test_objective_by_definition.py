@@ -12,7 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from fastgrpo.algorithm.advantages import group_normalised
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
-from fastgrpo.types import Response, Sequence
+from fastgrpo.types import Prompt, Response, Sample
+from tests.tiny import groups_of
 
 LOW, HIGH, DUAL = 0.2, 0.28, 10.0
 OBJECTIVE = Objective(clip_low=LOW, clip_high=HIGH, dual_clip=DUAL)
@@ -108,17 +109,19 @@ def test_advantages_follow_the_definition_and_equal_groups_give_zero():
         mean = math.fsum(group) / 8
         std = math.sqrt(math.fsum((r - mean) ** 2 for r in group) / 7)
         expected = [0.0 if len(set(group)) == 1 else (r - mean) / (std + 1e-6) for r in group]
-        got = group_normalised(rewards, 8)[start : start + 8]
+        got = group_normalised(rewards, groups_of(8))[start : start + 8]
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=0 if len(set(group)) == 1 else 1e-7)
 
 
-def test_weight_gradient_of_packed_micro_batches_is_that_of_the_definition():
+@pytest.mark.parametrize("sampled", ["all", "some"])
+def test_weight_gradient_of_packed_micro_batches_is_that_of_the_definition(sampled):
     """Float64 from the model up: one sequence at a time, all logits, torch's own attention.
 
     Not transformers' eager one, which rounds its softmax to float32; its norms do too, on both sides alike.
     """
-    sequences, old = ragged_sequences()
-    num_loss_tokens = sum(len(s.response) for s in sequences)
+    sequences, old = ragged_sequences(sampled == "some")
+    num_loss_tokens = sum(s.response.num_sampled_tokens for s in sequences)
+    assert (num_loss_tokens == sum(len(s.response) for s in sequences)) == (sampled == "all")
     policy = Policy(tiny_model("fastgrpo_padded"), temperature=0.7, head_chunk_tokens=5)
     for chosen in (slice(0, 2), slice(2, 3), slice(3, 6)):
         batch = replace(pack(sequences[chosen]), old_logprobs=torch.cat(old[chosen]))
@@ -133,7 +136,7 @@ def test_weight_gradient_of_packed_micro_batches_is_that_of_the_definition():
         for s, new, before in zip(sequences, logprobs, old, strict=True)
     ]
     torch.autograd.backward(
-        logprobs, [torch.tensor(w, dtype=torch.float64) / num_loss_tokens for w in weights]
+        torch.cat(logprobs), torch.tensor(np.concatenate(weights), dtype=torch.float64) / num_loss_tokens
     )  # fmt: skip
     assert 0.2 < np.mean(np.concatenate(weights) == 0) < 0.8  # both kinds of tokens are there
     for (name, ours), naive in zip(policy.model.named_parameters(), model.parameters(), strict=True):
@@ -141,24 +144,31 @@ def test_weight_gradient_of_packed_micro_batches_is_that_of_the_definition():
         assert error < 1e-6, f"{name}: {error:.1e} of the largest gradient"
 
 
-def ragged_sequences() -> tuple[list[Sequence], list[torch.Tensor]]:
-    """Six responses of 1 to 9 tokens, and old logprobs that put their ratios on both sides of every bound."""
+def ragged_sequences(masked: bool) -> tuple[list[Sample], list[torch.Tensor]]:
+    """Six responses of 1 to 9 tokens, and old logprobs that put their ratios on both sides of every bound. In a masked
+    one two tokens of three were sampled, and in the shortest none."""
     rng = np.random.default_rng(3)
     sequences = []
     for prompt, length, advantage in ((3, 7, 1.2), (1, 1, -0.8), (5, 9, -1.5), (2, 4, 0.6), (4, 6, 0.0), (2, 8, -0.3)):
         ids = rng.integers(0, 40, size=prompt + length).astype(np.int32)
-        response = Response(ids[prompt:], np.zeros(length, dtype=np.float32), "stop", 0)
-        sequences.append(Sequence(ids[:prompt], response, advantage))
+        mask = np.arange(length) % 3 != 0 if masked else None
+        response = Response(ids[prompt:], np.zeros(length, dtype=np.float32), "stop", 0, response_mask=mask)
+        sequences.append(Sample(Prompt.of_ids(ids[:prompt]), response, advantage=advantage))
     model = tiny_model("sdpa")
     with torch.no_grad():
         current = [naive_logprobs(model, s, temperature=0.7) for s in sequences]
     return sequences, [c - torch.from_numpy(rng.uniform(-3, 3, size=len(c))) for c in current]
 
 
-def naive_logprobs(model: Qwen2ForCausalLM, sequence: Sequence, temperature: float) -> torch.Tensor:
-    ids = torch.from_numpy(np.concatenate([sequence.prompt_ids, sequence.response.response_ids]).astype(np.int64))
+def naive_logprobs(model: Qwen2ForCausalLM, sequence: Sample, temperature: float) -> torch.Tensor:
+    """Of the sampled tokens, from all logits."""
+    ids = torch.from_numpy(
+        np.concatenate([sequence.prompt.prompt_ids, sequence.response.response_ids]).astype(np.int64)
+    )
     logprobs = torch.log_softmax(model(ids[None]).logits[0] / temperature, dim=-1)
-    return torch.stack([logprobs[t - 1, ids[t]] for t in range(len(sequence.prompt_ids), len(ids))])
+    first, mask = len(sequence.prompt.prompt_ids), sequence.response.response_mask
+    sampled = [t for t in range(first, len(ids)) if mask is None or mask[t - first]]
+    return torch.stack([logprobs[t - 1, ids[t]] for t in sampled]) if sampled else logprobs.new_zeros(0)
 
 
 def tiny_model(attention: str) -> Qwen2ForCausalLM:

@@ -1,22 +1,28 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches, split_updates
-from fastgrpo.types import Response, Sequence
+from fastgrpo.types import Prompt, Response, Sample
 from tests.tiny import sequences
 
 COST = SequenceCost(per_token=100.0, per_token_pair=1.0)
 
 
-def sequence(num_tokens: int, prompt: int = 0) -> Sequence:
+def sequence(num_tokens: int, prompt: int = 0) -> Sample:
     """Of two prompt tokens and as many response tokens as make `num_tokens` inputs."""
     ids = np.zeros(num_tokens - 1, dtype=np.int32)
-    return Sequence(np.array([prompt, prompt], dtype=np.int32), Response(ids, ids.astype(np.float32), "stop", 0), 1.0)
+    return Sample(
+        Prompt.of_ids(np.array([prompt, prompt], dtype=np.int32)),
+        Response(ids, ids.astype(np.float32), "stop", 0),
+        advantage=1.0,
+    )
 
 
-def num_rows(sequences: list[Sequence], share_prompts: bool) -> int:
+def num_rows(sequences: list[Sample], share_prompts: bool) -> int:
     batch = pack(sequences, share_prompts=share_prompts)
     return len(batch.input_ids if batch.shared is None else batch.shared.select)
 
@@ -61,7 +67,9 @@ def test_no_sequence_at_all_is_one_empty_micro_batch_on_every_rank():
 def test_a_shared_prompt_stands_once_and_its_responses_see_it():
     """Every packed token is expanded from a row with the same token at the same place."""
     prompt = np.arange(1, 6, dtype=np.int32)
-    rows = [Sequence(prompt, r.response, r.advantage) for r in sequences(4)] + sequences(2, seed=9)
+    rows = [Sample(Prompt.of_ids(prompt), r.response, advantage=r.advantage) for r in sequences(4)] + sequences(
+        2, seed=9
+    )
     batch = pack(rows, share_prompts=True)
     assert batch.shared is not None
     assert len(batch.shared.select) == len(batch.input_ids) - 3 * len(prompt)
@@ -77,7 +85,7 @@ def test_targets_follow_their_inputs_and_only_sampled_ones_carry_loss():
     starts = batch.cu_seqlens.tolist()
     for k, row in enumerate(rows):
         part = slice(starts[k], starts[k + 1])
-        whole = np.concatenate([row.prompt_ids, row.response.response_ids])
+        whole = np.concatenate([row.prompt.prompt_ids, row.response.response_ids])
         assert batch.input_ids[part].tolist() == whole[:-1].tolist()
         assert batch.target_ids[part].tolist() == whole[1:].tolist()
         assert batch.position_ids[part].tolist() == list(range(len(whole) - 1))
@@ -88,6 +96,24 @@ def test_targets_follow_their_inputs_and_only_sampled_ones_carry_loss():
         assert (batch.advantages[part] == np.float32(row.advantage)).all()
     assert batch.num_loss_tokens == sum(len(r.response) for r in rows)
     assert batch.max_seqlen == max(r.num_input_tokens for r in rows)
+
+
+def test_tokens_that_the_policy_did_not_sample_are_read_and_carry_no_loss():
+    rows = sequences(5)
+    masks = [np.arange(len(r.response)) % 2 == 1 for r in rows]
+    masked = [replace(r, response=replace(r.response, response_mask=m)) for r, m in zip(rows, masks, strict=True)]
+    whole, batch, kept = pack(rows), pack(masked), np.concatenate(masks)
+    assert (
+        batch.input_ids.tolist() == whole.input_ids.tolist()
+        and batch.position_ids.tolist() == whole.position_ids.tolist()
+    )
+    assert batch.response_rows.tolist() == whole.response_rows[kept].tolist()
+    assert batch.num_loss_tokens == kept.sum() == sum(r.response.num_sampled_tokens for r in masked)
+    assert batch.cu_responses.diff().tolist() == [int(m.sum()) for m in masks]
+    assert (
+        batch.at_responses(batch.rollout_logprobs).tolist() == whole.at_responses(whole.rollout_logprobs)[kept].tolist()
+    )
+    assert batch.rollout_logprobs[~batch.response_mask].abs().sum() == 0
 
 
 def test_a_rank_without_sequences_gets_tokens_without_loss():

@@ -8,14 +8,15 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import gradient_norm, local_gradients
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
-from fastgrpo.types import Sequence
+from fastgrpo.types import Sample
 from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
@@ -29,11 +30,11 @@ PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spa
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
 
-def responses() -> list[Sequence]:
+def responses() -> list[Sample]:
     """11 prompts of 3 responses; those of every third prompt have no advantage."""
     rows = sequences(33)
     return [
-        replace(row, prompt_ids=rows[i - i % 3].prompt_ids, advantage=0.0 if i // 3 % 3 == 2 else row.advantage)
+        replace(row, prompt=rows[i - i % 3].prompt, advantage=0.0 if i // 3 % 3 == 2 else row.advantage)
         for i, row in enumerate(rows)
     ]
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
-from fastgrpo.policy.learner import Learner, TokenSums
+from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
+from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
-from fastgrpo.types import Sequence
+from fastgrpo.types import Sample
 from tests.tiny import sequences, tiny_model
 
 ROWS = [replace(s, advantage=0.0) if n % 3 == 0 else s for n, s in enumerate(sequences(10))]
@@ -41,10 +42,10 @@ def gradients(learner: Learner, sums: TokenSums | None = None) -> dict[str, torc
     return found
 
 
-def logits_of(policy: Policy, row: Sequence) -> torch.Tensor:  # [response tokens, V]
-    ids = torch.tensor([*row.prompt_ids, *row.response.response_ids], dtype=torch.int64)[None]
+def logits_of(policy: Policy, row: Sample) -> torch.Tensor:  # [response tokens, V]
+    ids = torch.tensor([*row.prompt.prompt_ids, *row.response.response_ids], dtype=torch.int64)[None]
     logits = policy.model(ids).logits[0] / 0.8
-    return logits[len(row.prompt_ids) - 1 : -1].log_softmax(-1)
+    return logits[len(row.prompt.prompt_ids) - 1 : -1].log_softmax(-1)
 
 
 def expected(objective: ObjectiveConfig, weight_of_row: list[float]) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ from fastgrpo.recipe import load_recipe
 from tests.recipes.shrunk import run_shrunk
 
 
-def one_argument(rewards):
-    return rewards
+def of_another_length(rewards, outcomes):
+    return rewards + outcomes.lengths[1:]
 
 
 def too_short(rewards, *_):
@@ -29,7 +29,12 @@ def a_list(rewards, *_):
 @pytest.mark.parametrize("part", ["advantages", "shaping"])
 @pytest.mark.parametrize(
     "function, complaint",
-    [(one_argument, "failed: TypeError"), (too_short, "got float32"), (not_finite, "not finite"), (a_list, "got list")],
+    [
+        (of_another_length, "failed: ValueError"),
+        (too_short, "got float32"),
+        (not_finite, "not finite"),
+        (a_list, "got list"),
+    ],
 )
 def test_a_function_that_does_not_fit_is_named(part, function, complaint, tmp_path):
     broken = (function,) if part == "shaping" else function

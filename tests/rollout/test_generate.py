@@ -31,7 +31,7 @@ class FakeEngine:
     def step(self) -> list[tuple[int, Response]]:
         self.num_steps += 1
         request = self.held.pop(self.order.pop(0))
-        ids = np.array([request.prompt.position, request.sample], np.int32)
+        ids = np.array([request.prompt.position, request.index], np.int32)
         return [(request.id, Response(ids, np.zeros(2, np.float32), "stop", 0))]
 
     def cancel(self, ids) -> None:
@@ -42,13 +42,13 @@ class FakeEngine:
 
 
 def prompts(positions) -> list[Prompt]:
-    return [Prompt(p, p, "", np.zeros(1, np.int32), "") for p in positions]
+    return [Prompt.of_ids(np.zeros(1, np.int32), p) for p in positions]
 
 
 def positions(groups) -> list[int]:
     for group in groups:
-        assert [r.response_ids.tolist() for r in group.responses] == [[group.prompt.position, k] for k in range(2)]
-    return [g.prompt.position for g in groups]
+        assert [s.response.response_ids.tolist() for s in group] == [[group[0].prompt.position, k] for k in range(2)]
+    return [g[0].prompt.position for g in groups]
 
 
 orders = st.lists(st.integers(0, 100), min_size=1, max_size=24)
@@ -113,7 +113,7 @@ def test_prompts_put_back_come_first_and_every_prompt_is_trained_on_once(train, 
     def noted(self, num_groups):
         awaited.append(self.prompts.put_back[:num_groups])
         groups = take(self, num_groups)
-        taken.append([g.prompt.position for g in groups])
+        taken.append([g[0].prompt.position for g in groups])
         return groups
 
     monkeypatch.setattr(LocalRollouts, "take", noted)

@@ -26,7 +26,7 @@ def processes(whom: str) -> list[Any]:
         return [ranks[int(index)]]
     if kind == "verifiers":
         workers = psutil.Process().children()
-        return [p for p in workers if any("rewards.worker" in part for part in p.cmdline())]
+        return [p for p in workers if any("rewards.pool.worker" in part for part in p.cmdline())]
     supervisor = ranks[int(os.environ["NUM_TRAINERS"]) + int(index)]
     return [supervisor] if kind == "supervisor" else supervisor.children()
 
@@ -36,7 +36,7 @@ def watch() -> None:
 
     accidents = [tuple(a) for a in json.loads(os.environ.get("ACCIDENTS", "[]"))]
     now = {"step": 0}
-    enter, step, scored = trainer.Clock.__call__, trainer.Trainer.step, trainer.Trainer.scored
+    enter, step, sample = trainer.Clock.__call__, trainer.Trainer.step, trainer.Trainer.sample
 
     def noted_step(self: Any) -> Any:
         now["step"] = self.progress.step + 1
@@ -51,22 +51,23 @@ def watch() -> None:
                 process.send_signal(signal.Signals[accident[2]])
         return enter(self, phase)
 
-    def noted_scored(self: Any, selection: Any) -> Any:
-        result = scored(self, selection)
-        versions = [r.token_versions() for r in result.sampled]
+    def noted_sample(self: Any, clock: Any) -> Any:
+        result = sample(self, clock)
+        responses = [s.response for s in (*result.kept, *result.dropped)]
+        versions = [r.token_versions() for r in responses]
         line = {
             "step": now["step"],
-            "kept": [j.group.prompt.position for j in result.judged],
-            "dropped": [j.group.prompt.position for j in result.dropped],
+            "kept": list(dict.fromkeys(s.prompt.position for s in result.kept)),
+            "dropped": list(dict.fromkeys(s.prompt.position for s in result.dropped)),
             "oldest": min(int(v.min()) for v in versions),
             "newest": max(int(v.max()) for v in versions),
-            "num_changed": sum(bool(r.version_changes) for r in result.sampled),
+            "num_changed": sum(bool(r.version_changes) for r in responses),
         }
         with (Path(self.run_dir) / "watched.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         return result
 
-    trainer.Trainer.step, trainer.Trainer.scored = noted_step, noted_scored  # type: ignore[method-assign]
+    trainer.Trainer.step, trainer.Trainer.sample = noted_step, noted_sample  # type: ignore[method-assign]
     trainer.Clock.__call__ = noted_phase  # type: ignore[method-assign,assignment]
 
 

@@ -200,7 +200,7 @@ class _Decoding:
         self.cache.admit(taken, prefill, served, np.array([len(r.prompt.prompt_ids) for r in requests]))
         positions, samples = (
             on_device(np.array(numbers), self.device)
-            for numbers in ([r.prompt.position for r in requests], [r.sample for r in requests])
+            for numbers in ([r.prompt.position for r in requests], [r.index for r in requests])
         )
         slots = on_device(taken, self.device)
         self.slots.keys[slots] = stream_keys(self.sampling.seed, positions, samples)

@@ -17,7 +17,7 @@ from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
 from fastgrpo.rollout.remote.schedule import Schedule, Started
 from fastgrpo.rollout.remote.weight_sender import WeightSender, in_buckets
-from fastgrpo.types import Group, Prompt, Request, Response, Sampling
+from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class RemoteRollouts:
         self.version = 0
         self.num_syncs, self.just_compared = 0, False
         self._next_id = 0
-        self._training: dict[int, tuple[int, int]] = {}  # request id -> position, sample
+        self._training: dict[int, tuple[int, int]] = {}  # request id -> position, index in the group
         self._other: dict[int, Response] = {}  # responses to requests that no step asked for
         self._counts: dict[str, float] = {}
 
@@ -95,7 +95,7 @@ class RemoteRollouts:
             if not all(i in self._other for i in ids):
                 return None
             responses = iter([self._other.pop(i) for i in ids])
-            return [Group(p, [next(responses) for _ in range(sampling.group_size)]) for p in prompts]
+            return [[Sample(p, next(responses)) for _ in range(sampling.group_size)] for p in prompts]
 
         return self._scatter(self._when_ready(drawn))
 
@@ -190,11 +190,11 @@ class RemoteRollouts:
         self._next_id += count
         return self._next_id - count
 
-    def _requests(self, prompt: Prompt, samples: Container[int] | None = None) -> list[Request]:
-        """A step's requests of a prompt; those for some of its samples alone, if they are named."""
+    def _requests(self, prompt: Prompt, indices: Container[int] | None = None) -> list[Request]:
+        """A step's requests of a prompt: all, or those for the samples of these indices."""
         every = requests_of([prompt], self.sampling, self._ids(self.sampling.group_size))
-        requests = [r for r in every if samples is None or r.sample in samples]
-        self._training.update({r.id: (prompt.position, r.sample) for r in requests})
+        requests = [r for r in every if indices is None or r.index in indices]
+        self._training.update({r.id: (prompt.position, r.index) for r in requests})
         return requests
 
     def _start(self, num_missing: int) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fastgrpo.types import Group, Prompt, Response
+from fastgrpo.types import Group, Prompt, Response, Sample
 
 
 @dataclass
@@ -12,7 +12,7 @@ class Started:
     prompt: Prompt
     version: int  # trainer steps that had made the weights when it was started: no token of it is older
     is_awaited: bool = False  # it was put back before: the next step does not go on without it
-    responses: dict[int, Response] = field(default_factory=dict)  # by sample
+    responses: dict[int, Response] = field(default_factory=dict)  # by index in the group
 
 
 class Schedule:
@@ -39,12 +39,12 @@ class Schedule:
         assert prompt.position not in self.started, f"prompt {prompt.position} is under way"
         self.started[prompt.position] = Started(prompt, self.step, again)
 
-    def finish(self, position: int, sample: int, response: Response) -> bool:
+    def finish(self, position: int, index: int, response: Response) -> bool:
         """Notes a response; False if there is one already or nobody asked: it was drawn again after a failure."""
         group = self.started.get(position)
-        if group is None or sample in group.responses:
+        if group is None or index in group.responses:
             return False
-        group.responses[sample] = response
+        group.responses[index] = response
         return True
 
     def is_finished(self, started: Started) -> bool:
@@ -88,4 +88,4 @@ class Schedule:
 
     def _leave(self, position: int) -> Group:
         started = self.started.pop(position)
-        return Group(started.prompt, [started.responses[k] for k in range(self.group_size)])
+        return [Sample(started.prompt, started.responses[k]) for k in range(self.group_size)]

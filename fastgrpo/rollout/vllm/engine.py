@@ -201,7 +201,7 @@ def _sampling_params(request: Request) -> Any:
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
-        seed=response_seed(sampling.seed, request.prompt.position, request.sample),
+        seed=response_seed(sampling.seed, request.prompt.position, request.index),
         max_tokens=sampling.max_response_tokens,
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,  # the stop tokens are the recipe's, not those of the model's files

@@ -9,7 +9,7 @@ from fastgrpo.policy.packing import pack
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate
-from fastgrpo.types import Sampling, Sequence
+from fastgrpo.types import Sampling
 from tests.tiny import prompts, tiny_model
 
 SAMPLING = Sampling(group_size=3, max_response_tokens=20, temperature=0.8, stop_token_ids=(0, 5), seed=7)
@@ -20,7 +20,7 @@ def engine(architecture: str = "qwen2", max_sequences: int = 64, dtype: torch.dt
 
 
 def ids(groups):
-    return [r.response_ids.tolist() for g in groups for r in g.responses]
+    return [s.response.response_ids.tolist() for g in groups for s in g]
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "mistral"])
@@ -28,7 +28,7 @@ def test_logprobs_are_those_of_the_policy_over_the_same_tokens(architecture):
     """The trainer's packed pass and the decode loop's cache are two programs for one number."""
     groups = generate(engine(architecture), prompts(9), SAMPLING)
     policy = Policy(tiny_model(architecture, "fastgrpo_padded"), temperature=0.8, head_chunk_tokens=64)
-    rows = [Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]
+    rows = [sample for group in groups for sample in group]
     with torch.no_grad():
         logprobs, _ = policy(pack(rows))
     sampled = torch.from_numpy(np.concatenate([r.response.rollout_logprobs for r in rows]))
@@ -67,7 +67,7 @@ def test_seed_prompt_sample_and_visit_all_change_the_draw():
 
 def test_a_response_ends_with_its_stop_token_or_at_its_limit():
     for group in generate(engine(), prompts(20), SAMPLING):
-        for response in group.responses:
+        for response in (sample.response for sample in group):
             *body, last = response.response_ids.tolist()
             assert not {0, 5} & set(body)
             assert response.finish_reason == ("stop" if last in (0, 5) else "length")
@@ -80,7 +80,7 @@ def test_samples_follow_the_policys_distribution():
     prompt = prompts(1)[0]
     sampling = Sampling(group_size=20_000, max_response_tokens=1, temperature=1.3, seed=3)
     group = generate(engine(max_sequences=20_000), [prompt], sampling)[0]
-    counts = np.bincount([r.response_ids[0] for r in group.responses], minlength=61)
+    counts = np.bincount([s.response.response_ids[0] for s in group], minlength=61)
     tokens = torch.from_numpy(prompt.prompt_ids.astype(np.int64))[None]
     with torch.no_grad():
         probabilities = torch.softmax(tiny_model()(tokens).logits[0, -1] / 1.3, -1).double().numpy()
@@ -111,7 +111,7 @@ def test_no_prompts_give_no_groups():
 
 def test_the_samplers_entropy_is_that_of_the_policy():
     groups = generate(engine(), prompts(5), SAMPLING)
-    rows = [Sequence(g.prompt.prompt_ids, r, 0.0) for g in groups for r in g.responses]
+    rows = [sample for group in groups for sample in group]
     policy = Policy(tiny_model("qwen2", "fastgrpo_padded"), temperature=0.8, head_chunk_tokens=64)
     with torch.no_grad():
         _, entropy = policy(pack(rows))

@@ -66,7 +66,7 @@ def test_the_engine_draws_from_the_nucleus_in_proportion():
     prompt = prompts(1)[0]
     sampling = Sampling(group_size=20_000, max_response_tokens=1, temperature=1.3, top_p=0.7, seed=3)
     group = generate(BuiltinEngine(tiny_model("qwen2", ATTENTION), 20_000), [prompt], sampling)[0]
-    counts = np.bincount([r.response_ids[0] for r in group.responses], minlength=61)
+    counts = np.bincount([s.response.response_ids[0] for s in group], minlength=61)
     tokens = torch.from_numpy(prompt.prompt_ids.astype(np.int64))[None]
     with torch.no_grad():
         whole = torch.softmax(tiny_model()(tokens).logits[0, -1].double() / 1.3, -1).numpy()
@@ -77,8 +77,8 @@ def test_the_engine_draws_from_the_nucleus_in_proportion():
     expected = whole[inside] / whole[inside].sum() * 20_000
     chi_square = float(((counts[inside] - expected) ** 2 / expected).sum())
     assert chi_square < size + 5 * np.sqrt(2 * size)
-    logprobs = np.array([r.rollout_logprobs[0] for r in group.responses])
-    np.testing.assert_allclose(logprobs, np.log(whole)[[r.response_ids[0] for r in group.responses]], atol=1e-4)
+    logprobs = np.array([s.response.rollout_logprobs[0] for s in group])
+    np.testing.assert_allclose(logprobs, np.log(whole)[[s.response.response_ids[0] for s in group]], atol=1e-4)
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.5])
@@ -87,7 +87,7 @@ def test_the_smallest_nucleus_is_the_most_probable_token(top_p):
     engine = BuiltinEngine(tiny_model("qwen2", ATTENTION), 64)
 
     def ids(sampling):
-        return [r.response_ids.tolist() for g in generate(engine, prompts(5), sampling) for r in g.responses]
+        return [s.response.response_ids.tolist() for g in generate(engine, prompts(5), sampling) for s in g]
 
     greedy = ids(replace(sampling, temperature=0.0, top_p=1.0))
     assert (ids(replace(sampling, top_p=top_p)) == greedy) == (top_p < 0.01)

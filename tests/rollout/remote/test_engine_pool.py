@@ -27,7 +27,7 @@ SAMPLING = Sampling(group_size=2, max_response_tokens=4)
 
 
 def group(position: int) -> list[Request]:
-    prompt = Prompt(position, position, "", np.zeros(1, np.int32), "")
+    prompt = Prompt.of_ids(np.zeros(1, np.int32), position)
     return requests_of([prompt], SAMPLING, first_id=2 * position)
 
 

@@ -14,7 +14,7 @@ GROUP_SIZE = 2
 
 
 def prompt(position: int) -> Prompt:
-    return Prompt(position, position, "", np.zeros(1, np.int32), "")
+    return Prompt.of_ids(np.zeros(1, np.int32), position)
 
 
 def response() -> Response:
@@ -62,8 +62,8 @@ class Run:
             self.finish_one()
         assert len(groups) == num_groups
         for group in groups:
-            self.taken.append(group.prompt.position)
-            self.staleness.append(self.schedule.step - self.version[group.prompt.position])
+            self.taken.append(group[0].prompt.position)
+            self.staleness.append(self.schedule.step - self.version[group[0].prompt.position])
 
     def step(self, number: int, rounds: list[int]) -> None:
         self.schedule.step = number
@@ -127,7 +127,7 @@ def test_a_response_drawn_twice_counts_once_and_one_that_nobody_asked_for_never(
     assert not schedule.finish(8, 0, response())
     assert schedule.take(1) is None
     assert schedule.finish(7, 1, response())
-    assert [g.prompt.position for g in schedule.take(1)] == [7]
+    assert [g[0].prompt.position for g in schedule.take(1)] == [7]
     assert not schedule.finish(7, 1, response())
 
 

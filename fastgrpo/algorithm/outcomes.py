@@ -1,0 +1,41 @@
+"""What the functions of a recipe see of a step: one array a fact, one element a sample."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastgrpo.config import Config
+from fastgrpo.types import Sample
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What is known of the N samples of a step when their rewards and advantages are made.
+
+    Samples of a group stand together: ``values.reshape(-1, group_size)`` has a group in each row.
+    """
+
+    correct: np.ndarray  # [N] bool, the verifier's verdicts
+    lengths: np.ndarray  # [N] int64, response tokens
+    truncated: np.ndarray  # [N] bool
+    max_response_tokens: int
+    group_size: int
+    step: int  # steps that the run has done before this one
+    seed: int  # of the run: what is drawn at random is a function of it and the step
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], config: Config, step: int) -> "Outcomes":
+        return cls(
+            correct=np.array([s.correct for s in samples], dtype=bool),
+            lengths=np.array([len(s.response) for s in samples], dtype=np.int64),
+            truncated=np.array([s.response.finish_reason == "length" for s in samples], dtype=bool),
+            max_response_tokens=config.rollout.max_response_tokens,
+            group_size=config.rollout.group_size,
+            step=step,
+            seed=config.seed,
+        )
+
+
+RewardFunction = Callable[[np.ndarray, Outcomes], np.ndarray]
+"""(rewards [N], outcomes) -> [N]: what shapes rewards, and what makes advantages of them."""

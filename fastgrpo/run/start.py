@@ -1,0 +1,181 @@
+"""From a recipe to a run: everything before the first response."""
+
+import contextlib
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from fastgrpo.algorithm import Algorithm
+from fastgrpo.config import Config
+from fastgrpo.data import PromptStream
+from fastgrpo.models.load import compute_dtype
+from fastgrpo.policy.activations import fit
+from fastgrpo.policy.learner import Learner
+from fastgrpo.policy.model import load_policy, sequence_cost
+from fastgrpo.policy.reference import Reference
+from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.ranks import Ranks
+from fastgrpo.recipe import Recipe
+from fastgrpo.rewards import VerifierPool
+from fastgrpo.rollout.engines import check_engine
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.start import start_rollouts
+from fastgrpo.run.checkpoint import Checkpointer
+from fastgrpo.run.display import Display
+from fastgrpo.run.folder import RunFolder
+from fastgrpo.run.inputs import load_inputs
+from fastgrpo.run.run import Run
+from fastgrpo.run.schedule import RunSchedule
+from fastgrpo.trainer import Trainer
+from fastgrpo.types import Sampling
+
+
+def train(recipe: Recipe, config: Config, ranks: Ranks) -> None:
+    """Does the whole run.
+
+    Raises Refused for what the user can mend, before training begins and mostly before weights load.
+    """
+    folder = RunFolder(Path(config.run_dir))
+    if not (ranks.is_first and sys.stdout.isatty()):
+        disable_progress_bar()
+    with Display(config.steps, quiet=not ranks.is_first) as display, contextlib.ExitStack() as ends:
+        with ranks.watchdog.phase("start", config.deadline.start_s):
+            run = start(recipe, config, folder, ranks, display, ends)
+        run.resume_or_start()
+        run.steps()
+        with ranks.watchdog.phase("checkpoint", config.deadline.checkpoint_s):
+            run.finish()
+            ranks.barrier()
+
+
+def start(
+    recipe: Recipe,
+    config: Config,
+    folder: RunFolder,
+    ranks: Ranks,
+    display: Display,
+    ends: contextlib.ExitStack,
+) -> Run:
+    """The run, with all that it needs before its first response. What must be ended is noted in ``ends``."""
+    dtype, algorithm = compute_dtype(config.model, ranks.device), recipe.algorithm
+    configs = algorithm.configs(config)
+    ranks.together(lambda: check_engine(config, ranks.device, dtype))
+    ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
+    inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
+    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
+    streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
+    trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
+    ends.callback(trainer.rollouts.close)
+    recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
+    if recomputed and config.model.activation_checkpointing == "auto":
+        display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
+    ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
+    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
+    schedule = RunSchedule(algorithm, config, streams)
+    return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
+
+
+def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
+    """Looks at the run folder and lets the recipe make what it starts from, on the first rank."""
+    if not ranks.is_first:
+        return
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
+    folder.check(config, recipe.algorithm.describe())
+    if recipe.prepare is not None:
+        recipe.prepare(config, folder.base, display.say)
+
+
+def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
+    """From here on the folder is this run's."""
+    if ranks.is_first:
+        facts = {
+            "name": config.name,
+            "recipe": recipe.path.name,
+            "model": config.model.path,
+            "device": ranks.device_name,
+            "num_ranks": ranks.count,
+            "published": recipe.published,
+            "algorithm": recipe.algorithm.describe(),
+            "reward": recipe.reward,
+        }
+        folder.begin(config, facts)
+
+
+def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
+    """Raises ValueError if the verifier cannot be loaded or fails its self-test."""
+    limits = config.reward
+    try:
+        return VerifierPool(
+            recipe.reward, limits.workers, limits.timeout_s, limits.memory_limit_gib, self_test=recipe.self_test
+        )
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def setup(
+    config: Config,
+    algorithm: Algorithm,
+    ranks: Ranks,
+    tokenizer: Any,
+    stream: PromptStream,
+    pool: VerifierPool,
+) -> Trainer:
+    """Loads the weights twice: sharded to be trained, and whole to be sampled from; and where the run measures a
+    divergence once more, frozen."""
+    dtype = compute_dtype(config.model, ranks.device)
+    policy = load_policy(config.model, config.rollout.temperature, ranks.device)
+    sampling = Sampling(
+        group_size=config.rollout.group_size,
+        max_response_tokens=config.rollout.max_response_tokens,
+        temperature=config.rollout.temperature,
+        stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, policy.model.generation_config),
+        seed=config.seed,
+    )
+    learner = Learner(
+        shard(policy, ranks.mesh, dtype),
+        ranks,
+        sequence_cost(policy.model.config),
+        config.objective,
+        config.optimizer,
+        need_entropy=config.rollout.engine != "builtin",  # which tells it with every response
+        reference=load_reference(config, ranks) if algorithm.needs_reference(config) else None,
+    )
+    rollouts = start_rollouts(
+        algorithm.widest(config),
+        ranks,
+        PromptsInOrder(stream),
+        sampling,
+        policy.model.named_parameters(),
+        partial(full_weights, policy),
+    )
+    return Trainer(
+        config=config,
+        ranks=ranks,
+        tokenizer=tokenizer,
+        rollouts=rollouts,
+        pool=pool,
+        learner=learner,
+        run_dir=Path(config.run_dir),
+        algorithm=algorithm,
+    )
+
+
+def load_reference(config: Config, ranks: Ranks) -> Reference:
+    """The model that the run begins with; a checkpoint may put a later one in its place."""
+    policy = load_policy(config.model, config.rollout.temperature, ranks.device).requires_grad_(False)
+    return Reference(shard(policy, ranks.mesh, compute_dtype(config.model, ranks.device)))
+
+
+def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
+    """The end tokens of the model's generation settings and the recipe's."""
+    ids = generation_config.eos_token_id
+    ends = tuple(ids) if isinstance(ids, list) else (ids,) if ids is not None else ()
+    if not ends and not config.rollout.stop_token_ids:
+        raise ValueError(f"{config.model.path} names no end token: give --rollout.stop_token_ids")
+    return tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids)))
