@@ -78,9 +78,9 @@ def start(folder: Path, device: torch.device, dtype: torch.dtype, **settings: An
 
 def live_weights(model: Any) -> Any:
     """The `LiveWeights` of a vLLM model in this process."""
-    from fastgrpo.rollout.weight_sync import vllm_worker
+    from fastgrpo.rollout.vllm import worker
 
-    return vllm_worker.live_weights(model)
+    return worker.live_weights(model)
 
 
 def dispatch_as_shipped() -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -1,7 +1,6 @@
 """DAPO of Qwen2.5-32B: clip-higher, dynamic sampling, token mean, overlong penalty; AIME24 avg@32 50 to 52."""
 
-from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.shaping import OverlongPenalty
+from fastgrpo.algorithm import Algorithm, OverlongPenalty
 from fastgrpo.config import (
     CheckpointConfig,
     Config,

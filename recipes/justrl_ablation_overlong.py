@@ -2,8 +2,7 @@
 
 from fastgrpo_recipes import justrl_deepseek_1_5b as base
 
-from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.shaping import OverlongPenalty
+from fastgrpo.algorithm import Algorithm, OverlongPenalty
 from fastgrpo.config import with_settings
 
 config = with_settings(base.config, {"name": "justrl_ablation_overlong"})

@@ -4,9 +4,15 @@ The original has code, STEM, puzzles and following instructions besides mathemat
 published no configuration: constants are those of NVIDIA's two reproductions and its blog, or ours (docs/fidelity.md).
 """
 
-from fastgrpo.algorithm import Algorithm, Phase, ReferenceReset
-from fastgrpo.algorithm.advantages import batch_normalised
-from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, StopProperly
+from fastgrpo.algorithm import (
+    Algorithm,
+    CosineLengthPenalty,
+    Cycled,
+    Phase,
+    ReferenceReset,
+    StopProperly,
+    batch_normalised,
+)
 from fastgrpo.config import (
     Config,
     DataConfig,

@@ -4,9 +4,7 @@ The original is asynchronous, at most 4 versions behind; here a step follows the
 problems are held out.
 """
 
-from fastgrpo.algorithm import Algorithm, Phase
-from fastgrpo.algorithm.advantages import batch_whitened
-from fastgrpo.algorithm.selection import SuccessBetween
+from fastgrpo.algorithm import Algorithm, Phase, SuccessBetween, batch_whitened
 from fastgrpo.config import (
     Config,
     DataConfig,

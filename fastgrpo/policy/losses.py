@@ -10,8 +10,8 @@ from torch import Tensor
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.model import Policy
 
-# (policy, batch, num_loss_tokens, objective, entropy wanted) -> output over the R response tokens
 Loss = Callable[[Policy, PackedBatch, int | float, Objective, bool], GrpoOutput]
+"""(policy, batch, num_loss_tokens, objective, whether entropy is wanted) -> output over the R response tokens."""
 
 
 def fused(
@@ -48,7 +48,9 @@ def by_definition(
 ) -> GrpoOutput:
     """All logits of the micro-batch at once, and autograd: the kernels' reference."""
 
-    def definition(hidden, weight, target_ids, *, bias, temperature, **_):  # type: ignore[no-untyped-def]
+    def definition(
+        hidden: Tensor, weight: Tensor, target_ids: Tensor, /, *, bias: Tensor | None, temperature: float, **_: object
+    ) -> tuple[Tensor, Tensor]:
         return reference.linear_logprobs(hidden, weight, target_ids, bias=bias, temperature=temperature)
 
     logprobs, entropies = policy(batch, entropy, definition)

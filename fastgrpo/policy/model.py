@@ -1,11 +1,10 @@
 """The policy: a transformers causal LM whose forward pass ends in logprobs, not in logits."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
 from fastgrpo_kernels import linear_logprobs
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
@@ -14,6 +13,25 @@ from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype, re
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import layers_of, recompute_first
 from fastgrpo.policy.packing import SequenceCost
+
+T = TypeVar("T", covariant=True)
+
+
+class HeadOp(Protocol[T]):
+    """An operation of the LM head, as `fastgrpo_kernels.linear_logprobs` is one."""
+
+    def __call__(
+        self,
+        hidden: Tensor,  # [R, D]
+        weight: Tensor,  # [V, D]
+        target_ids: Tensor,  # [R] int64
+        /,
+        *,
+        bias: Tensor | None,  # [V]
+        temperature: float,
+        entropy: bool,
+        chunk_tokens: int | None,
+    ) -> T: ...
 
 
 class Policy(nn.Module):
@@ -34,10 +52,15 @@ class Policy(nn.Module):
     def can_share_prompts(self) -> bool:
         return can_share_prompts(self.model.config._attn_implementation)
 
-    def forward(
-        self, batch: PackedBatch, entropy: bool = True, op: Callable[..., Any] = linear_logprobs
-    ) -> Any:  # what the op returns: logprobs [R], and entropy [R] if asked for
-        """The op of `fastgrpo_kernels` on the R response tokens of the batch, in order; logprobs are float32.
+    @overload
+    def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]: ...
+
+    @overload
+    def forward(self, batch: PackedBatch, entropy: bool, op: HeadOp[T]) -> T: ...
+
+    def forward(self, batch: PackedBatch, entropy: bool = True, op: HeadOp[Any] = linear_logprobs) -> Any:
+        """What the op makes of the R response tokens of the batch, in order: by default float32 logprobs [R], and the
+        entropy [R] or None.
 
         It runs in here because here the head's weight is whole.
         """
@@ -61,6 +84,9 @@ class Policy(nn.Module):
             entropy=entropy,
             chunk_tokens=self.head_chunk_tokens or None,
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward  # as nn.Module calls it, with its types
 
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:

@@ -3,7 +3,7 @@
 From another trainer, with an engine in the same process::
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # vLLM's core in this process too
-    llm = vllm.LLM(..., worker_extension_cls="fastgrpo.rollout.vllm.worker.WeightSyncWorker")
+    llm = vllm.LLM(..., worker_extension_cls="fastgrpo.rollout.weight_sync.vllm_worker.WeightSyncWorker")
     llm.collective_rpc("write_weights", args=(model.named_parameters(),))
     llm.reset_prefix_cache()
 
