@@ -19,8 +19,10 @@ OTHERWISE = 2e-3
 
 @torch.no_grad()
 def probe(prompt: Prompt, rollouts: Rollouts, learner: Learner, dtype: torch.dtype) -> float:
-    """The mean difference over all ranks. All ranks take part. Raises WeightMismatch above what rounding in the
-    engine's ``dtype`` can do."""
+    """The mean difference of a token's logprob, over all ranks, which all take part.
+
+    Raises WeightMismatch above what rounding in the engine's ``dtype`` can do.
+    """
     ranks = learner.ranks
     # Positions that no run reaches: the draws are the probe's own.
     prompts = [replace(prompt, position=-1 - i) for i in range(ranks.count)]

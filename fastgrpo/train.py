@@ -116,10 +116,10 @@ def _say_what_phases_change(recipe: Recipe, config: Config) -> None:
 
 
 def _newest_checkpoint(config: Config) -> str:
-    from fastgrpo.run.checkpoint import published
+    from fastgrpo.run.checkpoint import committed
     from fastgrpo.run.folder import RunFolder
 
-    saved = published(RunFolder(Path(config.run_dir)).checkpoints)
+    saved = committed(RunFolder(Path(config.run_dir)).checkpoints)
     return f". The last checkpoint is {saved[-1]}: go on with --resume" if saved else ""
 
 

@@ -49,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepSamples:
-    """The samples that a step trains on, as every rank sees them, and those that it left out; groups stand together."""
+    """The samples that a step trains on, and those that it left out, group by group; the same on every rank."""
 
     kept: list[Sample]
     dropped: list[Sample]
@@ -67,7 +67,7 @@ def limit_of(phase: str, config: Config) -> tuple[str, float, str]:
 
 @dataclass
 class Clock:
-    """Seconds of each phase of a step, none of which may outlast its deadline."""
+    """Measures the phases of a step in seconds, and ends the run when one outlasts its deadline."""
 
     watchdog: Watchdog
     config: Config
@@ -112,14 +112,14 @@ class Trainer:
         self.rollouts.set_config(config, sampling)
 
     def reset_reference(self, *, clear_optimizer: bool) -> None:
-        """The reference becomes the policy as it is."""
+        """Makes the policy as it is the reference."""
         assert self.learner.reference is not None
         self.learner.reference.reset(self.learner.policy)
         if clear_optimizer:
             self.learner.clear_optimizer()
 
     def step(self) -> tuple[dict[str, Any], StepSamples]:
-        """One step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
+        """Does one step of GRPO. Returns its metrics, the same on every rank, and what was sampled."""
         clock, sums = Clock(self.ranks.watchdog, self.config), TokenSums.zero(self.ranks.device)
         started = time.perf_counter()
         samples = self.sample(clock)
@@ -167,14 +167,14 @@ class Trainer:
         return [self.learner.pack(update) for update in split_updates(samples, count, group_size)]
 
     def with_old_logprobs(self, updates: list[Update]) -> list[Update]:
-        """The denominators of the ratios. For the first update they are the current logprobs: nothing to compute."""
+        """The updates with the denominators of their ratios; the first has none, for they are the current logprobs."""
         if self.config.objective.old_logprobs == "rollout":
             with_theirs = (self.learner.with_rollout_logprobs(u) for u in updates)
             return [replace(u, is_first=i == 0) for i, u in enumerate(with_theirs)]
         return [*updates[:1], *(self.learner.with_old_logprobs(u) for u in updates[1:])]
 
     def update(self, update: Update, sums: TokenSums) -> float:
-        """One optimizer update. One that is not finite is skipped, and its batch is kept for inspection."""
+        """Does one optimizer update and returns its gradient norm. One that is not finite is skipped."""
         self.learner.backward(update, sums)
         norm = self.learner.apply(learning_rate(self.config.optimizer, self.progress.step + 1))
         if np.isfinite(norm):
@@ -199,7 +199,7 @@ class Trainer:
             )
 
     def sync(self, policy_version: int) -> None:
-        """Gives the engines the current weights. Where all were compared, what they mean by them is too."""
+        """Gives the engines the current weights, and probes them whenever all weights were compared."""
         self.rollouts.sync(policy_version)
         if self.rollouts.just_compared:
             self.probe()
@@ -258,7 +258,7 @@ class Trainer:
         return float((groups == 0).all(axis=1).mean()) if len(groups) else math.nan
 
     def accuracy(self, prompts: list[Prompt]) -> tuple[float, float]:
-        """Sampled (avg@k) and greedy accuracy on held-out problems. Draws that training never uses."""
+        """Sampled (avg@k) and greedy accuracy on held-out problems, from draws that training never uses."""
         settings, training = self.config.evaluation, self.rollouts.sampling
         sampled = replace(
             training,
@@ -276,7 +276,7 @@ class Trainer:
 
 
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:
-    """Over all response tokens as the sampler knew it, or `otherwise`: over those that were trained on."""
+    """The mean over all response tokens as the sampler knew it; ``otherwise`` where it did not."""
     if any(r.mean_entropy is None for r in responses):
         return otherwise
     return sum((r.mean_entropy or 0.0) * len(r) for r in responses) / sum(map(len, responses))

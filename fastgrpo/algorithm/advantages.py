@@ -1,4 +1,4 @@
-"""Rewards of a step to advantages. A recipe names one of these, or brings its own of the same signature:
+"""From the rewards of a step to its advantages. A recipe names one of these, or brings its own of the same signature:
 (rewards [N], `Outcomes`) -> [N]."""
 
 import numpy as np
@@ -18,7 +18,7 @@ def group_normalised(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # 
 
 
 def batch_normalised(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # [N], ... -> [N] float32
-    """REINFORCE++-baseline's: the group's mean off, then normalised over all response tokens of the step.
+    """REINFORCE++-baseline's advantages: the group's mean off, then normalised over the step's response tokens.
 
     Source: ProRL-V2 (NVIDIA's blog); the weights by tokens and the floor of 1e-8 under the variance are those of
     NVIDIA-NeMo/RL docs/guides/prorlv2.md.
@@ -30,8 +30,8 @@ def batch_normalised(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # 
 
 
 def batch_whitened(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # [N], ... -> [N] float32
-    """Normalised over all response tokens of the step, without any group: AReaL's ``group_adv_norm=false``, which
-    QuestA takes (foreverlasting1202/QuestA AReaL/scripts/partial_50_grpo.yaml)."""
+    """Rewards normalised over all response tokens of the step, without any group: AReaL's ``group_adv_norm=false``,
+    which QuestA takes (foreverlasting1202/QuestA AReaL/scripts/partial_50_grpo.yaml)."""
     exact = np.asarray(rewards, dtype=np.float64)
     mean, variance = _over_tokens(exact, outcomes.lengths)
     return ((exact - mean) / (np.sqrt(variance) + 1e-5)).astype(np.float32)

@@ -66,7 +66,7 @@ class ReferenceReset:
             raise ValueError(f"a reference is reset every 1 or more steps, got {self.every_steps}")
 
     def is_due(self, step: int) -> bool:
-        """Whether it happens before the step that ``step`` others went before."""
+        """Whether the reference is reset after ``step`` steps."""
         return step > 0 and step % self.every_steps == 0
 
     def scaled(self, tokens: float, steps: float) -> Self:
@@ -102,14 +102,14 @@ class Algorithm:
             _require_signature(part, function)
 
     def config_at(self, config: Config, step: int) -> Config:
-        """The settings of the step that ``step`` others went before."""
+        """The settings after ``step`` steps."""
         for phase in self.phases:
             if phase.first_step <= step:
                 config = with_run_dir(with_settings(config, phase.settings))
         return config
 
     def configs(self, config: Config) -> list[Config]:
-        """Of every phase of the run, the first included. Raises ValueError where they are out of order."""
+        """The settings of every phase, the first included. Raises ValueError where phases are out of order."""
         starts = [0, *(p.first_step for p in self.phases)]
         if starts != sorted(set(starts)):
             raise ValueError(f"the phases of a run must begin one after the other, got the first steps {starts[1:]}")
@@ -119,17 +119,16 @@ class Algorithm:
         return any(c.objective.kl_coef > 0 for c in self.configs(config))
 
     def widest(self, config: Config) -> Config:
-        """The longest response of any phase: what an engine must have room for."""
+        """The settings with the longest response of any phase, which an engine must have room for."""
         longest = max(c.rollout.max_response_tokens for c in self.configs(config))
         return with_settings(config, {"rollout.max_response_tokens": longest})
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder records of it, as JSON holds it, and a resumed run must have too: a function by its name
-        and by what it encloses."""
+        """What a run folder records, as JSON holds it, and a resumed run must equal: every function by its name."""
         return {f.name: _described(getattr(self, f.name)) for f in fields(self)}
 
     def scaled(self, tokens: float, steps: float) -> Self:
-        """For a run with responses ``tokens`` times as long and ``steps`` times as many steps."""
+        """The algorithm of a run with responses ``tokens`` times as long and ``steps`` times as many steps."""
         return replace(
             self,
             shaping=tuple(scaled(s, tokens, steps) for s in self.shaping),
@@ -138,7 +137,7 @@ class Algorithm:
 
 
 def _is_function(value: Any) -> bool:
-    """A technique, and not its class, which somebody forgot to call."""
+    """Whether it is a technique, and not its class, which somebody forgot to call."""
     return callable(value) and not isinstance(value, type)
 
 
@@ -168,7 +167,7 @@ def _described(value: Any) -> Any:
 
 
 def _described_function(function: FunctionType) -> Any:
-    """Its name; of one that was made inside another or has no name also what makes it differ from its sisters."""
+    """The function's name; with its code and what it encloses, if it has none or was made inside another."""
     name = function.__qualname__
     if "<" not in name:
         return name

@@ -6,7 +6,7 @@ from fastgrpo.config import ObjectiveConfig
 
 
 def token_objective(config: ObjectiveConfig) -> Objective:
-    """PPO's clip with DAPO's upper width and dual clip, which is JustRL's objective, and what else is asked for.
+    """The clipped ratio of PPO with DAPO's upper width and dual clip, as JustRL has it, and what else is asked for.
 
     Raises ValueError for a correction that would be 1 at every token.
     """

@@ -12,13 +12,13 @@ Rule = Literal["keep", "drop", "replace"]
 
 
 def some_right_and_some_wrong(correct: np.ndarray) -> bool:  # [group_size] bool
-    """DAPO's rule (arXiv 2503.14476, eq. 11)."""
+    """Whether a group has right and wrong responses: DAPO's rule (arXiv 2503.14476, eq. 11)."""
     return 0 < int(correct.sum()) < len(correct)
 
 
 @dataclass(frozen=True)
 class SuccessBetween:
-    """Groups with a share of right responses within both bounds (QuestA: 0.05 and 0.95)."""
+    """Whether a group's share of right responses is within both bounds (QuestA: 0.05 and 0.95)."""
 
     low: float
     high: float

@@ -14,8 +14,8 @@ from fastgrpo.algorithm.outcomes import Outcomes, RewardFunction
 
 @dataclass(frozen=True)
 class OverlongPenalty:
-    """DAPO's soft penalty (arXiv 2503.14476, eq. 13; verl workers/reward_manager/dapo.py): nothing up to
-    ``buffer_tokens`` before the limit, then linear down to ``-factor`` at the limit."""
+    """DAPO's soft penalty for long responses: nothing up to ``buffer_tokens`` before the limit, then linear down to
+    ``-factor`` at the limit. Source: arXiv 2503.14476, eq. 13; verl workers/reward_manager/dapo.py."""
 
     buffer_tokens: int = 4096
     factor: float = 1.0
@@ -34,7 +34,7 @@ class OverlongPenalty:
 
 @dataclass(frozen=True)
 class CosineLengthPenalty:
-    """ProRL-V2's: ``low + (high - low) / 2 * (1 + cos(pi * length / limit))`` is added to the reward.
+    """ProRL-V2's penalty for length, added to the reward: ``low + (high - low) / 2 * (1 + cos(pi * length / limit))``.
 
     The blog names the shape and not the constants: they are ours, a response at the limit loses a half.
     """

@@ -11,7 +11,7 @@ from fastgrpo.types import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """What was read. ``num_rows == len(problems) + num_duplicates + num_unanswered + num_unwanted``."""
+    """The problems of a source. ``num_rows == len(problems) + num_duplicates + num_unanswered + num_unwanted``."""
 
     problems: list[Prompt]
     source: str

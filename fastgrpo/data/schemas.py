@@ -65,7 +65,7 @@ def schema_of(row: Row) -> Extract:
 
 
 def _verl(values: dict[str, Any]) -> tuple[Any, Any]:
-    """verl's: ``prompt`` is a chat, ``reward_model.ground_truth`` the answer."""
+    """verl's rows: ``prompt`` is a chat, ``reward_model.ground_truth`` the answer."""
     messages, reward_model = values.get("prompt"), values.get("reward_model")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f"prompt must be a list of messages, got {_shown(messages)}")
@@ -78,12 +78,12 @@ def _verl(values: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _plain(values: dict[str, Any]) -> tuple[Any, Any]:
-    """MathArena's, which BRUMO25, CMIMC25 and HMMT25 have."""
+    """MathArena's rows, as BRUMO25, CMIMC25 and HMMT25 have them."""
     return values.get("problem"), values.get("answer")
 
 
 def _gsm8k(values: dict[str, Any]) -> tuple[Any, Any]:
-    """GSM8K's: a worked solution whose last line is ``#### 1,234``. An answer of one line is taken as it is."""
+    """GSM8K's rows: a worked solution whose last line is ``#### 1,234``. An answer of one line is taken as it is."""
     question, answer = values.get("question"), values.get("answer")
     if isinstance(answer, str):
         _, mark, final = answer.rpartition("####")
@@ -110,7 +110,7 @@ def generation_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
 
 
 def solution_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
-    """A row as DeepScaleR's."""
+    """A row as DeepScaleR has them."""
     return {"problem": problem, "solution": solution, "answer": answer}
 
 
@@ -179,7 +179,7 @@ def solution_text(values: dict[str, Any]) -> str:
 
 
 def level_number(level: Any) -> int | None:
-    """3 of 3, 3.0, "3" and "Level 3" (MATH's); None of anything else, as MATH's "Level ?"."""
+    """The number in 3, 3.0, "3" and "Level 3" (MATH's); None where there is none, as in MATH's "Level ?"."""
     match = re.fullmatch(r"(?:Level )?(\d+)(?:\.0)?", str(level))
     return int(match[1]) if match else None
 

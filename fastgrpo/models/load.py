@@ -113,5 +113,5 @@ def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
 
 
 def dropout_rates(model_config: Any) -> dict[str, float]:
-    """Those of a transformers configuration that are above 0."""
+    """The dropout rates of a transformers configuration that are above 0."""
     return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}

@@ -1,1 +1,1 @@
-"""The trained weights: model, attention, sharding, optimizer."""
+"""Training: samples are packed, the policy gives their logprobs, a loss its gradient, an update new weights."""

@@ -40,7 +40,7 @@ class _Policy(Protocol):
 
 
 def recompute_first(model: PreTrainedModel, count: int) -> None:
-    """The first ``count`` layers recompute: when their turn comes, the later ones have freed what they kept.
+    """Lets the first ``count`` layers recompute: when their turn comes, the later ones have freed what they kept.
 
     transformers recomputes in training mode. Where a layer decides for itself, it alone is put into that mode, and its
     parts stay in evaluation. Elsewhere the whole model recomputes or nothing of it. Not for a model with dropout: a
@@ -82,7 +82,7 @@ def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerC
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of a GPU, with what torch's allocator holds and nobody uses."""
+    """The free memory of a GPU, with what torch's allocator holds and nobody uses."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
@@ -107,7 +107,7 @@ class Needs:
 
     @classmethod
     def of(cls, policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig) -> "Needs":
-        """Measured with two short forward passes, which all ranks take part in, and counted from the shapes."""
+        """Measures with two short forward passes, in which all ranks take part, and counts from the shapes."""
         config, tokens = policy.model.config, optimizer.tokens_per_microbatch
         vocabulary, width, num_layers = config.vocab_size, config.hidden_size, len(layers_of(policy.model))
         parameters = sum(p.numel() for p in policy.parameters())

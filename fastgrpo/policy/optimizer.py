@@ -29,7 +29,7 @@ def step_unless(skip: Tensor, optimizer: torch.optim.AdamW, learning_rate: float
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of step 1, 2, ...: a linear rise to the constant, which is reached at ``warmup_steps``."""
+    """The learning rate of step 1, 2, ...: a linear rise to the constant, which is reached at ``warmup_steps``."""
     return config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
 
 

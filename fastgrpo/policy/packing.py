@@ -1,4 +1,4 @@
-"""Responses to packed micro-batches, balanced over ranks. The only place where tokens are shifted."""
+"""From samples to packed micro-batches, balanced over ranks. The only place where tokens are shifted."""
 
 import heapq
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class SequenceCost:
     def of_transformer(
         cls, num_layers: int, d_model: int, d_feed_forward: int, d_query: int, d_key_value: int
     ) -> "SequenceCost":
-        """Two FLOPs a weight and token, and for causal attention half the token pairs in both of its products."""
+        """The cost of a decoder: two FLOPs a weight and token, half the token pairs in each product of causal attention."""
         weights = num_layers * d_model * (2 * d_query + 2 * d_key_value + 3 * d_feed_forward)
         return cls(per_token=2.0 * weights, per_token_pair=2.0 * num_layers * d_query)
 

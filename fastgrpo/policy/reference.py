@@ -26,6 +26,6 @@ class Reference:
 
     @torch.no_grad()
     def reset(self, policy: Policy) -> None:
-        """Becomes the policy as it is now, shard by shard."""
+        """Copies the policy as it is now, shard by shard."""
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
             mine.copy_(theirs)

@@ -36,8 +36,8 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
 
 
 def accumulate(policy: Policy, is_last: bool, reduce_each: bool) -> None:
-    """Says whether the coming backward pass is the last of an update. It reduces gradients over ranks and lets gathered
-    weights go; those before it do so too if ``reduce_each``: the whole of either is what does not fit then."""
+    """Tells FSDP whether the coming backward pass is the last of an update, which reduces gradients over ranks and lets
+    gathered weights go. With ``reduce_each`` those before it do so too: the whole of either would not fit."""
     assert isinstance(policy, FSDPModule)
     policy.set_requires_gradient_sync(is_last or reduce_each)
     policy.set_reshard_after_backward(is_last or reduce_each)

@@ -38,7 +38,7 @@ class Role:
 
     @classmethod
     def of(cls, rank: int, count: int, local_rank: int, per_node: int, gpus: int) -> "Role":
-        """Raises ValueError if nobody is left to train."""
+        """The role of a rank of the launch. Raises ValueError if nobody is left to train."""
         if gpus >= per_node:
             raise ValueError(
                 f"--rollout.gpus {gpus} leaves none of the {per_node} ranks of a node to train: start more ranks "
@@ -156,8 +156,8 @@ class Ranks:
         return bool(votes)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Does work that a rank may refuse with a ValueError. If one does, all raise Refused: alone it would leave the
-        others waiting, and its reason untold."""
+        """The result of work that a rank may refuse with a ValueError. If one does, all raise Refused with its reason:
+        alone it would leave the others waiting."""
         result, reasons = None, []
         try:
             result = work()
@@ -168,7 +168,7 @@ class Ranks:
         return cast(T, result)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise over ranks, on the CPU."""
+        """The elementwise sum over ranks, on the CPU."""
         values = values.cpu()
         dist.all_reduce(values, group=self.control)
         return values

@@ -22,7 +22,7 @@ def with_checksums(
 
 
 def added(shards: Iterable[dict[str, int]]) -> dict[str, int]:
-    """The checksums of whole tensors from those of their parts; sums wrap as int64 does."""
+    """The checksums of whole tensors, summed from those of their parts; sums wrap as int64 does."""
     total: dict[str, int] = {}
     for part in shards:
         for name, value in part.items():
@@ -31,7 +31,7 @@ def added(shards: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def require_equal(ours: dict[str, int], theirs: dict[str, int], engine: str) -> None:
-    """Raises WeightMismatch."""
+    """Raises WeightMismatch unless both sides have the same names with the same checksums."""
     for name in ours.keys() | theirs.keys():
         if name not in theirs or name not in ours:
             where, other = ("the trainer", engine) if name in ours else (engine, "the trainer")

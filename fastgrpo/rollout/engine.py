@@ -20,7 +20,7 @@ class RolloutEngine(Protocol):
         ...
 
     def step(self) -> list[tuple[int, Response]]:
-        """Draws the next token of every running response. Returns those that ended, each with its request's id."""
+        """Draws the next token of every response under way. Returns those that ended, each with its request's id."""
         ...
 
     def cancel(self, ids: Iterable[int]) -> None:
@@ -41,7 +41,7 @@ class RolloutEngine(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """Nothing is running, nor will be until weights were written: gives up the memory that the settings say."""
+        """Gives up the memory that the settings say. Nothing is being drawn, nor will be until weights were written."""
         ...
 
     def close(self) -> None:
@@ -62,9 +62,11 @@ def generate(
     num_groups: int | None = None,
     must: Container[int] = (),
 ) -> list[Group]:
-    """Groups in the order of their prompts: all, or as soon as ``num_groups`` are complete those. Prompts at the
-    positions ``must`` are waited for and are among them, the first of them if there are more. What was not drawn to its
-    end is forgotten."""
+    """The groups of these prompts, in their order: all, or the first ``num_groups`` that are complete.
+
+    Prompts at the positions ``must`` are waited for and are among them; if there are more such prompts than groups, the
+    first ones. What was not drawn to its end is forgotten.
+    """
     requests = requests_of(prompts, sampling)
     drawn: dict[int, Response] = {}
     missing = [sampling.group_size] * len(prompts)

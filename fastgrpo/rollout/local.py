@@ -70,7 +70,7 @@ class LocalRollouts:
         self.engine.release_memory()
 
     def drain(self) -> None:
-        """Nothing is drawn while this rank trains."""
+        """Does nothing: nothing is drawn while this rank trains."""
 
     def sync(self, policy_version: int) -> None:
         """Writes the trainer's weights into the engine. Raises WeightMismatch if they do not arrive."""
@@ -116,5 +116,5 @@ class LocalRollouts:
         return share_of(items, self.engine_index, self.num_engines)
 
     def _part_of(self, groups: list[Group]) -> list[Group]:
-        """Every rank of an engine has drawn the same; each goes on with its own part."""
+        """This rank's part of what every rank of the engine has drawn."""
         return list(share_of(groups, self.shard, self.num_shards))

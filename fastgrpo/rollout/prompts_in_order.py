@@ -26,7 +26,7 @@ class PromptsInOrder:
         return self.stream.prompts_at(position, 1)[0]
 
     def give_back(self, positions: Sequence[int]) -> None:
-        """Prompts whose responses were not drawn to their end: the first of the next step."""
+        """Takes back prompts whose responses were not drawn to their end: the first of the next step."""
         self.put_back = sorted({*self.put_back, *positions})
 
     def state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Rollouts(Protocol):
     sampling: Sampling
 
     def set_config(self, config: Config, sampling: Sampling) -> None:
-        """Goes on with another number, size, length and temperature of groups: between two steps."""
+        """Goes on, between two steps, with another number, size, length and temperature of groups."""
         ...
 
     def begin_step(self, step: int) -> None:
@@ -31,7 +31,7 @@ class Rollouts(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """The step has its groups: an engine in this process may give up memory until the next sync."""
+        """Lets an engine in this process give up memory until the next sync: the step has its groups."""
         ...
 
     def drain(self) -> None:
@@ -52,7 +52,7 @@ class Rollouts(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """What became of the prompts since ``begin_step``."""
+        """Counts of what became of the prompts since ``begin_step``."""
         ...
 
     def state(self) -> dict[str, Any]:

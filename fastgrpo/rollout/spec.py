@@ -14,7 +14,7 @@ class EngineSpec:
     config: Config
     device_type: str
     placement: Literal["in_rank", "own_process"]
-    """Inside a trainer rank, beside those of the other ranks, or in a process that only samples."""
+    """``in_rank``: inside a trainer rank. ``own_process``: in a process that only samples."""
 
     @property
     def device(self) -> torch.device:
@@ -22,13 +22,13 @@ class EngineSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights as they come to the engine."""
+        """The dtype of the weights as they come to the engine."""
         dtype = engine_dtype(self.config, torch.device(self.device_type))
         return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
 
 
 def engine_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """What the engine computes in."""
+    """The dtype that the engine computes in."""
     if config.rollout.dtype == "auto":
         return compute_dtype(config.model, device)
     return torch.float8_e4m3fn if config.rollout.dtype == "fp8" else getattr(torch, config.rollout.dtype)

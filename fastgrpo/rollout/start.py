@@ -29,7 +29,7 @@ def start_rollouts(
     parameters: Iterable[tuple[str, Tensor]],
     weights: Callable[[], Iterator[tuple[str, Tensor]]],
 ) -> Rollouts:
-    """An engine in every rank, or the way to those that have ranks of their own.
+    """An engine in every rank, or the connection to engines that have ranks of their own.
 
     ``parameters`` tell names and shapes, ``weights`` gives the whole tensors of every sync; all ranks call it.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints: sharded, written beside training, published in one rename, and checked before they are trusted."""
+"""Checkpoints: sharded, written beside training, committed in one rename, and checked before they are trusted."""
 
 import json
 import os
@@ -102,13 +102,13 @@ class Checkpointer:
             self.under_way.export = export
             export.start()
 
-    def publish_if_written(self) -> None:
-        """Publishes the write under way once all ranks are through with it, without waiting for it."""
+    def commit_if_written(self) -> None:
+        """Commits the write under way once all ranks are through with it, without waiting for it."""
         if self.under_way is not None and not self.ranks.any(not self.under_way.is_done):
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the write under way and publishes it. Raises CheckpointError if it failed, on all ranks."""
+        """Waits for the write under way and commits it. Raises CheckpointError if it failed, on all ranks."""
         if self.under_way is None:
             return
         write, self.under_way = self.under_way, None
@@ -116,7 +116,7 @@ class Checkpointer:
         self._agree(partial, write.result())
         if self.ranks.is_first:
             os.replace(partial, self.folder / partial.name[1:])
-            for old in published(self.folder)[: -self.keep_last]:
+            for old in committed(self.folder)[: -self.keep_last]:
                 shutil.rmtree(old)
         self.ranks.barrier()
 
@@ -194,7 +194,7 @@ def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype, copies: int
     return int(num_parameters * (8 + 4 * copies + export_dtype.itemsize) * 1.1)
 
 
-def published(folder: Path) -> list[Path]:
+def committed(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step_*") if p.is_dir())
 
@@ -222,7 +222,7 @@ def damage(path: Path) -> str:
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to continue from, and a line about each damaged one, which is set aside."""
     complaints: list[str] = []
-    for path in reversed(published(folder)):
+    for path in reversed(committed(folder)):
         if not (reason := damage(path)):
             return path, complaints
         aside = path.with_name(f"damaged_{path.name}")

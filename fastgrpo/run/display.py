@@ -54,7 +54,7 @@ class Display:
         self.console.print(text, markup=False)
 
     def begin(self, step: int) -> None:
-        """Training goes on after this step; from here the time left is estimated."""
+        """Starts the estimate of the time left: training goes on after this step."""
         self.started, self.first_step = time.perf_counter(), step
 
     def show(self, metrics: dict[str, Any]) -> None:

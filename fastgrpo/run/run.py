@@ -60,7 +60,7 @@ class Run:
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:
-        """Chosen on the first rank: others must not see another state of the folder."""
+        """The newest intact checkpoint, chosen on the first rank: others must not see another state of the folder."""
 
         def choose() -> list[Path | None]:
             if not self.trainer.ranks.is_first:
@@ -98,7 +98,7 @@ class Run:
                     metrics, rollout_rows(samples.kept, progress.step, self.config.checkpoint.rollouts_per_step)
                 )
                 self.display.show(metrics)
-                self.checkpointer.publish_if_written()
+                self.checkpointer.commit_if_written()
                 stop = self.trainer.ranks.any(bool(signals))
                 if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
                     self._save()

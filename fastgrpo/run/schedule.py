@@ -1,4 +1,4 @@
-"""What happens between the steps of a run, as a function of the steps done: so a resumed run does the same."""
+"""What happens between the steps of a run: a function of the steps done, so that a resumed run does the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, dis
 
 
 def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
-    """From here on the folder is this run's."""
+    """Makes the folder this run's, on the first rank."""
     if ranks.is_first:
         facts = {
             "name": config.name,
@@ -108,7 +108,7 @@ def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks
 
 
 def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
-    """Raises ValueError if the verifier cannot be loaded or fails its self-test."""
+    """The pool of this rank's verifiers. Raises ValueError if one cannot be loaded or fails its self-test."""
     limits = config.reward
     try:
         return VerifierPool(
@@ -126,8 +126,8 @@ def setup(
     stream: PromptStream,
     pool: VerifierPool,
 ) -> Trainer:
-    """Loads the weights twice: sharded to be trained, and whole to be sampled from; and where the run measures a
-    divergence once more, frozen."""
+    """The trainer, which loads the weights twice: sharded to be trained, and whole to be sampled from. Where the run
+    measures a divergence, a third copy is the frozen reference."""
     dtype = compute_dtype(config.model, ranks.device)
     policy = load_policy(config.model, config.rollout.temperature, ranks.device)
     sampling = Sampling(
@@ -167,7 +167,7 @@ def setup(
 
 
 def load_reference(config: Config, ranks: Ranks) -> Reference:
-    """The model that the run begins with; a checkpoint may put a later one in its place."""
+    """The frozen model that the run begins with; a checkpoint may put a later one in its place."""
     policy = load_policy(config.model, config.rollout.temperature, ranks.device).requires_grad_(False)
     return Reference(shard(policy, ranks.mesh, compute_dtype(config.model, ranks.device)))
 

@@ -256,7 +256,7 @@ def test_overwrite_removes_runs_and_nothing_else(train, capfd):
         assert train("--name", name, "--overwrite") == USER_ERROR
 
 
-def test_a_checkpoint_is_published_soon_after_it_was_written_not_at_the_next(train, monkeypatch):
+def test_a_checkpoint_is_committed_soon_after_it_was_written_not_at_the_next(train, monkeypatch):
     seen = []
     step = Trainer.step
 

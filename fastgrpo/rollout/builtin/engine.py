@@ -26,7 +26,7 @@ RECOMPUTED_TOKENS = 16384
 
 
 class BuiltinEngine:
-    """Prompts of a group share their prefill, finished sequences leave the batch, waiting ones enter.
+    """Decodes in continuous batches. A group's prompt is prefilled once; finished sequences leave, waiting ones enter.
 
     ``model`` must have been loaded with ``attn_implementation=kv_cache.ATTENTION``; its weights are the engine's own.
     ``kv_on_sync`` says what becomes of the keys and values of running responses when weights are written.
@@ -94,7 +94,7 @@ class BuiltinEngine:
         return self.weights.checksums()
 
     def release_memory(self) -> None:
-        """Its cache is gone with the last response."""
+        """Does nothing: the cache went with the last response."""
 
     def close(self) -> None:
         self._decodings.clear()
@@ -214,7 +214,7 @@ class _Decoding:
         return self._draw(taken, slots, logits[on_device(served, self.device)])
 
     def _make_room(self) -> None:
-        """As many slots as there is work for, up to what memory holds."""
+        """Adds slots, as many as there is work for, up to what memory holds."""
         wanted = int(self.busy.sum()) + len(self.waiting)
         if wanted <= len(self.busy):
             return
@@ -258,7 +258,7 @@ class _Decoding:
         self.busy = np.ones(len(kept), dtype=bool)
 
     def _recompute(self) -> None:
-        """The keys and values of what is being drawn, under the current weights."""
+        """Computes the keys and values of what is being drawn anew, under the current weights."""
         running = np.flatnonzero(self.busy).tolist()
         ids = self.slots.ids.cpu().numpy()
         read = {}  # slot -> the tokens whose keys and values the cache holds
@@ -285,7 +285,7 @@ class _Decoding:
         return output.last_hidden_state
 
     def _attention(self) -> AbstractContextManager[None]:
-        """On a GPU not cuDNN's, which torch prefers there and which compiles anew for every capacity of the cache."""
+        """The attention backends to choose from: on a GPU not cuDNN's, which compiles anew for every cache capacity."""
         if self.device.type == "cpu":
             return nullcontext()
         return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -66,7 +66,7 @@ class RemoteRollouts:
         return self._pool
 
     def set_config(self, config: Config, sampling: Sampling) -> None:
-        """With nothing under way: where steps overlap, settings do not change in the run."""
+        """Goes on with other settings. Nothing is under way: where steps overlap, settings do not change in the run."""
         assert not self.schedule.started
         settings = config.rollout
         self.config, self.sampling = config, sampling
@@ -119,7 +119,7 @@ class RemoteRollouts:
         return self._lead(self._metrics)
 
     def state(self) -> dict[str, Any]:
-        """On the first rank also what engines have drawn and no step has taken: nothing is drawn twice or lost."""
+        """What a resumed run must know; on the first rank also what engines have drawn and no step has taken."""
         self._lead(self._collect)
         under_way = [(p, s.version, s.is_awaited, dict(s.responses)) for p, s in self.schedule.started.items()]
         return {**self.prompts.state(), "under_way": under_way}
@@ -140,7 +140,7 @@ class RemoteRollouts:
     # Between the ranks.
 
     def _lead(self, work: Callable[[], T]) -> T:
-        """The first rank does it and all get what came of it, or raise as it did."""
+        """The result of what the first rank does, on all ranks; if it raises, all do."""
         outcome: list[Any] = [None]
         if self.ranks.is_first:
             try:
@@ -221,7 +221,7 @@ class RemoteRollouts:
                 self._other[i] = response
 
     def _put_back(self) -> None:
-        """What no step took would be stale: its prompts are the first of the next step."""
+        """Puts back what no step took, which would be stale: its prompts are the first of the next step."""
         positions = self.schedule.put_back()
         gone = set(positions)
         ids = [i for i, (position, _) in self._training.items() if position in gone]
@@ -244,7 +244,7 @@ class RemoteRollouts:
     # Weights.
 
     def _sync(self, *, with_checksums: bool = False, only_unsynced: bool = False) -> None:
-        """Until all engines that are there hold the trainer's weights; a lost one is waited for where it is needed.
+        """Syncs until all engines that are there hold the trainer's weights; waits for a lost one where it is needed.
 
         ``only_unsynced`` leaves alone those that hold them already, and may be drawing.
         """
