@@ -23,7 +23,7 @@ class SequenceCost:
     def of_transformer(
         cls, num_layers: int, d_model: int, d_feed_forward: int, d_query: int, d_key_value: int
     ) -> "SequenceCost":
-        """The cost of a decoder: two FLOPs a weight and token, half the token pairs in each product of causal attention."""
+        """The cost of a decoder: two FLOPs a weight and token, half of the token pairs in each attention product."""
         weights = num_layers * d_model * (2 * d_query + 2 * d_key_value + 3 * d_feed_forward)
         return cls(per_token=2.0 * weights, per_token_pair=2.0 * num_layers * d_query)
 
