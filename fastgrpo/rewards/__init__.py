@@ -9,7 +9,7 @@ from fastgrpo.rewards.dapo_minerva import dapo_minerva
 from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
 from fastgrpo.rewards.format_penalty import format_penalty
 from fastgrpo.rewards.hf_math_verify import math_verify
-from fastgrpo.rewards.known_answers import SELF_TEST, self_test_of
+from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
 from fastgrpo.rewards.pool.pool import Verdict, VerifierPool
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
@@ -24,6 +24,7 @@ __all__ = [
     "dapo_minerva",
     "deepscaler",
     "format_penalty",
+    "known_answers",
     "last_boxed",
     "math_verify",
     "mathd_or_sympy",

@@ -2,6 +2,8 @@
 
 import re
 
+from fastgrpo.rewards.known_answers import known_answers
+
 WINDOW_CHARS = 300  # the longest answer in MATH-500 has 159
 ANSWER_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 
@@ -50,6 +52,13 @@ REWRITTEN = (
 )
 
 
+@known_answers(
+    ("Six times seven.\nAnswer: 42", "42", True),
+    ("Six times seven.\nAnswer: $\\frac12$.", "\\frac{1}{2}", True),
+    ("Six times seven.\nAnswer: 41", "42", False),
+    ("It is \\boxed{42}.", "42", False),
+    ("", "42", False),
+)
 def dapo_minerva(response: str, answer: str) -> bool:
     """Whether the last "Answer: ..." within the last 300 characters of the response equals the answer, both normalised.
 

@@ -1,12 +1,14 @@
 """DeepScaleR's verifier, and its grader alone: equality by ``mathd`` or by sympy of what the last box holds."""
 
 from fastgrpo.rewards.boxes import answer_of, last_boxed
+from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNREDUCED_IS_WRONG, after_thought, known_answers
 from fastgrpo.rewards.mathd import equal_by_mathd
 from fastgrpo.rewards.sympy_grader import equal_by_sympy
 
 END_OF_THOUGHT = "</think>"
 
 
+@known_answers(*after_thought(*SELF_TEST, *EQUIVALENT, UNREDUCED_IS_WRONG), ("It is \\boxed{42}.", "42", False))
 def deepscaler(response: str, answer: str) -> bool:
     r"""Whether the last box after ``</think>`` holds the answer, by ``mathd`` or by sympy.
 
@@ -20,6 +22,7 @@ def deepscaler(response: str, answer: str) -> bool:
     return len(parts) > 1 and mathd_or_sympy(parts[1], answer)
 
 
+@known_answers(*SELF_TEST, *EQUIVALENT, UNREDUCED_IS_WRONG)
 def mathd_or_sympy(response: str, answer: str) -> bool:
     """Whether the last box of the response, wherever it stands, holds the answer, by ``mathd`` or by sympy.
 

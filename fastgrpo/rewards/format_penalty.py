@@ -3,12 +3,19 @@
 import re
 from typing import Literal
 
+from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, known_answers
 from fastgrpo.rewards.simplerl_mix import before_stop_words, simplerl_mix
 
 # Braces nest three deep, as in the original.
 CLOSED_BOX = re.compile(r"\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
 
 
+@known_answers(
+    *SELF_TEST[:2],
+    *EQUIVALENT,
+    ("", "42", "unformatted"),
+    ("Six times seven: the answer is 42.", "42", "unformatted"),
+)
 def format_penalty(response: str, answer: str) -> bool | Literal["unformatted"]:
     r"""``"unformatted"`` without a closed ``\boxed{...}``, right or not; else whether ``simplerl_mix`` accepts it.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
 from fastgrpo.rewards.bounds import MAX_CHARS, readable, small_enough
+from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNBOXED_IS_RIGHT, known_answers
 
 if TYPE_CHECKING:  # it and sympy take a second to import, and most verifiers never need them
     from math_verify.parser import ExtractionTarget
@@ -28,6 +29,7 @@ NUMERIC_DIGITS = 15
 MAX_UNREADABLE = 32  # expressions that the library would go on trying to parse, in a response that is out of its mind
 
 
+@known_answers(*SELF_TEST, *EQUIVALENT, UNBOXED_IS_RIGHT)
 def math_verify(response: str, answer: str) -> bool:
     """Whether math-verify finds the answer in the response: in a box, after "answer is", or as the last expression.
 

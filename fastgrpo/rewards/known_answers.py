@@ -1,15 +1,11 @@
-"""What each verifier must say of answers that everybody can judge, before it may judge a run."""
+"""What a verifier must say of answers that everybody can judge, before it may judge a run."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from fastgrpo.rewards.dapo_minerva import dapo_minerva
-from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
-from fastgrpo.rewards.format_penalty import format_penalty
-from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.pool.wire import Judgement, KnownAnswer
-from fastgrpo.rewards.prime_union import prime_union
-from fastgrpo.rewards.simplerl_mix import simplerl_mix
-from fastgrpo.rewards.strict_boxed import strict_boxed
+
+Verifier = TypeVar("Verifier", bound=Callable[[str, str], Judgement])
 
 SELF_TEST: tuple[KnownAnswer, ...] = (
     ("Six times seven is 42, so the answer is \\boxed{42}.", "42", True),
@@ -25,46 +21,35 @@ EQUIVALENT: tuple[KnownAnswer, ...] = (
 )
 
 
+UNBOXED_IS_RIGHT: KnownAnswer = ("Six times seven: the answer is 42.", "42", True)
+UNREDUCED_IS_WRONG: KnownAnswer = ("It is \\boxed{\\frac{2}{4}}.", "\\frac{1}{2}", False)
+
+
+def known_answers(*cases: KnownAnswer) -> Callable[[Verifier], Verifier]:
+    """A decorator that notes on a verifier what it must say of these responses."""
+
+    def note(verifier: Verifier) -> Verifier:
+        verifier.known_answers = cases  # type: ignore[attr-defined]
+        return verifier
+
+    return note
+
+
 def self_test_of(verifier: Callable[[str, str], Judgement]) -> tuple[KnownAnswer, ...]:
-    """(response, answer, verdict) cases for one of this package's verifiers; ValueError for any other function."""
-    try:
-        return _KNOWN[verifier]
-    except KeyError:
+    """(response, answer, verdict) cases that a verifier was decorated with, as those of this package are.
+
+    Raises ValueError for a function without any.
+    """
+    known: tuple[KnownAnswer, ...] = getattr(verifier, "known_answers", ())
+    if not known:
         name = getattr(verifier, "__qualname__", repr(verifier))
         raise ValueError(
             f"{name} is not a verifier of fastgrpo.rewards; write its known answers in the recipe: "
             "self_test = ((response, answer, verdict), ...), some right and some wrong"
-        ) from None
+        )
+    return known
 
 
-def _after_thought(cases: tuple[KnownAnswer, ...]) -> tuple[KnownAnswer, ...]:
-    thought = "<think>Let me see.</think>"
-    return tuple((thought + response, answer, verdict) for response, answer, verdict in cases)
-
-
-def _unformatted(cases: tuple[KnownAnswer, ...]) -> tuple[KnownAnswer, ...]:
-    """The same cases, of which those without a box are worse than wrong."""
-    return tuple((r, answer, verdict if "\\boxed{" in r else "unformatted") for r, answer, verdict in cases)
-
-
-_MINERVA: tuple[KnownAnswer, ...] = (
-    ("Six times seven.\nAnswer: 42", "42", True),
-    ("Six times seven.\nAnswer: $\\frac12$.", "\\frac{1}{2}", True),
-    ("Six times seven.\nAnswer: 41", "42", False),
-    ("It is \\boxed{42}.", "42", False),
-    ("", "42", False),
-)
-_UNREDUCED_IS_WRONG: KnownAnswer = ("It is \\boxed{\\frac{2}{4}}.", "\\frac{1}{2}", False)
-_UNBOXED_IS_RIGHT: KnownAnswer = ("Six times seven: the answer is 42.", "42", True)
-_WITHOUT_THOUGHT: KnownAnswer = ("It is \\boxed{42}.", "42", False)
-
-_KNOWN: dict[Callable[[str, str], Judgement], tuple[KnownAnswer, ...]] = {
-    strict_boxed: (*SELF_TEST, ("It is \\boxed{ 42 }", "42", False)),
-    dapo_minerva: _MINERVA,
-    mathd_or_sympy: (*SELF_TEST, *EQUIVALENT, _UNREDUCED_IS_WRONG),
-    deepscaler: (*_after_thought((*SELF_TEST, *EQUIVALENT, _UNREDUCED_IS_WRONG)), _WITHOUT_THOUGHT),
-    math_verify: (*SELF_TEST, *EQUIVALENT, _UNBOXED_IS_RIGHT),
-    simplerl_mix: (*SELF_TEST, *EQUIVALENT, _UNBOXED_IS_RIGHT),
-    format_penalty: _unformatted((*SELF_TEST, *EQUIVALENT, _UNBOXED_IS_RIGHT)),
-    prime_union: (*SELF_TEST, *EQUIVALENT, *_after_thought(EQUIVALENT), _UNBOXED_IS_RIGHT),
-}
+def after_thought(*cases: KnownAnswer) -> tuple[KnownAnswer, ...]:
+    """The same cases, each response after a closed thought."""
+    return tuple((f"<think>Let me see.</think>{response}", answer, verdict) for response, answer, verdict in cases)

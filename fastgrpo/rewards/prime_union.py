@@ -2,8 +2,10 @@
 
 from fastgrpo.rewards.deepscaler import deepscaler
 from fastgrpo.rewards.hf_math_verify import math_verify
+from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNBOXED_IS_RIGHT, after_thought, known_answers
 
 
+@known_answers(*SELF_TEST, *EQUIVALENT, *after_thought(*EQUIVALENT), UNBOXED_IS_RIGHT)
 def prime_union(response: str, answer: str) -> bool:
     """Whether ``deepscaler`` or ``math_verify`` accepts the response.
 

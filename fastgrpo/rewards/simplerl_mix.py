@@ -1,12 +1,14 @@
 r"""SimpleRL-Zoo's training verifier: the box, else what follows "answer is", else the last number; then math-verify."""
 
 from fastgrpo.rewards.hf_math_verify import equal_as_boxes
+from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNBOXED_IS_RIGHT, known_answers
 from fastgrpo.rewards.qwen_answer import extract_answer
 
 ASSISTANT = "<|im_start|>assistant"
 STOP_WORDS = ("</s>", "<|im_end|>", "<|endoftext|>")
 
 
+@known_answers(*SELF_TEST, *EQUIVALENT, UNBOXED_IS_RIGHT)
 def simplerl_mix(response: str, answer: str) -> bool:
     """Whether the extracted answer equals the answer by math-verify, both of them in a box.
 

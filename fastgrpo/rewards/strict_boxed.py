@@ -1,11 +1,13 @@
 """JustRL's training verifier: the last box, near the end, with exactly the answer in it."""
 
 from fastgrpo.rewards import boxes
+from fastgrpo.rewards.known_answers import SELF_TEST, known_answers
 
 BOX = "\\boxed{"
 WINDOW_CHARS = 100  # the original cuts to 300 characters first, which changes nothing
 
 
+@known_answers(*SELF_TEST, ("It is \\boxed{ 42 }", "42", False))
 def strict_boxed(response: str, answer: str) -> bool:
     r"""Whether the last ``\boxed{...}`` within the last 100 characters of the response holds exactly the answer.
 

@@ -18,15 +18,12 @@ def on_an_answer_line(answer: str) -> str:
     return f"Let me see.\nAnswer: {answer}"
 
 
+OTHER_FORMS = {"dapo_minerva": on_an_answer_line, "deepscaler": after_a_thought, "prime_union": after_a_thought}
+
 RESPONSES: dict[str, Callable[[str], str]] = {
-    "strict_boxed": in_a_box,
-    "dapo_minerva": on_an_answer_line,
-    "mathd_or_sympy": in_a_box,
-    "deepscaler": after_a_thought,
-    "math_verify": in_a_box,
-    "simplerl_mix": in_a_box,
-    "format_penalty": in_a_box,
-    "prime_union": after_a_thought,
+    name: OTHER_FORMS.get(name, in_a_box)
+    for name in fastgrpo.rewards.__all__
+    if hasattr(getattr(fastgrpo.rewards, name), "known_answers")
 }
 
 

@@ -113,7 +113,10 @@ def _load(setup: wire.Setup) -> Verifier:
         module = _run_file(module_name, setup.source)
     function: Verifier | None = getattr(module, function_name, None)
     if not callable(function):
-        callables = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        of_its_own = (
+            name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
+        )
+        callables = [name for name in of_its_own if callable(getattr(module, name)) and not name.startswith("_")]
         raise ValueError(f"{module_name} has no function {function_name!r}; it has {', '.join(callables) or 'none'}")
     return function
 
