@@ -46,30 +46,33 @@ class ModelConfig:
     path: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     """Hub id or local folder of a causal language model."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Compute dtype of the policy; auto is bfloat16 on CUDA and float32 on CPU. Master weights are float32 or wider."""
+    """Dtype in which the policy computes; auto is bfloat16 on CUDA and float32 on CPU.
+    Master weights are float32 or wider."""
     attention: Literal["auto", "varlen", "flash_attn", "padded", "sdpa", "eager"] = setting("auto", free_on_resume=True)
-    """Attention over packed rows; auto is flash_attn where it is installed, else varlen, on CUDA, and padded on CPU."""
+    """Implementation of attention over packed sequences.
+    auto: on CUDA flash_attn if it is installed, else varlen; on CPU padded."""
     liger: bool = setting(True, free_on_resume=True)
-    """Use liger-kernel's layers on CUDA where the architecture has them."""
+    """On CUDA, use liger-kernel's layers where it has them for the model's architecture."""
     activation_checkpointing: bool | Literal["auto"] = setting(False, free_on_resume=True)
-    """Recompute each layer in the backward pass: less memory, a third more time. auto: as few layers as a GPU's free
-    memory asks for, none on a CPU."""
+    """Recompute the activations of the layers in the backward pass: less memory, a third more time.
+    auto: of as few layers as the GPU's free memory allows, and of none on a CPU."""
     compile: bool = setting(False, free_on_resume=True)
-    """Compile the layers with torch.compile, once for all: on a GPU less memory and time, a minute at the start."""
+    """Compile the layers with torch.compile: on a GPU less memory and time per step, a minute more at the start."""
     head_chunk_tokens: int = setting(0, at_least=0, free_on_resume=True)
-    """Response tokens whose logits exist at one time; 0 chooses what is fast and small beside the head's gradient."""
+    """Response tokens whose logits are in memory at once; 0 chooses a number that is fast and needs little memory."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless asked for."""
+    """Allow Python code that comes with the model to run."""
     family: Literal["qwen2", "llama", "mistral"] = setting("qwen2", free_on_resume=True)
-    """What --shrink makes a random model of; a real run goes by the model's own files."""
+    """Architecture of the random model that --shrink makes; other runs take it from the model's own files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     replicas: int = setting(1, at_least=1, free_on_resume=True)
-    """Groups of ranks that each hold all weights (HSDP); 1 shards over all ranks. Several nodes: one per node."""
+    """Groups of ranks that each hold all weights, sharded within the group (HSDP); 1 shards them over all ranks.
+    On several nodes: one per node."""
     timeout_s: float = setting(1800.0, above=0, at_most=10_000_000, free_on_resume=True)
-    """Longest wait for another rank before the run stops with an error."""
+    """Longest wait for another rank, in seconds, before the run stops with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +80,23 @@ class DataConfig:
     train: str = setting("BytedTsinghua-SIA/DAPO-Math-17k", may_change=True)
     """Training problems: a .parquet, .jsonl or .json file, a folder of them, or a hub data set."""
     held_out: str = ""
-    """Problems for the accuracy that a run reports, never trained on; empty evaluates nothing."""
+    """Problems on which the run measures its accuracy and never trains; empty: it measures none."""
     suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-    """Appended to every problem that does not end in it."""
+    """Text that is appended to every problem, unless the problem ends in it already."""
     chat_template: bool = True
-    """Wrap it as one user message in the tokenizer's chat template, which base models lack."""
+    """Put the problem into the tokenizer's chat template, as one user message. Base models often have no template."""
     template: str = ""
-    """What is asked, with {problem} in it, in place of the suffix."""
+    """Text of the prompt, with {problem} for the problem; replaces the suffix. Empty: the problem and the suffix."""
     special_tokens: bool = True
-    """Without a chat template: the tokenizer's own special tokens, as a BOS, before the prompt."""
+    """Without a chat template: let the tokenizer add its special tokens, such as BOS, to the prompt."""
     levels: tuple[int, ...] = ()
-    """Difficulties to keep, of rows that have one; empty keeps all."""
+    """Difficulty levels to keep; problems without a level are kept too. Empty keeps all."""
     hint_percent: int = setting(0, at_least=0, at_most=100, may_change=True)
-    """Share of the reference solution that a recipe with hints gives away in the prompt, in characters."""
+    """For recipes with hints: how much of the reference solution the prompt shows, in percent of its characters."""
     shuffle: bool = True
-    """Every pass over the data in an order of its own; else always in the order of the file."""
+    """Shuffle the problems anew for every pass over the data; otherwise every pass has the order of the file."""
     max_prompt_tokens: int = setting(1024, at_least=1)
-    """Longer prompts are dropped and counted."""
+    """Longest prompt, in tokens; problems with a longer one are left out, and their number is printed."""
     prompts_per_step: int = setting(256, at_least=1, may_change=True)
     """Problems in one step, over all ranks."""
 
@@ -101,74 +104,75 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     engine: Literal["builtin", "vllm"] = "builtin"
-    """What draws the responses: a decode loop over the transformers model, or vLLM."""
+    """What samples the responses: builtin, a decode loop over the transformers model, or vLLM."""
     gpus: int = setting(0, at_least=0, free_on_resume=True)
-    """GPUs of every node that only sample, each a rank of the launch; on a CPU, ranks. 0: every rank does both."""
+    """GPUs of every node that only sample, one rank for each; without GPUs, ranks that only sample.
+    0: every rank samples and trains."""
     tensor_parallel: int = setting(1, at_least=1, free_on_resume=True)
-    """GPUs that share one engine's weights."""
+    """GPUs that share the weights of one engine."""
     dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     """Dtype of the engine's weights; auto is the policy's compute dtype."""
     max_staleness: int = setting(0, at_least=0)
-    """Steps by which the weights that sampled a token may be older than those that it trains: 0 samples, then trains; 1
-    samples the next step while it trains; from 2 on weights are replaced while responses are drawn. Above 0 needs
-    --rollout.gpus."""
+    """How many steps older than the trained weights the sampling ones may be; above 0 needs --rollout.gpus.
+    0: sample, then train. 1: sample the next step while training. From 2 on: replace weights also during sampling."""
     kv_on_sync: Literal["recompute", "keep"] = "recompute"
-    """What responses that are being drawn do with their keys and values when weights are replaced."""
+    """When weights are replaced while responses are sampled: recompute their keys and values, or keep the old ones."""
     oversample: float = setting(1.0, at_least=1)
-    """Prompts started for every prompt that a step needs; the step goes on with the first that finish."""
+    """Prompts started for each prompt that a step needs; the step takes those that finish first.
+    The others come first in the next step."""
     zero_signal_groups: Literal["keep", "drop", "replace"] = setting("keep", may_change=True)
-    """Groups whose responses are all right or all wrong: trained on, left out, or replaced by further prompts."""
+    """Groups whose responses are all right or all wrong: keep them, drop them, or replace them by further prompts."""
     max_rounds: int = setting(10, at_least=1)
-    """Rounds of prompts in a step that replaces groups, at most; then it goes on with what it has."""
+    """Where groups are replaced: most rounds of sampling in a step, which then trains on the groups that it has."""
     group_size: int = setting(8, at_least=2, because="a response is compared with its group", may_change=True)
-    """Responses per problem, compared with each other."""
+    """Responses sampled for each problem; advantages compare them with each other."""
     max_response_tokens: int = setting(15360, at_least=1, may_change=True)
-    """A response is cut here and judged as it stands."""
+    """Longest response, in tokens; a longer one is cut and judged as it is."""
     temperature: float = setting(1.0, above=0, may_change=True)
-    """One value for sampler and trainer."""
+    """Sampling temperature; the trainer's logprobs are computed at the same one."""
     stop_token_ids: tuple[int, ...] = setting((), at_least=0)
-    """Token ids that end a response, besides the end tokens of the model's generation settings."""
+    """Token ids that end a response, in addition to the end tokens of the model's generation settings."""
     ignore_eos: bool = False
-    """Sample every response to its full length; for benchmarks."""
+    """Sample every response to its full length, past end tokens; for benchmarks."""
     max_sequences: int = setting(1024, at_least=1, free_on_resume=True)
-    """Sequences that an engine decodes at the same time, at most; on a GPU as many as its free memory holds."""
+    """Most responses that an engine samples at the same time; fewer where a GPU's free memory does not hold so many."""
     kv_cache_gib: float = setting(0.0, at_least=0, free_on_resume=True)
-    """Memory of an engine's keys and values; 0 takes what is left on a GPU, and 1 on a CPU. vLLM only."""
+    """Memory of a vLLM engine's KV cache in GiB; 0: on a GPU what is left free, on a CPU 1 GiB."""
     sleep_level: Literal[0, 1, 2] = setting(0, free_on_resume=True)
-    """What an engine inside a trainer rank gives up while that trains: nothing, its cache (1), its weights too (2)."""
+    """What an engine in a trainer's rank frees while the rank trains: 0 nothing, 1 its KV cache, 2 its weights too."""
     enforce_eager: bool = setting(False, free_on_resume=True)
-    """Spare vLLM the capture of CUDA graphs: starts sooner, samples slower."""
+    """Run vLLM without CUDA graphs: it starts sooner and samples slower."""
     max_engine_restarts: int = setting(3, at_least=0, free_on_resume=True)
-    """Engines with GPUs of their own that may be restarted in a run; the next that dies ends it."""
+    """How often engines on GPUs of their own may be restarted in a run; the next one that dies ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
     bucket_mib: int = setting(256, at_least=1, free_on_resume=True)
-    """Weights that are gathered at one time: the memory that a sync takes."""
+    """Memory that a sync takes, in MiB: it gathers weights bucket by bucket, not all at one time."""
     compare_every: int = setting(50, at_least=0, free_on_resume=True)
-    """Syncs between comparisons of every weight on both sides, the first included; 0 compares only the first."""
+    """Compare all weights of trainer and engines at the first sync, and then once in so many syncs (0: never again)."""
     vllm_cpu_layers: Literal["auto", "live", "repack"] = "auto"
-    """How vLLM's linear layers on a CPU follow a write: they read the parameter (live: fast to write), or a packed copy
-    is made anew (repack: fast to sample). auto is live below 100 million parameters."""
+    """How the linear layers of vLLM on a CPU get new weights; auto is live below 100 million parameters.
+    live: they read the parameter itself, so syncs are fast. repack: a packed copy is made, so sampling is fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadlineConfig:
     start_s: float = setting(1800.0, **_DEADLINE)
-    """For an engine to be ready, weights and CUDA graphs included."""
+    """Longest start, in seconds: models are loaded, engines become ready, CUDA graphs are captured."""
     stall_s: float = setting(300.0, **_DEADLINE)
-    """An engine that says nothing for so long counts as dead."""
+    """Seconds without a sign of life after which an engine counts as dead."""
     generate_s: float = setting(14400.0, **_DEADLINE)
-    """For the responses of a step."""
+    """Longest time to sample the responses of a step, in seconds."""
     judge_s: float = setting(3600.0, **_DEADLINE)
-    """For the verdicts of a step."""
+    """Longest time to judge the responses of a step, in seconds."""
     update_s: float = setting(14400.0, **_DEADLINE)
-    """For the passes and the updates of a step."""
+    """Longest time for the forward and backward passes and the updates of a step, in seconds."""
     sync_s: float = setting(300.0, **_DEADLINE)
-    """For the weights to reach the engines."""
+    """Longest time until new weights have reached the engines, in seconds."""
     checkpoint_s: float = setting(3600.0, **_DEADLINE)
-    """For a checkpoint to be written."""
+    """Longest time to write a checkpoint, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,125 +180,130 @@ class RewardConfig:
     correct: float = setting(1.0, may_change=True)
     """Reward of a response that the verifier accepts."""
     wrong: float = setting(-1.0, may_change=True)
-    """Reward of any other response, also of one whose verifier hung or died."""
+    """Reward of any other response, also of one on which the verifier hung or died."""
     unformatted: float | None = None
-    """Reward of a response in which a verifier that looks for it finds no answer in the demanded form; None: wrong."""
+    """Reward of a response whose answer lacks the required form, where the verifier checks the form; None: as wrong."""
     workers: int = setting(1, at_least=1, free_on_resume=True)
     """Verifier processes per rank."""
     timeout_s: float = setting(10.0, above=0, at_most=1_000_000, free_on_resume=True)
-    """Time that one response may take to judge before its process is killed."""
+    """Longest time to judge one response, in seconds; then the verifier's process is killed."""
     memory_limit_gib: float = setting(4.0, above=0, at_most=1_000_000, free_on_resume=True)
-    """Address space of one verifier process."""
+    """Address space that one verifier process may use, in GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     clip_low: float = setting(0.2, at_least=0, below=1, may_change=True)
-    """The ratio counts down to 1 - clip_low."""
+    """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = setting(0.28, at_least=0, may_change=True)
-    """The ratio counts up to 1 + clip_high."""
+    """The probability ratio is clipped above at 1 + clip_high."""
     dual_clip: float = setting(10.0, at_least=0, may_change=True)
-    """With a negative advantage, the loss of a token is at most this times the advantage; 0: unbounded."""
+    """For a negative advantage: the loss of a token is at most this many times the advantage's size; 0: no limit."""
     kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the divergence from the reference, in the loss: log-ratio, half its square, or the unbiased one."""
+    """Estimator of the KL divergence from the reference model in the loss.
+    k1: the log-ratio of policy to reference. k2: half its square. k3: unbiased as k1, and never negative."""
     kl_coef: float = setting(0.0, at_least=0, may_change=True)
-    """Weight of that divergence; 0 loads no reference model."""
+    """Weight of the KL divergence in the loss; at 0 no reference model is loaded."""
     kl_cap: float = setting(0.0, at_least=0)
-    """A token's divergence counts up to this, in either sign; 0: all of it."""
+    """Largest KL divergence that counts for a token, in either sign; 0: no limit."""
     entropy_coef: float = setting(0.0, at_least=0, may_change=True)
-    """Bonus for a nat of entropy."""
+    """Weight of the entropy bonus in the loss, per nat."""
     aggregation: Literal["token_mean", "microbatch_mean"] = "token_mean"
-    """token_mean: one mean over the response tokens of an update. microbatch_mean: the mean of each micro-batch, by its
-    share of the responses, which is what verl 0.4 does; it depends on the packing."""
+    """How an update's loss is made of its tokens' losses. token_mean: their mean over all response tokens.
+    microbatch_mean, as verl 0.4: means of micro-batches, by their shares of the responses; depends on the packing."""
     loss_path: Literal["fused", "logprobs", "definition"] = setting("fused", free_on_resume=True)
-    """How the loss is computed, the same loss each time: fused forms its gradient in the LM head's op (three matmuls);
-    logprobs makes logprobs first (four); definition has all logits of a micro-batch at once, to check the others."""
+    """How the loss is computed; the loss is the same each time.
+    fused: with its gradient in the LM head, in three matmuls. logprobs: from logprobs that are made first, in four.
+    definition: from all logits of a micro-batch at one time, to check the others."""
     old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
-    """Denominator of the ratio: a forward pass before the first update, or what the sampler returned (cheaper)."""
+    """Old logprobs of the probability ratio.
+    recomputed: in a forward pass before the first update of a step. rollout: as the sampler returned them (cheaper)."""
     correction: Literal["none", "truncate", "icepop", "sequence_mask"] = "none"
-    """Weight of a token for what the sampler is not, old over rollout probability: cut above correction_high
-    (truncate); tokens (icepop) or whole responses (sequence_mask) outside both bounds dropped."""
+    """Importance weight that corrects for the difference between sampler and trainer: old over rollout probability.
+    truncate: a token's weight is at most correction_high. icepop: tokens with a weight outside the bounds are dropped.
+    sequence_mask: responses are dropped if the geometric mean of their tokens' weights is outside the bounds."""
     correction_low: float = setting(0.0, at_least=0, at_most=1, because=_AGREED)
-    """Lower bound of the correction."""
+    """Lower bound of the correction's weight."""
     correction_high: float = setting(2.0, at_least=1, because=_AGREED)
-    """Upper bound of the correction."""
+    """Upper bound of the correction's weight."""
     rollout_kl_alarm: float = setting(0.02, at_least=0, free_on_resume=True)
-    """A step whose rollout_kl is beyond this, in either sign, is warned about with the usual causes; 0 never."""
+    """Warn, with the usual causes, about a step whose rollout_kl is further from 0 than this; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     learning_rate: float = setting(1e-6, above=0, may_change=True)
-    """Constant after the warm-up."""
+    """Learning rate; constant after the warm-up."""
     warmup_steps: int = setting(10, at_least=0)
     """Steps over which the learning rate rises linearly."""
     betas: tuple[float, float] = setting((0.9, 0.999), at_least=0, below=1)
-    """AdamW's averaging."""
+    """AdamW's decay rates of the first and the second moment."""
     eps: float = setting(1e-8, above=0)
-    """AdamW's denominator floor."""
+    """AdamW's epsilon, which is added to the denominator."""
     weight_decay: float = setting(0.1, at_least=0)
-    """AdamW's decoupled decay."""
+    """AdamW's decoupled weight decay."""
     max_grad_norm: float = setting(1.0, above=0)
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this one."""
     updates_per_step: int = setting(4, at_least=1, may_change=True)
     """Optimizer updates on the responses of one step, each on its own share of the problems."""
     tokens_per_microbatch: int = setting(32768, at_least=1, free_on_resume=True)
-    """Tokens that one forward and backward pass may hold on a rank."""
+    """Most tokens in one forward and backward pass on a rank."""
     skip_zero_advantage: bool = True
-    """Leave responses without advantage out of the passes: they count in the token mean, and have no gradient."""
+    """Leave responses whose advantage is 0 out of the passes: they have no gradient, but count in the token mean."""
     reduce_every_microbatch: bool = setting(False, free_on_resume=True)
-    """Sum gradients over ranks after every micro-batch and keep a rank's part alone, not the whole until the last: the
-    same gradient, for models whose whole does not fit (from 7B on 80 GB), for more communication."""
+    """Sum gradients over ranks after every micro-batch, so that a rank holds its part of them, not the whole.
+    The same gradient with more communication, for models whose whole gradient does not fit (from 7B on 80 GB)."""
     share_prompts: bool = True
-    """Compute a prompt once for the responses of its group where they fit into one micro-batch: the same gradient."""
+    """Compute a prompt only once for the responses of its group that are in one micro-batch: the same gradient."""
     max_skipped_updates: int = setting(3, at_least=1)
-    """Non-finite updates in a row after which the run stops."""
+    """The run stops after this many updates in a row whose gradient is not finite; each of them is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     every_steps: int = setting(50, at_least=0, free_on_resume=True)
-    """Steps between evaluations on the held-out problems; 0 evaluates only before and after."""
+    """Steps between evaluations on the held-out problems; 0: only before the first step and after the last."""
     samples_per_prompt: int = setting(8, at_least=1)
     """Responses per problem for the sampled accuracy (avg@k)."""
     temperature: float = setting(1.0, at_least=0)
-    """Of the sampled accuracy; the greedy accuracy is reported besides."""
+    """Sampling temperature of the sampled accuracy; the greedy accuracy is measured too."""
     max_problems: int = setting(512, at_least=1)
-    """Held-out problems that are used, from the first."""
+    """Most held-out problems that are used, from the first on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every_steps: int = setting(50, at_least=0, free_on_resume=True)
-    """Steps between checkpoints; 0 writes only the last one."""
+    """Steps between checkpoints; 0: only after the last step."""
     keep_last: int = setting(2, at_least=1, free_on_resume=True)
-    """Older checkpoints are removed."""
+    """Checkpoints to keep; older ones are deleted."""
     rollouts_per_step: int = setting(16, at_least=0)
-    """Rollouts of a step that are kept for the report."""
+    """Responses of each step that are saved for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     name: str = setting("run", free_on_resume=True)
-    """Folder of the run inside runs_dir."""
+    """Name of the run, and of its folder in runs_dir."""
     runs_dir: str = setting("runs", free_on_resume=True)
-    """Where run folders are made."""
+    """Folder that holds the folders of runs."""
     steps: int = setting(4380, at_least=1, free_on_resume=True)
-    """Rollout steps of the whole run."""
+    """Steps of the whole run, each with responses of its own."""
     seed: int = setting(1, at_least=0, below=2**62)
-    """Data order and sampling noise are functions of it."""
+    """Seed of the data order and of the sampling noise."""
     device: Literal["auto", "cpu", "cuda"] = setting("auto", free_on_resume=True)
-    """auto is cuda where a GPU is visible."""
+    """Where to compute; auto is cuda if a GPU is visible, else cpu."""
     resume: bool = setting(False, free_on_resume=True)
-    """Go on from the newest intact checkpoint of this run."""
+    """Continue the run in the folder from its newest intact checkpoint."""
     overwrite: bool = setting(False, free_on_resume=True)
-    """Start anew although the run folder holds a run; its base model is kept."""
+    """Delete the run in the folder and start anew; what its recipe prepared (base/) is kept."""
     dry_run: bool = setting(False, free_on_resume=True)
-    """Print the resolved configuration and the arithmetic of a step, and stop."""
+    """Print all settings and the sizes of a step that follow from them, and stop."""
     fidelity: Literal["paper", "verl"] = setting("paper", free_on_resume=True)
-    """verl: where the code that the paper was run with differs from its text, do as the code does."""
+    """What to do where the paper and the code that it was run with differ. paper: as the paper says.
+    verl: as the code does."""
     shrink: bool = setting(False, free_on_resume=True)
-    """Make it a smoke run: three short steps of a tiny random model, on any machine, with all that the recipe names."""
+    """Run the recipe in small, on any machine: three short steps of a tiny random model, all else as in the recipe."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)

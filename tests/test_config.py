@@ -75,7 +75,7 @@ def test_every_new_name_is_one_and_no_old_one_is(old):
 
 def test_a_continued_run_may_differ_where_the_field_says_so_and_nowhere_else():
     start = flatten(Config())
-    other = {name: "another" for name in start}
+    other = dict.fromkeys(start, "another")
     named = {text.split(":")[0].removeprefix("--") for text in differences(start, other)}
     assert named == {name for name in start if not RULES[name].get("free_on_resume")}
     assert {"seed", "rollout.group_size", "optimizer.learning_rate", "model.path"} <= named
