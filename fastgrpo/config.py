@@ -1,15 +1,44 @@
-"""Every setting of a run, its meaning and its default, once.
+"""Every setting of a run, its meaning, its default and its rules, once.
 
 The defaults are JustRL's (arXiv 2512.16649, table 2, and the launch script released with it): one stage, fixed
 hyper-parameters, plain GRPO. A recipe states what differs, the command line overrides a recipe.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from itertools import zip_longest
+from operator import attrgetter
+from types import NoneType, UnionType
+from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class Rules(TypedDict, total=False):
+    """What holds for a setting besides its type. Bounds hold for each number of a tuple."""
+
+    at_least: float
+    above: float
+    at_most: float
+    below: float
+    because: str
+    """Reason for the bounds, where their message needs one."""
+    free_on_resume: bool
+    """May differ between a run and its continuation."""
+    may_change: bool
+    """A phase of a recipe may change it in the middle of a run."""
+
+
+def setting(default: T, **rules: Unpack[Rules]) -> T:
+    """A dataclass field with this default and its rules."""
+    return cast(T, field(default=default, metadata=rules))
+
+
+_DEADLINE: Rules = {"above": 0, "at_most": 10_000_000, "free_on_resume": True}
+_AGREED = "where sampler and trainer agree, the weight is 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,255 +46,264 @@ class ModelConfig:
     path: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     """Hub id or local folder of a causal language model."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Compute dtype of the policy; auto is bfloat16 on CUDA and float32 on CPU. Master weights are float32 or wider."""
-    attention: Literal["auto", "varlen", "flash_attn", "padded", "sdpa", "eager"] = "auto"
-    """Attention over packed rows; auto is flash_attn where it is installed, else varlen, on CUDA, and padded on CPU."""
-    liger: bool = True
-    """Use liger-kernel's layers on CUDA where the architecture has them."""
-    activation_checkpointing: bool | Literal["auto"] = False
-    """Recompute each layer in the backward pass: less memory, a third more time. auto: as few layers as a GPU's free
-    memory asks for, none on a CPU."""
-    compile: bool = False
-    """Compile the layers with torch.compile, once for all: on a GPU less memory and time, a minute at the start."""
-    head_chunk_tokens: int = 0
-    """Response tokens whose logits exist at one time; 0 chooses what is fast and small beside the head's gradient."""
+    """Dtype in which the policy computes; auto is bfloat16 on CUDA and float32 on CPU.
+    Master weights are float32 or wider."""
+    attention: Literal["auto", "varlen", "flash_attn", "padded", "sdpa", "eager"] = setting("auto", free_on_resume=True)
+    """Implementation of attention over packed sequences.
+    auto: on CUDA flash_attn if it is installed, else varlen; on CPU padded."""
+    liger: bool = setting(True, free_on_resume=True)
+    """On CUDA, use liger-kernel's layers where it has them for the model's architecture."""
+    activation_checkpointing: bool | Literal["auto"] = setting(False, free_on_resume=True)
+    """Recompute the activations of the layers in the backward pass: less memory, a third more time.
+    auto: of as few layers as the GPU's free memory allows, and of none on a CPU."""
+    compile: bool = setting(False, free_on_resume=True)
+    """Compile the layers with torch.compile: on a GPU less memory and time per step, a minute more at the start."""
+    head_chunk_tokens: int = setting(0, at_least=0, free_on_resume=True)
+    """Response tokens whose logits are in memory at once; 0 chooses a number that is fast and needs little memory."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless asked for."""
-    family: Literal["qwen2", "llama", "mistral"] = "qwen2"
-    """What --shrink makes a random model of; a real run goes by the model's own files."""
+    """Allow Python code that comes with the model to run."""
+    family: Literal["qwen2", "llama", "mistral"] = setting("qwen2", free_on_resume=True)
+    """Architecture of the random model that --shrink makes; other runs take it from the model's own files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    replicas: int = 1
-    """Groups of ranks that each hold all weights (HSDP); 1 shards over all ranks. Several nodes: one per node."""
-    timeout_s: float = 1800.0
-    """Longest wait for another rank before the run stops with an error."""
+    replicas: int = setting(1, at_least=1, free_on_resume=True)
+    """Groups of ranks that each hold all weights, sharded within the group (HSDP); 1 shards them over all ranks.
+    On several nodes: one per node."""
+    timeout_s: float = setting(1800.0, above=0, at_most=10_000_000, free_on_resume=True)
+    """Longest wait for another rank, in seconds, before the run stops with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: str = "BytedTsinghua-SIA/DAPO-Math-17k"
+    train: str = setting("BytedTsinghua-SIA/DAPO-Math-17k", may_change=True)
     """Training problems: a .parquet, .jsonl or .json file, a folder of them, or a hub data set."""
     held_out: str = ""
-    """Problems for the accuracy that a run reports, never trained on; empty evaluates nothing."""
+    """Problems on which the run measures its accuracy and never trains; empty: it measures none."""
     suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-    """Appended to every problem that does not end in it."""
+    """Text that is appended to every problem, unless the problem ends in it already."""
     chat_template: bool = True
-    """Wrap it as one user message in the tokenizer's chat template, which base models lack."""
+    """Put the problem into the tokenizer's chat template, as one user message. Base models often have no template."""
     template: str = ""
-    """What is asked, with {problem} in it, in place of the suffix."""
+    """Text of the prompt, with {problem} for the problem; replaces the suffix. Empty: the problem and the suffix."""
     special_tokens: bool = True
-    """Without a chat template: the tokenizer's own special tokens, as a BOS, before the prompt."""
+    """Without a chat template: let the tokenizer add its special tokens, such as BOS, to the prompt."""
     levels: tuple[int, ...] = ()
-    """Difficulties to keep, of rows that have one; empty keeps all."""
-    hint_percent: int = 0
-    """Share of the reference solution that a recipe with hints gives away in the prompt, in characters."""
+    """Difficulty levels to keep; problems without a level are kept too. Empty keeps all."""
+    hint_percent: int = setting(0, at_least=0, at_most=100, may_change=True)
+    """For recipes with hints: how much of the reference solution the prompt shows, in percent of its characters."""
     shuffle: bool = True
-    """Every pass over the data in an order of its own; else always in the order of the file."""
-    max_prompt_tokens: int = 1024
-    """Longer prompts are dropped and counted."""
-    prompts_per_step: int = 256
+    """Shuffle the problems anew for every pass over the data; otherwise every pass has the order of the file."""
+    max_prompt_tokens: int = setting(1024, at_least=1)
+    """Longest prompt, in tokens; problems with a longer one are left out, and their number is printed."""
+    prompts_per_step: int = setting(256, at_least=1, may_change=True)
     """Problems in one step, over all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     engine: Literal["builtin", "vllm"] = "builtin"
-    """What draws the responses: a decode loop over the transformers model, or vLLM."""
-    gpus: int = 0
-    """GPUs of every node that only sample, each a rank of the launch; on a CPU, ranks. 0: every rank does both."""
-    tensor_parallel: int = 1
-    """GPUs that share one engine's weights."""
+    """What samples the responses: builtin, a decode loop over the transformers model, or vLLM."""
+    gpus: int = setting(0, at_least=0, free_on_resume=True)
+    """GPUs of every node that only sample, one rank for each; without GPUs, ranks that only sample.
+    0: every rank samples and trains."""
+    tensor_parallel: int = setting(1, at_least=1, free_on_resume=True)
+    """GPUs that share the weights of one engine."""
     dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     """Dtype of the engine's weights; auto is the policy's compute dtype."""
-    max_staleness: int = 0
-    """Steps by which the weights that sampled a token may be older than those that it trains: 0 samples, then trains; 1
-    samples the next step while it trains; from 2 on weights are replaced while responses are drawn. Above 0 needs
-    --rollout.gpus."""
+    max_staleness: int = setting(0, at_least=0)
+    """How many steps older than the trained weights the sampling ones may be; above 0 needs --rollout.gpus.
+    0: sample, then train. 1: sample the next step while training. From 2 on: replace weights also during sampling."""
     kv_on_sync: Literal["recompute", "keep"] = "recompute"
-    """What responses that are being drawn do with their keys and values when weights are replaced."""
-    oversample: float = 1.0
-    """Prompts started for every prompt that a step needs; the step goes on with the first that finish."""
-    zero_signal_groups: Literal["keep", "drop", "replace"] = "keep"
-    """Groups whose responses are all right or all wrong: trained on, left out, or replaced by further prompts."""
-    max_rounds: int = 10
-    """Rounds of prompts in a step that replaces groups, at most; then it goes on with what it has."""
-    group_size: int = 8
-    """Responses per problem, compared with each other."""
-    max_response_tokens: int = 15360
-    """A response is cut here and judged as it stands."""
-    temperature: float = 1.0
-    """One value for sampler and trainer."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Token ids that end a response, besides the end tokens of the model's generation settings."""
+    """When weights are replaced while responses are sampled: recompute their keys and values, or keep the old ones."""
+    oversample: float = setting(1.0, at_least=1)
+    """Prompts started for each prompt that a step needs; the step takes those that finish first.
+    The others come first in the next step."""
+    zero_signal_groups: Literal["keep", "drop", "replace"] = setting("keep", may_change=True)
+    """Groups whose responses are all right or all wrong: keep them, drop them, or replace them by further prompts."""
+    max_rounds: int = setting(10, at_least=1)
+    """Where groups are replaced: most rounds of sampling in a step, which then trains on the groups that it has."""
+    group_size: int = setting(8, at_least=2, because="a response is compared with its group", may_change=True)
+    """Responses sampled for each problem; advantages compare them with each other."""
+    max_response_tokens: int = setting(15360, at_least=1, may_change=True)
+    """Longest response, in tokens; a longer one is cut and judged as it is."""
+    temperature: float = setting(1.0, above=0, may_change=True)
+    """Sampling temperature; the trainer's logprobs are computed at the same one."""
+    stop_token_ids: tuple[int, ...] = setting((), at_least=0)
+    """Token ids that end a response, in addition to the end tokens of the model's generation settings."""
     ignore_eos: bool = False
-    """Sample every response to its full length; for benchmarks."""
-    max_sequences: int = 1024
-    """Sequences that an engine decodes at the same time, at most; on a GPU as many as its free memory holds."""
-    kv_cache_gib: float = 0.0
-    """Memory of an engine's keys and values; 0 takes what is left on a GPU, and 1 on a CPU. vLLM only."""
-    sleep_level: Literal[0, 1, 2] = 0
-    """What an engine inside a trainer rank gives up while that trains: nothing, its cache (1), its weights too (2)."""
-    enforce_eager: bool = False
-    """Spare vLLM the capture of CUDA graphs: starts sooner, samples slower."""
-    max_engine_restarts: int = 3
-    """Engines with GPUs of their own that may be restarted in a run; the next that dies ends it."""
+    """Sample every response to its full length, past end tokens; for benchmarks."""
+    max_sequences: int = setting(1024, at_least=1, free_on_resume=True)
+    """Most responses that an engine samples at the same time; fewer where a GPU's free memory does not hold so many."""
+    kv_cache_gib: float = setting(0.0, at_least=0, free_on_resume=True)
+    """Memory of a vLLM engine's KV cache in GiB; 0: on a GPU what is left free, on a CPU 1 GiB."""
+    sleep_level: Literal[0, 1, 2] = setting(0, free_on_resume=True)
+    """What an engine in a trainer's rank frees while the rank trains: 0 nothing, 1 its KV cache, 2 its weights too."""
+    enforce_eager: bool = setting(False, free_on_resume=True)
+    """Run vLLM without CUDA graphs: it starts sooner and samples slower."""
+    max_engine_restarts: int = setting(3, at_least=0, free_on_resume=True)
+    """How often engines on GPUs of their own may be restarted in a run; the next one that dies ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    bucket_mib: int = 256
-    """Weights that are gathered at one time: the memory that a sync takes."""
-    compare_every: int = 50
-    """Syncs between comparisons of every weight on both sides, the first included; 0 compares only the first."""
+    bucket_mib: int = setting(256, at_least=1, free_on_resume=True)
+    """Memory that a sync takes, in MiB: it gathers weights bucket by bucket, not all at one time."""
+    compare_every: int = setting(50, at_least=0, free_on_resume=True)
+    """Compare all weights of trainer and engines at the first sync, and then once in so many syncs (0: never again)."""
     vllm_cpu_layers: Literal["auto", "live", "repack"] = "auto"
-    """How vLLM's linear layers on a CPU follow a write: they read the parameter (live: fast to write), or a packed copy
-    is made anew (repack: fast to sample). auto is live below 100 million parameters."""
+    """How the linear layers of vLLM on a CPU get new weights; auto is live below 100 million parameters.
+    live: they read the parameter itself, so syncs are fast. repack: a packed copy is made, so sampling is fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadlineConfig:
-    start_s: float = 1800.0
-    """For an engine to be ready, weights and CUDA graphs included."""
-    stall_s: float = 300.0
-    """An engine that says nothing for so long counts as dead."""
-    generate_s: float = 14400.0
-    """For the responses of a step."""
-    judge_s: float = 3600.0
-    """For the verdicts of a step."""
-    update_s: float = 14400.0
-    """For the passes and the updates of a step."""
-    sync_s: float = 300.0
-    """For the weights to reach the engines."""
-    checkpoint_s: float = 3600.0
-    """For a checkpoint to be written."""
+    start_s: float = setting(1800.0, **_DEADLINE)
+    """Longest start, in seconds: models are loaded, engines become ready, CUDA graphs are captured."""
+    stall_s: float = setting(300.0, **_DEADLINE)
+    """Seconds without a sign of life after which an engine counts as dead."""
+    generate_s: float = setting(14400.0, **_DEADLINE)
+    """Longest time to sample the responses of a step, in seconds."""
+    judge_s: float = setting(3600.0, **_DEADLINE)
+    """Longest time to judge the responses of a step, in seconds."""
+    update_s: float = setting(14400.0, **_DEADLINE)
+    """Longest time for the forward and backward passes and the updates of a step, in seconds."""
+    sync_s: float = setting(300.0, **_DEADLINE)
+    """Longest time until new weights have reached the engines, in seconds."""
+    checkpoint_s: float = setting(3600.0, **_DEADLINE)
+    """Longest time to write a checkpoint, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    correct: float = 1.0
+    correct: float = setting(1.0, may_change=True)
     """Reward of a response that the verifier accepts."""
-    wrong: float = -1.0
-    """Reward of any other response, also of one whose verifier hung or died."""
+    wrong: float = setting(-1.0, may_change=True)
+    """Reward of any other response, also of one on which the verifier hung or died."""
     unformatted: float | None = None
-    """Reward of a response in which a verifier that looks for it finds no answer in the demanded form; None: wrong."""
-    workers: int = 1
+    """Reward of a response whose answer lacks the required form, where the verifier checks the form; None: as wrong."""
+    workers: int = setting(1, at_least=1, free_on_resume=True)
     """Verifier processes per rank."""
-    timeout_s: float = 10.0
-    """Time that one response may take to judge before its process is killed."""
-    memory_limit_gib: float = 4.0
-    """Address space of one verifier process."""
+    timeout_s: float = setting(10.0, above=0, at_most=1_000_000, free_on_resume=True)
+    """Longest time to judge one response, in seconds; then the verifier's process is killed."""
+    memory_limit_gib: float = setting(4.0, above=0, at_most=1_000_000, free_on_resume=True)
+    """Address space that one verifier process may use, in GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low."""
-    clip_high: float = 0.28
-    """The ratio counts up to 1 + clip_high."""
-    dual_clip: float = 10.0
-    """With a negative advantage, the loss of a token is at most this times the advantage; 0: unbounded."""
+    clip_low: float = setting(0.2, at_least=0, below=1, may_change=True)
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: float = setting(0.28, at_least=0, may_change=True)
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: float = setting(10.0, at_least=0, may_change=True)
+    """For a negative advantage: the loss of a token is at most this many times the advantage's size; 0: no limit."""
     kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the divergence from the reference, in the loss: log-ratio, half its square, or the unbiased one."""
-    kl_coef: float = 0.0
-    """Weight of that divergence; 0 loads no reference model."""
-    kl_cap: float = 0.0
-    """A token's divergence counts up to this, in either sign; 0: all of it."""
-    entropy_coef: float = 0.0
-    """Bonus for a nat of entropy."""
+    """Estimator of the KL divergence from the reference model in the loss.
+    k1: the log-ratio of policy to reference. k2: half its square. k3: unbiased as k1, and never negative."""
+    kl_coef: float = setting(0.0, at_least=0, may_change=True)
+    """Weight of the KL divergence in the loss; at 0 no reference model is loaded."""
+    kl_cap: float = setting(0.0, at_least=0)
+    """Largest KL divergence that counts for a token, in either sign; 0: no limit."""
+    entropy_coef: float = setting(0.0, at_least=0, may_change=True)
+    """Weight of the entropy bonus in the loss, per nat."""
     aggregation: Literal["token_mean", "microbatch_mean"] = "token_mean"
-    """token_mean: one mean over the response tokens of an update. microbatch_mean: the mean of each micro-batch, by its
-    share of the responses, which is what verl 0.4 does; it depends on the packing."""
-    loss_path: Literal["fused", "logprobs", "definition"] = "fused"
-    """How the loss is computed, the same loss each time: fused forms its gradient in the LM head's op (three matmuls);
-    logprobs makes logprobs first (four); definition has all logits of a micro-batch at once, to check the others."""
+    """How an update's loss is made of its tokens' losses. token_mean: their mean over all response tokens.
+    microbatch_mean, as verl 0.4: means of micro-batches, by their shares of the responses; depends on the packing."""
+    loss_path: Literal["fused", "logprobs", "definition"] = setting("fused", free_on_resume=True)
+    """How the loss is computed; the loss is the same each time.
+    fused: with its gradient in the LM head, in three matmuls. logprobs: from logprobs that are made first, in four.
+    definition: from all logits of a micro-batch at one time, to check the others."""
     old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
-    """Denominator of the ratio: a forward pass before the first update, or what the sampler returned (cheaper)."""
+    """Old logprobs of the probability ratio.
+    recomputed: in a forward pass before the first update of a step. rollout: as the sampler returned them (cheaper)."""
     correction: Literal["none", "truncate", "icepop", "sequence_mask"] = "none"
-    """Weight of a token for what the sampler is not, old over rollout probability: cut above correction_high
-    (truncate); tokens (icepop) or whole responses (sequence_mask) outside both bounds dropped."""
-    correction_low: float = 0.0
-    """Lower bound of the correction."""
-    correction_high: float = 2.0
-    """Upper bound of the correction."""
-    rollout_kl_alarm: float = 0.02
-    """A step whose rollout_kl is beyond this, in either sign, is warned about with the usual causes; 0 never."""
+    """Importance weight that corrects for the difference between sampler and trainer: old over rollout probability.
+    truncate: a token's weight is at most correction_high. icepop: tokens with a weight outside the bounds are dropped.
+    sequence_mask: responses are dropped if the geometric mean of their tokens' weights is outside the bounds."""
+    correction_low: float = setting(0.0, at_least=0, at_most=1, because=_AGREED)
+    """Lower bound of the correction's weight."""
+    correction_high: float = setting(2.0, at_least=1, because=_AGREED)
+    """Upper bound of the correction's weight."""
+    rollout_kl_alarm: float = setting(0.02, at_least=0, free_on_resume=True)
+    """Warn, with the usual causes, about a step whose rollout_kl is further from 0 than this; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    learning_rate: float = 1e-6
-    """Constant after the warm-up."""
-    warmup_steps: int = 10
+    learning_rate: float = setting(1e-6, above=0, may_change=True)
+    """Learning rate; constant after the warm-up."""
+    warmup_steps: int = setting(10, at_least=0)
     """Steps over which the learning rate rises linearly."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging."""
-    eps: float = 1e-8
-    """AdamW's denominator floor."""
-    weight_decay: float = 0.1
-    """AdamW's decoupled decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    updates_per_step: int = 4
+    betas: tuple[float, float] = setting((0.9, 0.999), at_least=0, below=1)
+    """AdamW's decay rates of the first and the second moment."""
+    eps: float = setting(1e-8, above=0)
+    """AdamW's epsilon, which is added to the denominator."""
+    weight_decay: float = setting(0.1, at_least=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = setting(1.0, above=0)
+    """Gradients with a larger norm are scaled down to this one."""
+    updates_per_step: int = setting(4, at_least=1, may_change=True)
     """Optimizer updates on the responses of one step, each on its own share of the problems."""
-    tokens_per_microbatch: int = 32768
-    """Tokens that one forward and backward pass may hold on a rank."""
+    tokens_per_microbatch: int = setting(32768, at_least=1, free_on_resume=True)
+    """Most tokens in one forward and backward pass on a rank."""
     skip_zero_advantage: bool = True
-    """Leave responses without advantage out of the passes: they count in the token mean, and have no gradient."""
-    reduce_every_microbatch: bool = False
-    """Sum gradients over ranks after every micro-batch and keep a rank's part alone, not the whole until the last: the
-    same gradient, for models whose whole does not fit (from 7B on 80 GB), for more communication."""
+    """Leave responses whose advantage is 0 out of the passes: they have no gradient, but count in the token mean."""
+    reduce_every_microbatch: bool = setting(False, free_on_resume=True)
+    """Sum gradients over ranks after every micro-batch, so that a rank holds its part of them, not the whole.
+    The same gradient with more communication, for models whose whole gradient does not fit (from 7B on 80 GB)."""
     share_prompts: bool = True
-    """Compute a prompt once for the responses of its group where they fit into one micro-batch: the same gradient."""
-    max_skipped_updates: int = 3
-    """Non-finite updates in a row after which the run stops."""
+    """Compute a prompt only once for the responses of its group that are in one micro-batch: the same gradient."""
+    max_skipped_updates: int = setting(3, at_least=1)
+    """The run stops after this many updates in a row whose gradient is not finite; each of them is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    every_steps: int = 50
-    """Steps between evaluations on the held-out problems; 0 evaluates only before and after."""
-    samples_per_prompt: int = 8
+    every_steps: int = setting(50, at_least=0, free_on_resume=True)
+    """Steps between evaluations on the held-out problems; 0: only before the first step and after the last."""
+    samples_per_prompt: int = setting(8, at_least=1)
     """Responses per problem for the sampled accuracy (avg@k)."""
-    temperature: float = 1.0
-    """Of the sampled accuracy; the greedy accuracy is reported besides."""
-    max_problems: int = 512
-    """Held-out problems that are used, from the first."""
+    temperature: float = setting(1.0, at_least=0)
+    """Sampling temperature of the sampled accuracy; the greedy accuracy is measured too."""
+    max_problems: int = setting(512, at_least=1)
+    """Most held-out problems that are used, from the first on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_steps: int = 50
-    """Steps between checkpoints; 0 writes only the last one."""
-    keep_last: int = 2
-    """Older checkpoints are removed."""
-    rollouts_per_step: int = 16
-    """Rollouts of a step that are kept for the report."""
+    every_steps: int = setting(50, at_least=0, free_on_resume=True)
+    """Steps between checkpoints; 0: only after the last step."""
+    keep_last: int = setting(2, at_least=1, free_on_resume=True)
+    """Checkpoints to keep; older ones are deleted."""
+    rollouts_per_step: int = setting(16, at_least=0)
+    """Responses of each step that are saved for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    name: str = "run"
-    """Folder of the run inside runs_dir."""
-    runs_dir: str = "runs"
-    """Where run folders are made."""
-    steps: int = 4380
-    """Rollout steps of the whole run."""
-    seed: int = 1
-    """Data order and sampling noise are functions of it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is cuda where a GPU is visible."""
-    resume: bool = False
-    """Go on from the newest intact checkpoint of this run."""
-    overwrite: bool = False
-    """Start anew although the run folder holds a run; its base model is kept."""
-    dry_run: bool = False
-    """Print the resolved configuration and the arithmetic of a step, and stop."""
-    fidelity: Literal["paper", "verl"] = "paper"
-    """verl: where the code that the paper was run with differs from its text, do as the code does."""
-    shrink: bool = False
-    """Make it a smoke run: three short steps of a tiny random model, on any machine, with all that the recipe names."""
+    name: str = setting("run", free_on_resume=True)
+    """Name of the run, and of its folder in runs_dir."""
+    runs_dir: str = setting("runs", free_on_resume=True)
+    """Folder that holds the folders of runs."""
+    steps: int = setting(4380, at_least=1, free_on_resume=True)
+    """Steps of the whole run, each with responses of its own."""
+    seed: int = setting(1, at_least=0, below=2**62)
+    """Seed of the data order and of the sampling noise."""
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", free_on_resume=True)
+    """Where to compute; auto is cuda if a GPU is visible, else cpu."""
+    resume: bool = setting(False, free_on_resume=True)
+    """Continue the run in the folder from its newest intact checkpoint."""
+    overwrite: bool = setting(False, free_on_resume=True)
+    """Delete the run in the folder and start anew; what its recipe prepared (base/) is kept."""
+    dry_run: bool = setting(False, free_on_resume=True)
+    """Print all settings and the sizes of a step that follow from them, and stop."""
+    fidelity: Literal["paper", "verl"] = setting("paper", free_on_resume=True)
+    """What to do where the paper and the code that it was run with differ. paper: as the paper says.
+    verl: as the code does."""
+    shrink: bool = setting(False, free_on_resume=True)
+    """Run the recipe in small, on any machine: three short steps of a tiny random model, all else as in the recipe."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -311,37 +349,64 @@ def with_run_dir(config: Config) -> Config:
     )
 
 
-# Settings that may differ between a run and its continuation.
-_FREE_ON_RESUME = {
-    "steps", "resume", "overwrite", "dry_run", "fidelity", "shrink", "model.family", "runs_dir", "name", "device",
-    "parallel.timeout_s", "parallel.replicas", "optimizer.tokens_per_microbatch", "optimizer.reduce_every_microbatch",
-    "rollout.max_sequences", "reward.workers", "reward.timeout_s", "reward.memory_limit_gib", "model.attention",
-    "model.liger", "model.compile", "model.activation_checkpointing", "model.head_chunk_tokens", "objective.loss_path",
-    "checkpoint.every_steps", "checkpoint.keep_last", "evaluation.every_steps", "rollout.kv_cache_gib",
-    "rollout.sleep_level", "rollout.enforce_eager", "rollout.max_engine_restarts", "rollout.gpus",
-    "rollout.tensor_parallel", "sync.bucket_mib", "sync.compare_every", "objective.rollout_kl_alarm",
-    "deadline.start_s", "deadline.stall_s", "deadline.generate_s", "deadline.judge_s", "deadline.update_s",
-    "deadline.sync_s", "deadline.checkpoint_s",
-}  # fmt: skip
+_SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+
+RULES = {f.name: f.metadata for f in dataclasses.fields(Config) if f.name not in _SECTIONS} | {
+    f"{name}.{f.name}": f.metadata for name, section in _SECTIONS.items() for f in dataclasses.fields(section)
+}
+"""The rules of every setting, by its command-line name."""
+
+RENAMED = {
+    "deadline.verify_s": "deadline.judge_s",
+    "objective.head reference": "objective.loss_path definition",
+    "objective.head": "objective.loss_path",
+    "objective.loss_path reference": "objective.loss_path definition",
+    "rollout.no_signal": "rollout.zero_signal_groups",
+    "rollout.running": "rollout.kv_on_sync",
+    "sync.cpu_layers": "sync.vllm_cpu_layers",
+    "sync.verify_every": "sync.compare_every",
+}
+"""What a setting, or one of its values, was called in earlier versions, and what it is called now."""
+
+
+def refuse_old_names(given: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError with the new name where a setting or its value is given by an old one."""
+    for name, value in given:
+        for old in (f"{name} {value}", name):
+            if old in RENAMED:
+                raise ValueError(f"--{old} is now called --{RENAMED[old]}")
+
+
+def refuse_old_arguments(arguments: Sequence[str]) -> None:
+    """`refuse_old_names` for a command line, in each of its spellings: ``--a.b_c x``, ``--a.b-c=x``."""
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, is_whole, value = argument.partition("=")
+        if name.startswith("--"):
+            refuse_old_names([(name[2:].replace("-", "_"), value if is_whole else following)])
+
+
+def _refusing_old_names(init: Callable[..., None], prefix: str) -> Callable[..., None]:
+    @functools.wraps(init)
+    def checked(self: Any, **settings: Any) -> None:
+        refuse_old_names((prefix + name, value) for name, value in settings.items())
+        init(self, **settings)
+
+    return checked
+
+
+for _name, _section in _SECTIONS.items():
+    _section.__init__ = _refusing_old_names(_section.__init__, f"{_name}.")
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every setting by its command-line name, as JSON holds it."""
-    tree = json.loads(json.dumps(dataclasses.asdict(config)))
-
-    def walk(prefix: str, node: Any) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {
-            k: v for name, child in node.items() for k, v in walk(f"{prefix}.{name}" if prefix else name, child).items()
-        }
-
-    return walk("", tree)
+    return dict(json.loads(json.dumps({name: attrgetter(name)(config) for name in RULES})))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What keeps `new` from continuing a run that was started as `old`; both as `flatten` gives them."""
-    names = sorted((old.keys() | new.keys()) - _FREE_ON_RESUME)
+    free = {name for name, rules in RULES.items() if rules.get("free_on_resume")}
+    names = sorted((old.keys() | new.keys()) - free)
     return [f"--{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)]
 
 
@@ -350,6 +415,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
     Raises ValueError for a name that there is not, and for a value of another type.
     """
+    refuse_old_names(settings.items())
     for name, value in settings.items():
         section, _, field_name = name.rpartition(".")
         owner: Any = getattr(config, section, None) if section else config
@@ -365,17 +431,10 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def check_types(config: Config) -> None:
     """Raises ValueError for a setting of another type than it should be: nobody type-checks a recipe."""
-    for section in dataclasses.fields(config):
-        owner: Any = getattr(config, section.name)
-        if not dataclasses.is_dataclass(section.type):
-            with_settings(config, {section.name: owner})
-        elif type(owner) is not section.type:
-            wanted = str(getattr(section.type, "__name__", section.type))
-            raise ValueError(f"{section.name} must be a {wanted}, got {type(owner).__name__}")
-        else:
-            with_settings(
-                config, {f"{section.name}.{f.name}": getattr(owner, f.name) for f in dataclasses.fields(owner)}
-            )
+    for name, section in _SECTIONS.items():
+        if type(found := getattr(config, name)) is not section:
+            raise ValueError(f"{name} must be a {section.__name__}, got {type(found).__name__}")
+    with_settings(config, {name: attrgetter(name)(config) for name in RULES})
 
 
 def _said(hint: Any) -> str:
@@ -384,7 +443,7 @@ def _said(hint: Any) -> str:
         return " or ".join(_said(h) for h in get_args(hint))
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
-    return getattr(hint, "__name__", None) or str(hint)
+    return str(hint) if get_origin(hint) is tuple else "None" if hint is NoneType else str(hint.__name__)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -394,7 +453,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (UnionType, Union):
         return any(_fits(value, h) for h in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple)
+        return isinstance(value, tuple) and _all_fit(value, get_args(hint))
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)
+
+
+def _all_fit(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
+    """Whether the members of a tuple are of the types that it states; ``int, ...`` is any number of them."""
+    if hints[-1] is ...:
+        hints = hints[:1] * len(values)
+    return len(values) == len(hints) and all(map(_fits, values, hints))

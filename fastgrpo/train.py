@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from fastgrpo.algorithm.objective import token_objective
-from fastgrpo.config import Config, flatten, with_run_dir
+from fastgrpo.config import Config, flatten, refuse_old_arguments, with_run_dir
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 from fastgrpo.recipe.shrink import shrink
@@ -137,6 +137,7 @@ def resolve(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> 
 
 def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Config:
     """The recipe's configuration with what the command line says otherwise. Exits on --help and unknown flags."""
+    refuse_old_arguments(arguments)
     parsed = tyro.cli(
         Config,
         prog="fastgrpo train [--ranks N] [RECIPE]",

@@ -16,18 +16,13 @@ from fastgrpo.algorithm.advantages import group_normalised
 from fastgrpo.algorithm.outcomes import RewardFunction
 from fastgrpo.algorithm.selection import some_right_and_some_wrong
 from fastgrpo.algorithm.shaping import scaled
-from fastgrpo.config import Config, DataConfig, with_run_dir, with_settings
+from fastgrpo.config import RULES, Config, DataConfig, refuse_old_names, with_run_dir, with_settings
 from fastgrpo.types import Prompt
 
 HasSignal = Callable[[np.ndarray], bool]
 ProblemText = Callable[[Prompt, DataConfig], str | None]
 
-PHASED = {
-    "data.train", "data.prompts_per_step", "data.hint_percent", "rollout.group_size", "rollout.max_response_tokens",
-    "rollout.temperature", "rollout.zero_signal_groups", "objective.clip_low", "objective.clip_high",
-    "objective.dual_clip", "objective.kl_coef", "objective.entropy_coef", "optimizer.learning_rate",
-    "optimizer.updates_per_step", "reward.correct", "reward.wrong",
-}  # fmt: skip
+PHASED = {name for name, rules in RULES.items() if rules.get("may_change")}
 """Settings that may change in the middle of a run."""
 
 
@@ -42,6 +37,7 @@ class Phase:
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        refuse_old_names(self.settings.items())
         if unknown := sorted(self.settings.keys() - PHASED):
             raise ValueError(
                 f"a phase cannot change {', '.join(unknown)} in the middle of a run, it can change "

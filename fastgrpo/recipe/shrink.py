@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.algorithm import Algorithm, Phase
-from fastgrpo.config import Config, flatten, with_settings
+from fastgrpo.config import Config, with_settings
 from fastgrpo.recipe.recipe import Recipe
+from fastgrpo.recipe.validate import require_ranges
 
 STEPS, MIN_PROMPTS, MAX_GROUP, MAX_RESPONSE_TOKENS, MAX_PROMPT_TOKENS = 3, 8, 8, 48, 768
 NUM_PROBLEMS, NUM_ANSWERS = 64, 4
@@ -22,9 +23,7 @@ NUM_PROBLEMS, NUM_ANSWERS = 64, 4
 def shrink(recipe: Recipe) -> Recipe:
     """The recipe in small. What the command line says is applied to that."""
     config, algorithm = recipe.config, recipe.algorithm
-    for name in ("steps", "rollout.max_response_tokens", "rollout.group_size", "optimizer.updates_per_step"):
-        if (value := flatten(config)[name]) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    require_ranges(config)
     algorithm = replace(
         algorithm.scaled(MAX_RESPONSE_TOKENS / config.rollout.max_response_tokens, STEPS / config.steps),
         phases=tuple(_phase(n, p, config) for n, p in enumerate(algorithm.phases, start=1)),

@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastgrpo import __version__
 from fastgrpo.config import Config, differences, flatten
 from fastgrpo.json_lines import JsonLines, write_json
+
+FORMAT = 2
+"""Version of what a run leaves for its continuation: the settings in run.json and what checkpoints hold.
+
+To be raised when a run that an earlier version started could not go on: a setting that is not free on resume was added,
+renamed, removed or given another meaning, or the state in a checkpoint changed. A folder without a number is older
+than 2."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class RunFolder:
         """Makes the folder this run's. An old run that is to be overwritten goes now that the new one can start."""
         if config.overwrite and not config.resume:
             self._clear()
-        write_json(self.facts, {**facts, "config": self._settings(config)})
+        write_json(self.facts, {"format": FORMAT, "fastgrpo": __version__, **facts, "config": self._settings(config)})
 
     def _settings(self, config: Config) -> dict[str, Any]:
         """As a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
@@ -62,10 +70,11 @@ class RunFolder:
 
     def _require_same(self, config: Config, algorithm: dict[str, Any]) -> None:
         try:
-            facts = json.loads(self.facts.read_text())
+            facts = dict(json.loads(self.facts.read_text()))
             before = facts["config"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.facts} cannot be read ({error}): --overwrite the run, or mend the file") from error
+        self._require_format(facts)
         differing = differences(before, self._settings(config))
         then, now = facts.get("algorithm", algorithm), json.loads(json.dumps(algorithm))
         differing += [f"the recipe's {n}: {then.get(n)} there, {now[n]} now" for n in now if then.get(n) != now[n]]
@@ -76,6 +85,16 @@ class RunFolder:
             )
         if not config.resume and self.metrics.read():
             raise ValueError(f"{self.path} holds a run already: --resume it, --overwrite it, or give another --name")
+
+    def _require_format(self, facts: dict[str, Any]) -> None:
+        found, version = facts.get("format"), facts.get("fastgrpo")
+        if found != FORMAT:
+            raise ValueError(
+                f"{self.path} holds a run {'without a format number' if found is None else f'of format {found}'}, and "
+                f"fastgrpo {__version__} can continue format {FORMAT} only: finish it with "
+                f"{f'fastgrpo {version}' if version else 'the version of fastgrpo'} that started it, give this run "
+                f"another --name, or start anew with --overwrite (without --resume)"
+            )
 
     def _held(self) -> list[Path]:
         return [path for path in self.path.iterdir() if path != self.base] if self.path.exists() else []
