@@ -44,4 +44,4 @@ def test_every_link_to_a_fidelity_page_finds_its_heading() -> None:
     assert links
     for page, fragment in links:
         headings = re.findall(r"^#+ (.*)$", (PAGE.parent / page).read_text(), re.MULTILINE)
-        assert fragment in map(anchor, headings), f"{page} has no heading #{fragment}"
+        assert fragment in [anchor(heading) for heading in headings], f"{page} has no heading #{fragment}"

@@ -91,7 +91,7 @@ DETAILS = (
     ),
     Detail(
         "Instructions around DAPO's problems",
-        theirs="removed, says an author, but not by the released script",
+        theirs="removed before training, say the authors, but the released script does not do it",
         ours="removed",
         source="thunlp/JustRL issue 1",
     ),

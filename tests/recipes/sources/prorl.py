@@ -84,7 +84,7 @@ PRORL = Run(
         **CHOSEN_IN_BOTH,
         "algorithm.shaping": "The blog says that the penalty is a cosine. Its two ends are not published.",
         "algorithm.phases": "The order is published, the steps are not. The response limit is 8k, then 16k for about "
-        "200 steps, then 8k for the last 1,000. The group size is 16, then 32, then 16 (appendix E of the first paper).",
+        "200 steps, then 8k for the last 1,000. The group size is 16, then 32, then 16 (the first paper, appendix E).",
     },
     details=(
         DOMAINS,
