@@ -1,6 +1,7 @@
-"""Recipes hold what their sources say, and say so where they took something of their own."""
+"""Recipes have the values of their sources, and name each value that is their own."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,87 +9,84 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fastgrpo.algorithm import Algorithm
-from fastgrpo.config import Config, flatten
+from fastgrpo.config import Config
 from fastgrpo.data import load_problems
-from fastgrpo.recipe import Recipe, find_recipe, load_recipe, recipe_names
-from tests.recipes.page import PAGE, algorithm_value, filled, shown_recipes, verifier_of
-from tests.recipes.published import HOW_IT_IS_RUN, Published, System, agrees, published
+from fastgrpo.recipe import Recipe, recipe_names
+from tests.recipes.published import Constant, Range, agrees
+from tests.recipes.recipe_values import shipped, value_at, values_of
+from tests.recipes.sources import RUNS
+from tests.recipes.sources.simplerl_zoo import WITH_FORMAT_REWARD
 
-SYSTEMS = published()
-DAPO_DATA = Path(__file__).parents[3] / "shared" / "data" / "train" / "dapo_math_17k_original.parquet"
-NAMES = sorted(SYSTEMS)
+ROOT = Path(__file__).parents[2]
+DAPO_DATA = ROOT.parent / "shared" / "data" / "train" / "dapo_math_17k_original.parquet"
+NAMES = sorted(RUNS)
+NAMES_WITH_FIDELITY = [name for name in NAMES if RUNS[name].fidelity]
 WITHOUT_A_SOURCE = {"quickstart"}
 """Recipes that reproduce nobody's run."""
+PLAIN = Recipe(Path(), Config(), reward="")
+HOW_IT_IS_RUN = {
+    "name": "the run folder",
+    "fidelity": "set by --fidelity itself",
+    "rollout.engine": "what samples, not what is sampled",
+    "rollout.tensor_parallel": "how weights lie on GPUs, not what they are",
+    "model.family": "architecture of the tiny model of --shrink",
+    "model.activation_checkpointing": "memory for time, the same gradient",
+    "optimizer.reduce_every_microbatch": "memory for communication, the same gradient",
+    "optimizer.tokens_per_microbatch": "how responses are packed, the same gradient",
+    "reward.timeout_s": "how long a verdict may take",
+    "evaluation.every_steps": "when accuracy is measured in training",
+    "evaluation.samples_per_prompt": "how accuracy is measured in training",
+    "evaluation.temperature": "how accuracy is measured in training",
+    "checkpoint.every_steps": "when weights are kept",
+}
+"""Settings that change nothing of what is learned: a recipe may set them without a word on the page."""
 
 
-def recipe(name: str) -> Recipe:
-    return load_recipe(find_recipe(name))
-
-
-def differences(wanted: dict[str, Published], value_of: Any) -> list[str]:
-    found = {name: value_of(name) for name in wanted}
+def differences(wanted: Mapping[str, Constant], values: Mapping[str, Any]) -> list[str]:
+    """What a recipe has and its sources do not say."""
+    found = {path: value_at(values, path) for path in wanted}
     return [
-        f"{name}: {constant.wanted!r} by {constant.source}, the recipe has {found[name]!r}"
-        for name, constant in wanted.items()
-        if not agrees(constant.wanted, found[name])
+        f"{path}: {constant.wanted!r} by {constant.source}, the recipe has {found[path]!r}"
+        for path, constant in wanted.items()
+        if not agrees(constant.wanted, found[path])
     ]
 
 
-def test_every_recipe_that_reproduces_a_run_has_its_table_and_every_table_its_recipe() -> None:
+def changed(one: Recipe, other: Recipe) -> set[str]:
+    """Paths at which two recipes have different values."""
+    before, after = values_of(one), values_of(other)
+    return {path for path in before if before[path] != after[path]}
+
+
+def test_every_recipe_that_reproduces_a_run_has_its_source_and_every_source_its_recipe() -> None:
     assert set(recipe_names()) - WITHOUT_A_SOURCE == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_settings_are_the_published_ones(name: str) -> None:
-    settings = flatten(recipe(name).config)
-    assert differences(dict(SYSTEMS[name].settings), settings.__getitem__) == []
+def test_a_recipe_has_the_published_values(name: str) -> None:
+    assert differences(RUNS[name].constants, values_of(shipped(name))) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_algorithm_is_the_published_one(name: str) -> None:
-    described = recipe(name).algorithm.describe()
-    assert differences(dict(SYSTEMS[name].algorithm), lambda path: algorithm_value(described, path)) == []
+def test_what_is_not_a_default_is_published_or_named_as_our_choice(name: str) -> None:
+    told = {
+        ".".join(path.split(".")[:2]) for path in (*RUNS[name].constants, *RUNS[name].chosen)
+    } | HOW_IT_IS_RUN.keys()
+    values = values_of(shipped(name))
+    assert [f"{path} = {values[path]!r}" for path in changed(shipped(name), PLAIN) - told] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_verifier_is_the_published_one(name: str) -> None:
-    assert verifier_of(name) == SYSTEMS[name].verifier.wanted
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_setting_that_no_source_gives_is_named_with_the_reason_for_ours(name: str) -> None:
-    system, defaults = SYSTEMS[name], flatten(Config())
-    told = system.settings.keys() | system.ours.keys() | HOW_IT_IS_RUN.keys()
-    settings = flatten(recipe(name).config)
-    assert [f"{k} = {v!r}" for k, v in settings.items() if v != defaults[k] and k not in told] == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_part_that_is_not_plain_grpo_is_published_or_named_as_ours(name: str) -> None:
-    system, plain = SYSTEMS[name], Algorithm().describe()
-    told = {path.split(".")[0] for path in (*system.algorithm, *system.ours)}
-    described = recipe(name).algorithm.describe()
-    assert [f"{k} = {v!r}" for k, v in described.items() if v != plain[k] and k not in told] == []
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if SYSTEMS[n].fidelity])
-def test_fidelity_verl_does_what_the_released_code_does(name: str) -> None:
-    settings = flatten(recipe(name).with_fidelity().config)
-    assert differences(dict(SYSTEMS[name].fidelity), settings.__getitem__) == []
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if SYSTEMS[n].fidelity])
-def test_fidelity_verl_changes_nothing_that_the_table_does_not_name(name: str) -> None:
-    plain, as_run = flatten(recipe(name).config), flatten(recipe(name).with_fidelity().config)
-    changed = {k for k in plain if plain[k] != as_run[k]}
-    assert changed <= SYSTEMS[name].fidelity.keys() | {"fidelity"}
+@pytest.mark.parametrize("name", NAMES_WITH_FIDELITY)
+def test_fidelity_verl_does_what_the_released_code_does_and_nothing_else(name: str) -> None:
+    as_run = shipped(name).with_fidelity()
+    assert differences(RUNS[name].fidelity, values_of(as_run)) == []
+    assert changed(shipped(name), as_run) == RUNS[name].fidelity.keys() | {"fidelity"}
 
 
 def test_the_prompts_of_dapo_are_those_of_its_data_set_but_for_white_space() -> None:
     if not DAPO_DATA.exists():
         pytest.skip(f"needs {DAPO_DATA}")
-    data = recipe("dapo_qwen2_5_32b").config.data
+    data = shipped("dapo_qwen2_5_32b").config.data
     rows = pq.read_table(DAPO_DATA, columns=["prompt"])["prompt"].to_pylist()
     theirs = {" ".join(row[0]["content"].split()) for row in rows}
     ours = {" ".join(p.text.split()) for p in load_problems(str(DAPO_DATA), data.suffix, data.template)}
@@ -98,7 +96,7 @@ def test_the_prompts_of_dapo_are_those_of_its_data_set_but_for_white_space() -> 
 @pytest.mark.parametrize("percent", [50, 25])
 def test_the_prompts_of_questa_are_those_of_its_script_to_the_letter(percent: int, tmp_path: Path) -> None:
     """What AReaL/datasets/add_prefix.py does with a row, said anew: text after the last </think>, cut by characters."""
-    loaded = recipe("questa_nemotron_1_5b")
+    loaded = shipped("questa_nemotron_1_5b")
     data, statement = replace(loaded.config.data, hint_percent=percent), loaded.algorithm.problem_text
     assert statement is not None
     solution = "\n\nWe add both numbers, carry the one, and obtain 42 at last.\n"
@@ -121,70 +119,56 @@ def test_the_prompts_of_questa_are_those_of_its_script_to_the_letter(percent: in
 
 
 def test_the_two_justrl_runs_differ_in_the_model_and_in_the_length_of_the_run_alone() -> None:
-    one, other = recipe("justrl_deepseek_1_5b"), recipe("justrl_nemotron_1_5b")
-    mine, theirs = flatten(one.config), flatten(other.config)
-    assert {k for k in mine if mine[k] != theirs[k]} <= {"name", "model.path", "steps"}
-    assert one.algorithm == other.algorithm
+    one, other = shipped("justrl_deepseek_1_5b"), shipped("justrl_nemotron_1_5b")
+    assert changed(one, other) == {"name", "model.path", "steps"}
     assert one.fidelity == other.fidelity
-    assert verifier_of("justrl_deepseek_1_5b") == verifier_of("justrl_nemotron_1_5b")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("justrl_ablation")])
-def test_an_ablation_of_justrl_changes_no_other_setting(name: str) -> None:
-    base, ablation = flatten(recipe("justrl_deepseek_1_5b").config), flatten(recipe(name).config)
-    assert {k for k in base if base[k] != ablation[k]} <= {"name", "steps"}
+@pytest.mark.parametrize("name", [name for name in NAMES if RUNS[name].base == "justrl_deepseek_1_5b"])
+def test_an_ablation_of_justrl_changes_penalty_and_verifier_alone(name: str) -> None:
+    assert changed(shipped("justrl_deepseek_1_5b"), shipped(name)) <= {"name", "reward", "algorithm.shaping"}
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("_format_reward")])
+@pytest.mark.parametrize("name", sorted(WITH_FORMAT_REWARD))
 def test_a_format_reward_changes_rewards_and_verifier_alone(name: str) -> None:
-    base, variant = (flatten(recipe(n).config) for n in (name.removesuffix("_format_reward"), name))
-    changed = {k for k in base if base[k] != variant[k]}
-    assert changed == {"name", "reward.wrong", "reward.unformatted"}
+    assert changed(shipped(RUNS[name].base), shipped(name)) == {"name", "reward", "reward.wrong", "reward.unformatted"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_is_named_as_its_recipe(name: str) -> None:
-    assert recipe(name).config.name == name
+def test_a_recipe_says_in_a_line_each_whose_run_it_is_and_what_that_cost(name: str) -> None:
+    source, cost = shipped(name).source, shipped(name).cost
+    assert source and cost and "\n" not in source + cost
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_says_whose_run_it_is_and_what_that_cost(name: str) -> None:
-    loaded = recipe(name)
-    assert loaded.source and loaded.cost
-    assert "\n" not in loaded.source + loaded.cost
+def test_every_constant_has_a_source_and_every_path_exists(name: str) -> None:
+    run, known = RUNS[name], values_of(PLAIN).keys()
+    assert {path for path in run.constants if path not in known and path.split(".")[0] != "algorithm"} == set()
+    assert run.chosen.keys() <= known and run.fidelity.keys() <= known
+    assert all(constant.source for constant in (*run.constants.values(), *run.fidelity.values()))
+    assert not run.constants.keys() & run.chosen.keys(), "both published and our choice"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_constant_names_a_setting_that_exists_and_a_source(name: str) -> None:
-    system: System = SYSTEMS[name]
-    settings, parts = flatten(Config()).keys(), Algorithm().describe().keys()
-    assert system.settings.keys() <= settings
-    assert {path.split(".")[0] for path in system.algorithm} <= parts
-    assert system.ours.keys() <= settings | parts
-    assert all(c.source for c in (*system.settings.values(), *system.algorithm.values(), system.verifier))
-    assert not system.settings.keys() & system.ours.keys(), "both published and ours"
-
-
-def test_a_departure_without_its_reason_is_refused() -> None:
-    with pytest.raises(ValueError, match="reason"):
-        Published(8192, "a script", ours=3072)
+def test_a_value_that_is_not_the_published_one_needs_its_reason() -> None:
+    with pytest.raises(ValueError, match="say why"):
+        Constant(8192, "a script", ours=3072)
+    with pytest.raises(ValueError, match="say why"):
+        Constant(Range(200, 500), "a blog")
 
 
 def test_numbers_agree_to_nine_digits_and_a_truth_value_is_no_number() -> None:
     assert agrees(1e-6, 1e-6 * (1 + 1e-12)) and not agrees(1e-6, 1.0001e-6)
     assert agrees([1, 2], [1, 2]) and not agrees([1, 2], [2, 1])
     assert not agrees(True, 1) and not agrees(0, False)
-
-
-def test_the_fidelity_page_shows_every_recipe_as_it_is() -> None:
-    page = PAGE.read_text()
-    alike = {n for n in NAMES if n.endswith("_format_reward")}  # of which the page shows one
-    assert set(NAMES) - alike <= shown_recipes(page) and alike & shown_recipes(page)
-    assert page == filled(page), "run `python -m tests.recipes.page`"
+    assert agrees(Range(200, 500), 200) and not agrees(Range(200, 500), 501)
 
 
 def test_a_value_inside_an_algorithm_is_found_by_its_path() -> None:
-    described = {"shaping": [{"is": "Other"}, {"is": "Cycled", "on_steps": 100}], "reset": {"is": "Reset", "every": 3}}
-    assert algorithm_value(described, "shaping.Cycled.on_steps") == 100
-    assert algorithm_value(described, "reset.every") == 3
-    assert algorithm_value(described, "shaping.Absent.on_steps") is None
+    values = {"algorithm.shaping": [{"is": "Other"}, {"is": "Cycled", "on_steps": 100}],
+              "algorithm.reference_reset": {"is": "Reset", "every": 3}, "steps": 5}  # fmt: skip
+    assert value_at(values, "algorithm.shaping.Cycled.on_steps") == 100
+    assert value_at(values, "algorithm.reference_reset.every") == 3
+    assert value_at(values, "algorithm.shaping.Absent.on_steps") is None
+    assert value_at(values, "steps") == 5
+    with pytest.raises(KeyError):
+        value_at(values, "algorithm.shapping.Cycled.on_steps")
