@@ -42,6 +42,7 @@ class Run:
     schedule: RunSchedule
 
     def resume_or_start(self) -> None:
+        """Loads the newest checkpoint, or compares weights and evaluates before the first step."""
         path = self._checkpoint_to_resume() if self.config.resume else None
         if path is not None:
             with self._phase("start", self.config.deadline.start_s):
@@ -84,6 +85,7 @@ class Run:
             self._write({"step": 0, "held_out_accuracy": accuracy, "held_out_greedy": greedy})
 
     def steps(self) -> None:
+        """Does the steps that are left. Raises Interrupted, after a save, if a signal asked for the end."""
         progress, last = self.trainer.progress, self.config.steps
         self.display.begin(progress.step)
         with _signals_noted() as signals:

@@ -15,7 +15,7 @@ from fastgrpo.rollout.compare import WeightMismatch, require_equal, with_checksu
 from fastgrpo.rollout.engine import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
-from fastgrpo.rollout.remote.schedule import Schedule, Started
+from fastgrpo.rollout.remote.staleness import StalenessQueue, Started
 from fastgrpo.rollout.remote.weight_sender import WeightSender, in_buckets
 from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
 
@@ -32,7 +32,7 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 class RemoteRollouts:
     """All trainer ranks call every method together; the pool is the first rank's.
 
-    A step's groups follow the schedule. With ``max_staleness`` 0 engines draw a fixed share each and wait while the
+    The queue says which groups a step takes. With ``max_staleness`` 0 engines draw a fixed share each and wait while the
     trainer trains; with 1 they draw the next step's meanwhile, and are done before weights change; from 2 on weights
     change under what is being drawn. An engine that was lost gets the current weights when it is back.
     """
@@ -52,7 +52,7 @@ class RemoteRollouts:
         self.config, self.ranks, self.prompts, self.sampling = config, ranks, prompts, sampling
         self.weights, self.dtype = weights, dtype
         settings = config.rollout
-        self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
+        self.queue = StalenessQueue(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
         self.version = 0
         self.num_syncs, self.just_compared = 0, False
         self._next_id = 0
@@ -67,13 +67,13 @@ class RemoteRollouts:
 
     def set_config(self, config: Config, sampling: Sampling) -> None:
         """Goes on with other settings. Nothing is under way: where steps overlap, settings do not change in the run."""
-        assert not self.schedule.started
+        assert not self.queue.started
         settings = config.rollout
         self.config, self.sampling = config, sampling
-        self.schedule = Schedule(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
+        self.queue = StalenessQueue(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
 
     def begin_step(self, step: int) -> None:
-        self.schedule.step = step
+        self.queue.step = step
         self._counts = dict.fromkeys(("prompts_started", "prompts_put_back"), 0.0)
         self._lead(lambda: self._start(self.config.data.prompts_per_step))
 
@@ -121,14 +121,14 @@ class RemoteRollouts:
     def state(self) -> dict[str, Any]:
         """What a resumed run must know; on the first rank also what engines have drawn and no step has taken."""
         self._lead(self._collect)
-        under_way = [(p, s.version, s.is_awaited, dict(s.responses)) for p, s in self.schedule.started.items()]
+        under_way = [(p, s.version, s.is_awaited, dict(s.responses)) for p, s in self.queue.started.items()]
         return {**self.prompts.state(), "under_way": under_way}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.prompts.load_state(state)
         for position, version, is_awaited, responses in state.get("under_way", []):
             prompt = self.prompts.at(position)
-            self.schedule.started[position] = Started(prompt, version, is_awaited, responses)
+            self.queue.started[position] = Started(prompt, version, is_awaited, responses)
             missing = set(range(self.sampling.group_size)) - responses.keys()
             if self._pool is not None and missing:
                 self.pool.submit([self._requests(prompt, missing)])
@@ -199,30 +199,30 @@ class RemoteRollouts:
 
     def _start(self, num_missing: int) -> None:
         wanted = ceil(num_missing * self.config.rollout.oversample)
-        count = self.schedule.num_to_start(wanted)
+        count = self.queue.num_to_start(wanted)
         again = set(self.prompts.put_back)
         prompts = self.prompts.take(count)
         for prompt in prompts:
-            self.schedule.start(prompt, again=prompt.position in again)
+            self.queue.start(prompt, again=prompt.position in again)
         self.pool.submit([self._requests(p) for p in prompts])
         self._counts["prompts_started"] += count
 
     def _next_groups(self, num_groups: int) -> list[Group] | None:
-        if self.schedule.num_to_start(num_groups) > 0 and len(self.schedule.started) < num_groups:
+        if self.queue.num_to_start(num_groups) > 0 and len(self.queue.started) < num_groups:
             self._start(num_groups)  # a later round of the step
         self._collect()
-        return self.schedule.take(num_groups)
+        return self.queue.take(num_groups)
 
     def _collect(self) -> None:
         for i, response in self.pool.collect().items():
             if i in self._training:
-                self.schedule.finish(*self._training.pop(i), response)
+                self.queue.finish(*self._training.pop(i), response)
             else:
                 self._other[i] = response
 
     def _put_back(self) -> None:
         """Puts back what no step took, which would be stale: its prompts are the first of the next step."""
-        positions = self.schedule.put_back()
+        positions = self.queue.put_back()
         gone = set(positions)
         ids = [i for i, (position, _) in self._training.items() if position in gone]
         self.pool.cancel(ids)
@@ -235,7 +235,7 @@ class RemoteRollouts:
         pool = self.pool
         return {
             **self._counts,
-            "prompts_under_way": len(self.schedule.started),
+            "prompts_under_way": len(self.queue.started),
             "engine_busy_s": pool.take_busy_s(),
             "engine_restarts": pool.num_restarts,
             "responses_redrawn": pool.num_redrawn,

@@ -15,7 +15,7 @@ class Started:
     responses: dict[int, Response] = field(default_factory=dict)  # by index in the group
 
 
-class Schedule:
+class StalenessQueue:
     """Groups between their start and their step.
 
     A group started under the weights of step ``v`` is taken in step ``v + max_staleness`` at the latest (a

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgrpo.rollout.remote.schedule import Schedule
+from fastgrpo.rollout.remote.staleness import StalenessQueue
 from fastgrpo.types import Prompt, Response
 
 GROUP_SIZE = 2
@@ -22,10 +22,10 @@ def response() -> Response:
 
 
 class Run:
-    """The trainer's loop around a schedule, with engines that finish responses in any order."""
+    """The trainer's loop around a queue, with engines that finish responses in any order."""
 
     def __init__(self, per_step: int, max_staleness: int, chance: random.Random, oversample: float = 1.0) -> None:
-        self.schedule = Schedule(per_step, max_staleness, GROUP_SIZE)
+        self.queue = StalenessQueue(per_step, max_staleness, GROUP_SIZE)
         self.per_step, self.max_staleness, self.chance = per_step, max_staleness, chance
         self.oversample = oversample
         self.next_position = 0
@@ -36,42 +36,42 @@ class Run:
         self.staleness: list[int] = []
 
     def start(self, num_missing: int) -> None:
-        count = self.schedule.num_to_start(int(num_missing * self.oversample))
+        count = self.queue.num_to_start(int(num_missing * self.oversample))
         again, self.put_back = self.put_back[:count], self.put_back[count:]
         fresh = range(self.next_position, self.next_position + count - len(again))
         self.next_position = fresh.stop
         for position in (*again, *fresh):
-            self.schedule.start(prompt(position), again=position in again)
-            self.version[position] = self.schedule.step
+            self.queue.start(prompt(position), again=position in again)
+            self.version[position] = self.queue.step
             self.drawing += [(position, k) for k in range(GROUP_SIZE)]
         most = int((self.max_staleness * self.per_step + num_missing) * max(1.0, self.oversample))
-        assert len(self.schedule.started) <= max(most, (self.max_staleness + 1) * self.per_step)
+        assert len(self.queue.started) <= max(most, (self.max_staleness + 1) * self.per_step)
 
     def finish_one(self) -> None:
         assert self.drawing, "the step waits for what nobody draws"
         position, sample = self.drawing.pop(self.chance.randrange(len(self.drawing)))
-        assert self.schedule.finish(position, sample, response())
+        assert self.queue.finish(position, sample, response())
 
     def take(self, num_groups: int) -> None:
         """As RemoteRollouts.take: asks again after every response."""
-        if self.schedule.num_to_start(num_groups) > 0 and len(self.schedule.started) < num_groups:
+        if self.queue.num_to_start(num_groups) > 0 and len(self.queue.started) < num_groups:
             self.start(num_groups)
         for _ in range(self.chance.randrange(len(self.drawing) + 1)):
             self.finish_one()
-        while (groups := self.schedule.take(num_groups)) is None:
+        while (groups := self.queue.take(num_groups)) is None:
             self.finish_one()
         assert len(groups) == num_groups
         for group in groups:
             self.taken.append(group[0].prompt.position)
-            self.staleness.append(self.schedule.step - self.version[group[0].prompt.position])
+            self.staleness.append(self.queue.step - self.version[group[0].prompt.position])
 
     def step(self, number: int, rounds: list[int]) -> None:
-        self.schedule.step = number
+        self.queue.step = number
         self.start(self.per_step)
         for num_groups in (self.per_step, *rounds):
             self.take(num_groups)
         if self.max_staleness == 0:  # as publish
-            self.put_back = sorted({*self.put_back, *self.schedule.put_back()})
+            self.put_back = sorted({*self.put_back, *self.queue.put_back()})
             self.drawing.clear()
         elif self.max_staleness == 1:
             while self.drawing:
@@ -92,7 +92,7 @@ def test_no_group_is_taken_later_than_the_staleness_allows_nor_lost_nor_taken_tw
         run.step(number, [min(r, per_step) for r in rounds])
         assert max(run.staleness) <= max_staleness
     assert len(run.taken) == len(set(run.taken))
-    assert {*run.taken, *run.schedule.started, *run.put_back} == set(range(run.next_position))
+    assert {*run.taken, *run.queue.started, *run.put_back} == set(range(run.next_position))
 
 
 @settings(max_examples=200, deadline=None)
@@ -120,19 +120,19 @@ def test_with_staleness_1_what_a_step_takes_does_not_depend_on_who_is_faster(per
 
 
 def test_a_response_drawn_twice_counts_once_and_one_that_nobody_asked_for_never():
-    schedule = Schedule(1, 0, GROUP_SIZE)
-    schedule.start(prompt(7))
-    assert schedule.finish(7, 0, response())
-    assert not schedule.finish(7, 0, response())
-    assert not schedule.finish(8, 0, response())
-    assert schedule.take(1) is None
-    assert schedule.finish(7, 1, response())
-    assert [g[0].prompt.position for g in schedule.take(1)] == [7]
-    assert not schedule.finish(7, 1, response())
+    queue = StalenessQueue(1, 0, GROUP_SIZE)
+    queue.start(prompt(7))
+    assert queue.finish(7, 0, response())
+    assert not queue.finish(7, 0, response())
+    assert not queue.finish(8, 0, response())
+    assert queue.take(1) is None
+    assert queue.finish(7, 1, response())
+    assert [g[0].prompt.position for g in queue.take(1)] == [7]
+    assert not queue.finish(7, 1, response())
 
 
 def test_a_prompt_cannot_be_under_way_twice():
-    schedule = Schedule(2, 0, GROUP_SIZE)
-    schedule.start(prompt(7))
+    queue = StalenessQueue(2, 0, GROUP_SIZE)
+    queue.start(prompt(7))
     with pytest.raises(AssertionError, match="prompt 7 is under way"):
-        schedule.start(prompt(7))
+        queue.start(prompt(7))
