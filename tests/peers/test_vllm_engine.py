@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastgrpo.config import ModelConfig
 from fastgrpo.models.load import load_causal_lm
-from fastgrpo.rollout import builtin
+from fastgrpo.rollout.builtin import engine as builtin
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine import generate, requests_of

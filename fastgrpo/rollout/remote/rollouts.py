@@ -32,9 +32,9 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 class RemoteRollouts:
     """All trainer ranks call every method together; the pool is the first rank's.
 
-    The queue says which groups a step takes. With ``max_staleness`` 0 engines draw a fixed share each and wait while the
-    trainer trains; with 1 they draw the next step's meanwhile, and are done before weights change; from 2 on weights
-    change under what is being drawn. An engine that was lost gets the current weights when it is back.
+    The queue says which groups a step takes. With ``max_staleness`` 0 engines draw a fixed share each and wait while
+    the trainer trains; with 1 they draw the next step's meanwhile, and are done before weights change; from 2 on
+    weights change under what is being drawn. An engine that was lost gets the current weights when it is back.
     """
 
     def __init__(
