@@ -1,4 +1,4 @@
-"""What each verifier must say of answers that everybody can judge, before it may judge a run."""
+"""Self-tests: for each verifier, responses with known verdicts that it must give before it may judge a run."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def _after_thought(cases: tuple[KnownAnswer, ...]) -> tuple[KnownAnswer, ...]:
 
 
 def _unformatted(cases: tuple[KnownAnswer, ...]) -> tuple[KnownAnswer, ...]:
-    """The same cases, of which those without a box are worse than wrong."""
+    """The same cases, where those without a box are ``"unformatted"``."""
     return tuple((r, answer, verdict if "\\boxed{" in r else "unformatted") for r, answer, verdict in cases)
 
 
