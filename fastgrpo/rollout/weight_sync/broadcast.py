@@ -116,7 +116,9 @@ class Sender:
         works = []
         for name, value in weights:
             wanted, shape, dtype = self.manifest[self._next]
-            assert (name, tuple(value.shape)) == (wanted, shape), f"needed {wanted} {shape}, got {name} {tuple(value.shape)}"
+            assert (name, tuple(value.shape)) == (wanted, shape), (
+                f"needed {wanted} {shape}, got {name} {tuple(value.shape)}"
+            )
             self._next = (self._next + 1) % len(self.manifest)
             source = value.to(device=self.group.device, dtype=dtype).contiguous()
             works.append((self.group.broadcast(source), source))  # the source must outlive its broadcast
