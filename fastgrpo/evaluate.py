@@ -9,13 +9,13 @@ import tyro
 
 from fastgrpo.evaluation.settings import Settings, validate
 
-EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 75
+EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates. Returns the exit code: 0 done, 2 refused, 75 stopped by a signal and to be continued, 1 else."""
-    from fastgrpo.evaluation.interrupts import Interrupted
     from fastgrpo.evaluation.ranks import RankFailed
+    from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted
 
     settings = parse(sys.argv[1:] if arguments is None else list(arguments))
     try:

@@ -1,4 +1,4 @@
-"""The words and the verifier of the run that a checkpoint comes from."""
+"""The prompt's words and the verifier of the run that a checkpoint comes from."""
 
 import json
 from dataclasses import replace
@@ -6,12 +6,14 @@ from pathlib import Path
 
 from fastgrpo.evaluation.settings import Settings
 
-FOLDERS_ABOVE = 4  # RUN/checkpoints/step_000040/hf, RUN/base/model
+FOLDERS_ABOVE = 4  # of RUN/checkpoints/step_000040/hf and RUN/base/model, the model's own folder included
 
 
 def as_trained(settings: Settings) -> Settings:
-    """The settings with the prompt and the verifier of the model's run, where nothing else is given. Raises ValueError
-    if the model is in no run folder."""
+    """The settings with the prompt and the verifier of the model's run, unless the user gave others.
+
+    Raises ValueError if the model is in no run folder.
+    """
     facts = run_of(settings.model)
     if facts is None:
         raise ValueError(
@@ -30,7 +32,7 @@ def as_trained(settings: Settings) -> Settings:
 
 
 def run_of(model: str) -> Path | None:
-    """``run.json`` of the run that a model's folder is in."""
+    """``run.json`` of the run that a model's folder is in; None if it is in none."""
     folder = Path(model)
     if not folder.is_dir():
         return None

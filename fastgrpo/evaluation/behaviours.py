@@ -1,7 +1,7 @@
 """Four cognitive behaviours in responses, judged by a model behind any server that speaks OpenAI's chat protocol.
 
 Backtracking, verification and subgoal setting are defined by Gandhi et al. (arXiv 2503.01307), enumeration, in place of
-their backward chaining, by SimpleRL-Zoo (arXiv 2503.18892, section 2.4 and appendix). The words that ask are our own.
+their backward chaining, by SimpleRL-Zoo (arXiv 2503.18892, section 2.4 and appendix). The prompt is our own.
 """
 
 import json
@@ -44,47 +44,49 @@ enumeration: the response goes through several cases or candidates, one after th
 Answer with one JSON object and nothing else, in this form:
 {{"backtracking": false, "verification": false, "subgoal_setting": false, "enumeration": false}}"""
 ATTEMPTS = 3
-"""Replies that may be unreadable before a response is left out."""
-LOOK_S = 0.5
-NONE_ANSWERED = 3
-"""Requests at the start that the server may refuse before it is taken to refuse all."""
+"""Unreadable replies after which a response is left out."""
+POLL_S = 0.5
+MAX_FIRST_REFUSALS = 3
+"""If the server refuses this many requests before it answers one, it is taken to refuse all."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgeRequest:
+    """The question about one response."""
+
     benchmark: str
     problem: int
     sample: int
-    words: str
+    prompt: str
 
 
 def judge_behaviours(settings: Settings, plan: Plan, folder: EvaluationFolder, check: Callable[[], None]) -> None:
-    """Asks about the responses that have no judgement by this judge yet, and writes each as it comes into
-    ``behaviours.jsonl``; the ratios go into ``behaviours.json``.
+    """Asks about the responses that this judge has not judged yet.
 
+    Each judgement is written to ``behaviours.jsonl`` as it comes, and the ratios to ``behaviours.json`` at the end.
     Raises ValueError for a server that refuses, OSError for one that does not answer.
     """
     path = folder.path / "behaviours.jsonl"
-    there = {_key(row) for row in read_rows(path) if row["judge"] == settings.behaviours_model}
-    asked = [a for a in _requests(settings, plan, folder) if (a.benchmark, a.problem, a.sample) not in there]
+    done = {_key(row) for row in read_rows(path) if row["judge"] == settings.behaviours_model}
+    requests = [r for r in _requests(settings, plan, folder) if (r.benchmark, r.problem, r.sample) not in done]
     server = ChatServer.of(settings)
-    refused: list[dict[str, Any]] = []  # until the server has answered something: it may refuse all
+    refused: list[dict[str, Any]] = []  # kept here until the server has answered once: it may refuse all
     has_answered = False
     with (
         RowFile(path) as file,
-        StageProgress("behaviours", len(there) + len(asked), len(there)) as progress,
+        StageProgress("behaviours", len(done) + len(requests), len(done)) as progress,
         ThreadPoolExecutor(settings.behaviours_concurrency) as threads,
     ):
         try:
-            for one, verdict in _answers(threads, server, asked, settings.behaviours_concurrency, check):
-                row = _row(one, verdict, settings.behaviours_model)
+            for request, verdict in _answers(threads, server, requests, settings.behaviours_concurrency, check):
+                row = _row(request, verdict, settings.behaviours_model)
                 has_answered = has_answered or not isinstance(verdict, Refusal)
                 if has_answered:
                     file.write([*refused, row])
                     refused.clear()
                 else:
                     refused.append(row)
-                if len(refused) >= NONE_ANSWERED:
+                if len(refused) >= MAX_FIRST_REFUSALS:
                     raise ValueError(f"{settings.behaviours} refuses: {verdict}")
                 progress.advance()
             file.write(refused)
@@ -94,27 +96,27 @@ def judge_behaviours(settings: Settings, plan: Plan, folder: EvaluationFolder, c
 
 
 def _answers(
-    threads: ThreadPoolExecutor, server: ChatServer, asked: list[Asked], count: int, check: Callable[[], None]
-) -> Iterator[tuple[Asked, "dict[str, bool] | Refusal"]]:
-    """Each with its judgement as it comes, so many under way."""
-    waiting = iter(asked)
-    running: dict[Future[dict[str, bool] | Refusal], Asked] = {}
+    threads: ThreadPoolExecutor, server: ChatServer, requests: list[JudgeRequest], count: int, check: Callable[[], None]
+) -> Iterator[tuple[JudgeRequest, "dict[str, bool] | Refusal"]]:
+    """Each request with its judgement as it comes; ``count`` of them are under way at a time."""
+    waiting = iter(requests)
+    running: dict[Future[dict[str, bool] | Refusal], JudgeRequest] = {}
     while True:
-        for one in islice(waiting, count - len(running)):
-            running[threads.submit(ask, server, one.words)] = one
+        for request in islice(waiting, count - len(running)):
+            running[threads.submit(ask, server, request.prompt)] = request
         if not running:
             return
-        for future in wait(running, LOOK_S, FIRST_COMPLETED).done:
+        for future in wait(running, POLL_S, FIRST_COMPLETED).done:
             yield running.pop(future), future.result()
         check()
 
 
-def ask(server: ChatServer, words: str) -> "dict[str, bool] | Refusal":
-    """The four judgements; a Refusal if the server will not read the words, or its replies cannot be read."""
+def ask(server: ChatServer, prompt: str) -> "dict[str, bool] | Refusal":
+    """The four judgements; a Refusal if the server refuses the prompt, or its replies cannot be read."""
     reply = ""
     for attempt in range(ATTEMPTS):
-        # Greedy first: another try must be allowed to say something else.
-        answer = server.chat(words, temperature=0.0 if attempt == 0 else 0.7, seed=attempt)
+        # The first try is greedy; later ones are not, for they must be able to give another reply.
+        answer = server.chat(prompt, temperature=0.0 if attempt == 0 else 0.7, seed=attempt)
         if isinstance(answer, Refusal):
             return answer
         reply = answer
@@ -135,17 +137,17 @@ def parse_reply(reply: str) -> dict[str, bool] | None:
     return None
 
 
-def _requests(settings: Settings, plan: Plan, folder: EvaluationFolder) -> Iterator[Asked]:
+def _requests(settings: Settings, plan: Plan, folder: EvaluationFolder) -> Iterator[JudgeRequest]:
     for planned in plan.benchmarks:
         problems = {p.problem: p.text for p in planned.benchmark.problems}
         for (problem, sample), row in sorted(folder.drawn(planned.name).items()):
             if not settings.behaviours_samples or sample < settings.behaviours_samples:
-                words = PROMPT.format(problem=problems[problem], response=row["text"])
-                yield Asked(planned.name, problem, sample, words)
+                prompt = PROMPT.format(problem=problems[problem], response=row["text"])
+                yield JudgeRequest(planned.name, problem, sample, prompt)
 
 
-def _row(asked: Asked, verdict: "dict[str, bool] | Refusal", judge: str) -> dict[str, Any]:
-    place = {"benchmark": asked.benchmark, "problem": asked.problem, "sample": asked.sample, "judge": judge}
+def _row(request: JudgeRequest, verdict: "dict[str, bool] | Refusal", judge: str) -> dict[str, Any]:
+    place = {"benchmark": request.benchmark, "problem": request.problem, "sample": request.sample, "judge": judge}
     if isinstance(verdict, Refusal):
         return {**place, **dict.fromkeys(BEHAVIOURS), "failure": str(verdict)}
     return {**place, **verdict, "failure": ""}
@@ -156,7 +158,7 @@ def _key(row: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def ratios(path: Path, judge: str) -> dict[str, Any]:
-    """By benchmark: responses judged, those left out, and the share of the judged that show each behaviour."""
+    """For each benchmark the number of judged responses, of those left out, and the share that shows each behaviour."""
     by_benchmark: dict[str, list[dict[str, Any]]] = {}
     for row in read_rows(path):
         if row["judge"] == judge:

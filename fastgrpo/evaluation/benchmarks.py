@@ -1,4 +1,4 @@
-"""A benchmark's name -> its problems, every one of them."""
+"""A benchmark's name -> where its problems are, and all of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ class Benchmark:
 def find_benchmark(name: str, data: str) -> tuple[str, str]:
     """(name, source) of a known benchmark, of a local file or folder, or of a hub data set owner/name[:path].
 
-    A known one is taken from the folder `data` (laid out as AIME24/test.parquet), else from the hub. A file gives its
-    own name, or its folder's if it is called test. Raises ValueError that says what to get from where.
+    A known benchmark is taken from the folder `data` (laid out as AIME24/test.parquet), or else from the hub. A file
+    gives its own name to the benchmark, or its folder's name if the file is called test. Raises ValueError that says
+    which file to get from where.
     """
     known = BENCHMARKS.get(name)
     if known is None:
@@ -53,11 +54,10 @@ def _short_name(source: str) -> str:
 
 
 def load_benchmark(name: str, source: str, limit: int = 0) -> Benchmark:
-    """All problems, or the first `limit`, without anybody's instructions around them, and each with its answer as the
-    data set gives it, but for a box around it.
+    """All problems, or the first `limit`, without the data set's instructions, and without a box around an answer.
 
-    Unlike training data, a repeated problem stays: an average is over the rows of the file. Raises ValueError for what
-    cannot be read and for a row without an answer.
+    A repeated problem stays, unlike in training data: an average is over the rows of the file. Raises ValueError for a
+    file that cannot be read and for a row without an answer.
     """
     problems = []
     for problem in islice(_problems(source), limit or None):
@@ -81,7 +81,7 @@ def _problems(source: str) -> Iterator[Prompt]:
 
 
 def count_note(benchmark: Benchmark, limit: int) -> str:
-    """What to say of a known benchmark with another number of problems than its paper's; empty otherwise."""
+    """A sentence about a known benchmark whose number of problems is not the published one; empty otherwise."""
     known = BENCHMARKS.get(benchmark.name)
     if known is None or limit or known.num_problems == len(benchmark.problems):
         return ""

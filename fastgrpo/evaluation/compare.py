@@ -1,4 +1,4 @@
-"""Runs beside each other on the same problems: who is better, by how much, and whether chance explains it."""
+"""Compares runs on the same problems: which is better, by how much, and whether chance explains it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,20 +18,18 @@ from fastgrpo.json_lines import write_json
 _JUDGED_BY = ("rule", "verifier_model", "compass_without_question")
 _NOT_PROTOCOL = ("source", "num_problems")
 _EXPLAINED = (
-    f"± is half of the {INTERVAL}. p is of the two-sided paired sign flip over problems ({SIGN_FLIPS:,} draws): how "
-    "often two equal runs would lie at least as far apart. It judges one comparison: of nine benchmarks on which "
+    f"± is half of the {INTERVAL}. p is from the two-sided paired sign flip over problems ({SIGN_FLIPS:,} draws): how "
+    "often two equal runs would differ at least as much. It judges one comparison: of nine benchmarks on which "
     "two runs are equal, one or more has p < 0.05 in about a third of all cases. Look at the average first."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of the benchmarks that all runs have, the average over them last where they are several."""
+    """The figures of several runs on the benchmarks that all of them have, and on their average, which comes last."""
 
     accuracies: dict[str, dict[str, Estimate]]  # run -> benchmark -> avg@k
-    differences: dict[
-        str, dict[str, Difference]
-    ]  # run other than the first -> benchmark -> its difference to the first
+    differences: dict[str, dict[str, Difference]]  # run -> benchmark -> difference to the first run
     models: dict[str, str]  # run -> model
     warnings: list[str]
 
@@ -68,6 +66,7 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> None:
 
 
 def compared(evaluations: Sequence[Evaluation]) -> Comparison:
+    """The figures of `compare`."""
     if len(evaluations) < 2:
         raise ValueError(f"a comparison needs two evaluations or more, got {len(evaluations)}.")
     evaluations, warnings = _on_common_benchmarks(_with_unique_names(evaluations))
@@ -84,7 +83,7 @@ def compared(evaluations: Sequence[Evaluation]) -> Comparison:
 
 
 def _with_unique_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """By their names; by their folders where two have the same name."""
+    """The evaluations under their names, or under their folders where two have the same name."""
     names = [str(e.about.get("name") or e.folder.name) for e in evaluations]
     if len(set(names)) < len(names):
         names = [str(e.folder) for e in evaluations]
@@ -125,7 +124,7 @@ def _require_same_problems(first: Evaluation, other: Evaluation) -> None:
 
 
 def _protocol_differences(first: Evaluation, other: Evaluation) -> list[str]:
-    """A sentence for each setting that differs, with the benchmarks on which it does."""
+    """One sentence for each setting that differs, with the benchmarks concerned."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for part in first.benchmarks:
         mine, theirs = first.about["benchmarks"][part.name], other.about["benchmarks"][part.name]
@@ -159,7 +158,7 @@ def _problem_means(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Accuracies, a row a run; then for each other run its differences to the first, a row a benchmark."""
+    """The accuracies, one row for each run; then a table for each other run with its differences to the first."""
     columns = list(comparison.accuracies[comparison.first])
     columns = columns[-1:] + columns[:-1]  # the average first: a narrow page still shows it
     rows = [
@@ -178,7 +177,7 @@ def _difference_table(run: str, by_benchmark: Mapping[str, Difference]) -> Table
 
 
 def signed(share: float) -> str:
-    """In percentage points, with a true minus."""
+    """Percentage points with their sign; the minus is the typographic one."""
     return f"{100 * share:+.2f}".replace("-", "\u2212")
 
 

@@ -1,4 +1,4 @@
-"""A verifier model, for the responses that the rule rejected: CompassVerifier, as JustRL asks it."""
+"""The verifier model for the responses that the rule rejected: CompassVerifier, asked as JustRL asks it."""
 
 import contextlib
 import itertools
@@ -30,16 +30,18 @@ from fastgrpo.rewards.compass import MAX_REPLY_TOKENS
 from fastgrpo.types import Sampling
 
 SHORT_REPLY_TOKENS = 16
-"""Where the limit does not fit behind a long response: the one reply that counts is a single letter."""
+"""Limit of a reply where the full limit does not fit after a long response: only a single letter counts as a reply."""
 TOO_LONG = "too_long"
-"""Failure of a response that, with what is asked about it, is longer than the verifier model can read."""
+"""Failure of a response whose question is longer than the verifier model can read."""
 
 
 def judge_by_model(
     settings: Settings, plan: Plan, folder: EvaluationFolder, device: torch.device, check: Callable[[], None]
 ) -> None:
-    """Asks about every response that the rule rejected. A verdict is written as soon as its reply has ended; what the
-    model cannot read stays wrong."""
+    """Asks about every response that the rule rejected, and writes each verdict as soon as its reply has ended.
+
+    A response that is too long for the model stays wrong.
+    """
     waiting = {b.name: rejected(folder, b.name) for b in plan.benchmarks}
     if not any(waiting.values()):
         return
@@ -76,8 +78,10 @@ def _requests(
     waiting: dict[str, dict[Key, Any]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[Asked]:
-    """One for each rejected response, asked for greedily (thunlp/JustRL: evals/grade.py, sampling_params); for no token
-    at all where the model cannot read it."""
+    """One request for each rejected response; it asks for no token where the prompt is too long for the model.
+
+    The replies are greedy (thunlp/JustRL: evals/grade.py, sampling_params).
+    """
     model = settings.verifier_model
     positions = NO_LIMIT if settings.extrapolate else num_positions(model, settings.trust_remote_code)
     positions_of_prompts = itertools.count()  # each response is a prompt of its own
@@ -85,8 +89,8 @@ def _requests(
     for planned in plan.benchmarks:
         if not (keys := sorted(waiting[planned.name])):
             continue
-        words = _words(settings, planned, folder, keys)
-        for (problem, sample), ids in zip(keys, prompt_ids(tokenizer, words, chat_template=True), strict=True):
+        prompts = _prompts(settings, planned, folder, keys)
+        for (problem, sample), ids in zip(keys, prompt_ids(tokenizer, prompts, chat_template=True), strict=True):
             most = _reply_tokens(positions - len(ids))
             sampling = Sampling(PREFILLED_TOGETHER, most, 0.0, stop_ids, settings.seed)
             yield Asked(planned.name, problem, sample, next(positions_of_prompts), ids, sampling)
@@ -96,12 +100,12 @@ def _reply_tokens(room: int) -> int:
     return next((most for most in (MAX_REPLY_TOKENS, SHORT_REPLY_TOKENS) if most <= room), 0)
 
 
-def _words(settings: Settings, planned: Planned, folder: EvaluationFolder, keys: list[Key]) -> list[str]:
+def _prompts(settings: Settings, planned: Planned, folder: EvaluationFolder, keys: list[Key]) -> list[str]:
     problems = {p.problem: p for p in planned.benchmark.problems}
     drawn = folder.drawn(planned.name)
-    words = []
+    prompts = []
     for key in keys:
         problem = problems[key[0]]
         question = "" if settings.compass_without_question else problem.text
-        words.append(compass_prompt(question, problem.answer, drawn[key]["text"]))
-    return words
+        prompts.append(compass_prompt(question, problem.answer, drawn[key]["text"]))
+    return prompts

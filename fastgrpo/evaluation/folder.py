@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what it holds, and rows that survive a kill."""
+"""The folder of an evaluation: its files, and rows that are safe when the process is killed."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ BLOCK_BYTES = 1 << 16
 
 
 class RowFile:
-    """Rows of JSON at the end of a file, each out of this process's hands when ``write`` returns."""
+    """Appends rows of JSON to a file. The operating system has each row when ``write`` returns."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ class RowFile:
         self._file.close()
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Raises OSError if the disk is full: what it took of a row is dropped when the evaluation goes on."""
+        """Raises OSError if the disk is full. The part of a row that was written is dropped at the next start."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         left = memoryview(text.encode("utf-8", "surrogatepass"))
         while left:
@@ -58,6 +58,8 @@ def _drop_torn_line(path: Path) -> None:
 
 @dataclass(frozen=True)
 class EvaluationFolder:
+    """Paths of an evaluation's files, and what may be done with the folder."""
+
     path: Path
 
     @property
@@ -68,17 +70,17 @@ class EvaluationFolder:
         return self.path / "problems" / f"{name}.jsonl"
 
     def generations(self, name: str, rank: int | None = None) -> Path:
-        """One file for each rank: two processes never write into one."""
+        """The file of a rank, or of the only process: two processes never write into one file."""
         return self.path / "generations" / (f"{name}.jsonl" if rank is None else f"{name}.rank{rank}.jsonl")
 
     def verdicts(self, name: str) -> Path:
         return self.path / "verdicts" / f"{name}.jsonl"
 
     def check(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
-        """Raises ValueError if the folder holds what this evaluation neither continues nor may overwrite."""
+        """Raises ValueError if the folder holds something that this evaluation can neither continue nor overwrite."""
         if not self.about.exists():
             left = list(self.path.iterdir()) if self.path.exists() else []
-            if any(not p.name.startswith(".") for p in left):  # a lock, and what a full disk cut short
+            if any(not p.name.startswith(".") for p in left):  # a lock or an unfinished file does not count
                 raise ValueError(
                     f"{self.path} holds files and no evaluation (no {self.about.name}): give another --name"
                 )
@@ -90,7 +92,7 @@ class EvaluationFolder:
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.about} cannot be read ({error}): --overwrite it, or mend the file") from error
         if not any((self.path / "generations").glob("*.jsonl")):
-            return  # nothing was drawn by it: a model or a setting may have been mended
+            return  # it drew nothing: the user may have corrected a model or a setting
         different = differences(before, facts) or [
             f"{b.name}: its problems or answers are others" for b in plan.benchmarks if self._has_others(b)
         ]
@@ -106,7 +108,7 @@ class EvaluationFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """This process alone works in the folder. Raises ValueError if another one does."""
+        """Makes sure that this process alone works in the folder. Raises ValueError if another one does."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -116,7 +118,7 @@ class EvaluationFolder:
             yield
 
     def begin(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
-        """From here on the folder is this evaluation's; what it holds of it stays, unless it is to be overwritten."""
+        """Makes the folder this evaluation's. What it already holds of this evaluation stays, unless ``overwrite``."""
         if overwrite:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -137,14 +139,15 @@ class EvaluationFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def drawn(self, name: str) -> dict[Key, dict[str, Any]]:
+        """The row of each response that a benchmark has."""
         return {key_of(row): row for row in read_generations(self.path, name)}
 
     def judged(self, name: str) -> dict[Key, dict[str, Any]]:
-        """The last row of each response."""
+        """The last verdict of each response."""
         return {key_of(row): row for row in read_rows(self.verdicts(name))}
 
     def missing(self, plan: Plan) -> Iterator[tuple[Planned, list[Key]]]:
-        """Each benchmark with the responses that nobody has drawn yet."""
+        """Each benchmark with the responses that are not drawn yet."""
         for planned in plan.benchmarks:
             drawn = self.drawn(planned.name)
             yield planned, [key for key in planned.keys if key not in drawn]

@@ -1,4 +1,4 @@
-"""The responses that are missing, drawn and written one by one."""
+"""Draws the responses that are missing, and writes each when it has ended."""
 
 import contextlib
 from collections.abc import Callable
@@ -36,8 +36,10 @@ class Prepared:
 
 
 def prepare(settings: Settings, plan: Plan) -> Prepared:
-    """Reads tokenizer and prompts and checks them against the model, whose weights are not loaded. Raises ValueError
-    for what cannot be drawn."""
+    """Reads tokenizer and prompts, and checks them against the model without loading its weights.
+
+    Raises ValueError if the model cannot answer them.
+    """
     tokenizer = read_tokenizer(settings, settings.model)
     asked = [a for planned in plan.benchmarks for a in _asked(settings, planned, tokenizer)]
     return Prepared(tokenizer, asked, check_fits(settings, settings.model, tokenizer, asked))
@@ -52,9 +54,9 @@ def generate(
     check: Callable[[], None],
     rank: int | None = None,
 ) -> None:
-    """Draws what no file holds yet; of several ranks, this one's share of it, into files of its own.
+    """Draws the responses that no file holds yet; with a ``rank``, its share of them, into files of its own.
 
-    Every response is a line on disk as soon as it has ended. Raises OSError where it cannot be written.
+    Every response is a line on disk as soon as it has ended. Raises OSError if it cannot be written.
     """
     missing = {planned.name: set(keys) for planned, keys in folder.missing(plan)}
     asked = [a for a in prepared.asked if (a.problem, a.sample) in missing[a.benchmark]]
@@ -109,8 +111,10 @@ def _asked(settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerB
 
 
 def _share(asked: list[Asked], plan: Plan, rank: int, ranks: int) -> list[Asked]:
-    """Whole problems, so that an engine reads each prompt once for all its samples; dealt from all of them, since the
-    missing ones change while other ranks draw."""
+    """A rank's part: whole problems, so that an engine reads each prompt once for all of its samples.
+
+    All problems are divided, not the missing ones, which change while other ranks draw.
+    """
     problems = [(b.name, p.problem) for b in plan.benchmarks for p in b.benchmark.problems]
     mine = set(problems[rank::ranks])
     return [a for a in asked if (a.benchmark, a.problem) in mine]

@@ -8,14 +8,14 @@ import numpy as np
 from fastgrpo.rewards.boxes import last_boxed
 from fastgrpo.rewards.mathd import normalised
 
-_MOST_SAMPLES = 1000  # beyond, the binomial coefficients leave float64
+_MOST_SAMPLES = 1000  # with more, the binomial coefficients overflow float64
 
 
 def vote_of(response: str) -> str | None:
-    """The answer that a response votes for: what stands in its last box, as `fastgrpo.rewards.mathd` normalises it.
+    """The answer that a response votes for: the content of its last box, as `fastgrpo.rewards.mathd` normalises it.
 
-    None without a box. ``1/2`` and ``\\frac12`` are one vote, ``1/4`` and ``0.25`` are two: a vote must not know the
-    gold answer, so what the verifier would find equal is not asked.
+    None without a box. ``1/2`` and ``\\frac12`` are the same vote, ``1/4`` and ``0.25`` are two: the verifier is not
+    asked, because a vote must not know the gold answer.
     """
     answer = last_boxed(response)
     return None if answer is None else normalised(answer)
@@ -27,11 +27,12 @@ def majority_at_k(
 ) -> np.ndarray:  # [n], entry k - 1 is maj@k
     """The expected accuracy of the majority of k of the n responses, for every k: exact over all C(n, k) choices.
 
-    The answer with the most votes wins, each of several with as many with equal chance; an answer counts by the share
-    of right verdicts among its votes (1 or 0 unless a verifier judges one answer in two ways). Responses without a box
-    do not vote; where nobody votes, the majority is wrong. At k = n this is the plain majority vote.
+    The answer with the most votes wins. If several answers have as many votes, each wins with equal chance. A winner
+    counts by the share of right verdicts among its votes (1 or 0, unless a verifier judges one answer in two ways).
+    Responses without a box do not vote; if none of the k votes, the majority is wrong. At k = n this is the plain
+    majority vote.
 
-    Raises ValueError beyond 1,000 responses a problem.
+    Raises ValueError for more than 1,000 responses to a problem.
     """
     num_samples = len(votes)
     if num_samples > _MOST_SAMPLES:
@@ -51,10 +52,11 @@ def _ways_won_with(
     wins: int,
     num_samples: int,
 ) -> np.ndarray:  # [n + 1] by the number of chosen responses
-    """Choices of responses in which the most votes of an answer are `wins`, each weighted by its majority's accuracy.
+    """Number of choices in which the winning answers have `wins` votes, each choice weighted by its accuracy.
 
-    A product of generating functions, one an answer: the power of x counts chosen responses, t the answers that reach
-    `wins`. Those with fewer votes, and the responses without one, can be chosen freely: (1 + x) ** count together.
+    This is a product of generating functions, one for each answer: the power of x counts chosen responses, t counts
+    the answers that reach `wins`. Answers with fewer votes in all, and responses without a vote, can be chosen freely:
+    together they are (1 + x) ** count.
     """
     able = [(count, right) for count, right in answers if count >= wins]
     free = _choices(num_samples - sum(count for count, _ in able))
@@ -77,5 +79,5 @@ def _choices(count: int) -> np.ndarray:  # [count + 1]
 
 
 def _times(rows: np.ndarray, polynomial: np.ndarray) -> np.ndarray:
-    """Each row times the polynomial, cut at the rows' length; a row of zeros is not multiplied."""
+    """Each row times the polynomial, cut at the rows' length. Rows of zeros are skipped, to save time."""
     return np.array([np.convolve(row, polynomial)[: len(row)] if row.any() else row for row in rows])

@@ -1,4 +1,4 @@
-"""What an evaluation asks: each benchmark with its problems and its protocol, and the facts that make it that one."""
+"""What an evaluation asks: each benchmark with its problems and its protocol, and the facts that identify it."""
 
 import hashlib
 import re
@@ -15,6 +15,8 @@ from fastgrpo.evaluation.suites import SUITES, Protocol, Suite
 
 @dataclass(frozen=True)
 class Planned:
+    """A benchmark and how it is asked."""
+
     benchmark: Benchmark
     protocol: Protocol
 
@@ -24,7 +26,7 @@ class Planned:
 
     @property
     def keys(self) -> list[tuple[int, int]]:
-        """(problem, sample) of every response, a problem's samples together."""
+        """(problem, sample) of every response; the samples of a problem follow each other."""
         return [(p.problem, s) for p in self.benchmark.problems for s in range(self.protocol.samples_per_problem)]
 
 
@@ -40,7 +42,7 @@ class Plan:
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Reads the benchmarks. Raises ValueError for what is missing and what the suite leaves open."""
+    """Reads the benchmarks. Raises ValueError for missing files, and if the suite wants a template from the user."""
     suite = SUITES[settings.suite]
     benchmarks: list[Planned] = []
     notes = list(suite.notes)
@@ -80,9 +82,7 @@ def _protocol(settings: Settings, protocol: Protocol) -> Protocol:
     }
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if settings.template:
-        changed |= {
-            "template": SIMPLERL_TEMPLATES.get(settings.template, settings.template),
-        }
+        changed["template"] = SIMPLERL_TEMPLATES.get(settings.template, settings.template)
         changed["chat_template"] = settings.chat_template
     protocol = replace(protocol, **changed)
     if not protocol.template:
@@ -97,7 +97,7 @@ def _protocol(settings: Settings, protocol: Protocol) -> Protocol:
 
 
 def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
-    """``evaluation.json``: all that a response and its verdict depend on."""
+    """The content of ``evaluation.json``: everything that a response and its verdict depend on."""
     return {
         "name": settings.folder_name,
         "model": settings.model,
@@ -126,7 +126,7 @@ def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
 
 
 def _fingerprint_of_rule(rule: str) -> str:
-    """Of the file that a verifier is in; empty for one of a module."""
+    """The fingerprint of the file that a verifier is in; empty for a verifier of a module."""
     path = Path(rule.rpartition(":")[0])
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.suffix == ".py" and path.is_file() else ""
 
@@ -135,8 +135,10 @@ SAMPLED_BYTES = 1 << 16
 
 
 def fingerprint(model: str) -> str:
-    """Tells a folder's weights from others that took their place: names, sizes and both ends of its files. Empty for a
-    hub id."""
+    """A hash of names, sizes and both ends of a model folder's files: it changes if other weights take their place.
+
+    Empty for a hub id.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return ""
@@ -154,8 +156,11 @@ FREE_TO_CHANGE = {"name", "source", "notes"}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What keeps an evaluation from going on as another one. A verifier model may be added, since it only judges what
-    is there; the place of a benchmark's file may change, not its content."""
+    """The facts that differ so that an evaluation cannot go on, one line each.
+
+    A verifier model may be added, since it only judges existing responses. A benchmark's file may have moved, if its
+    content is the same.
+    """
     found = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in now

@@ -13,7 +13,7 @@ MIN_LINE_S = 2.0
 
 
 class StageProgress:
-    """A bar in a terminal, a plain line for each tenth elsewhere."""
+    """Shows a bar in a terminal; elsewhere a plain line for each tenth."""
 
     def __init__(self, stage: str, total: int, done: int = 0, quiet: bool = False) -> None:
         self.stage, self.total, self.done, self.first = stage, total, done, done
@@ -48,7 +48,7 @@ class StageProgress:
             self._line(time.perf_counter())
 
     def _line(self, now: float) -> None:
-        """Stages that are through in a moment say one line and no rate: whole batches end at once in them."""
+        """Prints one line, without a rate if the stage is short: whole batches end at once there."""
         if self.done < self.total and now - self.last_line < MIN_LINE_S:
             return
         self.last_line, passed = now, now - self.started

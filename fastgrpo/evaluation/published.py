@@ -1,4 +1,4 @@
-"""The published result tables as data, each value with the protocol that it was measured by. Percentages.
+"""The published result tables as data, in percent, each value with the protocol by which it was measured.
 
 ``python -m fastgrpo.evaluation.published_page > docs/published.md`` writes them as a page.
 """
@@ -11,7 +11,7 @@ from fastgrpo.evaluation.suites import SUITES
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a paper drew and judged responses; None is what its sources do not say."""
+    """How a paper drew and judged responses; None where its sources do not say."""
 
     temperature: float | None
     top_p: float | None
@@ -21,12 +21,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Column:
-    """One benchmark of a table, by the name of its file in the suites; `samples` a problem."""
+    """One benchmark of a table, under the suites' name for it; `samples` is the number of responses to a problem."""
 
     benchmark: str
     samples: int | None
     protocol: str
-    num_problems: int | None = None  # where it is not the suites'
+    num_problems: int | None = None  # None: as in the suites
 
     @property
     def label(self) -> str:
@@ -35,12 +35,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One model: a value a column, None where the table has none, and the average as printed."""
+    """One model: a value for each column, None where the table has none, and the average as printed."""
 
     model: str
     values: tuple[float | None, ...]
     average: float | None = None
-    protocol: str = ""  # where it is not the column's
+    protocol: str = ""  # empty: the column's
     note: str = ""
 
 
@@ -127,8 +127,8 @@ TABLES: tuple[Table, ...] = (
             Row(_JUSTRL_AT + "step 4,860", (54.06, 38.44, 90.16, 91.40, 49.63, 66.62, 21.88, 53.54, 25.86), 54.62),
         ),
         averaged=tuple(range(9)),
-        note="JustRL-DeepSeek-1.5B is step 4,380; the later steps are the blog's only. Validation during training read "
-        "higher: up to 58.59 on AIME24.",
+        note="JustRL-DeepSeek-1.5B is step 4,380; only the blog has the later steps. Validation during training gave "
+        "higher values: up to 58.59 on AIME24.",
     ),
     Table(
         "JustRL, OpenMath-Nemotron-1.5B",
@@ -140,7 +140,8 @@ TABLES: tuple[Table, ...] = (
             Row("JustRL-Nemotron-1.5B", (69.69, 62.92, 96.02, 94.15, 30.24, 76.59, 40.63, 66.88, 41.72), 64.32),
         ),
         averaged=tuple(range(9)),
-        note="JustRL-Nemotron-1.5B is step 3,440. Validation during training read higher: up to 73.33 on AIME24.",
+        note="JustRL-Nemotron-1.5B is step 3,440. Validation during training gave higher values: up to 73.33 on "
+        "AIME24.",
     ),
     Table(
         "SimpleRL-Zoo, base models",
@@ -159,7 +160,7 @@ TABLES: tuple[Table, ...] = (
             Row("Qwen2.5-32B", (92.9, 68.6, 27.9, 31.1, 10.0, 4.5, 45.0), 45.9),
         ),
         averaged=(0, 1, 2, 3, 4, 6),
-        note="Base models answer greedily but for AIME24 @32, which the average leaves out.",
+        note="Base models answer greedily except for AIME24 @32, which is not in the average.",
         digits=1,
     ),
     Table(
@@ -179,7 +180,7 @@ TABLES: tuple[Table, ...] = (
             Row("Qwen2.5-32B, SimpleRL-Zoo", (95.9, 82.4, 42.6, 46.4, 36.7, 27.2, 67.5), 61.9),
         ),
         averaged=(0, 1, 2, 3, 4, 6),
-        note="The average leaves AIME24 @32 out. Qwen2.5-14B's 57.6 on AMC23 is printed so: 23 of 40 would be 57.5.",
+        note="AIME24 @32 is not in the average. Qwen2.5-14B's 57.6 on AMC23 is printed so: 23 of 40 would be 57.5.",
         digits=1,
     ),
     Table(
@@ -208,7 +209,7 @@ TABLES: tuple[Table, ...] = (
             Row("iteration 0", (4.6, 8.0, 12.9, 19.4, 27.3, 36.4, 45.9, 54.6)),
             Row("iteration 100", (26.4, 34.1, 42.7, 50.9, 57.4, 62.1, 65.7, 68.3)),
         ),
-        note="The figure's labels carry no curve's name: which eight belong to which is inferred from their order.",
+        note="The figure's labels do not name their curves: which eight belong to which is inferred from their order.",
         digits=1,
     ),
     Table(

@@ -8,9 +8,10 @@ def markdown() -> str:
     """All tables, each with its source, its protocols and its notes."""
     head = (
         "# Published results\n\n"
-        "Accuracies in percent as their sources print them, with the protocol of each column; @32 is a mean over 32\n"
-        "samples a problem. An evaluation's page draws those whose protocol equals its own. Written by\n"
-        "`python -m fastgrpo.evaluation.published_page > docs/published.md` from `fastgrpo/evaluation/published.py`.\n"
+        "Accuracies in percent as their sources print them, with the protocol of each column. @32 is a mean over 32\n"
+        "responses to each problem. The page of an evaluation shows those that have its own protocol. This file is\n"
+        "written by `python -m fastgrpo.evaluation.published_page > docs/published.md`, from\n"
+        "`fastgrpo/evaluation/published.py`.\n"
     )
     return "\n".join([head, _protocols(), *map(_page_of, TABLES)])
 
@@ -38,7 +39,7 @@ def _page_of(table: Table) -> str:
 
 
 def _protocols_of(table: Table) -> str:
-    """Each with the columns that have it, where the columns differ."""
+    """The protocols of a table, each with its columns if there are several."""
     columns: dict[str, list[str]] = {}
     for column in table.columns:
         columns.setdefault(column.protocol, []).append(column.label)

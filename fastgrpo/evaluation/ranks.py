@@ -1,18 +1,17 @@
-"""Several processes that draw, each on GPUs of its own, into files of their own.
+"""Several processes that draw responses, each on GPUs of its own, into files of its own.
 
-``python -m fastgrpo.evaluation.ranks SETTINGS RANK`` is one of them. They need not meet: which problems are a rank's is
-a function of its number, and what is drawn already stands in the files.
+``python -m fastgrpo.evaluation.ranks SETTINGS RANK`` is one of them. They do not talk to each other: a rank's problems
+are a function of its number, and the files say which responses exist.
 """
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +19,61 @@ import torch
 
 from fastgrpo.evaluation.folder import EvaluationFolder
 from fastgrpo.evaluation.generate import generate, prepare
-from fastgrpo.evaluation.interrupts import Interrupted, interrupts_noted
 from fastgrpo.evaluation.plan import Plan, make_plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.records import generation_files
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.ranks import choose_device
+from fastgrpo.ranks.children import die_with_parent
+from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted, signals_noted, stop_if_noted
 
-LOOK_S = 0.2
+POLL_S = 0.2
 GRACE_S = 20.0
-EXIT_INTERRUPTED = 75
+"""Time that a rank has between SIGTERM and SIGKILL."""
 
 Child = subprocess.Popen[bytes]
 
 
 class RankFailed(Exception):
-    """A rank ended by itself or was ended; what it had drawn is on disk."""
+    """A rank ended with an error or was killed. The responses that it had drawn are on disk."""
 
 
 def generate_on_ranks(
     settings: Settings, plan: Plan, folder: EvaluationFolder, device: torch.device, check: Callable[[], None]
 ) -> None:
-    """Draws what is missing on ``settings.ranks`` processes. Raises RankFailed with the first that does, ValueError if
-    there are too few GPUs."""
+    """Draws the missing responses in ``settings.ranks`` processes.
+
+    Raises RankFailed for the first rank that fails, and ValueError if there are too few GPUs.
+    """
     missing = sum(len(keys) for _, keys in folder.missing(plan))
     if not missing:
         return
     if device.type == "cuda":
         _gpus_of(settings.ranks - 1, settings)
-    growth = _Growth(folder, plan)
+    counter = _NewRows(folder, plan)
     children = [_start(settings, rank, device) for rank in range(settings.ranks)]
     try:
         with StageProgress("responses", plan.num_responses, plan.num_responses - missing) as progress:
             while any(child.poll() is None for child in children):
-                time.sleep(LOOK_S)
-                progress.advance(growth.rows())
+                time.sleep(POLL_S)
+                progress.advance(counter.count())
                 check()
-                _require_well(children)
-            progress.advance(growth.rows())
-        _require_well(children)
+                _raise_if_one_failed(children)
+            progress.advance(counter.count())
+        _raise_if_one_failed(children)
     finally:
         _end(children)
 
 
-class _Growth:
-    """Counts the rows that the ranks add."""
+class _NewRows:
+    """Counts the rows that the ranks add to their files."""
 
     def __init__(self, folder: EvaluationFolder, plan: Plan) -> None:
         self.folder, self.names = folder.path, [b.name for b in plan.benchmarks]
         self.read: dict[Path, int] = {path: path.stat().st_size for path in self._files()}
 
-    def rows(self) -> int:
-        """Since it was asked before."""
+    def count(self) -> int:
+        """Number of rows since the last call."""
         count = 0
         for path in self._files():
             with path.open("rb") as file:
@@ -86,19 +88,13 @@ class _Growth:
 
 
 def _start(settings: Settings, rank: int, device: torch.device) -> Child:
-    """Each hears a Ctrl-C from here alone, in a session of its own."""
+    """Starts a rank in a session of its own: a Ctrl-C reaches only this process, which then ends the ranks."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // settings.ranks)))
     if device.type == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus_of(rank, settings))
     command = [sys.executable, "-m", "fastgrpo.evaluation.ranks", json.dumps(asdict(settings)), str(rank)]
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
-
-
-def _die_with_parent() -> None:
-    """A rank whose parent was killed would write into the files of those that go on."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
 
 
 def _gpus_of(rank: int, settings: Settings) -> list[str]:
@@ -110,7 +106,7 @@ def _gpus_of(rank: int, settings: Settings) -> list[str]:
     return visible[rank * each : (rank + 1) * each]
 
 
-def _require_well(children: list[Child]) -> None:
+def _raise_if_one_failed(children: list[Child]) -> None:
     for rank, child in enumerate(children):
         if child.poll():
             raise RankFailed(f"rank {rank} ended with {child.returncode}; the same command goes on from here")
@@ -137,9 +133,9 @@ def main() -> int:
     plan = make_plan(settings)
     folder = EvaluationFolder(Path(settings.out) / settings.folder_name)
     try:
-        with interrupts_noted() as check:
+        with signals_noted() as noted:
             device = choose_device(settings.device)
-            generate(settings, plan, folder, prepare(settings, plan), device, check, rank)
+            generate(settings, plan, folder, prepare(settings, plan), device, partial(stop_if_noted, noted), rank)
     except Interrupted:
         return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:

@@ -1,11 +1,11 @@
-"""What an evaluation's folder holds, read back: problems, responses and verdicts.
+"""Reads the folder of an evaluation: problems, responses and verdicts.
 
 - ``evaluation.json``: ``name, model, suite, seed, engine, rule, verifier_model, notes`` and more, and under
   ``benchmarks`` for each name its ``source, num_problems, samples_per_problem, temperature, top_p,
   max_response_tokens, template, chat_template``;
 - ``problems/<benchmark>.jsonl``: the problems;
-- ``generations/<benchmark>.jsonl``, and ``<benchmark>.rank<k>.jsonl`` of several ranks: one response a line;
-- ``verdicts/<benchmark>.jsonl``: what became of each; of several rows of one response the last counts.
+- ``generations/<benchmark>.jsonl``, and ``<benchmark>.rank<k>.jsonl`` of several ranks: one line for each response;
+- ``verdicts/<benchmark>.jsonl``: the verdicts; of several rows for one response the last counts.
 """
 
 import json
@@ -39,12 +39,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class BenchmarkResults:
+    """The problems of a benchmark and the responses that are judged."""
+
     name: str
     problems: list[ProblemRow]
     judged: list[Judged]  # by (problem, sample); every problem has the same number of samples when complete
 
     def outcomes(self) -> np.ndarray:  # [num_problems, n] bool
-        """Which responses were right. Raises ValueError if a response or a verdict is missing."""
+        """True for each right response. Raises ValueError if a response or a verdict is missing."""
         by_problem: dict[int, list[bool]] = {p.problem: [] for p in self.problems}
         for one in self.judged:
             by_problem[one.problem].append(one.correct)
@@ -59,13 +61,15 @@ class BenchmarkResults:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """An evaluation as its folder has it."""
+
     folder: Path
     about: dict[str, Any]  # evaluation.json
     benchmarks: list[BenchmarkResults]
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """All that has been judged so far. Raises ValueError where there is no evaluation, or a file is broken."""
+    """Everything that is judged so far. Raises ValueError if there is no evaluation, or a file is broken."""
     if not (folder / "evaluation.json").is_file():
         raise ValueError(f"no evaluation in {folder}: it has no evaluation.json")
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -76,14 +80,15 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def _failures(folder: Path, name: str) -> str:
-    """What to say of responses that count as wrong because nobody could judge them."""
+    """A note about the responses that count as wrong because they could not be judged; empty if there are none."""
     last = {(v["problem"], v["sample"]): v["failure"] for v in read_rows(folder / "verdicts" / f"{name}.jsonl")}
     counts = Counter(failure for failure in last.values() if failure)
-    return f"{name}: wrong unjudged: " + ", ".join(f"{n} {what}" for what, n in counts.items()) if counts else ""
+    listed = ", ".join(f"{count} {failure}" for failure, count in counts.items())
+    return f"{name}: counted as wrong without a verdict: {listed}" if counts else ""
 
 
 def _read_benchmark(folder: Path, name: str, by_model: bool) -> BenchmarkResults:
-    """With ``by_model`` what the rule rejected is judged only once the verifier model has said so too."""
+    """``by_model``: a response that the rule rejected counts as judged only when the verifier model has judged it."""
     problems = [ProblemRow(**row) for row in read_rows(folder / "problems" / f"{name}.jsonl")]
     verdicts = {(v["problem"], v["sample"]): v for v in read_rows(folder / "verdicts" / f"{name}.jsonl")}
     judged = []
@@ -95,7 +100,7 @@ def _read_benchmark(folder: Path, name: str, by_model: bool) -> BenchmarkResults
 
 
 def read_generations(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Each response of a benchmark once, whichever rank drew it."""
+    """Each response to a benchmark once, whichever rank drew it."""
     drawn: dict[tuple[int, int], dict[str, Any]] = {}
     for path in generation_files(folder, name):
         for row in read_rows(path):
@@ -104,19 +109,19 @@ def read_generations(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def generation_files(folder: Path, name: str) -> list[Path]:
-    """Those that are there: of one process, and of each rank."""
+    """The existing files of a benchmark's responses: the one of a single process, and those of the ranks."""
     ranks = re.compile(rf"{re.escape(name)}(\.rank\d+)?\.jsonl")
     folder = folder / "generations"
     return sorted(p for p in folder.iterdir() if ranks.fullmatch(p.name)) if folder.is_dir() else []
 
 
 def is_correct(verdict: dict[str, Any]) -> bool:
-    """A response is right if the rule accepts it or, where the rule did not, the verifier model."""
+    """Whether the rule accepts a response or, if not, the verifier model does."""
     return bool(verdict["rule"]) or verdict["model"] is True
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows, none if there is no file; a last line that a kill tore is left out."""
+    """All whole rows, none if there is no file. A last line without its end, which a kill leaves, is left out."""
     if not path.exists():
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""Writes what an evaluation found into its folder: results.json, results.md and report.html."""
+"""Writes the results of an evaluation into its folder: results.json, results.md and report.html."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fastgrpo.json_lines import write_json
 
 
 def write_results(evaluation: Evaluation) -> None:
-    """Raises ValueError where the evaluation is incomplete; then nothing is written."""
+    """Writes the three files. Raises ValueError if the evaluation is incomplete; then it writes nothing."""
     summary = summarize(evaluation)
     markdown, html = as_markdown(summary), page(evaluation, summary)
     write_json(evaluation.folder / "results.json", as_json(summary))
@@ -19,7 +19,7 @@ def write_results(evaluation: Evaluation) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """A reader meets the old file or the new one, never half of it."""
+    """Replaces a file at once: a reader sees the old one or the new one, never a half."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

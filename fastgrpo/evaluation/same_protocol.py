@@ -1,4 +1,4 @@
-"""Which published values a run can be laid beside: those that were drawn as it was."""
+"""The published values that an evaluation can be compared with: those that have its protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +20,11 @@ class Published:
 
 
 def same_protocol(protocols: Mapping[str, Mapping[str, Any]]) -> list[Published]:
-    """The published values of the benchmarks that were drawn as `protocols` says, benchmark by benchmark.
+    """The published values of benchmarks that were drawn by the same protocol; `protocols` has one for each benchmark.
 
-    Equal are temperature, top_p, max_response_tokens, samples_per_problem and num_problems; what a source does not
-    give equals nothing. A printed average counts, as benchmark "average", where it is over just these benchmarks.
+    Temperature, top_p, max_response_tokens, samples_per_problem and num_problems must be equal; a value that a source
+    does not give is never equal. A printed average is included, as benchmark "average", if it is over exactly these
+    benchmarks.
     """
     return [found for table in TABLES for row in table.rows for found in _of_row(table, row, protocols)]
 
@@ -54,7 +55,7 @@ def _is_same(row: Row, column: Column, asked: Mapping[str, Any]) -> bool:
     theirs = _protocol(row, column)
     used = {
         "temperature": theirs.temperature,
-        "top_p": asked.get("top_p") if theirs.temperature == 0 else theirs.top_p,  # greedy draws from nothing
+        "top_p": asked.get("top_p") if theirs.temperature == 0 else theirs.top_p,  # greedy decoding ignores it
         "max_response_tokens": theirs.max_response_tokens,
         "samples_per_problem": column.samples,
         "num_problems": column.num_problems or _num_problems(column.benchmark),

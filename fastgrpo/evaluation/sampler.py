@@ -1,4 +1,4 @@
-"""A model that draws: its tokenizer, its engine and what ends a response. Prompts go in as text, text comes out."""
+"""Draws responses from a model: its tokenizer, its engine, the tokens that end a response. Text in, text out."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from fastgrpo.types import Prompt, Request, Response, Sampling
 
 NO_LIMIT = 1 << 40
 PREFILLED_TOGETHER = 8
-"""Free slots of the built-in engine that are filled at one time, as those of a group in training."""
+"""Free slots that the built-in engine fills together, as it does with a group in training."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Asked:
     benchmark: str
     problem: int
     sample: int
-    position: int  # keys the noise; of those with one position an engine reads one prompt
+    position: int  # a key of the random draws; an engine reads one prompt for all requests of one position
     prompt_ids: np.ndarray  # [num_prompt_tokens] int32
     sampling: Sampling
 
 
 @dataclass(frozen=True)
 class Drawn:
+    """The response to a request."""
+
     asked: Asked
     text: str
     num_tokens: int
@@ -43,24 +45,27 @@ class Drawn:
 
 
 def noise_position(benchmark: str, problem: int) -> int:
-    """What keys the noise of a problem's samples: nothing but its own name and place, so that it draws the same
-    whichever other benchmarks are evaluated."""
+    """The key of the random draws of a problem's samples, a function of its benchmark's name and its place.
+
+    So the other benchmarks of an evaluation do not change its responses.
+    """
     return zlib.crc32(benchmark.encode()) << 24 | problem
 
 
 def read_tokenizer(settings: Settings, model: str) -> PreTrainedTokenizerBase:
-    """Raises ValueError if there is no model or no tokenizer."""
+    """The tokenizer of a model. Raises ValueError if there is no model or no tokenizer."""
     find_model(model)
     try:
         return load_tokenizer(model, settings.trust_remote_code)
     except OSError as error:
         raise ValueError(
-            f"{model}: no tokenizer can be had, neither from a folder nor from the hub ({str(error).splitlines()[0]}). "
+            f"{model}: there is no tokenizer, neither in a folder nor on the hub ({str(error).splitlines()[0]}). "
             f"Give a local folder, or a hub id that this machine can reach"
         ) from error
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_template: bool) -> list[np.ndarray]:
+    """The token ids of each text. Raises ValueError if the tokenizer has no chat template and one is asked for."""
     problems = [Prompt(row, text, answer="") for row, text in enumerate(texts)]
     try:
         encoded = encode(problems, tokenizer, chat_template=chat_template, max_prompt_tokens=NO_LIMIT)
@@ -68,15 +73,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_te
         if not chat_template or getattr(tokenizer, "chat_template", None):
             raise
         raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models: give --template "
-            f"simple, --template boxed or a text with {{problem}}"
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, as is usual for base models: give "
+            f"--template simple, --template boxed or a text with {{problem}}"
         ) from error
     return [prompt.prompt_ids for prompt in encoded]
 
 
 def stop_token_ids(model: str, given: tuple[int, ...], trust_remote_code: bool) -> tuple[int, ...]:
-    """Those given, or the end tokens of the model's generation settings, which without a file of their own are in its
-    configuration. Raises ValueError if there are none."""
+    """The given ids, or else the end tokens of the model's generation settings, or else of its configuration.
+
+    Raises ValueError if there are none.
+    """
     if given:
         return given
     try:
@@ -89,12 +96,13 @@ def stop_token_ids(model: str, given: tuple[int, ...], trust_remote_code: bool) 
 
 
 def num_positions(model: str, trust_remote_code: bool) -> int:
+    """The longest sequence that the model was made for; `NO_LIMIT` if its configuration does not say."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     return getattr(config, "max_position_embeddings", None) or NO_LIMIT
 
 
 def engine_config(settings: Settings, model: str, longest_prompt: int, longest_response: int) -> Config:
-    """What the engine's starter reads of a training configuration, for an engine that has its devices for itself."""
+    """The training configuration that `start_engine` expects, for an engine that shares its devices with nobody."""
     return Config(
         device=settings.device,
         model=ModelConfig(path=model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code),
@@ -112,7 +120,7 @@ def engine_config(settings: Settings, model: str, longest_prompt: int, longest_r
 
 
 def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked]) -> Config:
-    """The engine's configuration. Raises ValueError for a sequence that outgrows the model's positions."""
+    """The engine's configuration. Raises ValueError if a sequence can be longer than the model's positions."""
     longest = max(len(a.prompt_ids) + a.sampling.max_response_tokens for a in asked)
     longest_response = max(a.sampling.max_response_tokens for a in asked)
     longest_prompt = longest - longest_response
@@ -142,7 +150,10 @@ def draw(
     take: Callable[[Drawn], None],
     check: Callable[[], None],
 ) -> None:
-    """Draws all responses, gives each to ``take`` as it ends, and frees the engine. ``check`` may end it in between."""
+    """Draws all responses, gives each to ``take`` as it ends, and frees the engine at the end.
+
+    ``check`` is called after every step, and may raise to stop.
+    """
     check_engine(config, device, compute_dtype(config.model, device))
     spec = EngineSpec(config, device.type, "own_process")
     engine = start_engine(spec)

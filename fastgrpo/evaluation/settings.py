@@ -1,4 +1,4 @@
-"""Every setting of an evaluation, its meaning and its default, once."""
+"""Every setting of an evaluation, with its meaning and its default."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-MAX_SAMPLES = 1000  # of which majorities can still be counted
+MAX_SAMPLES = 1000  # the limit of `majority_at_k`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,33 +17,33 @@ class Settings:
     compare: tuple[str, ...] = ()
     """Folders of finished evaluations to compare with each other; nothing is drawn."""
     suite: Literal["justrl", "simplerl", "prorl"] = "justrl"
-    """Whose benchmarks and protocol."""
+    """The paper whose benchmarks and protocol are used."""
     benchmarks: tuple[str, ...] = ()
     """Names, data files or hub data sets (owner/name or owner/name:path) instead of all of the suite's."""
     data: str = ""
-    """Folder with the benchmarks' files, as AIME24/test.parquet; what is not there comes from the hub."""
+    """Folder with the benchmarks' files, such as AIME24/test.parquet; what is not there comes from the hub."""
     problems: int = 0
-    """Only the first so many problems of each benchmark; 0 takes all."""
+    """Take only this many problems of each benchmark, the first ones; 0 takes all."""
     samples: int | None = None
-    """Responses per problem; none takes the suite's."""
+    """Responses per problem; None takes the suite's number."""
     max_response_tokens: int | None = None
-    """A response is cut here and judged as it stands; none takes the suite's."""
+    """A response is cut here and judged as it stands; None takes the suite's limit."""
     temperature: float | None = None
-    """0 takes the most probable token; none takes the suite's."""
+    """0 takes the most probable token; None takes the suite's temperature."""
     top_p: float | None = None
-    """Draw from the most probable tokens that have this share; none takes the suite's."""
+    """Draw from the most probable tokens that have this share; None takes the suite's."""
     template: str = ""
     """Text with {problem}, or "simple" or "boxed" for SimpleRL-Zoo's: what the model reads, without a chat template."""
     chat_template: bool = False
     """Wrap that text as one user message in the tokenizer's chat template."""
     as_trained: bool = False
-    """Ask in the words of the run that the model comes from, and judge by its verifier."""
+    """Use the prompt of the run that the model comes from, and judge by its verifier."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a response; empty takes the end tokens of the model's generation settings."""
     rule: str = ""
     """Verifier as package.module:function or file.py:function; empty takes the suite's."""
     verifier_model: str = ""
-    """Model that judges what the rule rejects, as opencompass/CompassVerifier-3B; empty asks none."""
+    """Model that judges what the rule rejects, such as opencompass/CompassVerifier-3B; empty asks none."""
     compass_without_question: bool = False
     """Leave the question out of what the verifier model reads, as JustRL's published script does."""
     behaviours: str = ""
@@ -51,43 +51,43 @@ class Settings:
     behaviours_model: str = ""
     """The judging model's name at that server."""
     behaviours_samples: int = 1
-    """Responses per problem whose behaviours are judged, from the first; 0 takes all."""
+    """The first so many responses to each problem have their behaviours judged; 0 takes all."""
     behaviours_concurrency: int = 16
-    """Requests to that server under way at one time."""
+    """Requests to that server at a time."""
     behaviours_timeout_s: float = 300.0
     """Time that one reply may take before the request is tried again."""
     behaviours_key_file: str = ""
     """File with the server's key; empty sends none."""
     name: str = ""
-    """Folder of the evaluation inside out; empty is the model's name and the suite's."""
+    """Name of the evaluation's folder inside --out; empty makes it of the model's name and the suite's."""
     out: str = "evaluations"
-    """Where evaluation folders are made. A folder that has begun goes on."""
+    """Where evaluation folders are made. An evaluation that is already there goes on."""
     overwrite: bool = False
-    """Start anew although the folder holds an evaluation."""
+    """Start anew even if the folder holds an evaluation."""
     dry_run: bool = False
     """Print benchmarks and protocols, and stop."""
     seed: int = 1
-    """Responses are a function of it, the benchmark's name, the problem's place and the sample."""
+    """Responses are a function of the seed, the benchmark's name, the problem's place and the sample."""
     engine: Literal["builtin", "vllm"] = "builtin"
     """What draws the responses: a decode loop over the transformers model, or vLLM."""
     ranks: int = 1
-    """Processes that draw, each with GPUs of its own and a share of the problems; the verdicts are one process's."""
+    """Processes that draw, each with GPUs of its own and a share of the problems. One process makes all verdicts."""
     tensor_parallel: int = 1
     """GPUs that share one engine's weights; vLLM only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is cuda where a GPU is visible."""
+    """auto is cuda if a GPU is visible."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Of the weights; auto is bfloat16 on CUDA and float32 on CPU."""
+    """Dtype of the weights; auto is bfloat16 on CUDA and float32 on CPU."""
     max_sequences: int = 1024
-    """Sequences that an engine decodes at the same time, at most."""
+    """The most sequences that an engine decodes at the same time."""
     kv_cache_gib: float = 0.0
     """Memory of an engine's keys and values; 0 takes what is left on a GPU, and 1 on a CPU. vLLM only."""
     enforce_eager: bool = False
-    """Spare vLLM the capture of CUDA graphs, as JustRL's script does."""
+    """Let vLLM run without CUDA graphs, as JustRL's script does."""
     extrapolate: bool = False
-    """Let prompt and response go beyond the model's positions; otherwise that is refused."""
+    """Allow prompt and response to be longer than the model's positions; otherwise that is refused."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless asked for."""
+    """Run Python code that comes with the model."""
     verifier_workers: int = 0
     """Processes that judge; 0 takes one for each core."""
     verifier_timeout_s: float = 10.0
@@ -97,6 +97,7 @@ class Settings:
 
     @property
     def folder_name(self) -> str:
+        """Name of the evaluation's folder."""
         return self.name or f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _short_name(self.model))}-{self.suite}"
 
 
@@ -110,7 +111,7 @@ def _short_name(model: str) -> str:
 
 
 def validate(settings: Settings) -> None:
-    """Refuses what cannot be, before anything is read. Raises ValueError with the range."""
+    """Raises ValueError for a setting outside its range, before anything is read; the message has the range."""
 
     def require(name: str, ok: bool, wanted: str) -> None:
         if not ok:
@@ -135,6 +136,6 @@ def validate(settings: Settings) -> None:
     if bool(settings.behaviours) != bool(settings.behaviours_model):
         raise ValueError("--behaviours URL and --behaviours_model NAME belong together: give both or neither")
     if settings.compass_without_question and not settings.verifier_model:
-        raise ValueError("--compass_without_question is of the verifier model: add --verifier_model")
+        raise ValueError("--compass_without_question needs a verifier model: add --verifier_model")
     if settings.tensor_parallel > 1 and settings.engine != "vllm":
-        raise ValueError("--tensor_parallel is vLLM's: the built-in engine has none, add --engine vllm")
+        raise ValueError("the built-in engine has no tensor parallelism (--tensor_parallel): add --engine vllm")

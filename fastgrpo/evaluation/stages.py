@@ -1,6 +1,7 @@
-"""An evaluation from its folder to its tables."""
+"""The stages of an evaluation: generate, judge by the rule, judge by models, write the results."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -10,7 +11,6 @@ from fastgrpo.evaluation.chat_server import ChatServer
 from fastgrpo.evaluation.compass import judge_by_model
 from fastgrpo.evaluation.folder import EvaluationFolder
 from fastgrpo.evaluation.generate import generate, prepare
-from fastgrpo.evaluation.interrupts import interrupts_noted
 from fastgrpo.evaluation.plan import Plan, facts_of
 from fastgrpo.evaluation.ranks import generate_on_ranks
 from fastgrpo.evaluation.records import read_evaluation
@@ -19,17 +19,22 @@ from fastgrpo.evaluation.sampler import read_tokenizer, stop_token_ids
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.evaluation.verdicts import judge_by_rule, start_pool
 from fastgrpo.ranks import choose_device
+from fastgrpo.ranks.signals import signals_noted, stop_if_noted
 
 
 def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
-    """Draws what is missing, judges what has no verdict, and writes the results. Raises ValueError for what the user
-    can mend, before the folder is touched; OSError for a full disk, Interrupted on a signal."""
+    """Draws the responses that are missing, judges those without a verdict, and writes the results.
+
+    Raises ValueError for what the user can mend, before the folder is touched; OSError for a full disk; Interrupted on
+    a signal.
+    """
     disable_progress_bar()
     folder, facts, device = EvaluationFolder(path), facts_of(settings, plan), choose_device(settings.device)
     folder.check(facts, plan, settings.overwrite)
     prepared = prepare(settings, plan)
     check_judges(settings, plan)
-    with folder.locked(), interrupts_noted() as check:
+    with folder.locked(), signals_noted() as noted:
+        check = partial(stop_if_noted, noted)
         folder.begin(facts, plan, settings.overwrite)
         if settings.ranks > 1:
             generate_on_ranks(settings, plan, folder, device, check)
@@ -39,7 +44,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
         if settings.verifier_model:
             judge_by_model(settings, plan, folder, device, check)
         if settings.behaviours:
-            write_results(read_evaluation(path))  # whatever becomes of the server
+            write_results(read_evaluation(path))  # they are there even if the judging server fails
             judge_behaviours(settings, plan, folder, check)
     write_results(read_evaluation(path))
     print((path / "results.md").read_text(encoding="utf-8"))
@@ -48,7 +53,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
 
 
 def check_judges(settings: Settings, plan: Plan) -> None:
-    """A judge that will not do is refused now, and not after the last response. Raises ValueError."""
+    """Raises ValueError for a judge that cannot work, now and not after the last response."""
     start_pool(replace(settings, verifier_workers=1), settings.rule or plan.suite.rule).close()
     if settings.verifier_model:
         read_tokenizer(settings, settings.verifier_model)

@@ -1,11 +1,11 @@
-"""What outcomes say about a model: accuracy, pass@k, their intervals, and whether two runs differ.
+"""The statistics of outcomes: accuracy, pass@k, their intervals, and whether two runs differ.
 
-Outcomes are a bool array [P, n]: P problems, n responses each. Every figure is a mean over problems of a value that
-each problem has, so a bootstrap over problems gives its interval, and a sign flip over problems judges a difference.
+Outcomes are a bool array [P, n]: P problems with n responses each. Every figure is a mean over problems. Its interval
+comes from a bootstrap over problems, and a difference of two runs is judged by sign flips over problems.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,13 @@ import numpy as np
 RESAMPLES = 10_000
 LEVEL = 0.95
 SIGN_FLIPS = 100_000
-_EXACT_UP_TO = 16  # problems that differ: 65,536 sign patterns are all counted, more are drawn
+_EXACT_UP_TO = 16  # problems that differ: all of their 65,536 sign patterns are counted; with more, patterns are drawn
 _CHUNK = 4_000_000  # elements of an intermediate array
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over problems with its interval. One problem alone has no interval: then low and high are None."""
+    """A mean over problems with its interval. For a single problem there is no interval: low and high are None."""
 
     value: float
     low: float | None
@@ -28,7 +28,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The second run minus the first on the same problems; `p_value` of the two-sided paired sign flip."""
+    """The second run minus the first on the same problems, with the p-value of the two-sided paired sign flip."""
 
     estimate: Estimate
     p_value: float
@@ -37,7 +37,7 @@ class Difference:
 def avg_at_k(
     outcomes: np.ndarray,  # [P, n] bool
 ) -> np.ndarray:  # [P]
-    """Each problem's share of right responses: its mean is avg@n, the papers' "@32" and "@4"."""
+    """The share of right responses to each problem. The mean of these is avg@n, the papers' "@32" and "@4"."""
     return outcomes.mean(axis=1)
 
 
@@ -46,8 +46,8 @@ def pass_at_k(
 ) -> np.ndarray:  # [P, n], column k - 1 is pass@k
     """The unbiased chance that at least one of k responses is right: 1 - C(n - c, k) / C(n, k) with c of n right.
 
-    Chen et al. 2021, "Evaluating large language models trained on code", eq. 1; as a running product of numbers in
-    [0, 1], so that nothing overflows at any n.
+    Chen et al. 2021, "Evaluating large language models trained on code", eq. 1, computed as a running product of
+    numbers in [0, 1]: nothing overflows at any n.
     """
     num_samples = outcomes.shape[1]
     right = np.arange(num_samples + 1)[:, None]
@@ -62,7 +62,7 @@ def resampled_means(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> np.ndarray:  # [resamples, M]
-    """Means of M values over problems drawn with replacement. The draws depend on the seed, the name and P alone."""
+    """Means of M values over problems drawn with replacement. The draws depend only on the seed, the name and P."""
     num_problems = len(values)
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     means = np.empty((resamples, values.shape[1]))
@@ -95,8 +95,8 @@ def estimates(
 ) -> list[Estimate]:
     """M means with their bootstrap intervals: over the problems of one benchmark, or over benchmarks of equal weight.
 
-    Problems are resampled within their benchmark, and a benchmark's draws are the same alone and in a suite. Raises
-    ValueError where there is no benchmark.
+    Problems are resampled within their benchmark. A benchmark's draws are the same alone and in a suite. Raises
+    ValueError if there is no benchmark.
     """
     if not values:
         raise ValueError("an average needs at least one benchmark.")
@@ -111,9 +111,9 @@ def paired_difference(
     second: Mapping[str, np.ndarray],  # the same problems in the same order
     seed: int = 0,
 ) -> Difference:
-    """Second minus first as the mean over benchmarks of the mean over problems, with its interval and p-value.
+    """Second minus first, as the mean over benchmarks of the mean over problems, with its interval and p-value.
 
-    Raises ValueError where the benchmarks or their numbers of problems differ.
+    Raises ValueError if the benchmarks or their numbers of problems differ.
     """
     if {name: len(v) for name, v in first.items()} != {name: len(v) for name, v in second.items()}:
         raise ValueError("a paired comparison needs the same benchmarks with the same problems in both runs.")
@@ -127,11 +127,12 @@ def sign_flip_p_value(
     shares: np.ndarray,  # [M] what each problem adds to the difference of the two runs
     seed: int = 0,
 ) -> float:
-    """How often runs that only differ by chance would lie at least as far apart: paired permutation, two-sided.
+    """How often two runs that differ only by chance would differ at least as much: a two-sided paired permutation test.
 
-    If the two runs' accuracies on a problem could be exchanged, each share is as likely with either sign. Up to 16
-    problems that differ, all sign patterns are counted; beyond, 100,000 are drawn and p = (1 + hits) / (1 + draws)
-    (Phipson and Smyth 2010), never 0. Problems on which the runs agree change nothing.
+    If the accuracies of the two runs on a problem could be exchanged, both signs of its share are equally likely. For
+    up to 16 problems that differ, all sign patterns are counted. For more, 100,000 are drawn and
+    p = (1 + hits) / (1 + draws) (Phipson and Smyth 2010), which is never 0. Problems on which the runs agree do not
+    count.
     """
     shares = shares[shares != 0]
     if len(shares) == 0:
@@ -148,20 +149,3 @@ def sign_flip_p_value(
         flipped = np.unpackbits(coins, axis=1, count=len(shares)).astype(np.float64)
         hits += int(np.count_nonzero(np.abs(shares.sum() - 2 * (flipped @ shares)) >= reached))
     return (1 + hits) / (1 + SIGN_FLIPS)
-
-
-def standard_error_bounds(
-    accuracies: Sequence[float],  # one a benchmark, 0 to 1
-    num_problems: Sequence[int],
-    samples_per_problem: Sequence[int],
-) -> tuple[float, float]:
-    """What a suite's average can resolve at most, as two standard errors: (over problems, over samples alone).
-
-    With a problem's chance p of a right response, the variance of a benchmark's avg@k is (Var p + E[p (1 - p)] / k) / P
-    over problems and samples, and E[p (1 - p)] / (P k) over samples of the same problems. Var p + E[p (1 - p)] is
-    a (1 - a) for accuracy a, hence the bounds a (1 - a) / P and a (1 - a) / (P k), averaged over benchmarks.
-    """
-    spread = np.array([a * (1 - a) for a in accuracies]) / np.array(num_problems)
-    over_samples = spread / np.array(samples_per_problem)
-    over_problems, over_samples = (float(np.sqrt(part.sum()) / len(part)) for part in (spread, over_samples))
-    return over_problems, over_samples

@@ -12,7 +12,7 @@ class Protocol:
     top_p: float
     max_response_tokens: int
     template: str = ""  # text with {problem}
-    chat_template: bool = True  # the template's text is one user message; off: the tokens that the model reads
+    chat_template: bool = True  # whether the template's text is one user message; if not, it is all that is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class Suite:
     source: str
     rule: str  # as `VerifierPool` imports it
     protocols: dict[str, Protocol]  # by benchmark, in the order of the paper's table
-    other: Protocol  # of a benchmark that the paper does not have: ours
-    verifier_model: str = ""  # what the paper asked about responses that the rule rejected
+    other: Protocol  # for a benchmark that the paper does not have: our choice
+    verifier_model: str = ""  # that the paper asked about the responses that the rule rejected
     notes: tuple[str, ...] = field(default=())
 
 
-# One space where its training puts a blank line (thunlp/JustRL: evals/gen_vllm.py, PROMPT_TEMPLATE).
+# One space, where JustRL's training has a blank line (thunlp/JustRL: evals/gen_vllm.py, PROMPT_TEMPLATE).
 JUSTRL_TEMPLATE = "{problem} Please reason step by step, and put your final answer within \\boxed{}."
 
 # thunlp/JustRL: evals/gen_vllm.py (TEMPERATURE, TOP_P, MAX_TOKENS, and N of each task).
@@ -37,8 +37,8 @@ _JUSTRL = Protocol(
 _JUSTRL_4 = replace(_JUSTRL, samples_per_problem=4)
 # arXiv 2503.18892, caption of table 1: temperature 1.0, top-p 0.95, at most 16k tokens, one sample.
 _SIMPLERL = Protocol(samples_per_problem=1, temperature=1.0, top_p=0.95, max_response_tokens=16384, chat_template=False)
-# ProRL, arXiv 2505.24864, and BroRL, arXiv 2510.01180: temperature 0.6, top-p 0.95, 32k context, 16 samples. Their
-# prompt is not given: JustRL's, under whose protocol ProRL-V2's published row beside JustRL's was measured, is ours.
+# ProRL, arXiv 2505.24864, and BroRL, arXiv 2510.01180: temperature 0.6, top-p 0.95, 32k context, 16 samples. They do
+# not give their prompt. We take JustRL's, because JustRL measured ProRL-V2's row of its table with it.
 _PRORL = Protocol(
     samples_per_problem=16, temperature=0.6, top_p=0.95, max_response_tokens=32768, template=JUSTRL_TEMPLATE
 )
@@ -82,12 +82,12 @@ SUITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class KnownBenchmark:
-    """Where the problems of a name are found."""
+    """Where the problems of a benchmark are."""
 
     file: str  # in a folder laid out as thunlp/JustRL's data/
     num_problems: int
     repository: str  # on GitHub: the file that the paper used
-    hub: str = ""  # a hub data set with as many problems in columns that are read here; its wording may differ
+    hub: str = ""  # a hub data set with as many problems, in columns that we read; its wording may differ
 
 
 _FROM_JUSTRL = "thunlp/JustRL: data/{}/test.parquet"

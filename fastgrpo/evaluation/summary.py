@@ -1,4 +1,4 @@
-"""All figures of one evaluation, computed once: the tables and the page read them here."""
+"""All figures of one evaluation, computed once for its tables and its page."""
 
 import json
 from collections.abc import Mapping
@@ -30,28 +30,32 @@ class BenchmarkSummary:
     samples_per_problem: int
     accuracies: Accuracies
     always_right: int  # problems
-    never_right: int
+    never_right: int  # problems
     text: TextMetrics
     protocol: Mapping[str, Any]
 
     @property
     def solved(self) -> tuple[int, int]:
+        """(always right, never right) problems."""
         return self.always_right, self.never_right
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`average` is over benchmarks of equal weight, for every k that all of them have; None for a single benchmark."""
+    """All figures of one evaluation.
+
+    `average` is over benchmarks of equal weight, for every k that all of them have; None for a single benchmark.
+    """
 
     name: str
     about: Mapping[str, Any]
     benchmarks: list[BenchmarkSummary]
     average: Accuracies | None
-    behaviours: Mapping[str, Any]  # behaviours.json: the judge and its ratios by benchmark; empty where none were
+    behaviours: Mapping[str, Any]  # behaviours.json: the judge and its ratios by benchmark; empty if not asked for
 
 
 def summarize(evaluation: Evaluation) -> Summary:
-    """Raises ValueError where a response or a verdict is missing."""
+    """The figures. Raises ValueError if a response or a verdict is missing."""
     columns = {part.name: accuracy_columns(part) for part in evaluation.benchmarks}
     return Summary(
         name=str(evaluation.about.get("name") or evaluation.folder.resolve().name),
@@ -63,7 +67,7 @@ def summarize(evaluation: Evaluation) -> Summary:
 
 
 def accuracy_columns(part: BenchmarkResults) -> np.ndarray:  # [P, 1 + 2n]
-    """What each problem adds: its avg@n, then pass@1..n, then maj@1..n."""
+    """The values of each problem: avg@n, then pass@1..n, then maj@1..n."""
     outcomes = part.outcomes()
     by_problem: dict[int, list[str | None]] = {problem.problem: [] for problem in part.problems}
     for one in part.judged:
@@ -73,7 +77,7 @@ def accuracy_columns(part: BenchmarkResults) -> np.ndarray:  # [P, 1 + 2n]
 
 
 def protocol_of(about: Mapping[str, Any], benchmark: str) -> Mapping[str, Any]:
-    """temperature, top_p, max_response_tokens, samples_per_problem and what else evaluation.json says of it."""
+    """The protocol of a benchmark in evaluation.json: temperature, top_p, max_response_tokens, samples and more."""
     protocol: Mapping[str, Any] = about["benchmarks"][benchmark]
     return protocol
 
@@ -97,7 +101,7 @@ def _summarize(part: BenchmarkResults, columns: np.ndarray, about: Mapping[str, 
 
 
 def _accuracies(columns: Mapping[str, np.ndarray]) -> Accuracies:
-    """Of one benchmark, or of several over the k that all have."""
+    """The accuracies of one benchmark, or the average of several for every k that all of them have."""
     most = min(map(_num_samples, columns.values()))
     common = {
         name: np.column_stack([c[:, 0], c[:, 1 : 1 + most], c[:, 1 + _num_samples(c) :][:, :most]])

@@ -22,17 +22,18 @@ Table = tuple[list[str], list[list[str]]]  # head and rows
 
 
 def averages(summary: Summary) -> dict[str, Estimate]:
-    """Benchmark -> its avg@k, and the suite's average last where there are several."""
+    """Benchmark -> its avg@k; then the average, if there are several benchmarks."""
     values = {b.name: b.accuracies.avg for b in summary.benchmarks}
     return values | ({AVERAGE: summary.average.avg} if summary.average else {})
 
 
 def powers_of_two(most: int) -> list[int]:
-    """1, 2, 4 ... and `most` itself."""
+    """1, 2, 4 and so on up to `most`, and `most` itself."""
     return sorted({2**i for i in range(most.bit_length())} | {most})
 
 
 def percent(share: float | None, digits: int = 1) -> str:
+    """The share as a percentage without its sign; a dash for None."""
     return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
@@ -44,14 +45,14 @@ def with_interval(estimate: Estimate) -> str:
 
 
 def markdown_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table: the first column of words, the others of numbers; an average's row is bold."""
+    """A markdown table, its first column on the left and the others on the right; the row of the average is bold."""
     marks = [":--", *["--:"] * (len(head) - 1)]
     bold = [[f"**{cell}**" if row[0] == AVERAGE and cell not in ("", "–") else cell for cell in row] for row in rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in [head, marks, *bold])
 
 
 def _cell(text: str) -> str:
-    """One line, and no bar that would end the cell."""
+    """The text on one line, its bars escaped, since a bar would end the cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -78,7 +79,7 @@ def accuracy_table(summary: Summary) -> Table:
     if summary.average:
         k = {b.samples_per_problem for b in summary.benchmarks}
         cells = _accuracy_cells(summary.average)
-        if len(k) > 1:  # benchmarks of 32 and of 4 samples have an average of accuracies, and none at "k"
+        if len(k) > 1:  # benchmarks with 32 and with 4 samples have an average accuracy, but no common pass@k
             cells = [cells[0], "–", "–"]
         rows.append([AVERAGE, "", str(k.pop()) if len(k) == 1 else "", *cells, "", ""])
     return head, rows
@@ -89,7 +90,7 @@ def _accuracy_cells(accuracies: Accuracies) -> list[str]:
 
 
 def pass_table(summary: Summary) -> Table:
-    """pass@k for powers of two and every benchmark's own n."""
+    """pass@k for the powers of two and for the number of samples of every benchmark."""
     ks = sorted({k for b in summary.benchmarks for k in powers_of_two(b.samples_per_problem)})
     lines = [(b.name, b.accuracies) for b in summary.benchmarks]
     lines += [(AVERAGE, summary.average)] if summary.average else []
@@ -130,7 +131,7 @@ def _text_row(benchmark: BenchmarkSummary) -> list[str]:
 
 
 def behaviour_table(summary: Summary) -> Table:
-    """Percentages of the judged responses that show each behaviour."""
+    """The percentage of judged responses that show each behaviour."""
     found = summary.behaviours["benchmarks"]
     counts = {"num_judged": "judged", "num_left_out": "left out"}
     names = [name for name in next(iter(found.values()), {}) if name not in counts]
@@ -151,7 +152,7 @@ def _about(summary: Summary) -> str:
 
 
 def protocol_table(summary: Summary) -> Table:
-    """What each benchmark was asked with."""
+    """The protocol of each benchmark."""
     names = ("temperature", "top_p", "max_response_tokens", "samples_per_problem", "template", "chat_template")
     asked = {b.name: summary.about["benchmarks"][b.name] for b in summary.benchmarks}
     rows = [[name, *(_shown(one.get(n)) for n in names)] for name, one in asked.items()]
@@ -163,7 +164,7 @@ def _shown(value: Any) -> str:
 
 
 def glossary() -> list[str]:
-    """What each column of `text_table` means."""
+    """The meaning of each column of `text_table`."""
     return [f"{title.removesuffix(' %')}: {DEFINITIONS[name]}" for name, title in _TEXT_COLUMNS.items()]
 
 

@@ -1,8 +1,8 @@
-"""What responses look like, whatever their verdict: how long, cut or not, boxed or not, repeating or not.
+"""Measures of responses besides their verdicts: length, whether they are cut, boxed or repeating, and more.
 
-One definition each. SimpleRL-Zoo's are of hkust-nlp/simpleRL-reason, examples/simplelr_math_eval/sh/collect_results.py;
-JustRL's of thunlp/JustRL, evals/grade.py. Tokens are those that the model sampled, where SimpleRL-Zoo's script encodes
-the response's lower-cased text again. Every measure takes time linear in a response's length.
+SimpleRL-Zoo's definitions are those of hkust-nlp/simpleRL-reason, examples/simplelr_math_eval/sh/collect_results.py,
+and JustRL's are those of thunlp/JustRL, evals/grade.py. We count the tokens that the model sampled; SimpleRL-Zoo's
+script encodes the lower-cased text of the response again. Every measure takes time linear in a response's length.
 """
 
 import re
@@ -40,7 +40,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class TextMetrics:
-    """Of all responses to one benchmark; `DEFINITIONS` says what each is. A mean of no response is None."""
+    """The measures over all responses to one benchmark, defined in `DEFINITIONS`. A mean of no response is None."""
 
     tokens: float
     truncated: float
@@ -57,7 +57,7 @@ class TextMetrics:
 
 
 def text_metrics(judged: Sequence[Judged]) -> TextMetrics:
-    """Raises ValueError where there is no response."""
+    """The measures of these responses. Raises ValueError if there are none."""
     if not judged:
         raise ValueError("there is no response to measure.")
     counts = keyword_counts(one.text for one in judged)
@@ -81,11 +81,11 @@ def text_metrics(judged: Sequence[Judged]) -> TextMetrics:
 
 
 def has_box(text: str) -> bool:
-    """Whether some ``\\boxed{...}`` closes, wherever it stands.
+    """Whether the text has a ``\\boxed{...}`` that closes.
 
-    SimpleRL-Zoo's `extract_last_boxed` finds one; inside, it sees three levels of braces where this sees any number.
+    So does SimpleRL-Zoo's `extract_last_boxed`, except that it knows only three levels of braces inside the box.
     """
-    boxes: list[bool] = []  # of the open braces: which ones are a box's
+    boxes: list[bool] = []  # for each open brace, whether it belongs to a box
     for brace in _BRACES.finditer(text):
         if brace[0] != "}":
             boxes.append(brace[1] is not None)
@@ -95,9 +95,9 @@ def has_box(text: str) -> bool:
 
 
 def keyword_counts(texts: Iterable[str]) -> dict[str, int]:
-    """Keyword -> its occurrences in the lower-cased texts, inside of words too: "waiting" holds "wait".
+    """Keyword -> its occurrences in the lower-cased texts, also inside words: "waiting" contains "wait".
 
-    As SimpleRL-Zoo's `calculate_avg_tokens_and_keywords` counts them.
+    SimpleRL-Zoo's `calculate_avg_tokens_and_keywords` counts in the same way.
     """
     counts = dict.fromkeys(KEYWORDS, 0)
     for text in texts:
@@ -110,13 +110,14 @@ def keyword_counts(texts: Iterable[str]) -> dict[str, int]:
 def is_repeating(text: str) -> bool:
     """Whether two neighbouring stretches of a lower-cased text are alike: Jaccard similarity of at least 0.85.
 
-    SimpleRL-Zoo's `is_repeat`. Stretches are first windows of 10 characters, side by side; then lines, sentences that
-    end in "." and sentences that end in "。", of those at least 20 characters long. A text without a line break is not
-    looked at for sentences, nor one without "." for "。". Two stretches are compared as sets of words if they hold both
-    a space and a line break, else as sets of characters: so two long lines that use the same letters are alike.
+    Source: SimpleRL-Zoo's `is_repeat`. The stretches are, in this order: windows of 10 characters, side by side; lines;
+    sentences that end in "."; sentences that end in "。". Lines and sentences of fewer than 20 characters are left out.
+    A text without a line break is not searched for sentences, and one without "." is not searched for "。". Two
+    stretches are compared as sets of words if they contain both a space and a line break, or else as sets of
+    characters: so two long lines that use the same letters are alike.
 
-    Two differences. Chinese stretches are compared as characters, not as jieba's words. A text whose lines are all
-    shorter than 20 characters does not repeat; there the script raises and counts the error as a repetition.
+    There are two differences. Chinese stretches are compared as characters, not as jieba's words. A text whose lines
+    are all shorter than 20 characters does not repeat; there the script raises an error and counts it as a repetition.
     """
     text = text.lower()
     windows = [text[start : start + _WINDOW] for start in range(0, len(text) - len(text) % _WINDOW, _WINDOW)]
@@ -141,15 +142,15 @@ def _parts(stretch: str) -> frozenset[str]:
 
 
 def _are_alike(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Two stretches of white space alone are alike; the script divides by zero there and counts the error."""
+    """Whether two stretches are alike. Two of white space are; there the script divides by zero and counts that."""
     together = len(one | other)
     return len(one & other) >= _SIMILAR * together
 
 
 def distinct_share(texts: Sequence[str], length: int = 4) -> float:
-    """Distinct over all sequences of `length` words (split at white space) of one problem's responses; 0.0 if none.
+    """The distinct share of all sequences of `length` words (split at white space) in the texts; 0.0 if there are none.
 
-    JustRL's `get_diverse_score`, its distinct_4gram.
+    Source: JustRL's `get_diverse_score`, called distinct_4gram in its results.
     """
     ids: dict[str, int] = {}
     per_text = [
@@ -162,7 +163,7 @@ def distinct_share(texts: Sequence[str], length: int = 4) -> float:
     grams = np.concatenate([words[: len(words) - length + 1] for words in per_text])
     for offset in range(1, length):
         following = np.concatenate([words[offset : len(words) - length + 1 + offset] for words in per_text])
-        # A gram so far and its next word become one number again, so that the pair always fits into 64 bits.
+        # The gram so far and its next word are numbered anew together: the numbers always fit into 64 bits.
         grams = np.unique(grams * len(ids) + following, return_inverse=True)[1].reshape(-1)
     return (int(grams.max()) + 1) / len(grams)
 

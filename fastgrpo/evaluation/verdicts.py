@@ -13,7 +13,7 @@ from fastgrpo.rewards import SELF_TEST, VerifierPool, self_test_of
 from fastgrpo.rewards.pool.wire import KnownAnswer
 
 CHUNK = 64
-"""Responses for each worker between two looks at signals; their verdicts are written together."""
+"""Responses for each worker before the verdicts are written and signals are checked."""
 
 
 def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, check: Callable[[], None]) -> None:
@@ -39,6 +39,7 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
 
 
 def start_pool(settings: Settings, rule: str) -> VerifierPool:
+    """The processes that judge by a rule. Raises ValueError if they do not start or fail the self-test."""
     try:
         return VerifierPool(
             rule,
@@ -52,7 +53,7 @@ def start_pool(settings: Settings, rule: str) -> VerifierPool:
 
 
 def known_answers(rule: str) -> tuple[KnownAnswer, ...]:
-    """What a shipped verifier must judge rightly before it starts; nothing is known of a user's own."""
+    """The self-test of a verifier that comes with fastgrpo; empty for one of the user's."""
     module, _, function = rule.rpartition(":")
     if module == "fastgrpo.rewards":
         known = getattr(rewards, function, None)
@@ -65,7 +66,7 @@ def num_workers(settings: Settings) -> int:
 
 
 def _waiting(folder: EvaluationFolder, name: str) -> list[dict[str, Any]]:
-    """What has no verdict, or none that the verifier gave: it may have more time now."""
+    """The responses without a verdict, and those on which the verifier failed: it may have more time now."""
     judged = folder.judged(name)
     unjudged = {key for key, verdict in judged.items() if verdict["failure"] in ("timeout", "died", "raised")}
     return [row for key, row in sorted(folder.drawn(name).items()) if key not in judged or key in unjudged]
@@ -80,5 +81,5 @@ def _row(row: dict[str, Any], rule: bool, model: bool | None, failure: str) -> d
 
 
 def rejected(folder: EvaluationFolder, name: str) -> dict[Key, dict[str, Any]]:
-    """Verdict rows of the responses that the rule rejected and no model was asked about yet."""
+    """Verdict rows of the responses that the rule rejected and that no model has judged yet."""
     return {key: v for key, v in folder.judged(name).items() if not v["rule"] and v["model"] is None}

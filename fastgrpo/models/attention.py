@@ -1,7 +1,7 @@
 """Attention over packed rows, registered with transformers under names of our own.
 
-Every implementation sees ``query, key, value`` as [1, heads, U, E] and a ``PackedLayout`` in the keyword arguments that
-transformers hands through its models.
+Every implementation gets ``query, key, value`` as [1, heads, U, E], and a ``PackedLayout`` as the keyword argument
+``layout``, which transformers passes through its models.
 """
 
 import inspect
@@ -17,10 +17,10 @@ from transformers import AttentionInterface
 from fastgrpo.models.packed_batch import SharedPrompts
 
 HALF = (torch.bfloat16, torch.float16)
-# torch 2.10 has is_causal and no scale, 2.11 window_size and scale, 2.12 enable_gqa besides.
+# torch 2.10 has is_causal and no scale, 2.11 has window_size and scale, 2.12 also has enable_gqa.
 _VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
 IMPLEMENTATIONS = {"varlen": "fastgrpo_varlen", "flash_attn": "fastgrpo_flash_attn", "padded": "fastgrpo_padded"}
-"""Our names by the setting's value; ``sdpa`` and ``eager`` are transformers' own, which read ``position_ids``."""
+"""Setting -> our name. The settings ``sdpa`` and ``eager`` are transformers' own names; these read ``position_ids``."""
 
 
 def choose_attention(setting: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -42,21 +42,21 @@ def choose_attention(setting: str, device: torch.device, dtype: torch.dtype) -> 
 
 
 def can_share_prompts(implementation: str) -> bool:
-    """Whether it computes a prompt once for several responses; transformers' own functions do not know how."""
+    """Whether an implementation can compute a prompt once for several responses; transformers' own ones cannot."""
     return implementation in IMPLEMENTATIONS.values()
 
 
 class Padding(NamedTuple):
-    """How packed rows become a rectangle of sequences, and come back."""
+    """The indices that turn packed rows into a rectangle of sequences, and back."""
 
     num_sequences: int
     num_columns: int
-    row_of_place: Tensor  # [S * L] int64, the row that each place reads; beyond a sequence its last token again
-    place_of_row: Tensor  # [U] int64, the place that each row is written from
+    row_of_place: Tensor  # [S * L] int64, the row that is read at each place; after a sequence's end its last token
+    place_of_row: Tensor  # [U] int64, the place where each row is read from afterwards
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, shared: SharedPrompts | None) -> "Padding":
-        """Of T packed tokens: no size is asked of the device."""
+        """The padding of T packed tokens. No size is read from the device."""
         starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
         columns = torch.arange(max_seqlen, device=cu_seqlens.device)
         tokens = starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)
@@ -69,10 +69,10 @@ class Padding(NamedTuple):
 
 
 class PackedLayout:
-    """How T tokens are packed, and which U <= T rows the model computes: it is handed through transformers' models as
-    the keyword argument ``layout``.
+    """How T tokens are packed, and which U <= T rows the model computes.
 
-    Not a dataclass: FSDP2 copies those that pass through a wrapped layer, and what they have made once is lost.
+    This is not a dataclass, because FSDP2 copies dataclasses that pass through a wrapped layer: the padding would be
+    computed in every layer.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class PackedLayout:
         self._padding: Padding | None = None
 
     def padding(self, num_rows: int) -> Padding:
-        """Of the U rows; made once for all layers, before the first one where layers are compiled."""
+        """The padding of the U rows, computed once for all layers; before the first layer if layers are compiled."""
         if self._padding is None:
             num_tokens = num_rows if self.shared is None else len(self.shared.expand)
             self._padding = Padding.of(self.cu_seqlens, self.max_seqlen, num_tokens, self.shared)
@@ -111,8 +111,7 @@ def padded_attention(
     sliding_window: int | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:  # [1, U, H, E]
-    """Each sequence becomes a padded row of its own for the attention alone: exact, and on CPU far cheaper than a
-    block-diagonal [T, T] mask."""
+    """Attention with each sequence in a padded row of its own: exact, and far cheaper on a CPU than a [T, T] mask."""
     _refuse_unsupported(extra)
     padding = layout.padding(query.shape[2])
     heads, width = query.shape[1], query.shape[3]
@@ -136,70 +135,71 @@ def padded_attention(
     return output.index_select(0, padding.place_of_row).unsqueeze(0), None
 
 
-def varlen_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: PackedLayout,
-    scaling: float,
-    sliding_window: int | None = None,
-    **extra: Any,
-) -> tuple[Tensor, None]:
+Kernel = Callable[[Tensor, Tensor, Tensor, PackedLayout, float, int | None], Tensor]
+"""(query, key, value, each [T, heads, E]; layout, scale, sliding window) -> [T, H, E]."""
+
+
+def packed(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
+    """The transformers function that computes attention with a variable-length kernel."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        layout: PackedLayout,
+        scaling: float,
+        sliding_window: int | None = None,
+        **extra: Any,
+    ) -> tuple[Tensor, None]:
+        _refuse_unsupported(extra)
+        q, k, v = (layout.expand(t[0]) for t in (query, key, value))
+        return layout.select(kernel(q, k, v, layout, scaling, sliding_window)).unsqueeze(0), None
+
+    return attention
+
+
+@packed
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, window: int | None) -> Tensor:
     """torch's own variable-length attention; no package to build.
 
-    Keys and values keep their fewer heads: the kernel beneath reads them so in every version, and only from torch 2.12
-    on has to be told.
+    Keys and values keep their smaller number of heads: the kernel can read them so in every version of torch, and from
+    2.12 on it has to be told.
     """
-    _refuse_unsupported(extra)
-    q, k, v = (layout.expand(t[0]) for t in (query, key, value))
     if "window_size" in _VARLEN_OPTIONS:
-        options: dict[str, Any] = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
+        options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
     else:
-        if sliding_window is not None and layout.max_seqlen > sliding_window:
+        if window is not None and layout.max_seqlen > window:
             raise ValueError("a sliding window needs torch 2.11 or newer, or --model.attention flash_attn")
         options = {"is_causal": True}
     if "enable_gqa" in _VARLEN_OPTIONS:
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     if "scale" in _VARLEN_OPTIONS:
-        options["scale"] = scaling
-    elif abs(scaling * q.shape[-1] ** 0.5 - 1) > 1e-6:
-        raise ValueError(f"attention scale {scaling} needs torch 2.11 or newer, or --model.attention flash_attn")
+        options["scale"] = scale
+    elif abs(scale * q.shape[-1] ** 0.5 - 1) > 1e-6:
+        raise ValueError(f"attention scale {scale} needs torch 2.11 or newer, or --model.attention flash_attn")
     bounds, longest = layout.cu_seqlens, layout.max_seqlen
     output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
-    assert isinstance(output, Tensor)  # a tuple only when asked for more
-    return layout.select(output).unsqueeze(0), None
+    assert isinstance(output, Tensor)  # it would be a tuple if more were asked for
+    return output
 
 
-def flash_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: PackedLayout,
-    scaling: float,
-    sliding_window: int | None = None,
-    **extra: Any,
-) -> tuple[Tensor, None]:
+@packed
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, window: int | None) -> Tensor:
     """The flash-attn package's variable-length kernel."""
     from flash_attn import flash_attn_varlen_func
 
-    _refuse_unsupported(extra)
-    q, k, v = (layout.expand(t[0]) for t in (query, key, value))
-    window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
+    size = (-1, -1) if window is None else (window - 1, 0)
     bounds, longest = layout.cu_seqlens, layout.max_seqlen
-    output = flash_attn_varlen_func(
-        q, k, v, bounds, bounds, longest, longest, softmax_scale=scaling, causal=True, window_size=window
+    return flash_attn_varlen_func(
+        q, k, v, bounds, bounds, longest, longest, softmax_scale=scale, causal=True, window_size=size
     )
-    return layout.select(output).unsqueeze(0), None
 
 
 def _refuse_unsupported(extra: dict[str, Any]) -> None:
-    """An option that changes the result must not be dropped in silence."""
+    """Raises ValueError for an option that would change the result and that packed attention does not have."""
     for name in ("softcap", "s_aux", "position_bias"):
         if extra.get(name) is not None:
             raise ValueError(f"this model's attention uses {name!r}, which packed attention lacks: use sdpa or eager")
@@ -216,8 +216,8 @@ def _flash_attn_installed() -> bool:
 def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
     """Makes an attention function selectable as ``attn_implementation=name``.
 
-    No mask is registered under the name: the packed layout says it all, and transformers then makes none and does not
-    look at ``position_ids`` for packed sequences, which a GPU would have to be waited for.
+    No mask is registered under the name, because the layout is enough. Then transformers makes no mask and does not
+    search ``position_ids`` for packed sequences, for which the host would wait for the GPU.
     """
     AttentionInterface.register(name, attention)
 

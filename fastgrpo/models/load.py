@@ -1,4 +1,4 @@
-"""A causal LM of a hub id or folder: checked by its configuration alone, then loaded for a device."""
+"""A causal LM from a hub id or folder: checked by its configuration alone, then loaded for a device."""
 
 import math
 from pathlib import Path
@@ -11,21 +11,24 @@ from fastgrpo.config import ModelConfig
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype of the passes: ``config.dtype``, where ``auto`` is bfloat16 on CUDA and float32 on a CPU."""
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, config.dtype)
 
 
 def master_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """Dtype that the optimizer updates: never below float32."""
+    """The dtype of the weights that the optimizer updates: float32 or more."""
     return torch.promote_types(compute_dtype(config, device), torch.float32)
 
 
 def load_causal_lm(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, attention: str, place: bool = True
 ) -> PreTrainedModel:
-    """A causal LM of a hub id or folder, in evaluation mode: dropout would make logprobs random. It is made for the
-    device, and brought there unless ``place`` is false."""
+    """The causal LM in evaluation mode, because dropout would make logprobs random.
+
+    It is made for the device, and moved there unless ``place`` is false.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
     )
@@ -80,7 +83,7 @@ def find_model(path: str) -> None:
 
 
 def apply_liger(model: PreTrainedModel) -> None:
-    """liger-kernel's layers in place of the model's own, where it is installed and knows the architecture."""
+    """Replaces the model's layers by liger-kernel's, if it is installed and knows the architecture."""
     from importlib.util import find_spec
 
     if find_spec("liger_kernel") is None:
@@ -88,11 +91,12 @@ def apply_liger(model: PreTrainedModel) -> None:
         return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance  # pyright: ignore[reportMissingImports]
 
-    # Only the layers: its fused losses stand where our own head does.
+    # Only the layers: our own head takes the place of its fused losses.
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def refuse_scaled_logits(model_config: Any) -> None:
+    """Raises ValueError for a model that changes its logits, which the policy's head cannot do."""
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         value = getattr(model_config, name, None)
         if value not in (None, 1, 1.0):
@@ -100,7 +104,7 @@ def refuse_scaled_logits(model_config: Any) -> None:
 
 
 def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
-    """Some rotary embeddings depend on the longest sequence of the batch, so sampler and trainer would disagree."""
+    """Raises ValueError if positions depend on the longest sequence of a batch: sampler and trainer would differ."""
     rope = getattr(model_config, "rope_parameters", None) or {}
     names = ("original_max_position_embeddings", "max_position_embeddings")
     known = [rope.get(names[0]), *(getattr(model_config, name, None) for name in names)]
@@ -113,5 +117,5 @@ def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
 
 
 def dropout_rates(model_config: Any) -> dict[str, float]:
-    """The dropout rates of a transformers configuration that are above 0."""
+    """The dropout rates of a transformers configuration that are above 0, by name."""
     return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}

@@ -4,7 +4,6 @@ torchrun kills its ranks 30 s after a SIGTERM and then exits with 1 whatever the
 step and save, and its exit code is the command's.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -13,6 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from fastgrpo.ranks.children import die_with_parent
 
 GRACE_S = 10.0
 KILL_S = 10.0
@@ -51,13 +52,7 @@ def _start(arguments: Sequence[str], rank: int, num_ranks: int, port: int) -> "s
     environment = {**{k: str(v) for k, v in threads.items()}, **os.environ, **{k: str(v) for k, v in ranks.items()}}
     command = [sys.executable, "-m", "fastgrpo.train", *arguments]
     # In sessions of their own, ranks hear a Ctrl-C once, from here, whoever sent it.
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
-
-
-def _die_with_parent() -> None:
-    """A rank whose launcher was killed would train on unseen and hold its GPU."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
 
 
 def _wait(children: "list[subprocess.Popen[bytes]]") -> int:

@@ -1,7 +1,7 @@
-"""No wait is unbounded: a phase of a run that outlasts its deadline ends the process, and says who was missing.
+"""Every phase of a run has a deadline: if a phase takes longer, the process ends and says which ranks were missing.
 
-Whoever waits may be deep in a collective that no exception and no signal handler reaches. So another thread looks at
-the clock, and what ends the process is ``os._exit``.
+The waiting thread may be inside a collective, which no exception and no signal handler can interrupt. So another thread
+watches the clock, and ends the process with ``os._exit``.
 """
 
 import atexit
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 EXIT_FAILED = 1
 STDERR = 2  # sys.stderr may be a display that waits for a lock
-TICK_S = 0.1
-BEAT_S = 1.0
-SILENCE_S = 2.5 * BEAT_S  # who gives no sign of life for so long is stopped, dead or out of reach
-ANSWER_S = 3.0  # of the store
+POLL_S = 0.1
+HEARTBEAT_S = 1.0
+SILENCE_S = 2.5 * HEARTBEAT_S  # a rank that sends no heartbeat for so long is stopped, dead or out of reach
+ANSWER_S = 3.0  # time that the store may take to answer
 REPORT_S = SILENCE_S + 2 * ANSWER_S + 3.0
 BACKSTOP_S = REPORT_S + 8.0
-MAX_DEADLINE_S = 1e8  # three years: faulthandler counts to some thousand million
+MAX_DEADLINE_S = 1e8  # three years; faulthandler's limit is some thousand million seconds
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,7 +40,7 @@ class _Phase:
     began: float  # time.monotonic
     deadline_s: float
     setting: str
-    number: int  # of the times that this rank entered a phase of this name, this one included
+    number: int  # how often this rank entered a phase of this name, this time included
 
     @property
     def ends(self) -> float:
@@ -48,13 +48,13 @@ class _Phase:
 
 
 @dataclass(frozen=True)
-class _Sign:
-    """What a rank says about itself. No clock of one machine is compared with another's: ``beat`` counts the signs."""
+class _Heartbeat:
+    """What a rank writes about itself. Heartbeats are numbered, because clocks of two machines cannot be compared."""
 
-    beat: int
+    number: int
     process: str
-    place: str  # where it is, in words
-    since_s: float  # it is there, when it wrote this
+    place: str  # where the rank is, in words
+    since_s: float  # how long it had been there when it wrote this
     entered: dict[str, int]  # how often it entered the phases of each name
 
     def __str__(self) -> str:
@@ -62,17 +62,18 @@ class _Sign:
 
 
 class Watchdog:
-    """Ends this process with exit code 1 when a phase outlasts its deadline.
+    """Ends this process with exit code 1 when a phase takes longer than its deadline.
 
     Args:
-        store: any that all ranks share, such as the one they met at; None for a lone process. Asked for connections
-            of its own, so other threads may go on using it.
-        rank, num_ranks: of this process and of all.
+        store: a store that all ranks share, such as the one at which they met; None for a single process. The
+            watchdog opens connections of its own to it, so other threads can go on using it.
+        rank: this process's rank.
+        num_ranks: the number of ranks.
 
-    Before it ends the process it prints on stderr the phase, its seconds, the setting that limits them, which ranks
-    have not come to the phase or give no sign of life, and the stacks of all threads. Time in which this process was
-    stopped counts. If a thread never lets go of the interpreter lock, faulthandler ends the process some seconds later,
-    with stacks alone. In a fork of this process phases do nothing.
+    Before it ends the process, it prints on stderr the phase, its seconds, the setting that limits them, the ranks
+    that have not come to the phase or give no sign of life, and the stacks of all threads. Time in which this process
+    was stopped counts. If a thread never releases the interpreter lock, faulthandler ends the process some seconds
+    later and prints only the stacks. In a fork of this process phases do nothing.
     """
 
     def __init__(self, store: dist.Store | None, rank: int, num_ranks: int) -> None:
@@ -86,26 +87,27 @@ class Watchdog:
         self._lock = threading.RLock()  # a signal handler may enter a phase too
         self._moved = threading.Event()
         self._closing = threading.Event()
-        self._board = _Board(store, num_ranks) if store is not None and num_ranks > 1 else None
-        loops = [self._watch] if self._board is None else [self._watch, self._show_life]
+        self._heartbeats = _Heartbeats(store, num_ranks) if store is not None and num_ranks > 1 else None
+        loops = [self._watch] if self._heartbeats is None else [self._watch, self._send_heartbeats]
         self._threads = [threading.Thread(target=f, name=f"watchdog{f.__name__}", daemon=True) for f in loops]
         for thread in self._threads:
             thread.start()
-        # A daemon thread that comes back from C++ while the interpreter is taken down ends it with SIGABRT.
+        # A daemon thread that returns from C++ during the interpreter's shutdown would end it with SIGABRT.
         atexit.register(self.close)
 
     @classmethod
     def alone(cls) -> "Watchdog":
-        """For one process that waits for nobody else."""
+        """A watchdog for a single process, which waits for no other."""
         return cls(None, 0, 1)
 
     @contextlib.contextmanager
     def phase(self, name: str, deadline_s: float | None, setting: str = "") -> Iterator[None]:
-        """The block must end in ``deadline_s`` seconds; None sets no deadline, but others see where this rank is.
+        """Ends the process if the block takes longer than ``deadline_s`` seconds.
 
-        Phases may nest: the outer ones go on counting. ``setting`` is the flag that gave the deadline, otherwise
-        ``--deadline.{name}_s``. A rank is missing if it entered phases of this name less often than this one did, so
-        every rank must go through those that it shares with others. Costs about 50 microseconds.
+        None sets no deadline, but other ranks see where this one is. Phases may nest, and all of them count.
+        ``setting`` is the flag that gave the deadline; empty means ``--deadline.{name}_s``. A rank is missing if it
+        entered phases of this name less often than this one did, so every rank must enter the phases that it shares
+        with others. Costs about 50 microseconds.
         """
         if os.getpid() != self._pid or self._closing.is_set():
             yield
@@ -118,9 +120,9 @@ class Watchdog:
             self._leave(entered)
 
     def close(self) -> None:
-        """Ends the threads; phases do nothing from here on. May be called again, and is when the interpreter exits.
+        """Ends the threads; afterwards phases do nothing. May be called again, and is called when Python exits.
 
-        Once a deadline has passed there is no way back: this waits for the end of the process.
+        If a deadline has passed, this does not return: the process ends.
         """
         if os.getpid() != self._pid or self._closing.is_set():
             return
@@ -151,27 +153,27 @@ class Watchdog:
         _Backstop.set(min((p.ends for p in self._open), default=math.inf) + BACKSTOP_S)
         self._moved.set()
 
-    def _show_life(self) -> None:
-        """Writes a sign at every move, and every second in between."""
-        assert self._board is not None
-        for beat in range(sys.maxsize):
+    def _send_heartbeats(self) -> None:
+        """Writes a heartbeat every second, and whenever this rank enters or leaves a phase."""
+        assert self._heartbeats is not None
+        for number in range(sys.maxsize):
             closing = self._closing.is_set()
             try:
-                self._board.write(self._rank, self._sign(beat))
-            except RuntimeError:  # whoever holds the store is gone: the launcher or a deadline ends this rank as well
+                self._heartbeats.write(self._rank, self._heartbeat(number))
+            except RuntimeError:  # the store's process is gone: the launcher or a deadline will end this rank as well
                 return
             if closing:
                 return
-            self._moved.wait(BEAT_S)
+            self._moved.wait(HEARTBEAT_S)
             self._moved.clear()
 
-    def _sign(self, beat: int) -> _Sign:
+    def _heartbeat(self, number: int) -> _Heartbeat:
         with self._lock:
             place, arrived = self._at
-            return _Sign(beat, self._process, place, time.monotonic() - arrived, dict(self._entered))
+            return _Heartbeat(number, self._process, place, time.monotonic() - arrived, dict(self._entered))
 
     def _watch(self) -> None:
-        while not self._closing.wait(TICK_S):
+        while not self._closing.wait(POLL_S):
             late = min(self._open, key=lambda phase: phase.ends, default=None)
             if late is not None and late.ends < time.monotonic():
                 self._end(late)
@@ -198,67 +200,73 @@ class Watchdog:
                 stream.flush()
 
     def _missing(self, late: _Phase) -> list[str]:
-        """Who did not come to the phase, or gives no sign of life, one line each."""
-        if self._board is None:
-            return ["it waited for no other rank: what for stands in its stacks"]
-        earlier = self._board.ask()
+        """The ranks that did not come to the phase or give no sign of life, one line each."""
+        if self._heartbeats is None:
+            return ["it waited for no other rank: see the stacks for what it waited"]
+        earlier = self._heartbeats.read()
         if isinstance(earlier, str):
             return [earlier]
         time.sleep(SILENCE_S)
-        later = self._board.ask()
-        if isinstance(later, str):  # it worked just now: most likely the first rank's deadline has passed as well
-            return [later, *self._behind(late, earlier, {})]
-        return self._behind(late, later, earlier) or ["every rank came to this phase and is alive: see the stacks"]
+        later = self._heartbeats.read()
+        if isinstance(later, str):  # it answered just now: most likely the first rank's deadline has passed as well
+            return [later, *self._missing_ranks(late, earlier, {})]
+        return self._missing_ranks(late, later, earlier) or [
+            "every rank came to this phase and is alive: see the stacks"
+        ]
 
-    def _behind(self, late: _Phase, signs: dict[int, _Sign], earlier: dict[int, _Sign]) -> list[str]:
+    def _missing_ranks(
+        self, late: _Phase, heartbeats: dict[int, _Heartbeat], earlier: dict[int, _Heartbeat]
+    ) -> list[str]:
         lines = []
         for rank in range(self._num_ranks):
-            sign = signs.get(rank)
+            last = heartbeats.get(rank)
             if rank == self._rank:
                 continue
-            if sign is None:
-                lines.append(f"missing: rank {rank}, which has not said a word yet")
-            elif rank in earlier and sign.beat == earlier[rank].beat:
-                lines.append(f"missing: rank {rank} ({sign.process}), no sign of life, last seen {sign}")
-            elif sign.entered.get(late.name, 0) < late.number:
-                lines.append(f"missing: rank {rank} ({sign.process}), which is alive, {sign}")
+            if last is None:
+                lines.append(f"missing: rank {rank}, which has given no sign of life yet")
+            elif rank in earlier and last.number == earlier[rank].number:
+                lines.append(f"missing: rank {rank} ({last.process}), no sign of life, last seen {last}")
+            elif last.entered.get(late.name, 0) < late.number:
+                lines.append(f"missing: rank {rank} ({last.process}), which is alive, {last}")
         return lines
 
 
-class _Board:
-    """The signs of all ranks in a store. Writing and asking have a connection each: a call locks the one it is made on,
-    and may never return."""
+class _Heartbeats:
+    """The last heartbeats of all ranks, in a store.
+
+    Writing and reading use a connection each, because a call locks its connection and may never return.
+    """
 
     def __init__(self, store: dist.Store, num_ranks: int) -> None:
         self._keys = [f"fastgrpo/watchdog/{rank}" for rank in range(num_ranks)]
         self._store = cast(Any, store)  # torch's stubs lack clone; kept, because the first rank's is the server
         self._writer, self._reader = self._store.clone(), self._store.clone()
 
-    def write(self, rank: int, sign: _Sign) -> None:
-        self._writer.set(self._keys[rank], json.dumps(asdict(sign)))
+    def write(self, rank: int, heartbeat: _Heartbeat) -> None:
+        self._writer.set(self._keys[rank], json.dumps(asdict(heartbeat)))
 
-    def ask(self) -> dict[int, _Sign] | str:
-        """The signs of the ranks that have written one, or in words why there is no answer."""
+    def read(self) -> dict[int, _Heartbeat] | str:
+        """The last heartbeat of each rank that has written one; if the store does not answer, a sentence about it."""
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
         host = "torchrun on the first node" if agent else "rank 0"
         try:
-            signs = _bounded(self._read, ANSWER_S)
+            heartbeats = _bounded(self._read, ANSWER_S)
         except RuntimeError as error:
             return f"the store, hosted by {host}, is gone ({str(error).splitlines()[0]}): look at what {host} says"
-        if signs is None:
+        if heartbeats is None:
             return f"the store, hosted by {host}, does not answer: {host} is stopped, dead or out of reach"
-        return signs
+        return heartbeats
 
-    def _read(self) -> dict[int, _Sign]:
+    def _read(self) -> dict[int, _Heartbeat]:
         written = {rank: key for rank, key in enumerate(self._keys) if self._reader.check([key])}
-        return {rank: _Sign(**json.loads(self._reader.get(key))) for rank, key in written.items()}
+        return {rank: _Heartbeat(**json.loads(self._reader.get(key))) for rank, key in written.items()}
 
 
 class _Backstop:
-    """Ends the process even while a thread keeps the interpreter lock: faulthandler's clock runs outside of it.
+    """Ends the process even while a thread keeps the interpreter lock, which faulthandler's timer does not need.
 
-    There is one in a process. A fork is left without: with it, the child would wait for faulthandler's thread, which it
-    does not have, when it exits.
+    A process has one. It is lifted for a fork: otherwise the child would wait at its exit for faulthandler's thread,
+    which it does not have.
     """
 
     ends = math.inf  # time.monotonic
@@ -266,7 +274,7 @@ class _Backstop:
     @classmethod
     def set(cls, ends: float) -> None:
         if ends < math.inf:
-            faulthandler.dump_traceback_later(max(ends - time.monotonic(), TICK_S), exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(max(ends - time.monotonic(), POLL_S), exit=True, file=STDERR)
         elif cls.ends < math.inf:
             faulthandler.cancel_dump_traceback_later()
         cls.ends = ends
@@ -289,7 +297,7 @@ os.register_at_fork(before=_Backstop.lift, after_in_parent=_Backstop.restore, af
 
 
 def _bounded(work: Callable[[], T], limit_s: float) -> T | None:
-    """What `work` returns or raises, or None if it takes longer; then it goes on in its thread."""
+    """The result of `work`, or its error raised; None if it takes longer, and then its thread goes on."""
     results: list[T] = []
     errors: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""A run as one self-contained page: its curves, its headline numbers and its rollouts to read.
+"""The report of a run, one self-contained page: curves, headline numbers and rollouts to read.
 
 ``python -m fastgrpo.report RUN`` writes ``report.html`` into the run folder. The page needs no network and no server.
 """

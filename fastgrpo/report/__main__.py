@@ -8,7 +8,7 @@ from fastgrpo.report import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with a message, and status 2, where there is no run to report."""
+    """Writes the page. Exits with a message and status 2 if there is no run to report."""
     parser = argparse.ArgumentParser(prog="python -m fastgrpo.report", description="Write the report page of a run.")
     parser.add_argument("run", metavar="RUN", help="a run folder, or the name of one under runs/")
     name = parser.parse_args(argv).run
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_run(name: str) -> Path:
-    """The folder itself where it exists, else the one of that name under runs/."""
+    """The folder itself if it exists, or else the folder of that name under runs/."""
     for folder in (Path(name), Path("runs") / name):
         if folder.is_dir():
             return folder

@@ -1,4 +1,4 @@
-"""Which charts the page has, in its order, and what each shows of a healthy run."""
+"""The charts of the page, in its order, and what each looks like in a healthy run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 class Curve:
     """One chart over the steps. `healthy` completes the sentence "Healthy: ..."."""
 
-    metric: str  # the first one; also the chart's name in the page and in run.json's published bands
+    metric: str  # the first metric; also the chart's name in the page and in run.json's published bands
     title: str
     unit: str
     healthy: str
     about: str = ""
-    series: Mapping[str, str] = field(default_factory=dict)  # metric -> name, where there is more than one
+    series: Mapping[str, str] = field(default_factory=dict)  # metric -> name, if there are several
     hover: str = ".4~r"  # d3-format
     ticks: str = ""
     averaged: bool = True
     stacked: bool = False
-    optional: bool = False  # left out of a run that did not record it
+    optional: bool = False  # whether it is left out if the run did not record it
 
     @property
     def names(self) -> Mapping[str, str]:
+        """Metric -> its name in the chart."""
         return self.series or {self.metric: self.title.lower()}
 
 
@@ -37,11 +38,11 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             metric="accuracy",
             title="Accuracy of the sampled responses",
             unit="share of responses correct",
-            about="What the verifier says, before anything is done to rewards.",
+            about="The verifier's verdicts, before any shaping of rewards.",
             hover=".1%",
             ticks=".0%",
             optional=True,
-            healthy="climbs with the reward. A reward that climbs alone is won by what is done to it.",
+            healthy="climbs with the reward. If only the reward climbs, the model exploits the shaping of rewards.",
         ),
         Curve(
             metric="entropy",
@@ -49,14 +50,15 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             unit="nats per token",
             about="Entropy is the mean over response tokens of the full-vocabulary entropy at the sampling "
             "temperature.",
-            healthy="drifts slowly within a band. Near 0 the policy has stopped exploring, a climb ends in noise.",
+            healthy="drifts slowly within a band. Near 0 the policy does not explore any more; a climb ends in noise.",
         ),
         Curve(
             metric="response_length",
             title="Response length",
             unit="tokens per response",
             hover=",.0f",
-            healthy="settles well below the limit. Growth up to the limit is rambling, a collapse is guessing.",
+            healthy="becomes steady well below the limit. Responses that grow up to the limit ramble; very short ones "
+            "are guesses.",
         ),
     ),
     "Accuracy and updates": (
@@ -68,7 +70,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             hover=".1%",
             ticks=".0%",
             averaged=False,
-            healthy="follows the reward. Where the reward climbs alone, the policy overfits or games the verifier.",
+            healthy="follows the reward. If only the reward climbs, the policy overfits or exploits the verifier.",
         ),
         Curve(
             metric="clip_frac",
@@ -76,7 +78,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             unit="share of response tokens",
             hover=".3~%",
             ticks="~%",
-            healthy="small and steady. Growth means that updates stray from the policy that sampled.",
+            healthy="small and steady. Growth means that updates move far away from the policy that sampled.",
         ),
         Curve(
             metric="grad_norm",
@@ -92,7 +94,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             unit="nats per token",
             hover=".3~e",
             ticks=".1~e",
-            healthy="flat and close to 0. A rise means that sampler and trainer no longer hold the same distribution.",
+            healthy="flat and close to 0. A rise means that sampler and trainer have different distributions.",
         ),
         Curve(
             metric="reference_kl",
@@ -101,7 +103,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             hover=".3~e",
             ticks=".1~e",
             optional=True,
-            healthy="grows slowly, and falls to 0 where the reference is reset. A sharp rise comes before a collapse.",
+            healthy="grows slowly, and falls to 0 when the reference is reset. A sharp rise comes before a collapse.",
         ),
         Curve(
             metric="logprob_diff_above_001_frac",
@@ -119,7 +121,8 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             series={"truncated_frac": "cut at the limit", "zero_advantage_frac": "zero advantage"},
             hover=".1%",
             ticks=".0%",
-            healthy="truncation falls early. Groups all right or all wrong teach nothing, and grow only as skill does.",
+            healthy="truncation falls early. Groups that are all right or all wrong teach nothing; their share grows "
+            "only as the model improves.",
         ),
     ),
     "Rollouts": (
@@ -129,7 +132,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             unit="steps between sampling and training",
             series={"staleness_mean": "mean", "staleness_max": "most"},
             hover=".2f",
-            healthy="0 where sampling and training take turns, else level below --rollout.max_staleness.",
+            healthy="0 if sampling and training take turns; otherwise level, below --rollout.max_staleness.",
         ),
         Curve(
             metric="groups_kept",
@@ -141,15 +144,16 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
                 "groups_dropped_all_wrong": "left out, all wrong",
             },
             hover=",.0f",
-            healthy="those left out change slowly. All wrong: the problems are too hard; all right: too easy by now.",
+            healthy="the groups left out change slowly. If many are all wrong, the problems are too hard; if many are "
+            "all right, too easy.",
         ),
         Curve(
             metric="engine_busy_s",
             title="Engines at work",
             unit="seconds per step",
             series={"engine_busy_s": "an engine draws", "step_s": "the step"},
-            healthy="engines with ranks of their own draw nearly all of the time. Where they wait, the trainer needs "
-            "more GPUs; where it waits for rollouts, they do.",
+            healthy="engines with ranks of their own draw nearly all of the time. If they wait, the trainer needs more "
+            "GPUs; if the trainer waits, the engines do.",
         ),
     ),
     "Speed": (
@@ -158,7 +162,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             title="Throughput",
             unit="tokens/s, all ranks",
             hover=",.0f",
-            healthy="level. It moves with the response length, and no dip lasts.",
+            healthy="level. It changes with the response length, and drops are short.",
         ),
         Curve(
             metric="total_tokens",
@@ -166,7 +170,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             unit="tokens",
             hover=",.0f",
             averaged=False,
-            healthy="a straight line, which bends with the response length.",
+            healthy="a straight line that bends when the response length changes.",
         ),
         Curve(
             metric="step_s",
@@ -182,7 +186,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
                 "rest_s": "rest",
             },
             stacked=True,
-            healthy="rollout and update fill the step. Sync, reward and the rest stay thin.",
+            healthy="rollout and update take most of the step. Sync, reward and the rest stay small.",
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""The charts of the page, as plotly figures without colours of their own theme: page.js adds light or dark."""
+"""The charts of the page, as plotly figures without a theme: page.js adds light or dark."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ class Chart:
     """A curve of one run, ready for the page."""
 
     curve: Curve
-    figure: go.Figure | None  # None where the run recorded nothing for it
+    figure: go.Figure | None  # None if the run recorded nothing for it
     about: str
-    published: str  # what is drawn behind the curve, and whose it is
-    key: Mapping[str, str]  # name -> colour, where there is more than one series
+    published: str  # a sentence about the published values that are drawn with the curve
+    key: Mapping[str, str]  # name -> colour, if there are several series
 
 
 def charts(run: Run) -> dict[str, list[Chart]]:
     """Section title -> its charts, in the order of the page."""
     drawn = {section: [chart(curve, run) for curve in curves] for section, curves in CURVES.items()}
-    return {section: [c for c in all_of_it if c.figure or not c.curve.optional] for section, all_of_it in drawn.items()}
+    return {section: [c for c in found if c.figure or not c.curve.optional] for section, found in drawn.items()}
 
 
 def chart(curve: Curve, run: Run) -> Chart:
@@ -45,12 +45,12 @@ def chart(curve: Curve, run: Run) -> Chart:
 
 
 def window(run: Run) -> int:
-    """Steps in a running mean: enough to see through the noise, few enough to show a fall. 1 averages nothing."""
+    """The steps of a running mean: enough to reduce noise, few enough to show a fall. 1 averages nothing."""
     return 1 if run.num_steps <= _FEW else max(5, run.num_steps // _FEW)
 
 
 def running_mean(values: list[float | None], width: int) -> list[float | None]:
-    """Of each value with those of the `width` - 1 steps before it; None where the step has no value."""
+    """The mean of each value with those of the `width` - 1 steps before it; None for a step without a value."""
     means: list[float | None] = []
     for end, value in enumerate(values, start=1):
         known = [v for v in values[max(0, end - width) : end] if v is not None]
@@ -59,7 +59,7 @@ def running_mean(values: list[float | None], width: int) -> list[float | None]:
 
 
 def _column(run: Run, metric: str) -> list[float | None]:
-    """A metric over the steps; the rest of a step is what its phases leave."""
+    """A metric over the steps. ``rest_s`` is the time of a step that belongs to no phase."""
     if metric != "rest_s":
         return run.column(metric)
     phases = [run.column(phase) for curve in CURVES["Speed"] for phase in curve.series if phase != "rest_s"]
@@ -83,7 +83,7 @@ def _figure(curve: Curve, run: Run, columns: Mapping[str, list[float | None]]) -
     if run.num_steps <= 5:
         figure.update_xaxes(dtick=1)  # there is no step 1.5
     if run.num_steps == 1 and min(value for column in columns.values() for value in column if value is not None) > 0:
-        figure.update_yaxes(rangemode="tozero")  # around a single value, plotly would show digits that mean nothing
+        figure.update_yaxes(rangemode="tozero")  # around a single value, plotly would show meaningless digits
     return figure
 
 
@@ -112,14 +112,14 @@ def _draw(
 def _stacked(steps: list[int], values: list[float | None], name: str, colour: str) -> go.Bar | go.Scatter:
     if len(steps) <= _FEW:
         return go.Bar(x=steps, y=values, name=name, marker={"color": colour, "line": {"width": 0}}, opacity=0.8)
-    line = {"width": 0, "color": colour}  # a visible edge would make a phase of milliseconds look like seconds
+    line = {"width": 0, "color": colour}  # with a visible edge, a phase of milliseconds would look like seconds
     return go.Scatter(
         x=steps, y=values, name=name, mode="lines", stackgroup="phases", line=line, fillcolor=colour, opacity=0.8
     )
 
 
 def _round(value: float | None) -> float | None:
-    """Six digits: more than a screen shows, and half the size of the page's data."""
+    """The value to six digits: more than a screen shows, and the page's data is half as large."""
     return None if value is None else float(f"{value:.6g}")
 
 
@@ -135,7 +135,7 @@ def _about(curve: Curve, run: Run) -> str:
 
 
 def _draw_published(figure: go.Figure, curve: Curve, run: Run, values: list[float]) -> str:
-    """Draws what was published for this curve and returns its legend; "" where nothing was."""
+    """Draws the published values of this curve and returns their legend; empty if there are none."""
     if curve.metric == "total_tokens":
         return _draw_budget(figure, run, max(values))
     bands = run.published("bands")
@@ -154,7 +154,7 @@ def _draw_budget(figure: go.Figure, run: Run, spent: float) -> str:
     budget, source = number(run.published("total_tokens")), run.published("total_tokens_source")
     if not budget:
         return ""
-    where = f" ({source})" if source else ""  # the bands' source is a figure, and not where a budget stands
+    where = f" ({source})" if source else ""  # the source of the bands is a figure, which has no budget
     text = f"{amount(budget)} tokens{where}; this run is at {spent / budget:.2%}"
     if spent < budget / 20:  # the curve would lie on the axis
         return f"Published: {text}."
@@ -163,7 +163,7 @@ def _draw_budget(figure: go.Figure, run: Run, spent: float) -> str:
 
 
 def _is_far(values: list[float], low: float, high: float) -> bool:
-    """Whether drawing the band would press the curve flat: a small model's lengths against a large one's."""
+    """Whether the band is so far away that the curve would look flat, as with response lengths of a small model."""
     gap = max(low - max(values), min(values) - high)
     whole = max(high, *values) - min(low, *values)
     return gap > (high - low) / 2 and max(values) - min(values) < whole / 20

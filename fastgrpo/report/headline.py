@@ -1,4 +1,4 @@
-"""The few numbers that say how a run went, as the page's header shows them."""
+"""The few numbers in the page's header that say how a run went."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from fastgrpo.report.words import amount, counted, duration
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A number with its name; `before` where it is a change."""
+    """A number with its name, and the earlier value `before` if it is a change."""
 
     label: str
     value: str
@@ -17,7 +17,7 @@ class Fact:
 
 
 def headline(run: Run) -> list[Fact]:
-    """The accuracies first. What the run did not record is left out."""
+    """The numbers of the header, accuracies first, without those that the run did not record."""
     samples, temperature = run.setting("evaluation.samples_per_prompt"), run.setting("evaluation.temperature")
     how = f"mean of {samples} samples, temperature {temperature}" if samples and temperature is not None else ""
     facts = [
@@ -31,7 +31,7 @@ def headline(run: Run) -> list[Fact]:
 
 
 def incidents(run: Run) -> list[str]:
-    """What went wrong and was survived, in plain words. Empty is the healthy case."""
+    """The failures that the run survived, in plain words; empty for a healthy run."""
     counts = {"skipped update": run.total("skipped_updates"), "verifier failure": run.total("verifier_failures")}
     return [counted(count, name) for name, count in counts.items() if count]
 
@@ -48,7 +48,7 @@ def subtitle(run: Run) -> list[str]:
 
 
 def _accuracy(run: Run, label: str, name: str, metric: str, how: str) -> Fact | None:
-    """From the summary; while the run goes on, its first and its latest evaluation."""
+    """The accuracy before and after from the summary or, while the run goes on, from its first and last evaluation."""
     known = [value for value in run.column(metric) if value is not None]
     before, after = (number(run.summary.get(f"{name}_{when}")) for when in ("before", "after"))
     if before is None and known:

@@ -9,7 +9,7 @@ const plots = [...document.querySelectorAll(".plot[data-figure]")];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const touch = matchMedia("(hover: none)");
 
-// The style sheet owns the colours; plotly takes them as a template.
+// The colours are in the style sheet; plotly gets them as a template.
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
@@ -44,7 +44,7 @@ function drawCharts() {
   }
 }
 
-let zooming = false; // relayout reports itself: without this, two charts would answer each other for ever
+let zooming = false; // relayout sends an event: without this, two charts would answer each other for ever
 function zoomOthers(source, change) {
   if (zooming) return;
   let range = null;
@@ -71,10 +71,10 @@ const NUMERIC = new Set(["reward", "advantage", "num_response_tokens"]);
 const TEXTS = ["prompt", "response", "answer"];
 
 const text = (value) => (value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value));
-// A response may hold anything: control characters become their visible pictures, half a surrogate pair U+FFFD.
+// A response may contain anything: control characters become their visible symbols, half a surrogate pair U+FFFD.
 const visible = (value) => text(value).toWellFormed()
   .replace(/[\x00-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))).replace(/\x7f/g, "\u2421");
-const oneLine = (value) => value.toWellFormed().replace(/\s+/g, " ").trim(); // an excerpt may begin or end within a pair
+const oneLine = (value) => value.toWellFormed().replace(/\s+/g, " ").trim(); // an excerpt may begin or end in the middle of a pair
 
 function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
@@ -107,7 +107,7 @@ function showRollouts(rollouts) {
   function compare(a, b) {
     const [x, y] = [a[sort.column], b[sort.column]];
     const missing = (x === null) - (y === null);
-    if (missing || x === null) return missing; // unknown values stand last, whichever way it is sorted
+    if (missing || x === null) return missing; // unknown values come last in both directions
     if (typeof x === "number" && typeof y === "number") return sort.sign * (x - y);
     return sort.sign * text(x).localeCompare(text(y), undefined, { numeric: true });
   }
@@ -155,7 +155,7 @@ function showRollouts(rollouts) {
     return td;
   }
 
-  // A prompt is known by its beginning, a response by its end, where the answer stands; a search by where it was found.
+  // Shows the beginning of a prompt, the end of a response, where the answer is, and the place of a search's match.
   function excerpt(value, name) {
     const at = needle() ? value.toLowerCase().indexOf(needle()) : -1;
     if (at > 40) return "… " + oneLine(value.slice(at - 30, at + 300));
@@ -174,7 +174,7 @@ function showRollouts(rollouts) {
     const wanted = needle(), nodes = [];
     let from = 0;
     const lower = value.toLowerCase();
-    if (wanted && lower.length === value.length) { // a few letters grow in lower case: then no place is certain
+    if (wanted && lower.length === value.length) { // a few letters become longer in lower case: then the places differ
       for (let at = lower.indexOf(wanted); at >= 0; at = lower.indexOf(wanted, from)) {
         nodes.push(value.slice(from, at), element("mark", { textContent: value.slice(at, at + wanted.length) }));
         from = at + wanted.length;

@@ -1,4 +1,4 @@
-"""Puts a run's page together: one html file with everything inside, that loads nothing."""
+"""Builds a run's page: one html file that contains everything and loads nothing."""
 
 import base64
 import hashlib
@@ -20,17 +20,17 @@ from fastgrpo.report.words import counted
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes ``run_dir/report.html``, also while the run goes on, and returns its path.
+    """Writes ``run_dir/report.html`` and returns its path. The run may still be going on.
 
     Reads run.json, metrics.jsonl, rollouts.jsonl and summary.json; only metrics.jsonl must be there. Raises ValueError
-    where the folder or the file is missing, or holds no step.
+    if the folder or this file is missing, or the file has no step.
     """
     run = read_run(Path(run_dir))
     path = run.folder / "report.html"
     unfinished = run.folder / "report.html.part"
-    # A text from a model may hold half a surrogate pair, which utf-8 cannot.
+    # A text from a model may contain half a surrogate pair, which utf-8 cannot encode.
     unfinished.write_bytes(_page(run).encode("utf-8", errors="replace"))
-    os.replace(unfinished, path)  # a reader never meets half a page
+    os.replace(unfinished, path)  # a reader never sees half a page
     return path
 
 
@@ -67,7 +67,7 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def _right(run: Run) -> float:
-    """The reward from which a response counts as correct: halfway between the two that the verifier gives."""
+    """The reward from which a response counts as correct: halfway between the rewards of right and wrong."""
     correct, wrong = number(run.setting("reward.correct")), number(run.setting("reward.wrong"))
     return 0.5 if correct is None or wrong is None else (correct + wrong) / 2
 
@@ -77,5 +77,5 @@ def _resource(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """As a content security policy names a script: the page runs these and no other, whatever a response holds."""
+    """A script's name in a content security policy: the page runs these scripts and no script in a response."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

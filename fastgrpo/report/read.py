@@ -1,6 +1,7 @@
-"""Reads a run folder as training leaves it, finished or not.
+"""Reads a run folder, of a finished run or an unfinished one.
 
-A killed run leaves torn lines and a resumed one repeats steps: both are read, and what was skipped is said on the page.
+A killed run leaves incomplete lines, and a resumed run repeats steps. Both are read, and the page says what was
+skipped.
 """
 
 import json
@@ -17,12 +18,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the page shows of a run."""
+    """The data of a run that the page shows."""
 
     folder: Path
     about: Record  # run.json
     summary: Record  # summary.json, empty until the run has finished
-    metrics: list[Record]  # one a step, steps ascending
+    metrics: list[Record]  # one for each step, in order
     rollouts: Rollouts
     notes: list[str]  # what could not be read
 
@@ -32,29 +33,32 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Training steps: step 0 is the evaluation before them."""
+        """The number of training steps, without step 0, which is the evaluation before them."""
         return sum(step > 0 for step in self.steps)
 
     def column(self, metric: str) -> list[float | None]:
-        """One value a step; None where it was not recorded or not finite."""
+        """The value of each step; None if it was not recorded or is not finite."""
         return [number(record.get(metric)) for record in self.metrics]
 
     def last(self, metric: str) -> float | None:
+        """The last value of a metric."""
         return next((value for value in reversed(self.column(metric)) if value is not None), None)
 
     def total(self, metric: str) -> float:
+        """The sum of a metric over the steps."""
         return sum(value for value in self.column(metric) if value is not None)
 
     def setting(self, name: str) -> Any:
-        """A setting by its command-line name, such as rollout.temperature; None where run.json lacks it."""
+        """A setting by its command-line name, such as rollout.temperature; None if run.json does not have it."""
         return mapping(self.about.get("config")).get(name)
 
     def published(self, name: str) -> Any:
+        """An entry of what the recipe's paper published; None if there is none."""
         return mapping(self.about.get("published")).get(name)
 
 
 def read_run(folder: Path) -> Run:
-    """Raises ValueError where there is no run: no folder, no metrics.jsonl, or not one step in it."""
+    """The run in a folder. Raises ValueError if there is no folder, no metrics.jsonl, or no step in it."""
     notes: list[str] = []
     metrics = _read_metrics(folder, notes)
     about = _read_object(folder / "run.json", notes)
@@ -75,6 +79,7 @@ def number(value: Any) -> float | None:
 
 
 def mapping(value: Any) -> Record:
+    """The value if it is a dict, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
@@ -95,7 +100,7 @@ def _read_metrics(folder: Path, notes: list[str]) -> list[Record]:
 
 
 def _read_steps(path: Path, notes: list[str]) -> Iterator[Record]:
-    """The records of a jsonl file that have a step, streamed. A missing file has none."""
+    """The records of a jsonl file that have a step, one by one; none if the file is missing."""
     if not path.is_file():
         return
     skipped = 0
@@ -120,7 +125,7 @@ def _read_object(path: Path, notes: list[str]) -> Record:
 
 
 def _parse(text: str) -> Any:
-    """None where the text is not JSON. Python's NaN and Infinity become None too: a browser cannot read them."""
+    """The value of JSON, or None if the text is none. NaN and Infinity become None, since browsers cannot read them."""
     try:
         return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Which rollouts the page holds: a long run keeps more text than a page can carry."""
+"""The rollouts that the page shows: a long run has more text than a page can hold."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 MAX_EMBEDDED_BYTES = 3_000_000
-# Below this many steps, rollouts of a step are thinned before more steps go.
-_FEWEST_STEPS = 8
+_FEWEST_STEPS = 8  # so many steps are kept; if they are still too large, some of their rollouts are left out
 _FIELDS = ("step", "prompt", "response", "answer", "reward", "advantage", "num_response_tokens", "finish_reason")
 
 Record = dict[str, Any]
@@ -16,7 +15,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """The rollouts that the page shows, of how many in the file."""
+    """The rollouts that the page shows, and how many the file has."""
 
     shown: list[Record]  # by step, ascending
     num_kept: int
@@ -28,15 +27,16 @@ class Rollouts:
 
 
 def embed(value: Any) -> str:
-    """JSON that may stand inside a script element: no markup can end it, and it is plain ASCII."""
+    """JSON for the inside of a script element: plain ASCII, in which no markup can end the element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def thin(read: Callable[[], Iterable[Record]], budget: int = MAX_EMBEDDED_BYTES) -> Rollouts:
-    """Steps spread evenly, first and last among them, so that the embedded text takes at most `budget` bytes.
+    """The rollouts of evenly spread steps, the first and the last among them, in at most `budget` bytes.
 
-    `read` streams the file, in the same order at each call: it is read twice, because it may not fit in memory.
+    `read` gives the file's records, in the same order at each call. It is called twice, because the file may not fit in
+    memory.
     """
     sizes: dict[int, list[int]] = {}  # step -> bytes of each of its rollouts
     for record in read():
@@ -50,7 +50,7 @@ def thin(read: Callable[[], Iterable[Record]], budget: int = MAX_EMBEDDED_BYTES)
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """`count` of the items at even distances, the first and the last among them."""
+    """`count` of the items, evenly spread, the first and the last among them."""
     if count >= len(items):
         return list(items)
     if count == 1:
@@ -59,7 +59,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _choose(sizes: dict[int, list[int]], budget: int) -> dict[int, set[int]]:
-    """Step -> which of its rollouts to show."""
+    """Step -> the indices of its rollouts to show."""
     steps = sorted(sizes)
     while (size := sum(sum(sizes[step]) for step in steps)) > budget and len(steps) > _FEWEST_STEPS:
         fewer = min(len(steps) - 1, len(steps) * budget // size)
@@ -70,7 +70,7 @@ def _choose(sizes: dict[int, list[int]], budget: int) -> dict[int, set[int]]:
 
 
 def _within(sizes: list[int], share: int) -> set[int]:
-    """As many rollouts of one step as fit into `share` bytes, spread evenly."""
+    """The indices of evenly spread rollouts of a step, as many as fit into `share` bytes."""
     indices = list(range(len(sizes)))
     while indices and sum(sizes[index] for index in indices) > share:
         indices = spread(range(len(sizes)), len(indices) - 1) if len(indices) > 1 else []

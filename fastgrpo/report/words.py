@@ -2,21 +2,21 @@
 
 
 def counted(count: float, noun: str) -> str:
-    """1 rank, 2 ranks."""
+    """A count with its noun: 1 rank, 2 ranks."""
     return f"{count:,.0f} {noun}{'s' * (count != 1)}"
 
 
 def amount(count: float) -> str:
-    """Three digits and a word: 140 billion, 9.2 million, 31 thousand, 512."""
+    """A number with three digits and a word: 140 billion, 9.2 million, 31 thousand, 512."""
     for size, word in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million"), (1e4, " thousand")):
         if count >= size:
-            # Not the g format, which writes 1e+03 for what rounds up to a thousand.
+            # The g format alone would write 1e+03 for a number that rounds up to a thousand.
             return f"{float(f'{count:.3g}') / (size if size > 1e4 else 1e3):,g}{word}"
     return f"{count:,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """The two largest units: 41 s, 12 min 30 s, 3 h 5 min, 15 d 2 h."""
+    """A time in its two largest units: 41 s, 12 min 30 s, 3 h 5 min, 15 d 2 h."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     total = round(seconds)

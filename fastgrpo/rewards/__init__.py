@@ -1,7 +1,10 @@
-"""Responses -> right or wrong. A verifier is a pure function (response text, answer) -> bool, or ``"unformatted"`` for
-a wrong response that lacks the demanded form; a recipe may bring its own. docs/verifiers.md says which is whose.
-``VerifierPool`` runs it in processes of its own, so that a response on which it hangs, dies or eats all memory costs
-one verdict and never the run. Nothing here imports torch, and nothing evaluates a response as code."""
+"""Responses -> right or wrong.
+
+A verifier is a pure function (response text, answer) -> bool, or ``"unformatted"`` for a wrong response that lacks the
+demanded form. A recipe may have its own; docs/verifiers.md describes those that are here. ``VerifierPool`` runs a
+verifier in processes of its own: a response on which it hangs, dies or uses all memory costs one verdict and never the
+run. Nothing here imports torch, and nothing evaluates a response as code.
+"""
 
 from fastgrpo.rewards.boxes import last_boxed
 from fastgrpo.rewards.compass import compass_accepts, compass_prompt

@@ -1,7 +1,7 @@
 """Text -> sympy expression, by a grammar of numbers, letters, ``+ - * / ^ !``, brackets, ``sqrt``, ``ln`` and ``pi``.
 
-sympy's own ``parse_expr`` calls ``eval``, so no text of a response may reach it. What is read here is bounded before it
-is computed: an answer that is no answer costs microseconds, not a process.
+sympy's own ``parse_expr`` calls ``eval``, so no text of a response may reach it. The size of a value is checked before
+it is computed: an absurd answer costs microseconds, not a process.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TOKEN = re.compile(rf"\s*(?:(?P<number>{NUMBER})|(?P<name>sqrt|pi|ln|[^\W\d_])|(
 
 
 class NotArithmetic(ValueError):
-    """Not of the grammar, or too large to be computed."""
+    """The text does not follow the grammar, or its value is too large to be computed."""
 
 
 def parse_arithmetic(text: str) -> Expr:
-    """The value of the text; letters are symbols, a product needs no sign (``2pi``, ``(x+1)(x-1)``).
+    """The value of the text. Letters are symbols, and a product needs no sign (``2pi``, ``(x+1)(x-1)``).
 
-    A letter before a bracket is a function of no meaning (``f(x)``), as sympy's parser has it; numbers with a point or
-    an exponent are decimal floats of as many digits. Raises NotArithmetic.
+    A letter before a bracket is an unknown function (``f(x)``), as in sympy's parser. Numbers with a point or an
+    exponent are decimal floats with as many digits as the text has. Raises NotArithmetic.
     """
     if len(text) > MAX_CHARS:
         raise NotArithmetic(f"more than {MAX_CHARS} characters")
@@ -58,7 +58,7 @@ class _Parser:
         self._tokens = tokens
         self._at = 0
         self._depth = 0
-        self._degree = 1  # product of all powers of what is not a plain number
+        self._degree = 1  # product of the exponents of all powers whose base is not a plain number
 
     def whole(self) -> Expr:
         value = self._sum()
@@ -119,7 +119,7 @@ class _Parser:
         return _bounded(base**exponent)
 
     def _check_power(self, base: Expr, exponent: Expr) -> None:
-        """Refuses what would be a number of more than 4,096 bits or a polynomial of a degree above 60."""
+        """Raises NotArithmetic for a number of more than 4,096 bits and for a polynomial of a degree above 60."""
         if not exponent.is_Rational:
             return
         size = abs(float(exponent)) if _bits(exponent) <= 64 else float("inf")
@@ -175,7 +175,7 @@ class _Parser:
         return Symbol(name)
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> Expr:
     from sympy import Float, Integer
 
     if len(text) > MAX_DIGITS:

@@ -1,4 +1,4 @@
-"""What may be computed: the size of a number is estimated before sympy makes it."""
+"""Limits on what is computed: the size of a number is estimated before sympy computes it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ MAX_DEPTH = 12
 MAX_DIGITS = 300
 MAX_BITS = 200_000
 MAX_NODES = 2000
-MAX_EXPANDED_POWER = 64  # of a sum: sympy may multiply it out
-MAX_MONOMIALS = 2000  # that it would have then
+MAX_EXPANDED_POWER = 64  # of a sum, which sympy may multiply out
+MAX_MONOMIALS = 2000  # of a value that is multiplied out
 
 LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS},}}")
-# latex2sympy computes these at once: no more than four digits may stand in them.
+# latex2sympy computes these at once, so their numbers may have at most four digits.
 EAGER_COMMANDS = re.compile(r"\\(?:[dt]?binom|choose|gcd|lcm)|gcd|lcm")
 FIVE_DIGITS = re.compile(r"[0-9]{5}")
 
 
 def readable(latex: str) -> bool:
-    """Whether latex2sympy may see this: not too long or deep, and with no large number that it computes at once."""
+    """Whether latex2sympy may read the text: it is not too long or too deep, and has no large number to compute."""
     if len(latex) > MAX_CHARS or LONG_NUMBER.search(latex) or _depth(latex) > MAX_DEPTH:
         return False
     return not (EAGER_COMMANDS.search(latex) and (FIVE_DIGITS.search(latex) or "^" in latex or "!" in latex))
 
 
 def small_enough(value: Any) -> bool:
-    """Whether an expression that is not computed yet can be, quickly.
+    """Whether an expression can be computed quickly.
 
-    Each number in it has at most 200,000 bits, no sum is raised to more than the 64th power, multiplied out it has at
-    most 2,000 monomials, and there is no sum over an index, no product, integral, limit or derivative, which are not
-    answers but exercises.
+    That is so if each number in it has at most 200,000 bits, no sum is raised to more than the 64th power, and it has
+    at most 2,000 monomials when it is multiplied out. Sums over an index, products, integrals, limits and derivatives
+    are refused: they are exercises and not answers.
     """
     from sympy import Derivative, Integral, Limit, Product, Sum
 
@@ -45,7 +45,7 @@ def small_enough(value: Any) -> bool:
 
 
 def _num_monomials(value: Any) -> float:
-    """A bound on the terms of the value multiplied out."""
+    """An upper bound on the number of terms when the value is multiplied out."""
     kind = type(value).__name__
     if kind == "Pow" and getattr(value.exp, "is_Integer", False) and value.exp > 1:
         terms, power = _num_monomials(value.base), min(int(value.exp), MAX_BITS)
@@ -57,12 +57,12 @@ def _num_monomials(value: Any) -> float:
 
 
 def _parts(value: Any) -> Any:
-    """A matrix has its entries among its arguments in one kind of sympy's, and not in the other."""
+    """The arguments of an expression, or the entries of a matrix, which are not always among its arguments."""
     return value.flat() if hasattr(value, "flat") else getattr(value, "args", ())
 
 
 def _depth(text: str) -> int:
-    """The most brackets of all kinds that are open at one time."""
+    """The largest number of brackets, of all kinds, that are open at the same time."""
     depth = deepest = 0
     for character in text:
         if character in "{([":
@@ -74,7 +74,7 @@ def _depth(text: str) -> int:
 
 
 def _log2(value: Any) -> float:
-    """A bound on the bits of the value and of everything in it; infinite for what nobody should compute."""
+    """An upper bound on the bits of the value and of its parts; infinite for what is too large to compute."""
     if getattr(value, "is_Rational", False):
         return float(max(int(value.p).bit_length(), int(value.q).bit_length(), 1))
     sizes = [_log2(argument) for argument in _parts(value)]

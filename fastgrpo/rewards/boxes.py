@@ -7,13 +7,13 @@ BRACE = re.compile(r"[{}]")
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{...}``; None if there is none, or if the last one never closes.
+    r"""The content of the last ``\boxed{...}``; None if there is none, or if the last one never closes.
 
-    Braces nest; a backslash does not escape them. Of nested boxes the innermost counts, because it starts last. A last
-    ``\boxed 42`` without braces is no answer, whatever stands before it. The text is read once.
+    Braces nest, and a backslash does not escape them. Of nested boxes the innermost counts, because it starts last. If
+    the last box has no braces (``\boxed 42``), there is no answer, whatever is before it. The text is read once.
 
     Source: ``extract_answer`` of ChenxinAn-fdu/POLARIS deepscaler/rewards/math_utils/utils.py, which thunlp/JustRL
-    evaluates with. It also opens an ``\fbox``, from which it then takes nothing.
+    uses in its evaluation. The original also looks for ``\fbox``, from which it never gets an answer.
     """
     start = text.rfind(BOX)
     if start < 0 or not text.startswith("{", start + len(BOX)):
@@ -24,13 +24,13 @@ def last_boxed(text: str) -> str | None:
 
 
 def answer_of(gold: str) -> str:
-    r"""The answer of a data set, out of its box if it comes in one (AIME24's gold is ``\boxed{204}``)."""
+    r"""The answer of a data set without its box, if it has one (AIME24's gold is ``\boxed{204}``)."""
     boxed = last_boxed(gold)
     return gold if boxed is None else boxed
 
 
 def closing_brace(text: str, start: int) -> int:
-    """Position of the brace that closes the one just before ``start``, or -1."""
+    """The position of the brace that closes the one just before ``start``, or -1."""
     depth = 1
     for brace in BRACE.finditer(text, start):
         depth += 1 if brace[0] == "{" else -1

@@ -1,12 +1,12 @@
-"""CompassVerifier: the judge model that JustRL asks about what the rules reject. Its prompt, and what counts as yes.
+"""CompassVerifier, the judge model that JustRL asks about what the rules reject: its prompt, and what accepts.
 
-It is a language model: something else generates its reply, greedily, with at most 2,048 tokens.
+The reply must be generated elsewhere, greedily, with at most 2,048 tokens.
 """
 
 MODEL = "opencompass/CompassVerifier-3B"
 MAX_REPLY_TOKENS = 2048
 
-# Word for word, with its typing: the model was trained on it.
+# The published prompt, unchanged with its mistakes: the model was trained on it.
 TEMPLATE = (
     "\n"
     "Please as a grading expert, judge whether the final answers given by the candidates below are "
@@ -56,7 +56,7 @@ TEMPLATE = (
 def compass_prompt(question: str, answer: str, response: str) -> str:
     """The user message that asks whether the response's final answer is the answer.
 
-    An empty question is what JustRL's published scores were judged with: evals/grade.py looks for a field that its own
+    JustRL's published scores were judged with an empty question: evals/grade.py looks for a field that its own
     generations do not have.
 
     Source: ``CV_PROMPT`` of open-compass/CompassVerifier src/prompts.py, the same in thunlp/JustRL evals/grade.py.
@@ -65,5 +65,5 @@ def compass_prompt(question: str, answer: str, response: str) -> str:
 
 
 def compass_accepts(reply: str) -> bool:
-    """Whether the reply says "A" (correct) and nothing else; spaces around it do not count."""
+    """Whether the reply is "A" (correct) and nothing else; white space around it does not count."""
     return reply.strip() == "A"

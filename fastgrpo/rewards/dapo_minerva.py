@@ -1,4 +1,4 @@
-"""DAPO's training verifier: the last line that says "Answer:", normalised as Minerva's authors did, and equal."""
+"""DAPO's training verifier: the last line with "Answer:" must equal the answer after Minerva's normalisation."""
 
 import re
 
@@ -42,7 +42,7 @@ REMOVED = (
     "\\dots",
 )
 REWRITTEN = (
-    (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),  # what the first pair of dollars holds is the answer
+    (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),  # the answer is what is inside the first pair of dollars
     (re.compile(r"\\text\{(.*?)\}"), r"\1"),
     (re.compile(r"\\textbf\{(.*?)\}"), r"\1"),
     (re.compile(r"\\overline\{(.*?)\}"), r"\1"),
@@ -62,9 +62,9 @@ REWRITTEN = (
 def dapo_minerva(response: str, answer: str) -> bool:
     """Whether the last "Answer: ..." within the last 300 characters of the response equals the answer, both normalised.
 
-    Normalised: what follows the last ``=``; without articles, spaces, units and LaTeX's dress; ``\\frac12`` written
-    out; thousands separators dropped where nothing but digits is left. The rest is equality of texts: 0.5 is not 1/2.
-    "[INVALID]" is the answer of a response without one, as in the original.
+    The normalisation takes what follows the last ``=``, removes articles, spaces, units and LaTeX's formatting, writes
+    ``\\frac12`` out, and drops thousands separators if only digits are left. Then the texts must be equal: 0.5 is not
+    1/2. A response without an answer has the answer "[INVALID]", as in the original.
 
     Source: volcengine/verl verl/utils/reward_score/math_dapo.py with ``strict_box_verify=False``; the normalisation is
     that of Lewkowycz et al. 2022 (Minerva), appendix D.

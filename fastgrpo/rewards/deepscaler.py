@@ -1,4 +1,4 @@
-"""DeepScaleR's verifier, and its grader alone: equality by ``mathd`` or by sympy of what the last box holds."""
+"""DeepScaleR's verifier, and its grader alone: the last box must equal the answer by ``mathd`` or by sympy."""
 
 from fastgrpo.rewards.boxes import answer_of, last_boxed
 from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNREDUCED_IS_WRONG, after_thought, known_answers
@@ -12,11 +12,10 @@ END_OF_THOUGHT = "</think>"
 def deepscaler(response: str, answer: str) -> bool:
     r"""Whether the last box after ``</think>`` holds the answer, by ``mathd`` or by sympy.
 
-    A response without ``</think>`` is wrong. What counts is the text between the first ``</think>`` and the next, if
-    there is a next.
+    A response without ``</think>`` is wrong. If there are several, only the text between the first two counts.
 
-    Source: agentica-project/rllm rllm/rewards/math_reward.py, the same in ChenxinAn-fdu/POLARIS deepscaler/rewards/;
-    without its judge model, which is off by default. One answer, where the original takes a list.
+    Source: agentica-project/rllm rllm/rewards/math_reward.py, the same in ChenxinAn-fdu/POLARIS deepscaler/rewards/,
+    without its judge model, which is off by default. Ours takes one answer, the original a list of answers.
     """
     parts = response.split(END_OF_THOUGHT, 2)
     return len(parts) > 1 and mathd_or_sympy(parts[1], answer)
@@ -26,7 +25,7 @@ def deepscaler(response: str, answer: str) -> bool:
 def mathd_or_sympy(response: str, answer: str) -> bool:
     """Whether the last box of the response, wherever it stands, holds the answer, by ``mathd`` or by sympy.
 
-    The rule part of JustRL's evaluation; an empty answer is never met.
+    This is the rule of JustRL's evaluation. No response is right for an empty answer.
 
     Source: ``grade_answer_verl`` of thunlp/JustRL evals/utils.py.
     """

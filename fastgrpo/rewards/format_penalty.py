@@ -1,4 +1,4 @@
-"""SimpleRL-Zoo's format reward, its ablation: a wrong answer is bad, and one without a box is worse."""
+"""The format reward of SimpleRL-Zoo's ablation: a wrong answer is bad, and one without a box is worse."""
 
 import re
 from typing import Literal
@@ -17,12 +17,12 @@ CLOSED_BOX = re.compile(r"\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")
     ("Six times seven: the answer is 42.", "42", "unformatted"),
 )
 def format_penalty(response: str, answer: str) -> bool | Literal["unformatted"]:
-    r"""``"unformatted"`` without a closed ``\boxed{...}``, right or not; else whether ``simplerl_mix`` accepts it.
+    r"""``"unformatted"`` for a response without a closed ``\boxed{...}``; else whether ``simplerl_mix`` accepts it.
 
-    The published rewards are +1 right, -0.5 wrong, -1 unformatted; they stand in the recipe.
+    The published rewards, which the recipe has, are +1 right, -0.5 wrong and -1 unformatted.
 
     Source: the "mix" of hkust-nlp/simpleRL-reason verl/utils/reward_score/simplelr_math.py. It compares with Qwen's
-    ``math_equal``; ours compares with math-verify, which the project went over to for its published runs.
+    ``math_equal``. Ours compares with math-verify, which the project used for its published runs.
     """
     if not CLOSED_BOX.search(before_stop_words(response)):
         return "unformatted"

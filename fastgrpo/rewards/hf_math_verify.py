@@ -1,9 +1,9 @@
 r"""Hugging Face's math-verify: its patterns find the answer, latex2sympy reads it, its grader compares.
 
-The library is called piece by piece, for two reasons. Its ``parse`` hands plain expressions such as ``3*4/5`` to
-sympy's ``parse_expr``, which evaluates Python: ours go through ``parse_arithmetic``. And what it reads is computed
-without a bound, which hangs on ``5^{5^{5^{5^5}}}``: ours is looked at first. Its timeouts are of no use off the main
-thread; the pool has its own.
+The parts of the library are called one by one, for two reasons. Its ``parse`` gives plain expressions such as ``3*4/5``
+to sympy's ``parse_expr``, which evaluates Python; ours uses ``parse_arithmetic``. And it computes what it reads without
+a limit, so it hangs on ``5^{5^{5^{5^5}}}``; ours checks the size first. Its timeouts work only in the main thread; the
+pool has its own.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Value = Any  # a sympy expression or matrix, or a text
 
 FLOAT_DECIMALS = 6
 NUMERIC_DIGITS = 15
-MAX_UNREADABLE = 32  # expressions that the library would go on trying to parse, in a response that is out of its mind
+MAX_MATCHES = 32  # that are tried: a garbled response may have any number that cannot be read
 
 
 @known_answers(*SELF_TEST, *EQUIVALENT, UNBOXED_IS_RIGHT)
 def math_verify(response: str, answer: str) -> bool:
     """Whether math-verify finds the answer in the response: in a box, after "answer is", or as the last expression.
 
-    What it finds by the first of its patterns that parses counts, the rightmost match of that pattern: JustRL's
-    validation on AIME and AMC, and the second half of ProRL's verifier. Plain decimals are equal to 6 places.
+    Its patterns are tried in their order, each from its rightmost match, and the first match that can be read counts.
+    Decimals are compared to 6 places. JustRL validates with it on AIME and AMC, and it is half of ProRL's verifier.
 
-    Source: volcengine/verl verl/utils/reward_score/math_verify.py, on math-verify's grader. Too large numbers
-    (``bounds.py``) are refused where the original computes them or runs into its timeout.
+    Source: volcengine/verl verl/utils/reward_score/math_verify.py, on math-verify's grader. Numbers that are too large
+    (``bounds.py``) are refused; the original computes them or runs into its timeout.
     """
     latex, plain = _targets()
     gold = answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
@@ -58,15 +58,15 @@ def equal_as_boxes(given: str, answer: str) -> bool:
 
 
 def equal_values(golds: list[Value], targets: list[Value]) -> bool:
-    """Whether any of the one is equal to any of the other; a text equals only the same text."""
+    """Whether any gold is equal to any target; a text equals only the same text."""
     return any(_equal(gold, target) for gold in golds for target in targets)
 
 
 def values_in(text: str, targets: tuple[ExtractionTarget, ...]) -> list[Value]:
-    """What the library's patterns find: the expression, if any can be read, and the text of the first match."""
+    """What the library's patterns find: the first expression that can be read, and the text of the first match."""
     found: list[Value] = []
     texts = []
-    for match, target in islice(_matches(text, targets), MAX_UNREADABLE):
+    for match, target in islice(_matches(text, targets), MAX_MATCHES):
         value, source = _read(match, target)
         if source:
             texts.append(source)
@@ -84,7 +84,7 @@ def _targets() -> tuple[ExtractionTarget, ExtractionTarget]:
 
 
 def _matches(text: str, targets: tuple[ExtractionTarget, ...]) -> Iterator[tuple[re.Match[str], ExtractionTarget]]:
-    """By priority of the pattern, and then from the right; later patterns are not tried until they are asked for."""
+    """The matches by the priority of their pattern, then from the right. A pattern is searched when it is needed."""
     from math_verify.parser import get_extraction_regexes
 
     patterns = [
@@ -105,7 +105,7 @@ def _read(match: re.Match[str], target: ExtractionTarget) -> tuple[Value | None,
 
 
 def _read_latex(groups: dict[str, str | None], target: Any) -> tuple[Value | None, str]:
-    """The one expression, or the set of those that "and" or "or" joins."""
+    """The expression, or the set of several that are joined by "and" or "or"; and its text."""
     from latex2sympy2_extended.sets import FiniteSet
 
     values: list[Any] = []
@@ -124,8 +124,8 @@ def _read_latex(groups: dict[str, str | None], target: Any) -> tuple[Value | Non
 
 
 def _normalised(latex: str, target: Any, in_box: bool) -> str:
-    """As the library's ``normalize_latex``, but of no more than the box holds, and of no more than an answer's length:
-    its patterns take minutes on a megabyte of digits."""
+    """The library's ``normalize_latex`` of the content of the box. A text that is too long for an answer is not
+    normalised, because the library's patterns take minutes on a megabyte of digits."""
     from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
 
     config = target.normalization_config
@@ -135,7 +135,7 @@ def _normalised(latex: str, target: Any, in_box: bool) -> str:
 
 
 def _value_of_latex(latex: str, is_percent: bool) -> Value | None:
-    """None for what latex2sympy cannot read, and for what is too large to be computed."""
+    """The value of LaTeX; None if latex2sympy cannot read it, or it is too large to be computed."""
     from latex2sympy2_extended.latex2sympy2 import convert_to_pct
     from math_verify.parser import parse_latex_cached
 
@@ -148,12 +148,12 @@ def _value_of_latex(latex: str, is_percent: bool) -> Value | None:
         return convert_to_pct(value) if is_percent else value
     except MemoryError:
         raise
-    except Exception:  # of a grammar, a lexer, sympy's constructors: all say that this is no expression
+    except Exception:  # errors of a grammar, a lexer or sympy's constructors: this is no expression
         return None
 
 
 def _read_plain(groups: dict[str, str | None]) -> tuple[Value | None, str]:
-    """A number, or an expression of numbers, outside of LaTeX."""
+    """The value and the text of a number, or an expression of numbers, outside LaTeX."""
     from latex2sympy2_extended.latex2sympy2 import convert_to_pct
 
     found = {name.rstrip("123"): text for name, text in groups.items() if text}
@@ -182,5 +182,5 @@ def _equal(gold: Value, target: Value) -> bool:
         return bool(sympy_expr_eq(gold, target, FLOAT_DECIMALS, NUMERIC_DIGITS))
     except MemoryError:
         raise
-    except Exception:  # sympy raises a dozen kinds where two things cannot be compared: they are not equal
+    except Exception:  # sympy raises many kinds of errors if two values cannot be compared: they are not equal
         return False

@@ -1,4 +1,4 @@
-"""LaTeX -> the plain text that a calculator would take: ``\\frac{1}{2}\\pi`` becomes `` 1/2pi``."""
+"""LaTeX -> plain text as for a calculator: ``\\frac{1}{2}\\pi`` becomes `` 1/2pi``."""
 
 import re
 from html.entities import name2codepoint
@@ -7,8 +7,8 @@ TOKEN = re.compile(r"\\([a-zA-Z]+)[ \t\n]*|\\(.)|([{}])|([^\\{}]+)|\\$", re.DOTA
 MAX_DEPTH = 30
 
 FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac"}
-SILENT = {"left", "right", "big", "Big", "bigg", "Bigg", "displaystyle", "text", "textbf", "textrm", "mathrm", "mathbf"}
-SILENT |= {"mbox", "mathbb", "mathcal", "mathit", "operatorname", "quad", "qquad", "limits", "textit"}
+DROPPED = {"left", "right", "big", "Big", "bigg", "Bigg", "displaystyle", "text", "textbf", "textrm", "mathrm"}
+DROPPED |= {"mathbf", "mbox", "mathbb", "mathcal", "mathit", "operatorname", "quad", "qquad", "limits", "textit"}
 WORDS = {
     "pi": "pi",
     "cdot": "*",
@@ -31,15 +31,15 @@ SYMBOLS = {",": " ", ";": " ", ":": " ", " ": " ", "!": "", "\\": ";", "&": "&",
 
 
 class TooDeep(ValueError):
-    """Braces that nest deeper than any answer's."""
+    """The braces nest deeper than in any answer."""
 
 
 def plain_text(latex: str) -> str:
-    r"""``\frac``, ``\sqrt`` and symbols written out, fonts and braces dropped; a command that is not known is its name.
+    r"""The text with ``\frac``, ``\sqrt`` and symbols written out and without fonts and braces.
 
-    A fraction's parts stay in brackets unless each is one number or letter, so that ``\frac{1+x}{2}`` is not
-    ``1+x/2``, which is what pylatexenc makes of it. A root that is not square becomes ``root[3](...)``, which nothing
-    evaluates. Raises TooDeep for more than 30 levels of braces.
+    An unknown command becomes its name. The parts of a fraction stay in brackets unless each is one number or letter:
+    so ``\frac{1+x}{2}`` does not become ``1+x/2``, as with pylatexenc. A root that is not square becomes
+    ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
     """
     return _Reader(latex).group()
 
@@ -51,7 +51,7 @@ class _Reader:
         self._depth = 0
 
     def group(self) -> str:
-        """To the brace that closes the group, or to the end."""
+        """The text up to the brace that closes the group, or up to the end."""
         self._go_deeper()
         pieces = []
         while (token := self._next()) is not None:
@@ -90,7 +90,7 @@ class _Reader:
             return f"{'sqrt' if degree in ('', '2') else f'root[{degree}]'}({self._argument()})"
         if word in ("begin", "end"):
             self._argument()
-        return "" if word in SILENT else WORDS.get(word, word)
+        return "" if word in DROPPED else WORDS.get(word, word)
 
     def _degree(self) -> str:
         optional = re.compile(r"\s*\[([^\]]{0,20})\]").match(self._latex, self._at)
@@ -100,7 +100,7 @@ class _Reader:
         return optional[1].strip()
 
     def _argument(self) -> str:
-        """What a command takes: a group, a command, or one character."""
+        """The argument of a command: a group, a command, or one character."""
         while self._at < len(self._latex) and self._latex[self._at].isspace():
             self._at += 1
         if self._at == len(self._latex) or self._latex[self._at] == "}":

@@ -22,12 +22,12 @@ REPLACED = (
 
 
 def equal_by_mathd(given: str, answer: str) -> bool:
-    r"""Whether both texts are the same when fractions, roots, units and spaces are written in one way.
+    r"""Whether both texts are the same after fractions, roots, units and spaces are written in one way.
 
-    ``\dfrac12``, ``\frac{1}{2}``, ``1/2`` and ``0.5`` are one text; ``1/4`` and ``0.25`` are two.
+    ``\dfrac12``, ``\frac{1}{2}``, ``1/2`` and ``0.5`` become the same text; ``1/4`` and ``0.25`` do not.
 
-    Source: ``is_equiv`` of hendrycks/math modeling/math_equivalence.py, as DeepScaleR uses it. Malformed LaTeX, which
-    made the original give up on an answer, is left as it is piece by piece.
+    Source: ``is_equiv`` of hendrycks/math modeling/math_equivalence.py, as DeepScaleR uses it. On malformed LaTeX the
+    original gives up on the whole answer; ours leaves only the malformed part as it is.
     """
     return normalised(given) == normalised(answer)
 
@@ -49,7 +49,7 @@ def normalised(answer: str) -> str:
 
 
 def _without_name(text: str) -> str:
-    """Without the ``x =`` or ``k=`` in front."""
+    """The text without a name and ``=`` before it, such as ``x =`` or ``k=``."""
     sides = text.split("=")
     return sides[1] if len(sides) == 2 and len(sides[0]) <= 2 else text
 
@@ -59,7 +59,7 @@ def _roots(text: str) -> str:
 
 
 def _fractions(text: str) -> str:
-    r"""Every fraction as ``\frac{a}{b}``, but ``\frac{72}1``, which the original leaves too."""
+    r"""The text with every fraction as ``\frac{a}{b}``, except ``\frac{72}1``, which the original leaves too."""
     text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", text)
     if text == "0.5":

@@ -1,4 +1,4 @@
-"""ProRL's mathematics verifier: right if either of two verifiers says so."""
+"""ProRL's mathematics verifier: a response is right if either of two verifiers accepts it."""
 
 from fastgrpo.rewards.deepscaler import deepscaler
 from fastgrpo.rewards.hf_math_verify import math_verify
@@ -10,6 +10,6 @@ def prime_union(response: str, answer: str) -> bool:
     """Whether ``deepscaler`` or ``math_verify`` accepts the response.
 
     Source: ProRL (Liu et al. 2025, arXiv 2505.24864), section on rewards: 1 if DeepScaleR's verifier or math-verify
-    passes, else 0. Its code is not public; each half is what its own project published.
+    passes, else 0. Its code is not public. Each of the two follows the code that its own project published.
     """
     return deepscaler(response, answer) or math_verify(response, answer)

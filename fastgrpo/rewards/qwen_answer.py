@@ -1,9 +1,9 @@
-r"""The answer in a response as Qwen's evaluation toolkit extracts and normalises it."""
+"""The answer in a response, as Qwen's evaluation toolkit extracts and normalises it."""
 
 import re
 
 NUMBER = re.compile(r"-?\d*\.?\d+")
-HOPE = ("final answer is $", "$. I hope")
+MINERVA_PHRASE = ("final answer is $", "$. I hope")  # of Minerva's few-shot prompt
 MAX_CHARS = 1000
 
 UNITS = (
@@ -18,7 +18,7 @@ PHRASES = (
     "cu cm|v â € ™|sq inch|∏ cm ³|cu . m|cm 2|rs .|pi sq m|s ."
 )
 ALL_UNITS = [unit + plural for unit in PHRASES.split("|") + UNITS.split() for plural in ("", "s")]
-# The points of the phrases are any character, as in the original.
+# A point in a phrase matches any character, as in the original.
 UNIT = [re.compile(rf"(^|\W){unit}($|\W)") for unit in ALL_UNITS]
 
 REPLACED = (
@@ -46,20 +46,20 @@ LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 
 def extract_answer(response: str) -> str:
-    """The normalised answer: of the last box, or after "answer is", or the last number; empty if there is none.
+    """The normalised answer: from the last box, or after "answer is", or the last number; empty if there is none.
 
     Source: ``extract_answer`` and ``strip_string`` of hkust-nlp/simpleRL-reason
-    verl/utils/reward_score/qwen_math_eval_toolkit/parser.py, for the data name "math". Number words are read only where
-    they are the whole answer; the original picks them out of any text. Of an answer of more than 1,000 characters the
-    units stay.
+    verl/utils/reward_score/qwen_math_eval_toolkit/parser.py, for the data name "math". Ours reads number words only if
+    they are the whole answer; the original takes them from any text. Ours removes no units from an answer of more than
+    1,000 characters.
     """
     answer = re.sub(r"\n\s*", "", _raw_answer(response.replace("ки", "")))
     return normalised(answer.removeprefix(":").removesuffix(".").removesuffix("/"))
 
 
 def _raw_answer(response: str) -> str:
-    if all(part in response for part in HOPE):
-        return response.split(HOPE[0], 1)[1].split(HOPE[1], 1)[0].strip()
+    if all(part in response for part in MINERVA_PHRASE):
+        return response.split(MINERVA_PHRASE[0], 1)[1].split(MINERVA_PHRASE[1], 1)[0].strip()
     if "boxed" in response:
         return _boxed(response.rsplit("boxed", 1)[1])
     for mark in ("he answer is", "final answer is"):
@@ -72,7 +72,7 @@ def _raw_answer(response: str) -> str:
 
 
 def _boxed(rest: str) -> str:
-    """Of a box that never closes, all that is left; of a box without braces, to the next dollar."""
+    """The content of a box; all of the text if the box never closes, and up to the next dollar if it has no braces."""
     from fastgrpo.rewards.boxes import closing_brace
 
     if not rest.startswith("{"):
@@ -82,7 +82,7 @@ def _boxed(rest: str) -> str:
 
 
 def normalised(answer: str) -> str:
-    """The answer without units, money, percent, degrees, spaces and names, fractions and roots in one way."""
+    """The answer without units, money, percent, degrees, spaces and names, and with one form of fractions and roots."""
     text = answer.strip().replace("\n", "").rstrip(".")
     text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
     for old, new in REPLACED:
@@ -129,7 +129,7 @@ def _fractions(text: str) -> str:
 
 
 def _digits_of_words(text: str) -> str:
-    """Number words as digits ("forty-two" is "42"), 042 as 42; a text with anything else in it stays."""
+    """Digits for number words ("forty-two" becomes "42"), and 42 for 042; a text with anything else stays as it is."""
     if text.isascii() and text.isdecimal() and len(text) <= MAX_CHARS:
         return str(int(text))
     words = text.lower().replace("-", " ").replace(" and ", " ").split()

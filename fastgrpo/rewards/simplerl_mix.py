@@ -13,15 +13,15 @@ def simplerl_mix(response: str, answer: str) -> bool:
     """Whether the extracted answer equals the answer by math-verify, both of them in a box.
 
     Source: hkust-nlp/simpleRL-reason (branch v1) verl/utils/reward_score/hf_math_verify.py, "mix", which rewards 1 and
-    0. A response without any number is compared as the empty answer, which is wrong.
+    0. A response without any number has the empty answer, which is wrong.
     """
     return equal_as_boxes(extract_answer(before_stop_words(response)), answer)
 
 
 def before_stop_words(response: str) -> str:
-    """What the assistant said, to the first end mark: the original is handed the prompt too."""
-    said = response[response.find(ASSISTANT) :] if ASSISTANT in response else response
+    """The assistant's text up to the first end mark. The prompt is removed, since the original gets it as well."""
+    text = response[response.find(ASSISTANT) :] if ASSISTANT in response else response
     for word in STOP_WORDS:
-        if word in said:
-            said = said.split(word, 1)[0].strip()
-    return said
+        if word in text:
+            text = text.split(word, 1)[0].strip()
+    return text

@@ -1,4 +1,4 @@
-"""JustRL's training verifier: the last box, near the end, with exactly the answer in it."""
+"""JustRL's training verifier: the last box, near the end of the response, must contain exactly the answer."""
 
 from fastgrpo.rewards import boxes
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers
@@ -11,9 +11,9 @@ WINDOW_CHARS = 100  # the original cuts to 300 characters first, which changes n
 def strict_boxed(response: str, answer: str) -> bool:
     r"""Whether the last ``\boxed{...}`` within the last 100 characters of the response holds exactly the answer.
 
-    No stripping, no normalisation: ``\boxed{ 42 }`` and ``\boxed{42.}`` are wrong for 42. A box that starts before the
-    window is wrong, and so is a last box that never closes, whatever stands before it. Braces nest; a backslash does
-    not escape them. Costs the same for every length of response.
+    Nothing is stripped or normalised: ``\boxed{ 42 }`` and ``\boxed{42.}`` are wrong for 42. A box that starts before
+    the window is wrong. A response whose last box never closes is wrong, whatever is before it. Braces nest, and a
+    backslash does not escape them. The time does not depend on the response's length.
 
     Source: thunlp/JustRL train/verl/utils/reward_score/math_dapo.py with ``strict_box_verify=True``.
     """

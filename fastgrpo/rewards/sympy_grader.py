@@ -1,4 +1,4 @@
-"""DeepScaleR's second grader: equality of two normalised answers, item by item, by sympy where that is safe."""
+"""DeepScaleR's second grader: compares two normalised answers item by item, with sympy where that is safe."""
 
 import re
 from decimal import Decimal
@@ -6,7 +6,7 @@ from decimal import Decimal
 from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
 from fastgrpo.rewards.latex_text import TooDeep, plain_text
 
-MAX_CHARS = 1000  # beyond, answers are equal only as texts
+MAX_CHARS = 1000  # longer answers are equal only if their texts are
 MAX_UNKNOWN_LETTERS = 2
 INTEGER_TOLERANCE = Decimal("1e-7")
 BRACKETS = "()[]"
@@ -19,25 +19,26 @@ SEPARATOR = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 MIXED_NUMBER = re.compile(r"([0-9]+) +([0-9]+/[0-9]+)")
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,300}\.?[0-9]{0,300}|\.[0-9]{1,300})(?:[eE][+-]?[0-9]{1,2})?")
 FRACTION = re.compile(r"-?[0-9]+.?/0*[1-9][0-9]*.?")
-# A power in braces, of a power, or of more than one digit: nobody's answer needs it evaluated.
+# A power in braces or brackets, of a power, or of more than one digit: no answer needs such a power evaluated.
 REFUSED = re.compile(r"\^\{|\^\(|\^[0-9]+\^|\^[0-9][0-9]")
 
 
 def equal_by_sympy(given: str, answer: str) -> bool:
     """Whether both are equal as normalised texts, or item by item as expressions.
 
-    Items are those of a tuple or interval, whose brackets must be the same. Two fractions of integers must be the same
-    fraction, unreduced is wrong; an integer equals only an integer. Everything else is equal if sympy simplifies the
-    difference to 0, of which powers in braces or of several digits and more than two unknown letters are no part.
+    The items are those of a tuple or an interval, whose brackets must be the same. Two fractions of integers must be
+    the same text, so an unreduced one is wrong. An integer equals only an integer. Everything else is equal if sympy
+    simplifies the difference to 0. Answers with powers in braces or of several digits, or with more than two unknown
+    letters, are not given to sympy.
 
     Source: ``grade_answer_sympy`` of agentica-project/rllm rllm/rewards/math_utils/utils.py, which follows
-    openai/prm800k. Ours differs where that one was not safe or not right: it never evaluates text as Python; a number
-    that is too large for a quick answer is not computed; integers of any length are compared exactly;
-    fractions keep their brackets and roots their degree; -7 3/4 is -(7+3/4); a number within 1e-7 of 0 is not 0, nor
-    an answer without its unit nothing at all.
+    openai/prm800k. Ours differs where the original is not safe or not right: it never evaluates text as Python; it does
+    not compute numbers that are too large; it compares integers of any length exactly; fractions keep their brackets
+    and roots their degree; -7 3/4 is -(7+3/4); a number within 1e-7 of 0 is not 0; an empty box does not equal an
+    answer that is only a unit.
     """
     wanted, found = normalised(answer), normalised(given)
-    if not found or not wanted:  # units alone, which are taken away: an empty box is not "day"
+    if not found or not wanted:  # an answer that is only a unit is empty without it: an empty box is not "day"
         return False
     if wanted == found:
         return True
@@ -54,7 +55,7 @@ def equal_by_sympy(given: str, answer: str) -> bool:
 def normalised(answer: str) -> str:
     """The answer as plain text in lower case, without units, money, percent and spaces; integers as digits.
 
-    A text of more than 1,000 characters is no answer, and is left as it is.
+    A text of more than 1,000 characters is no answer, and is returned as it is.
     """
     if len(answer) > MAX_CHARS:
         return answer
@@ -80,7 +81,7 @@ def normalised(answer: str) -> str:
 
 
 def items_of(text: str) -> list[str]:
-    """Of a tuple, list or interval; the text itself if it is none."""
+    """The items of a tuple, list or interval, or the text itself if it is none of these."""
     text = _without_separators(text)
     bracketed = len(text) > 2 and text[0] in BRACKETS and text[-1] in BRACKETS
     if bracketed and not any(bracket in text[1:-1] for bracket in BRACKETS):
@@ -123,7 +124,7 @@ def _plain(text: str) -> str:
 
 
 def _integer(text: str) -> int | None:
-    """The integer within 1e-7 of the number that the text is; None for anything else, and for what is nearly 0."""
+    """The integer within 1e-7 of the number in the text; None for anything else, and for a number close to 0."""
     text = _without_separators(text)
     if not NUMBER.fullmatch(text):
         return None

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.data import load_tokenizer
 from fastgrpo.evaluation import compass, sampler
-from fastgrpo.evaluation.interrupts import Interrupted
 from fastgrpo.evaluation.records import read_evaluation
+from fastgrpo.ranks.signals import Interrupted
 from fastgrpo.types import Request, Response
 from tests.evaluation.replier import replier
 from tests.evaluation.running import evaluate, rows

@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import combinations, product
 from math import comb, sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastgrpo.evaluation import statistics
 from fastgrpo.evaluation.majority import majority_at_k, vote_of
-from fastgrpo.evaluation.published import TABLES
 from fastgrpo.evaluation.statistics import (
     avg_at_k,
     estimates,
@@ -21,11 +19,7 @@ from fastgrpo.evaluation.statistics import (
     pass_at_k,
     resampled_means,
     sign_flip_p_value,
-    standard_error_bounds,
 )
-from fastgrpo.evaluation.suites import BENCHMARKS
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_response():
@@ -223,31 +217,3 @@ def test_p_value_of_a_suite_weighs_benchmarks_equally():
 def test_difference_needs_the_same_problems():
     with pytest.raises(ValueError, match="same benchmarks with the same problems"):
         paired_difference({"a": np.zeros(3)}, {"a": np.zeros(4)})
-
-
-def test_standard_error_bounds_are_reached_by_the_two_extremes():
-    """Problems always or never right scatter over problems alone, problems that are alike over samples alone."""
-    generator, num_problems, samples, accuracy = np.random.default_rng(9), 40, 8, 0.3
-    over_problems, over_samples = standard_error_bounds([accuracy], [num_problems], [samples])
-    certain = (generator.random((20_000, num_problems)) < accuracy).mean(axis=1)
-    alike = (generator.random((4_000, num_problems * samples)) < accuracy).mean(axis=1)
-    assert certain.std() == pytest.approx(over_problems, rel=0.03)
-    assert alike.std() == pytest.approx(over_samples, rel=0.05)
-    halves = standard_error_bounds([accuracy] * 4, [num_problems] * 4, [samples] * 4)
-    assert halves == pytest.approx((over_problems / 2, over_samples / 2))
-
-
-def test_resolution_of_justrls_nine_benchmarks_is_what_the_docs_say():
-    (table,) = [table for table in TABLES if table.title == "JustRL, DeepSeek-R1-Distill-Qwen-1.5B"]
-    (row,) = [row for row in table.rows if row.model == "JustRL-DeepSeek-1.5B"]
-    accuracies = [(value or 0) / 100 for value in row.values]
-    problems = [BENCHMARKS[column.benchmark].num_problems for column in table.columns]
-    samples = [column.samples or 0 for column in table.columns]
-    assert sum(p * s for p, s in zip(problems, samples, strict=True)) == 12_184
-    over_problems, over_samples = standard_error_bounds(accuracies, problems, samples)
-    assert (round(100 * over_problems, 2), round(100 * over_samples, 2)) == (2.18, 0.43)
-    each = [standard_error_bounds([a], [p], [s]) for a, p, s in zip(accuracies, problems, samples, strict=True)]
-    lines = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").splitlines()
-    for name, bounds in (("other problems of the same kind", 0), ("other samples of the same problems", 1)):
-        cells = [f"{100 * bound[bounds]:.2f}" for bound in [*each, (over_problems, over_samples)]]
-        assert f"| standard error, {name} | {' | '.join(cells)} |" in lines

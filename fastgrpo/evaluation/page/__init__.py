@@ -1,6 +1,6 @@
-"""An evaluation as one self-contained page: accuracies beside published ones, curves, lengths and transcripts to read.
+"""The page of an evaluation, one self-contained file: accuracies beside published ones, curves, lengths, transcripts.
 
-It needs no network and no server; its style and its drawing are the run report's, `fastgrpo.report`.
+It needs no network and no server. Its style and its script are those of the run report, `fastgrpo.report`.
 """
 
 from fastgrpo.evaluation.page.build import comparison_page, page

@@ -1,4 +1,4 @@
-"""Puts a page together: one html text with everything inside, that loads nothing."""
+"""Builds a page: one html text that contains everything and loads nothing."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ from fastgrpo.report.words import amount, counted
 
 @dataclass(frozen=True)
 class Chart:
-    """`size` is a class of page.css; `about` stands below the chart."""
+    """A figure with its title; `about` stands below it, and `size` is a class of page.css."""
 
     name: str
     title: str
@@ -73,13 +73,13 @@ def page(evaluation: Evaluation, summary: Summary) -> str:
 def comparison_page(
     title: str,
     models: Sequence[str],
-    accuracies: Mapping[str, Mapping[str, Estimate]],  # run -> benchmark -> its accuracy; the first is compared with
+    accuracies: Mapping[str, Mapping[str, Estimate]],  # run -> benchmark -> its accuracy
     differences: Mapping[str, Mapping[str, Difference]],  # run -> benchmark -> its difference to the first run
     tables: Sequence[Table],  # accuracies, then each other run's differences
     warnings: Sequence[str],
     explained: str,
 ) -> str:
-    """The page of a comparison of runs."""
+    """The page of a comparison of runs with the first of them."""
     first = next(iter(accuracies))
     drawn = Chart("accuracies", "Accuracy by benchmark", figures.accuracies(accuracies), size="wide")
     found = Chart("differences", f"Difference to {first}", figures.differences(differences), size="wide")
@@ -154,7 +154,8 @@ def _responses(summary: Summary) -> list[Section]:
 
 def _render(*, sections: Sequence[Section], transcripts: Transcripts | None, **context: Any) -> str:
     drawn = {chart.name: json.loads(chart.figure.to_json()) for section in sections for chart in section.charts}
-    # Trusted: everything else is escaped. The report's script gives theme(), element() and visible() to this page's.
+    # Only these texts and the style are trusted; everything else is escaped. The report's script has theme(), element()
+    # and visible(), which this page's script uses.
     scripts = [Markup(text) for text in (get_plotlyjs(), _report("page.js"), _resource("page.js"))]
     data: Mapping[str, Any] = {
         "charts": drawn,
@@ -184,5 +185,5 @@ def _report(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """As a content security policy names a script: the page runs these and no other, whatever a response holds."""
+    """A script's name in a content security policy: the page runs these scripts and no script in a response."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""The charts of the page, as plotly figures without colours of their own theme: page.js adds light or dark."""
+"""The charts of the page, as plotly figures without a theme: page.js adds light or dark."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -19,7 +19,7 @@ _BINS = 40
 
 
 def accuracy(summary: Summary, published: Sequence[Published]) -> go.Figure:
-    """One line a benchmark: this evaluation's accuracy with its interval, and published ones beside it."""
+    """A line for each benchmark: this evaluation's accuracy with its interval, and published ones beside it."""
     figure = _lines_of_benchmarks([(summary.name, averages(summary))])
     for i, model in enumerate(dict.fromkeys(row.model for row in published)):
         points = [row for row in published if row.model == model]
@@ -32,12 +32,12 @@ def accuracy(summary: Summary, published: Sequence[Published]) -> go.Figure:
 
 
 def accuracies(runs: Mapping[str, Mapping[str, Estimate]]) -> go.Figure:
-    """One line a benchmark, one colour a run."""
+    """A line for each benchmark, a colour for each run."""
     return _lines_of_benchmarks(list(runs.items()))
 
 
 def differences(runs: Mapping[str, Mapping[str, Difference]]) -> go.Figure:
-    """Run -> benchmark -> its difference to the first run, in percentage points, with its interval."""
+    """The difference of each run to the first, in percentage points, with its interval; by run and benchmark."""
     figure = _lines_of_benchmarks(
         [(name, {benchmark: d.estimate for benchmark, d in found.items()}) for name, found in runs.items()], first=1
     )
@@ -77,7 +77,7 @@ def _bars(points: Sequence[Estimate], colour: str) -> dict[str, object]:
 
 
 def curves(summary: Summary, which: Literal["pass_at", "maj_at"]) -> go.Figure:
-    """Accuracy over k, on a log2 axis: a line for each benchmark with more than one sample, and for the average."""
+    """Accuracy over k, k on a log axis: a line for each benchmark with more than one sample, and for the average."""
     figure = go.Figure(layout={"template": None})
     lines: list[tuple[str, Accuracies]] = [(b.name, b.accuracies) for b in summary.benchmarks]
     lines += [(AVERAGE, summary.average)] if summary.average else []
@@ -113,7 +113,7 @@ def _bounds(estimate: Estimate) -> str:
 
 
 def lengths(judged: Sequence[Judged]) -> go.Figure:
-    """Histograms of right and wrong responses over the same bins, stacked."""
+    """Stacked histograms of the lengths of right and wrong responses."""
     figure = go.Figure(layout={"template": None})
     longest = max(one.num_tokens for one in judged)
     edges = np.linspace(0, longest, min(_BINS, max(1, longest)) + 1)
@@ -132,5 +132,5 @@ def lengths(judged: Sequence[Judged]) -> go.Figure:
 
 
 def _round(value: float) -> float:
-    """Six digits: more than a screen shows, and half the size of the page's data."""
+    """The value to six digits: more than a screen shows, and the page's data is half as large."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Which responses the page holds: an evaluation keeps more text than a page can carry."""
+"""The responses that the page shows: an evaluation has more text than a page can hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 from fastgrpo.evaluation.records import BenchmarkResults, Evaluation, Judged
 from fastgrpo.report.rollouts import MAX_EMBEDDED_BYTES, embed, spread
 
-_MAX_CHARACTERS = 12_000  # of one text; a longer one loses its middle, and the folder keeps it whole
+_MAX_CHARACTERS = 12_000  # of one text; the page leaves out the middle of a longer one
 _LEFT_OUT = "\n\n[... {:,} characters are left out here ...]\n\n"
 
 
 @dataclass(frozen=True)
 class Transcripts:
-    """`shown` holds one record a response, its problem by its place in `problems`."""
+    """The chosen responses, one record each, which names its problem by the place in `problems`."""
 
     problems: list[dict[str, str]]
     shown: list[dict[str, Any]]
@@ -41,27 +41,27 @@ def choose(evaluation: Evaluation, budget: int = MAX_EMBEDDED_BYTES) -> Transcri
 
 
 def shorten(text: str, most: int = _MAX_CHARACTERS) -> str:
-    """The beginning and the end of a long text, and how much is missing between them."""
+    """The text, or the beginning and the end of a long one, with the number of characters that are left out."""
     if len(text) <= most:
         return text
     return text[: most // 2] + _LEFT_OUT.format(len(text) - most) + text[-(most // 2) :]
 
 
 def _choose(part: BenchmarkResults, budget: int) -> list[Judged]:
-    """By problem and sample, ascending."""
+    """The chosen responses to a benchmark, by problem and sample."""
     texts = {row.problem: len(embed([shorten(row.text), shorten(row.answer)])) + 24 for row in part.problems}
     wrong = _fit([one for one in part.judged if not one.correct], texts, budget // 2)
     left = budget - sum(_size(part.name, one, texts) for one in wrong)
     right = _fit([one for one in part.judged if one.correct], texts, left)
     left -= sum(_size(part.name, one, texts) for one in right)
-    if len(wrong) < sum(not one.correct for one in part.judged):  # what the right ones did not need
+    if len(wrong) < sum(not one.correct for one in part.judged):  # give them what the right ones left over
         used = sum(_size(part.name, one, texts) for one in wrong)
         wrong = _fit([one for one in part.judged if not one.correct], texts, used + left)
     return sorted([*right, *wrong], key=lambda one: (one.problem, one.sample))
 
 
 def _fit(judged: Sequence[Judged], texts: dict[int, int], budget: int) -> list[Judged]:
-    """As many as fit, spread evenly."""
+    """As many responses as fit into the budget, spread evenly."""
     sizes = {id(one): _size("", one, texts) for one in judged}
     chosen = list(judged)
     while chosen and (size := sum(sizes[id(one)] for one in chosen)) > budget:
@@ -71,7 +71,7 @@ def _fit(judged: Sequence[Judged], texts: dict[int, int], budget: int) -> list[J
 
 
 def _size(benchmark: str, one: Judged, texts: dict[int, int]) -> int:
-    """Bytes in the page, its problem's included although several responses may share it."""
+    """Bytes of a response in the page, with those of its problem, although several responses may share it."""
     return len(embed(_record(benchmark, one, 0))) + texts[one.problem] + 8
 
 

@@ -1,4 +1,4 @@
-"""One verifier process as the pool sees it. No method here waits for the process, except for its end."""
+"""One verifier process as the pool sees it. The methods do not wait for the process, except for its end."""
 
 import contextlib
 import math
@@ -18,33 +18,34 @@ from fastgrpo.rewards.pool import wire
 READ_BYTES = 1 << 16
 REAP_TIMEOUT_S = 10.0
 
-# As -m fastgrpo.rewards.pool.worker, but every name means what it means in this process, fastgrpo's first.
+# Like -m fastgrpo.rewards.pool.worker, but with this process's import path: every name means the same there.
 START_WORKER = "import sys; sys.path[:] = sys.argv[1:]; from fastgrpo.rewards.pool.worker import main; main()"
 WORKER_ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",  # sympy's way depends on the order of sets: a resumed run must judge alike
-    "OMP_NUM_THREADS": "1",  # one BLAS thread per core takes gigabytes of address space; parallel is the pool's job
+    "PYTHONHASHSEED": "0",  # sympy depends on the order of sets, and a resumed run must judge alike
+    "OMP_NUM_THREADS": "1",  # one BLAS thread per core takes gigabytes of address space; the pool is parallel already
 }
 
 
 class WorkerHandle:
-    """``pending`` are the numbers of the items that the worker holds and has not judged, the first one in hand.
+    """A verifier process and its pipes.
 
-    ``deadline`` (``time.monotonic``) is when it must have said the next thing; infinite while it has nothing to do.
-    ``gone`` turns true when its end of the pipe closes. ``last_words`` is the end of what it printed before it was
-    ready, known once it is killed.
+    ``pending`` has the numbers of the items that the worker has and has not judged; it works on the first one.
+    ``deadline`` (``time.monotonic``) is the time by which it must send the next message; infinite while it has nothing
+    to do. ``gone`` becomes true when its end of the pipe closes. ``printed`` is the end of what it printed before it
+    was ready, and is known after it is killed.
     """
 
     def __init__(self, setup: wire.Setup, start_timeout_s: float) -> None:
         self.starting = True
         self.gone = False
-        self.last_words = ""
+        self.printed = ""
         self.pending: deque[int] = deque()
-        self._num_sending = 0  # of the pending ones, those in the outbox
+        self._num_sending = 0  # pending items that may still be in the outbox
         self.deadline = time.monotonic() + start_timeout_s
         self._timeout_s = setup.timeout_s
         self._outbox = memoryview(wire.frame(wire.SETUP, pickle.dumps(setup)))
         self._inbox = bytearray()
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # a pipe would fill up; this goes when it is closed
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # a pipe would fill up; closing deletes the file
         self._process = _spawn(self._stderr)
         assert self._process.stdin is not None and self._process.stdout is not None
         self.request_fd = self._process.stdin.fileno()
@@ -60,12 +61,13 @@ class WorkerHandle:
     def wants_to_write(self) -> bool:
         return len(self._outbox) > 0 and not self.gone
 
-    def started(self) -> None:
+    def mark_started(self) -> None:
+        """Notes that the worker is ready; it has nothing to do yet."""
         self.starting = False
         self.deadline = math.inf
 
     def assign(self, numbers: Sequence[int], items: list[wire.Item]) -> None:
-        """Hands over a chunk; the worker must be able to take it."""
+        """Sends a chunk of items. ``can_take`` must be true."""
         assert self.can_take
         was_idle = not self.pending
         self.pending.extend(numbers)
@@ -75,23 +77,23 @@ class WorkerHandle:
             self._restart_clock()
         self._write()
 
-    def judged(self) -> int:
-        """Number of the item that the verdict just read belongs to; the clock of the next one starts."""
+    def next_judged(self) -> int:
+        """The number of the item to which the next verdict belongs; the time of the following item starts."""
         number = self.pending.popleft()
         self._restart_clock()
         return number
 
-    def surrender(self) -> list[int]:
-        """Numbers of the items that a worker which is about to leave did not judge."""
+    def give_up_pending(self) -> list[int]:
+        """The numbers of the items that a worker did not judge before it leaves."""
         self.gone = True
         numbers = list(self.pending)
         self.pending.clear()
         return numbers
 
-    def pump(self) -> list[tuple[bytes, bytes]]:
-        """Writes and reads what goes without waiting; returns the frames that came.
+    def exchange(self) -> list[tuple[bytes, bytes]]:
+        """Writes and reads as much as is possible without waiting; returns the frames that came.
 
-        Reads to the end: a process that died after its last word must not look alive because of that word.
+        It reads to the end, so that a process that died after its last message does not look alive.
         """
         self._write()
         with contextlib.suppress(BlockingIOError):
@@ -101,12 +103,12 @@ class WorkerHandle:
         return wire.take_frames(self._inbox)
 
     def kill(self) -> int | None:
-        """Ends the process and what it started, at once; returns its exit status (negative: the signal).
+        """Kills the process and its children at once; returns its exit status (negative for a signal).
 
-        None if the kernel has not let go of it after 10 s (a file system that hangs, say): it is gone when that ends.
+        None if the kernel has not ended it after 10 s, for instance because a file system hangs.
         """
-        # Its own group, and not reaped yet, so that the number cannot belong to anyone else. macOS forbids signals to
-        # a group of which only the dead leader is left.
+        # The process is not reaped yet, so its number cannot belong to another one. macOS forbids signals to a group
+        # of which only the dead leader is left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for stream in (self._process.stdin, self._process.stdout):
@@ -117,7 +119,7 @@ class WorkerHandle:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            self.last_words = _tail(self._stderr)
+            self.printed = _tail(self._stderr)
             self._stderr.close()
 
     def _restart_clock(self) -> None:
@@ -129,17 +131,17 @@ class WorkerHandle:
                 self._outbox = self._outbox[os.write(self.request_fd, self._outbox) :]
             except BlockingIOError:
                 return
-            except BrokenPipeError:  # the other pipe's end says that it is gone, after its last words
+            except BrokenPipeError:  # it is gone: the end of the other pipe shows it, after its last messages
                 self._outbox = memoryview(b"")
             if self.pending and len(self.pending) <= self._num_sending:
-                self._restart_clock()  # the time of an item does not count its way there
+                self._restart_clock()  # the time of sending an item is not part of its time limit
 
 
 def _spawn(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    """A fresh interpreter in a process group of its own: Ctrl-C is the trainer's, and what it starts dies with it."""
+    """Starts a fresh interpreter in a session of its own: a Ctrl-C does not reach it, and it is killed as a group."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        # -P keeps the working folder off the path while Python starts: it may hold a types.py
+        # -P keeps the working folder off the path while Python starts: it may contain a types.py
         [sys.executable, "-P", "-c", START_WORKER, *sys.path],
         bufsize=0,
         stdin=pipe,

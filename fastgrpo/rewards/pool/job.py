@@ -1,4 +1,4 @@
-"""One call of the pool: its items, which of them wait, and the verdicts so far."""
+"""One call of the pool: its items, those that wait, and the verdicts so far."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ MAX_CHUNK_CHARS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``failure`` says why there was no judgement, in which case the response counts as wrong.
+    """The verdict on a response.
 
-    ``unformatted``: wrong, and without an answer in the form that the verifier demands.
-    ``"died"``: two processes ended with this response in hand. One may be killed by anybody, for want of memory say.
+    ``failure`` is the reason if there was no judgement; then the response counts as wrong. ``"died"`` means that two
+    processes ended while they judged it; one alone may have been killed from outside, for instance for lack of memory.
+    ``unformatted``: the response is wrong and has no answer in the form that the verifier demands.
     """
 
     correct: bool
@@ -33,10 +34,10 @@ VERDICTS = {
 
 
 class Job:
-    """The items of one call: which wait for a worker, and what was found about the others."""
+    """The items of one call: those that wait for a worker, and the verdicts on others."""
 
     def __init__(self, items: Sequence[wire.Item]) -> None:
-        self.items = [(str(text), str(answer)) for text, answer in items]  # numpy's str would cost an import over there
+        self.items = [(str(text), str(answer)) for text, answer in items]  # a worker would import numpy for its str
         self.waiting = deque(range(len(items)))
         self._verdicts: list[Verdict | None] = [None] * len(items)
         self._num_open = len(items)
@@ -47,7 +48,7 @@ class Job:
         return self._num_open == 0
 
     def take_chunk(self, max_items: int) -> list[int]:
-        """Numbers of the next items for one worker, at least one, of a bounded length together."""
+        """The numbers of the next items for one worker: at least one, and of a limited length together."""
         chunk = [self.waiting.popleft()]
         num_chars = len(self.items[chunk[0]][0])
         while self.waiting and len(chunk) < max_items and num_chars < MAX_CHUNK_CHARS:
@@ -56,14 +57,16 @@ class Job:
         return chunk
 
     def give_back(self, numbers: Sequence[int]) -> None:
+        """Puts items that a worker did not judge before those that wait."""
         self.waiting.extendleft(reversed(numbers))
 
     def count_death(self, number: int) -> int:
-        """Notes that a process died with this item in hand; returns how many have."""
+        """Notes that a process died while it judged this item; returns how often that has happened."""
         self._deaths[number] += 1
         return self._deaths[number]
 
     def decide(self, number: int, verdict: Verdict) -> None:
+        """Notes the verdict on an item."""
         assert self._verdicts[number] is None
         self._verdicts[number] = verdict
         self._num_open -= 1

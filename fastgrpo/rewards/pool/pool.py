@@ -1,4 +1,4 @@
-"""Verifiers in processes that can be killed."""
+"""The pool of verifier processes, each of which can be killed."""
 
 import math
 import os
@@ -29,18 +29,18 @@ class VerifierPool:
     Args:
         verifier: ``"package.module:function"`` or ``"/path/to/recipe.py:function"``, a function
             (response text, answer) -> bool or ``"unformatted"``. A file is read once, here.
-        workers: processes. Each is a fresh interpreter, not a fork; it is replaced when it hangs or dies.
+        workers: number of processes. Each is a fresh interpreter, not a fork, and is replaced when it hangs or dies.
         timeout_s: wall-clock seconds that one item may take.
         memory_limit_gib: address space of one process, shared libraries included (Linux only).
-        self_test: (response text, answer, expected verdict) that every process must judge rightly before it starts.
-        start_timeout_s: for a process to load the verifier and to pass the self-test.
+        self_test: (response text, answer, expected verdict) cases that every process must judge rightly at its start.
+        start_timeout_s: seconds in which a process must load the verifier and pass the self-test.
 
     Raises:
-        ValueError: the arguments make no sense, or the verifier cannot be loaded.
-        RuntimeError: it failed the self-test, or a process did not start.
+        ValueError: an argument is out of range, or the verifier cannot be loaded.
+        RuntimeError: the verifier failed the self-test, or a process did not start.
 
-    What a verifier prints is dropped. ``last_error`` is what the latest failed item left behind: a traceback, or how
-    the process ended. Calls from several threads take turns.
+    What a verifier prints is dropped. ``last_error`` describes the latest failed item: a traceback, or how the process
+    ended. Calls from several threads take turns.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class VerifierPool:
         self._failed_starts = 0
         self._last_failed_start = -math.inf
         self._workers: list[WorkerHandle] = []
-        self._lock = threading.RLock()  # a signal handler may close the pool in the middle of a call
-        # Linux ends a worker when the thread that started it ends, so one thread that lives as long as the pool
-        # starts them all.
+        self._lock = threading.RLock()  # a signal handler may close the pool during a call
+        # Linux ends a worker when the thread that started it ends. So one thread starts all of them, and lives as long
+        # as the pool.
         self._spawner = ThreadPoolExecutor(1, "verifier-spawner")
         self._scorer = ThreadPoolExecutor(1, "verifier-scorer")  # its thread starts with the first submit
         self._finalize = weakref.finalize(self, _shut_down, self._workers, self._spawner, os.getpid())
@@ -80,18 +80,18 @@ class VerifierPool:
         self.close()
 
     def close(self) -> None:
-        """Ends every process; returns when they are gone, and the job in hand is done. May be called again."""
+        """Ends every process, after the current job; returns when they are gone. May be called again."""
         self._scorer.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._finalize()
 
     def score(self, items: Sequence[wire.Item]) -> list[Verdict]:
-        """Verdicts on (response text, answer) pairs, in order.
+        """The verdicts on (response text, answer) pairs, in order.
 
-        An item whose process dies is judged once more by another one: what is killed from outside changes no verdict.
-        Takes at most about ``len(items) * timeout_s / workers``, twice that for items that kill their processes, and
-        the restart of a process for each failure.
-        RuntimeError if a process could not be replaced.
+        An item whose process dies is judged once more by another one, so a process killed from outside changes no
+        verdict. Takes at most about ``len(items) * timeout_s / workers``, twice that for items that kill their
+        processes, and the restart of a process for each failure. Raises RuntimeError if a process could not be
+        replaced.
         """
         _check_texts(items)
         with self._lock:
@@ -106,9 +106,9 @@ class VerifierPool:
             return job.verdicts()
 
     def submit(self, items: Sequence[wire.Item]) -> "Future[list[Verdict]]":
-        """As ``score``, in a thread of the pool's: the caller goes on, and gets verdicts or error from the future.
+        """``score`` in a thread of the pool: the caller goes on, and gets the verdicts or the error from the future.
 
-        The thread mostly waits for the processes. Jobs run one after the other.
+        Jobs run one after the other.
         """
         self._check_open()
         _check_texts(items)
@@ -128,22 +128,22 @@ class VerifierPool:
         self._advance(job)  # some may have died since the last call
         while not job.done:
             self._fill()
-            self._deal(job)
+            self._assign(job)
             self._wait()
             self._advance(job)
 
     def _fill(self) -> None:
         """Starts the processes that are missing."""
         missing = self._num_workers - len(self._workers)
-        hired = [self._spawner.submit(self._hire) for _ in range(missing)]
-        for future in wait(hired).done:
+        starts = [self._spawner.submit(self._start_worker) for _ in range(missing)]
+        for future in wait(starts).done:
             future.result()
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         self._workers.append(WorkerHandle(self._setup, self._start_timeout_s))
 
-    def _deal(self, job: Job) -> None:
-        """Gives each process its next items before it runs out, and ever fewer towards the end, so that none waits."""
+    def _assign(self, job: Job) -> None:
+        """Gives each process its next items before it runs out; fewer towards the end, so that no process is idle."""
         for worker in self._workers:
             num_items = min(MAX_CHUNK_ITEMS, math.ceil(len(job.waiting) / (2 * self._num_workers - 1)))
             if job.waiting and worker.can_take and 2 * len(worker.pending) <= num_items:
@@ -151,7 +151,7 @@ class VerifierPool:
                 worker.assign(numbers, [job.items[number] for number in numbers])
 
     def _wait(self) -> None:
-        """Until a process has something to say, or can take more, or is late."""
+        """Waits until a process has sent something, can take more, or is late."""
         poll = select.poll()
         for worker in self._workers:
             poll.register(worker.reply_fd, select.POLLIN)
@@ -160,32 +160,32 @@ class VerifierPool:
         now = time.monotonic()
         left_s = min((worker.deadline for worker in self._workers), default=now) - now
         poll.poll(max(0, math.ceil(min(left_s, 3600.0) * 1000)))
-        time.sleep(BATCHING_S)  # quick verdicts come one by one; taken together they cost this process less
+        time.sleep(BATCHING_S)  # quick verdicts come one by one; reading several together is cheaper
 
     def _advance(self, job: Job, max_failed_starts: int = MAX_FAILED_STARTS) -> None:
-        """Takes in what the processes said, and ends those that are late or gone."""
-        now = time.monotonic()  # before reading: who answered while this process slept is not late
+        """Handles the messages of the processes, and ends those that are late or gone."""
+        now = time.monotonic()  # before reading: a process that answered while this one was stopped is not late
         for worker in list(self._workers):
-            for code, body in worker.pump():
-                self._hear(job, worker, code, body)
+            for code, body in worker.exchange():
+                self._handle(job, worker, code, body)
             if worker.gone or worker.deadline < now:
-                self._lose(job, worker, max_failed_starts)
+                self._remove(job, worker, max_failed_starts)
 
-    def _hear(self, job: Job, worker: WorkerHandle, code: bytes, body: bytes) -> None:
+    def _handle(self, job: Job, worker: WorkerHandle, code: bytes, body: bytes) -> None:
         if worker.starting:
-            self._hear_start(worker, code, body)
+            self._handle_start(worker, code, body)
         elif code in VERDICTS and worker.pending:
-            job.decide(worker.judged(), VERDICTS[code])
+            job.decide(worker.next_judged(), VERDICTS[code])
         elif code in (wire.RAISED, wire.RETIRED) and worker.pending:
             self.last_error = body.decode("utf-8", "replace")
-            job.decide(worker.judged(), Verdict(False, "raised"))
+            job.decide(worker.next_judged(), Verdict(False, "raised"))
             if code == wire.RETIRED:
-                job.give_back(worker.surrender())
+                job.give_back(worker.give_up_pending())
         else:
-            worker.gone = True  # not in its right mind
+            worker.gone = True  # a message that a worker never sends: the verifier has written into the pipe
 
-    def _hear_start(self, worker: WorkerHandle, code: bytes, body: bytes) -> None:
-        """Raises if the worker says that this verifier will not do: another process would say the same."""
+    def _handle_start(self, worker: WorkerHandle, code: bytes, body: bytes) -> None:
+        """Raises if the worker cannot use the verifier: another process could not either."""
         reason = body.decode("utf-8", "replace")
         if code == wire.NOT_LOADED:
             raise ValueError(f"cannot load the verifier {self._setup.verifier!r}: {reason}{_memory_hint(reason)}")
@@ -194,17 +194,19 @@ class VerifierPool:
                 f"the verifier {self._setup.verifier!r} failed its self-test: {reason}. "
                 "Mend it, or give a self_test that fits what it judges"
             )
-        worker.started()
+        worker.mark_started()
         self._failed_starts = 0
 
-    def _lose(self, job: Job, worker: WorkerHandle, max_failed_starts: int) -> None:
-        """Ends a process. The item in its hand is wrong if it took too long or killed as many as it may, and else goes
-        back with the others."""
+    def _remove(self, job: Job, worker: WorkerHandle, max_failed_starts: int) -> None:
+        """Ends a process, and gives back its items.
+
+        The item that it was judging counts as wrong if it took too long or has killed `MAX_DEATHS` processes.
+        """
         self._workers.remove(worker)
         late = not worker.gone
         status = worker.kill()
         if worker.starting:
-            self._lose_starting(worker, late, status, max_failed_starts)
+            self._count_failed_start(worker, late, status, max_failed_starts)
         elif worker.pending:
             late = late or status == -signal.SIGXCPU
             self.last_error = f"no verdict in {self._setup.timeout_s} s" if late else f"exit status {status}"
@@ -212,16 +214,16 @@ class VerifierPool:
                 job.decide(worker.pending.popleft(), Verdict(False, "timeout" if late else "died"))
             job.give_back(worker.pending)
 
-    def _lose_starting(self, worker: WorkerHandle, late: bool, status: int | None, max_failed_starts: int) -> None:
-        hired = worker.deadline - self._start_timeout_s
-        if hired > self._last_failed_start:  # a pool that is killed while it starts has failed once
+    def _count_failed_start(self, worker: WorkerHandle, late: bool, status: int | None, max_failed_starts: int) -> None:
+        started = worker.deadline - self._start_timeout_s
+        if started > self._last_failed_start:  # if all processes are killed while they start, that counts once
             self._failed_starts += 1
             self._last_failed_start = time.monotonic()
         if self._failed_starts >= max_failed_starts:
             how = f"was not ready after {self._start_timeout_s} s" if late else f"ended with exit status {status}"
             raise RuntimeError(
                 f"a process of the verifier {self._setup.verifier!r} {how} before its first item, "
-                f"{self._failed_starts} time(s) in a row. It printed: {worker.last_words or 'nothing'}"
+                f"{self._failed_starts} time(s) in a row. It printed: {worker.printed or 'nothing'}"
             )
 
 
@@ -231,7 +233,7 @@ def _kill_all(workers: list[WorkerHandle]) -> None:
 
 
 def _shut_down(workers: list[WorkerHandle], spawner: ThreadPoolExecutor, owner_pid: int) -> None:
-    if os.getpid() == owner_pid:  # a fork of the owner has the handles, not the processes
+    if os.getpid() == owner_pid:  # in a fork the processes are those of the parent
         _kill_all(workers)
         spawner.shutdown(wait=False)
 

@@ -1,8 +1,8 @@
-"""What the pool and its workers say to each other, over two pipes.
+"""The messages between the pool and its workers, which travel over two pipes.
 
-A frame is one byte of code, eight of length, and a body. Bodies to a worker are pickles, because a pickle carries every
-str there is, lone surrogates included; bodies from a worker are text, because the trainer must not unpickle what a
-verifier could have written.
+A frame is one byte of code, eight bytes of length, and a body. Bodies to a worker are pickles, because a pickle can
+carry every str, lone surrogates included. Bodies from a worker are text, because the trainer must not unpickle what a
+verifier may have written.
 """
 
 import struct
@@ -17,7 +17,7 @@ KnownAnswer = tuple[str, str, Judgement]  # response text, answer, what the veri
 SETUP = b"S"  # pickled Setup
 ITEMS = b"I"  # pickled list of Item
 
-# From a worker: one of the first three after SETUP, then one verdict an item, in order.
+# From a worker: one of the first three after SETUP, then one verdict for each item, in order.
 READY = b"Y"
 NOT_LOADED = b"L"  # why the verifier could not be loaded
 NOT_PASSED = b"P"  # which known answer it judged wrongly
@@ -25,7 +25,7 @@ ACCEPTED = b"1"
 REJECTED = b"0"
 UNFORMATTED = b"U"  # wrong, and without an answer in the demanded form
 RAISED = b"R"  # end of the traceback
-RETIRED = b"M"  # as RAISED, and the worker leaves: out of memory, it may not get it back
+RETIRED = b"M"  # as RAISED, and the worker ends: it is out of memory and may not get it back
 
 MAX_MESSAGE_CHARS = 4000
 
@@ -34,7 +34,7 @@ _HEADER = struct.Struct("<cQ")
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a worker must know before the first item."""
+    """Everything that a worker must know before the first item."""
 
     verifier: str  # "package.module:function" or "/path/to/file.py:function"
     source: bytes | None  # of that file
@@ -49,12 +49,12 @@ def frame(code: bytes, body: bytes = b"") -> bytes:
 
 
 def text_frame(code: bytes, text: str) -> bytes:
-    """A frame with the end of a text: the last lines of a traceback are the ones that say what happened."""
+    """A frame with the end of a text, because the last lines of a traceback say what happened."""
     return frame(code, text[-MAX_MESSAGE_CHARS:].encode("utf-8", "backslashreplace"))
 
 
 def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
-    """Next (code, body), waiting for it; None once the other side is gone, even in the middle of a frame."""
+    """Waits for the next frame and returns (code, body); None if the other side is gone, even within a frame."""
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None

@@ -1,6 +1,6 @@
-"""The process that judges, started by ``VerifierPool`` and by nobody else.
+"""The process that judges, which only ``VerifierPool`` starts.
 
-It may hang, die or be killed at any moment; whatever it must not lose, it has already written to the pool.
+It may hang, die or be killed at any moment: every verdict is written to the pool at once.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ CODES = {True: wire.ACCEPTED, False: wire.REJECTED, "unformatted": wire.UNFORMAT
 
 FRAMES = {code: wire.frame(code) for code in CODES.values()}
 
-CPU_LIMIT_AGE_S = 0.1  # how much less than its due an item may have: two system calls an item would be too many
+CPU_LIMIT_AGE_S = 0.1  # the CPU limit is renewed after this time; a system call for each item would cost too much
 PR_SET_PDEATHSIG = 1
 
 
@@ -35,18 +35,18 @@ def main() -> None:
     if message is not None:
         setup: wire.Setup = pickle.loads(message[1])
         _die_with(setup.parent_pid)
-        _outlive_requests_to_end()
+        _ignore_requests_to_end()
         _limit_memory(setup.memory_limit_gib)
         verifier = _start(setup, replies)
         if verifier is not None:
             _serve(verifier, requests, replies, setup.timeout_s)
-    os._exit(0)  # a verifier's threads and exit handlers must not keep the process
+    os._exit(0)  # a verifier's threads and exit handlers must not keep the process alive
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The pool's pipes, moved off descriptors 0 and 1: a verifier may print, or read its input.
+    """The pool's pipes, moved away from descriptors 0 and 1, because a verifier may print or read its input.
 
-    What is printed goes to stderr, which the pool keeps until the worker is ready.
+    What it prints goes to stderr, which the pool keeps until the worker is ready.
     """
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
@@ -62,17 +62,18 @@ def _redirect(path: str, descriptor: int) -> None:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Ends this process when the pool's process ends. End of input says so too, but not to a verifier that hangs."""
+    """Ends this process when the pool's process ends. The end of input does that too, unless the verifier hangs."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it ended before the call above
         os._exit(1)
 
 
-def _outlive_requests_to_end() -> None:
-    """A scheduler that ends a job signals all its processes; the trainer may want its last verdicts before it goes.
+def _ignore_requests_to_end() -> None:
+    """Handles signals that ask for the end by doing nothing.
 
-    Handlers, because a signal that is ignored stays so in the programs that a verifier starts.
+    A scheduler that ends a job sends them to all processes, and the trainer may still need verdicts. SIG_IGN is not
+    used, because programs that a verifier starts would inherit it.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
@@ -89,7 +90,7 @@ def _limit_memory(memory_limit_gib: float) -> None:
 
 
 def _start(setup: wire.Setup, replies: BinaryIO) -> Verifier | None:
-    """The verifier, loaded, tried on the known answers and announced; None if the pool was told why not."""
+    """The verifier after its self-test, and tells the pool that it is ready; None if it tells the pool why not."""
     try:
         verifier = _load(setup)
     except BaseException:  # a recipe may call sys.exit
@@ -122,7 +123,7 @@ def _load(setup: wire.Setup) -> Verifier:
 
 
 def _run_file(path: str, source: bytes) -> ModuleType:
-    """The module that a Python file makes. The pool read the file once: an edit in mid-run changes no verdict."""
+    """The module of a Python file. The pool has read the file once, so an edit during the run changes no verdict."""
     module = ModuleType("fastgrpo_verifier_file")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look there
@@ -131,7 +132,7 @@ def _run_file(path: str, source: bytes) -> ModuleType:
 
 
 def _try_known_answers(verifier: Verifier, self_test: tuple[wire.KnownAnswer, ...]) -> str:
-    """What went wrong, or the empty text. It also warms up what the verifier imports late, before its time counts."""
+    """What went wrong; empty if nothing did. It also loads what the verifier imports late, before its time counts."""
     for text, answer, expected in self_test:
         code, reason = _judge(verifier, text, answer)
         if code != CODES[expected]:
@@ -141,7 +142,7 @@ def _try_known_answers(verifier: Verifier, self_test: tuple[wire.KnownAnswer, ..
 
 
 def _serve(verifier: Verifier, requests: BinaryIO, replies: BinaryIO, timeout_s: float) -> None:
-    """Judges until the pool closes the pipe. Each verdict leaves at once: the pool must know which item hung."""
+    """Judges until the pool closes the pipe. Sends each verdict at once: the pool must know on which item it hangs."""
     limited_at = -math.inf
     while (message := wire.read_frame(requests)) is not None:
         for text, answer in pickle.loads(message[1]):
@@ -155,19 +156,19 @@ def _serve(verifier: Verifier, requests: BinaryIO, replies: BinaryIO, timeout_s:
 
 
 def _renew_cpu_time(timeout_s: float) -> None:
-    """Lets the kernel end the process if the pool, stopped or starved, does not. Wide: threads add their times up."""
+    """Makes the kernel end the process if the pool does not. The limit is wide, because the times of threads add up."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = int(time.process_time() + 4 * timeout_s) + 10
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def _judge(verifier: Verifier, text: str, answer: str) -> tuple[bytes, str]:
-    """Verdict as a code of ``wire``, and why there is none."""
+    """The verdict as a code of ``wire``, and the reason if there is none."""
     try:
         verdict = verifier(text, answer)
     except MemoryError:
         return wire.RETIRED, "MemoryError: the verifier went over memory_limit_gib"
-    except BaseException:  # also SystemExit: the process is the pool's to end
+    except BaseException:  # also SystemExit: only the pool ends this process
         return wire.RAISED, traceback.format_exc(limit=-20)
     if type(verdict).__name__ in ("bool", "bool_"):  # numpy's too
         return CODES[bool(verdict)], ""

@@ -1,6 +1,6 @@
-"""What the pool and an engine process say to each other, over an authenticated connection.
+"""The messages between the pool and the engine processes, which travel over an authenticated connection.
 
-The pool opens no connection: engine processes and their supervisors come to it, so that they may be on any host.
+Engine processes and their supervisors connect to the pool, so they may be on any host.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,9 @@ from multiprocessing.connection import Client, Connection, Listener, answer_chal
 from fastgrpo.rollout.weight_sync import Manifest
 from fastgrpo.types import Request, Response
 
-BEAT_S = 1.0
-"""An engine process says something at least so often, between two steps of its engine."""
-
-
-INTRODUCTION_S = 10.0
+HEARTBEAT_S = 1.0
+"""An engine process sends a message at least this often, between two steps of its engine."""
+HELLO_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +32,15 @@ class Address:
         return cls(host, int(port), bytes.fromhex(secret))
 
 
-# An engine process, or the supervisor that starts it anew, introduces itself.
 @dataclass(frozen=True, slots=True)
 class Hello:
+    """The first message of an engine process, or of the supervisor that starts it anew."""
+
     engine: int
     is_supervisor: bool
-    process: str  # pid and host, for messages to people
+    process: str  # pid and host, for log messages
     num_workers: int = 1  # processes that hold weights
-    note: str = ""  # for people
+    note: str = ""  # for the log
 
 
 # To an engine.
@@ -57,7 +56,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Meet the sender of weights: the engine's processes take the ranks from ``first_rank`` on."""
+    """Join the sender's process group: the engine's processes take the ranks from ``first_rank`` on."""
 
     host: str
     port: int
@@ -69,7 +68,9 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    number: int  # of the attempt: the answer carries it
+    """Receive weights."""
+
+    number: int  # of the attempt: the answer has it too
     policy_version: int
     with_checksums: bool
 
@@ -88,9 +89,9 @@ class Restart:
 # From an engine.
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """Sent every second whatever else there is to say."""
+    """Sent every second, besides all other messages."""
 
-    busy_s: float  # spent in steps since the last word
+    busy_s: float  # spent in steps since the last Alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The engine's last word."""
+    """The engine raised an error, and its process ends after this message."""
 
     error: str
 
@@ -118,32 +119,35 @@ class Failed:
 # From a supervisor.
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A process that it had started ended; the pool may never have heard of it."""
+    """The engine process ended, perhaps before it had connected to the pool."""
 
     process: str
     reason: str
 
 
 def listen(host: str) -> tuple[Listener, int]:
-    """A listener on a free port. Nobody is trusted before `welcome`."""
+    """A listener on a free port. Its connections are trusted only after `authenticate`."""
     listener = Listener((host, 0), backlog=64)
     return listener, listener.address[1]
 
 
-def welcome(connection: Connection, secret: bytes) -> Hello:
-    """Raises AuthenticationError, EOFError, OSError or AssertionError for a stranger. Nothing is unpickled before."""
+def authenticate(connection: Connection, secret: bytes) -> Hello:
+    """The first message of a peer that knows the secret. Nothing is unpickled before that is proved.
+
+    Raises AuthenticationError, EOFError, OSError or AssertionError for any other peer.
+    """
     deliver_challenge(connection, secret)
     answer_challenge(connection, secret)
-    if not connection.poll(INTRODUCTION_S):
-        raise OSError("a peer did not introduce itself")
+    if not connection.poll(HELLO_TIMEOUT_S):
+        raise OSError(f"a peer sent nothing in {HELLO_TIMEOUT_S:g} s")
     hello = connection.recv()
     if not isinstance(hello, Hello):
-        raise OSError(f"a peer introduced itself as {hello!r}")
+        raise OSError(f"the first message of a peer must be Hello, got {type(hello).__name__}")
     return hello
 
 
-def call(address: Address, hello: Hello) -> Connection:
-    """Connects to the pool and introduces this process."""
+def connect(address: Address, hello: Hello) -> Connection:
+    """Connects to the pool and sends the first message."""
     connection = Client((address.host, address.port), authkey=address.secret)
     connection.send(hello)
     return connection

@@ -1,4 +1,4 @@
-"""The engine processes, as the first trainer rank sees them: who is there, who draws what, who was lost."""
+"""The engine processes, as the first trainer rank sees them: which are there, what each draws, which were lost."""
 
 import logging
 import secrets
@@ -7,49 +7,50 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from fastgrpo.config import DeadlineConfig
 from fastgrpo.rollout.remote import messages as m
-from fastgrpo.rollout.remote.line import Line
+from fastgrpo.rollout.remote.channel import Channel
 from fastgrpo.types import Request, Response
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.1
-SEND_OUT_S = 2.0  # for the last words to leave: a process that ends at once would take them with it
+WATCH_S = 0.1
+CLOSE_S = 2.0  # for the last messages to be sent: they are lost if the process ends first
 
 
 class EngineFailure(RuntimeError):
-    """Engines were lost more often than the run allows, or did not come in time; the message says who and why."""
+    """Engines were lost more often than the run allows, or were not ready in time; the message says which and why."""
 
 
 @dataclass
 class Engine:
-    """An engine process's place; the process in it may change."""
+    """An engine: its process may be replaced by another."""
 
     index: int
-    line: Line | None = None  # None while there is no process
+    channel: Channel | None = None  # None while there is no process
     process: str = ""
     num_workers: int = 1
-    heard: float = 0.0  # time.monotonic of its last word
+    last_heard: float = 0.0  # time.monotonic of its last message
     lost_since: float = 0.0
-    version: int | None = None  # of the weights that it holds; None: not those of this run
-    pending: dict[int, Request] = field(default_factory=dict)  # what it draws, or will once it is back
-    share: list[Request] = field(default_factory=list)  # where requests are pinned: all that it was given together
+    version: int | None = None  # of the weights that it holds; None: it does not have this run's weights yet
+    pending: dict[int, Request] = field(default_factory=dict)  # that it draws, or will draw when it is back
+    share: list[Request] = field(default_factory=list)  # if requests are pinned: all that it was given together
     inbox: "deque[m.Received]" = field(default_factory=deque)
     busy_s: float = 0.0
     is_syncing: bool = False
 
 
 class EnginePool:
-    """Keeps engines fed and notices within seconds when one dies, from a thread of its own.
+    """Gives requests to the engines, and notices within seconds when one dies.
 
-    ``pinned``: a request stays with the engine it was given to, which draws all of its share again after a restart, so
-    that what is drawn does not depend on failures. Otherwise requests wait here and go, a group at a time, to the
-    engine with the fewest.
+    ``pinned``: a request stays with the engine it was given to, which draws all of its share again after a restart:
+    so failures do not change what is drawn. Otherwise requests wait here and go, one group at a time, to the engine
+    that has the fewest.
 
-    Raises EngineFailure from ``check`` and every wait once an engine was lost ``max_restarts`` times.
+    ``check`` and every wait raise EngineFailure after engines were lost more than ``max_restarts`` times.
     """
 
     def __init__(
@@ -67,17 +68,17 @@ class EnginePool:
         self.pinned = pinned
         now = time.monotonic()
         self.engines = [Engine(i, lost_since=now) for i in range(num_engines)]
-        self.supervisors: dict[int, Line] = {}
+        self.supervisors: dict[int, Channel] = {}
         self.num_restarts = 0
-        self.lost: list[str] = []  # one line each time
+        self.lost: list[str] = []  # one sentence for each loss
         self.waiting: deque[list[Request]] = deque()  # groups that no engine has yet
-        self.finished: dict[int, Response] = {}  # by request id, until somebody collects it
+        self.finished: dict[int, Response] = {}  # by request id, until they are collected
         self.num_redrawn = 0  # responses that came twice
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._listener = listener
-        self._known: set[int] = set()  # ids that were asked for and not collected
+        self._known: set[int] = set()  # ids of the requests that are not collected yet
         self._threads = [
             threading.Thread(target=self._accept, name="engine pool: accept", daemon=True),
             threading.Thread(target=self._watch, name="engine pool: watch", daemon=True),
@@ -86,7 +87,7 @@ class EnginePool:
             thread.start()
 
     def submit(self, groups: Sequence[Sequence[Request]], *, first: bool = False) -> None:
-        """Hands out groups of requests; ids must be new. ``first``: before those that wait."""
+        """Takes groups of requests, whose ids must be new. ``first``: they go before those that wait."""
         with self._changed:
             self._known.update(r.id for group in groups for r in group)
             if self.pinned:
@@ -99,13 +100,13 @@ class EnginePool:
                         self._send(engine, m.Submit(requests))
             elif first:
                 self.waiting.extendleft(list(group) for group in reversed(groups))
-                self._deal()
+                self._assign_waiting()
             else:
                 self.waiting.extend(list(group) for group in groups)
-                self._deal()
+                self._assign_waiting()
 
     def cancel(self, ids: Iterable[int]) -> None:
-        """Forgets requests wherever they are."""
+        """Removes requests, whether they wait, are being drawn or have finished."""
         ids = set(ids)
         with self._changed:
             self._known -= ids
@@ -121,7 +122,7 @@ class EnginePool:
                 del self.finished[i]
 
     def collect(self) -> dict[int, Response]:
-        """What has finished since the last call."""
+        """The responses that have finished since the last call, by request id."""
         with self._changed:
             self.check()
             done, self.finished = self.finished, {}
@@ -129,7 +130,7 @@ class EnginePool:
             return done
 
     def wait(self, is_over: Callable[[], bool], timeout_s: float) -> bool:
-        """Until something changed and ``is_over`` says so, or the time is up. Raises EngineFailure."""
+        """Waits until ``is_over`` is true or the time is up, and returns which. Raises EngineFailure."""
         with self._changed:
             self.check()
             over = self._changed.wait_for(lambda: self._failure is not None or is_over(), timeout_s)
@@ -137,52 +138,55 @@ class EnginePool:
             return over
 
     def check(self) -> None:
+        """Raises EngineFailure if the pool has failed."""
         if self._failure is not None:
             raise self._failure
 
     @property
     def num_drawing(self) -> int:
-        """Requests that engines with this run's weights hold."""
+        """Number of requests at the engines that have this run's weights."""
         with self._changed:
             return sum(len(e.pending) for e in self.engines if e.version is not None)
 
     @property
     def present(self) -> list[Engine]:
+        """Engines that have a process."""
         with self._changed:
-            return [e for e in self.engines if e.line is not None]
+            return [e for e in self.engines if e.channel is not None]
 
     @property
     def unsynced(self) -> list[Engine]:
-        """Engines that are there and wait for weights."""
+        """Engines that have a process and wait for weights."""
         return [e for e in self.present if e.version is None]
 
-    def tell(self, engine: Engine, message: Any) -> None:
+    def send(self, engine: Engine, message: Any) -> None:
+        """Sends a message to the engine's process, if there is one."""
         with self._changed:
             self._send(engine, message)
 
     def synced(self, engine: Engine, version: int) -> None:
-        """The engine holds these weights, and gets what waits for it. Nothing happens if it was lost since."""
+        """Notes that the engine holds these weights, and gives it requests. Does nothing if it was lost since."""
         with self._changed:
-            if engine.line is None:
+            if engine.channel is None:
                 return
             first, engine.version = engine.version is None, version
-            if first and engine.pending:  # pinned: drawn as before, in the same company
+            if first and engine.pending:  # pinned: its share is drawn again, all together as before
                 self._send(engine, m.Submit(engine.share))
-            self._deal()
+            self._assign_waiting()
 
-    def lose(self, engine: Engine, line: Line, why: str) -> None:
-        """Gives up the process at this line, unless it is gone already: it is ended, and another started."""
+    def lose(self, engine: Engine, channel: Channel, why: str) -> None:
+        """Gives up the process behind this channel and has another started, unless it is lost already."""
         with self._changed:
-            if engine.line is line:
+            if engine.channel is channel:
                 self._lose(engine, why)
 
-    def expects_reply(self, engine: Engine, does: bool) -> None:
-        """An engine in a sync may be silent for longer: the sync has a deadline of its own."""
+    def set_syncing(self, engine: Engine, is_syncing: bool) -> None:
+        """Notes that a sync of the engine begins or ends; until its end the sync's own deadline counts."""
         with self._changed:
-            engine.is_syncing, engine.heard = does, time.monotonic()
+            engine.is_syncing, engine.last_heard = is_syncing, time.monotonic()
 
     def take_busy_s(self) -> float:
-        """Seconds that an engine has drawn since the last call, in the mean."""
+        """Seconds of drawing since the last call, as the mean over the engines."""
         with self._changed:
             total = sum(e.busy_s for e in self.engines)
             for engine in self.engines:
@@ -190,19 +194,19 @@ class EnginePool:
             return total / len(self.engines)
 
     def close(self) -> None:
-        """Tells every engine and supervisor to end, and waits a moment for those that listen."""
+        """Tells every engine and supervisor to end, and waits a moment until the messages are sent."""
         with self._changed:
             self._closing = True
-            lines = [e.line for e in self.engines if e.line is not None] + list(self.supervisors.values())
-        for line in lines:
-            line.say(m.End())
-            line.say(None)
-        until = time.monotonic() + SEND_OUT_S
-        for line in lines:
-            line.wait_until_said(max(0.0, until - time.monotonic()))
+            channels = [e.channel for e in self.engines if e.channel is not None] + list(self.supervisors.values())
+        for channel in channels:
+            channel.send(m.End())
+            channel.send(None)
+        until = time.monotonic() + CLOSE_S
+        for channel in channels:
+            channel.wait_until_sent(max(0.0, until - time.monotonic()))
         self._listener.close()
 
-    # What follows runs on the pool's own threads, or under its lock.
+    # The methods below run on the pool's own threads, or under its lock.
 
     def _accept(self) -> None:
         while not self._closing:
@@ -210,13 +214,13 @@ class EnginePool:
                 connection = self._listener.accept()
             except OSError:
                 return  # closed
-            threading.Thread(target=self._welcome, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
 
-    def _welcome(self, connection: Any) -> None:
+    def _admit(self, connection: Connection) -> None:
         try:
-            hello = m.welcome(connection, self.address.secret)
-        except Exception as error:  # a stranger may say anything
-            log.warning("a stranger called the engine pool and was sent away: %s", error)
+            hello = m.authenticate(connection, self.address.secret)
+        except Exception as error:  # an unknown process may send anything
+            log.warning("the engine pool refused a connection from an unknown process: %s", error)
             connection.close()
             return
         with self._changed:
@@ -225,27 +229,29 @@ class EnginePool:
             if hello.note:
                 log.warning("fastgrpo: %s: %s", name, hello.note)
             if hello.is_supervisor:
-                self.supervisors[hello.engine] = Line(
-                    connection, lambda _, said: self._hear_supervisor(engine, said), name
+                self.supervisors[hello.engine] = Channel(
+                    connection, lambda _, message: self._on_supervisor_message(engine, message), name
                 )
             else:
-                if engine.line is not None:
-                    self._lose(engine, "another process came in its place", restart=False)
+                if engine.channel is not None:
+                    self._lose(engine, "another process took its place", restart=False)
                 engine.process, engine.num_workers = hello.process, hello.num_workers
-                engine.heard, engine.version = time.monotonic(), None
+                engine.last_heard, engine.version = time.monotonic(), None
                 engine.inbox.clear()
-                engine.line = Line(connection, lambda line, said: self._hear(engine, line, said), name)
+                engine.channel = Channel(
+                    connection, lambda channel, message: self._on_message(engine, channel, message), name
+                )
             self._changed.notify_all()
 
-    def _hear(self, engine: Engine, line: Line, message: Any) -> None:
+    def _on_message(self, engine: Engine, channel: Channel, message: Any) -> None:
         with self._changed:
-            if engine.line is line:
-                self._take_in(engine, message)
+            if engine.channel is channel:  # not from a process that was replaced
+                self._handle(engine, message)
                 self._changed.notify_all()
 
-    def _hear_supervisor(self, engine: Engine, message: Any) -> None:
-        """A process that called here is known to be lost from its own line."""
+    def _on_supervisor_message(self, engine: Engine, message: Any) -> None:
         with self._changed:
+            # The end of a process that had connected is known from its own channel.
             if isinstance(message, m.Exited) and message.process != engine.process:
                 self._lose(engine, f"{message.process} ended before it was ready: {message.reason}")
             elif message is None and not self._closing:
@@ -253,12 +259,12 @@ class EnginePool:
 
     def _watch(self) -> None:
         while not self._closing:
-            time.sleep(TICK_S)
+            time.sleep(WATCH_S)
             with self._changed:
-                self._look_after()
+                self._check_deadlines()
 
-    def _take_in(self, engine: Engine, message: Any) -> None:
-        engine.heard = time.monotonic()
+    def _handle(self, engine: Engine, message: Any) -> None:
+        engine.last_heard = time.monotonic()
         match message:
             case None:
                 self._lose(engine, "its process ended")
@@ -269,56 +275,57 @@ class EnginePool:
                     engine.pending.pop(i, None)
                     if i in self._known and i not in self.finished:
                         self.finished[i] = response
-                    elif self.pinned:  # otherwise nothing is drawn twice, and this one was cancelled
+                    elif self.pinned:  # if not pinned, nothing is drawn twice: this response was cancelled
                         self.num_redrawn += 1
-                self._deal()
+                self._assign_waiting()
             case m.Received():
                 engine.inbox.append(message)
             case m.Failed(error=error):
                 self._lose(engine, error)
             case _:
-                self._lose(engine, f"it said {type(message).__name__}")
+                self._lose(engine, f"it sent {type(message).__name__}")
 
-    def _look_after(self) -> None:
-        """Who has been silent for too long, and who does not come."""
+    def _check_deadlines(self) -> None:
+        """Loses engines that were silent for too long, and fails if one is not ready in time."""
         now = time.monotonic()
         for engine in self.engines:
-            if engine.line is not None and not engine.is_syncing and now - engine.heard > self.deadlines.stall_s:
-                self._lose(engine, f"it said nothing for {now - engine.heard:.0f} s (--deadline.stall_s)")
-            elif engine.line is None and now - engine.lost_since > self.deadlines.start_s:
+            silent_s = now - engine.last_heard
+            if engine.channel is not None and not engine.is_syncing and silent_s > self.deadlines.stall_s:
+                self._lose(engine, f"it said nothing for {silent_s:.0f} s (--deadline.stall_s)")
+            elif engine.channel is None and now - engine.lost_since > self.deadlines.start_s:
                 self._fail(
                     f"engine {engine.index} was not ready after {now - engine.lost_since:.0f} s (--deadline.start_s "
                     f"{self.deadlines.start_s:g})"
                 )
 
     def _lose(self, engine: Engine, why: str, *, restart: bool = True) -> None:
-        if engine.line is not None:
-            engine.line.hang_up()
-        line = f"engine {engine.index} ({engine.process}) was lost: {why}"
+        if engine.channel is not None:
+            engine.channel.close()
+        message = f"engine {engine.index} ({engine.process}) was lost: {why}"
         if not self._closing:
-            log.warning("fastgrpo: %s", line)
-            self.lost.append(line)
+            log.warning("fastgrpo: %s", message)
+            self.lost.append(message)
             self.num_restarts += 1
-        engine.line, engine.version, engine.lost_since = None, None, time.monotonic()
+        engine.channel, engine.version, engine.lost_since = None, None, time.monotonic()
         engine.is_syncing = False
         if self._closing:
             return
         if not self.pinned:
             self.waiting.extendleft(reversed(_groups(engine.pending.values())))
             engine.pending.clear()
-            self._deal()
+            self._assign_waiting()
         if self.num_restarts > self.max_restarts:
-            self._fail(f"{line}. {self.num_restarts} losses are more than --rollout.max_engine_restarts allows")
+            self._fail(f"{message}. {self.num_restarts} losses are more than --rollout.max_engine_restarts allows")
         elif restart and (supervisor := self.supervisors.get(engine.index)) is not None:
-            supervisor.say(m.Restart())
+            supervisor.send(m.Restart())
         self._changed.notify_all()
 
     def _fail(self, reason: str) -> None:
         self._failure = self._failure or EngineFailure(reason)
         self._changed.notify_all()
 
-    def _deal(self) -> None:
-        """Waiting groups to the engines with the fewest requests, as long as they have free places."""
+    def _assign_waiting(self) -> None:
+        """Gives waiting groups to the engines with the fewest requests, as long as these have free places."""
         ready = [e for e in self.engines if e.version is not None]
         given: dict[int, list[Request]] = {}
         while self.waiting and ready:
@@ -332,8 +339,8 @@ class EnginePool:
             self._send(self.engines[index], m.Submit(requests))
 
     def _send(self, engine: Engine, message: Any) -> None:
-        if engine.line is not None:
-            engine.line.say(message)
+        if engine.channel is not None:
+            engine.channel.send(message)
 
 
 def _shares(groups: Sequence[Sequence[Request]], count: int) -> list[Sequence[Sequence[Request]]]:
@@ -341,7 +348,7 @@ def _shares(groups: Sequence[Sequence[Request]], count: int) -> list[Sequence[Se
 
 
 def _groups(requests: Iterable[Request]) -> list[list[Request]]:
-    """Requests of one prompt together again."""
+    """The requests in groups, one for each prompt."""
     by_prompt: dict[int, list[Request]] = {}
     for request in requests:
         by_prompt.setdefault(request.prompt.position, []).append(request)

@@ -1,7 +1,7 @@
-"""An engine with a process of its own: ``python -m fastgrpo.rollout.remote.process``, started by its supervisor.
+"""The process of an engine: ``python -m fastgrpo.rollout.remote.process``, started by its supervisor.
 
-What it needs to know comes on stdin; then it calls the pool and draws what it is given until it is told to end, or
-until the pool is gone.
+It reads a `Boot` from stdin, connects to the pool, and draws what it is given until it is told to end or the pool is
+gone.
 """
 
 import os
@@ -23,6 +23,8 @@ from fastgrpo.rollout.spec import EngineSpec
 
 @dataclass(frozen=True)
 class Boot:
+    """The pool's address, and the engine to start."""
+
     address: m.Address
     index: int
     spec: EngineSpec
@@ -32,11 +34,11 @@ def main() -> int:
     boot: Boot = pickle.load(sys.stdin.buffer)
     engine: Any = start_engine(boot.spec)
     hello = m.Hello(boot.index, False, this_process(), engine.num_workers, note=not_in_place(engine))
-    connection = m.call(boot.address, hello)
+    connection = m.connect(boot.address, hello)
     try:
         Server(connection, engine).serve()
     except (EOFError, ConnectionError):
-        return 1  # the pool is gone: its own error is the one to read
+        return 1  # the pool is gone, and reports its own error
     except Exception as error:
         traceback.print_exc()
         connection.send(m.Failed(f"{type(error).__name__}: {error}"))
@@ -45,46 +47,47 @@ def main() -> int:
 
 
 def not_in_place(engine: RolloutEngine) -> str:
-    """A line for people, empty where all is well."""
+    """Why weights are not written in place, for the log; empty if they are."""
     reason = engine.not_in_place
     return f"weights are loaded anew at every sync, not written in place: {reason}" if reason else ""
 
 
 def this_process() -> str:
+    """This process's pid and host, for messages."""
     return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
 class Server:
-    """Between two steps of the engine it hears what the pool says: a write needs no pause and stops nothing."""
+    """Steps the engine, and handles the pool's messages between two steps: so a write of weights needs no pause."""
 
     def __init__(self, connection: Connection, engine: ReceivingEngine) -> None:
         self.connection, self.engine = connection, engine
-        self.not_joined = "no sender of weights was named"
+        self.not_joined = "no sender of weights was named"  # why no weights can be received; empty if they can
         self.busy_s = 0.0
-        self.beat = time.monotonic()
+        self.last_alive = time.monotonic()
 
     def serve(self) -> None:
-        while self._hear():
+        while self._handle_messages():
             if self._is_drawing():
                 self._step()
-            if time.monotonic() - self.beat >= m.BEAT_S:
+            if time.monotonic() - self.last_alive >= m.HEARTBEAT_S:
                 self.connection.send(m.Alive(self.busy_s))
-                self.busy_s, self.beat = 0.0, time.monotonic()
+                self.busy_s, self.last_alive = 0.0, time.monotonic()
 
-    def _hear(self) -> bool:
-        """False at the end. Waits only while there is nothing to draw."""
-        while self.connection.poll(0 if self._is_drawing() else m.BEAT_S):
+    def _handle_messages(self) -> bool:
+        """Handles all messages that are there; waits only while there is nothing to draw. Returns False at the end."""
+        while self.connection.poll(0 if self._is_drawing() else m.HEARTBEAT_S):
             message = self.connection.recv()
             if isinstance(message, m.End):
                 return False
-            self._obey(message)
+            self._handle(message)
         return True
 
     def _is_drawing(self) -> bool:
-        """Not after a sync that failed: half of the weights may be new."""
+        """Whether there is something to draw. After a failed sync nothing is drawn: half of the weights may be new."""
         return self.engine.is_unfinished() and not self.not_joined
 
-    def _obey(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:
         match message:
             case m.Submit(requests=requests):
                 self.engine.submit(requests)
@@ -95,7 +98,7 @@ class Server:
             case m.Receive():
                 self.connection.send(self._receive(message))
             case _:
-                raise RuntimeError(f"an engine cannot {type(message).__name__}")
+                raise RuntimeError(f"an engine does not know the message {type(message).__name__}")
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -108,7 +111,7 @@ class Server:
         try:
             self.engine.join_sync(join.host, join.port, join.first_rank, join.size, join.timeout_s, join.manifest)
             self.not_joined = ""
-        except (RuntimeError, KeyError, TimeoutError) as error:  # torch's errors of a group are RuntimeErrors
+        except (RuntimeError, KeyError, TimeoutError) as error:  # torch's errors about a group are RuntimeErrors
             self.not_joined = str(error).splitlines()[0]
 
     def _receive(self, command: m.Receive) -> m.Received:
@@ -117,7 +120,7 @@ class Server:
             return m.Received(number, version, self.not_joined)
         try:
             self.engine.receive_weights(version)
-        except (RuntimeError, TimeoutError) as error:  # a peer is gone: the sender forms another group
+        except (RuntimeError, TimeoutError) as error:  # a peer is gone: the sender will form another group
             self.not_joined = str(error).splitlines()[0]
             return m.Received(number, version, self.not_joined)
         return m.Received(number, version, checksums=self.engine.checksums() if command.with_checksums else None)

@@ -1,4 +1,4 @@
-"""The trainer's side of a sync: collectives on a thread of their own, every wait of the main thread bounded."""
+"""The trainer's side of a sync: collectives run on a thread of their own, and the main thread's waits have limits."""
 
 import itertools
 import threading
@@ -15,66 +15,69 @@ from fastgrpo.rollout.weight_sync import Manifest, Sender, SyncGroup, open_store
 
 Bucket = list[tuple[str, Tensor]]
 
-TICK_S = 0.1
+POLL_S = 0.1
 
-PATIENCE = 0.7
-"""Of a sync's time, what one collective of it may take."""
+COLLECTIVE_FRAC = 0.7
+"""Share of a sync's time that one of its collectives may take."""
 
 
 class WeightSender:
-    """Sends weights to all engines that are there. A group of processes serves until one of them changes."""
+    """Sends weights to the engines. A process group is used until one of its members changes."""
 
     def __init__(self, pool: EnginePool, manifest: Manifest, device: torch.device, timeout_s: float) -> None:
         self.pool, self.manifest, self.device, self.timeout_s = pool, manifest, device, timeout_s
-        self._members: tuple[Any, ...] = ()  # the lines of the engines of the group
+        self._members: tuple[Any, ...] = ()  # the channels of the engines of the group
         self._sender: Sender | None = None
         self._sending: _Sending | None = None
         self._numbers = itertools.count()
         self.complaints: list[str] = []  # about the last sync, if it failed
 
     def send(self, engines: list[Engine], buckets: Iterable[Bucket], version: int, *, with_checksums: bool) -> None:
-        """One sync, which ends with `replies`.
+        """Begins a sync, which ends with `replies`.
 
-        ``buckets`` is read to its end whatever happens, for other ranks take part in making it. At most two are alive.
+        ``buckets`` is read to its end even after a failure, because other ranks take part in making it. At most two
+        buckets are in memory.
         """
         for engine in engines:
             engine.inbox.clear()
         command = m.Receive(next(self._numbers), version, with_checksums)
         self._sending = sending = _Sending(self, engines, command, time.monotonic() + self.timeout_s)
         for engine in engines:
-            self.pool.expects_reply(engine, True)
+            self.pool.set_syncing(engine, True)
         sending.start()
         for bucket in buckets:
             sending.hand_over(bucket)
 
     def replies(self) -> dict[int, m.Received] | None:
-        """What every engine said, by its index, or None if one failed: those that kept silent are given up, and the
-        sync must be done again."""
+        """The reply of every engine by its index, or None if one failed: then the sync must be done again.
+
+        Engines that did not reply are given up.
+        """
         assert self._sending is not None, "nothing was sent"
         replies = self._sending.finish()
         self._sending = None
         return replies
 
     def group_of(self, sending: "_Sending") -> Sender:
-        """The sender to its very processes, which are told to receive; in a new group if the last was not theirs.
+        """Tells the engines to receive, and returns the sender to their group: a new one if their processes changed.
 
-        Raises RuntimeError if it was given up meanwhile.
+        Raises RuntimeError if the sync was given up meanwhile.
         """
-        engines, command, members = sending.engines, sending.command, sending.lines
+        engines, command, members = sending.engines, sending.command, sending.channels
         if self._sender is not None and members == self._members:
             for engine in engines:
-                self.pool.tell(engine, command)
+                self.pool.send(engine, command)
             return self._sender
         if None in members:
             raise RuntimeError("an engine was lost before it could be told")
         self.leave()
-        # Who waits for others gives up before the deadline, and says so: only the silent ones are to blame.
-        timeout_s = PATIENCE * self.timeout_s
+        # A process that waits for others gives up before the deadline and says so: then the silent ones are at fault.
+        timeout_s = COLLECTIVE_FRAC * self.timeout_s
         host, size, first_rank = self.pool.address.host, 1 + sum(e.num_workers for e in engines), 1
         store = open_store(host, size, timeout_s)
         for engine in engines:
-            self.pool.tell(engine, m.Join(host, store.port, first_rank, size, timeout_s, self.manifest))
-            self.pool.tell(engine, command)
+            self.pool.send(engine, m.Join(host, store.port, first_rank, size, timeout_s, self.manifest))
+            self.pool.send(engine, command)
             first_rank += engine.num_workers
         group = SyncGroup.join(store, 0, size, self.device, timeout_s)
         if self._sending is not sending:
@@ -84,18 +87,18 @@ class WeightSender:
         return self._sender
 
     def leave(self) -> None:
-        """The group has failed, or its members have changed."""
+        """Leaves the group, which has failed or whose members have changed."""
         if self._sender is not None:
             self._sender.group.abort()
         self._sender, self._members = None, ()
 
 
 class _Sending:
-    """One sync. The thread may hang in a collective; whoever waits for it does not."""
+    """One sync. Its thread may hang in a collective; the main thread waits for it only until the deadline."""
 
     def __init__(self, owner: WeightSender, engines: list[Engine], command: m.Receive, deadline: float) -> None:
         self.owner, self.engines, self.command, self.deadline = owner, engines, command, deadline
-        self.lines = tuple(e.line for e in engines)  # of the processes that it is for: others may take their places
+        self.channels = tuple(e.channel for e in engines)  # other processes may take their places
         self.error: Exception | None = None
         self._bucket: Bucket | None = None
         self._has_all = False
@@ -106,36 +109,36 @@ class _Sending:
         threading.Thread(target=self._send, name="weight sync", daemon=True).start()
 
     def hand_over(self, bucket: Bucket) -> None:
-        """Waits until the bucket before has arrived; once something failed, buckets are dropped."""
+        """Waits until the previous bucket has arrived. After a failure buckets are dropped."""
         if bucket and bucket[0][1].is_cuda:
-            torch.cuda.current_stream().synchronize()  # the thread's stream does not wait for this one
+            torch.cuda.current_stream().synchronize()  # the sending thread has another stream
         with self._turn:
             if not self._turn.wait_for(lambda: self._bucket is None or self._is_over, self._left_s):
-                self.error = self.error or TimeoutError("the bucket before was not taken in time")
+                self.error = self.error or TimeoutError("the previous bucket was not taken in time")
             elif not self._is_over:
                 self._bucket = bucket
                 self._turn.notify_all()
 
     def finish(self) -> dict[int, m.Received] | None:
-        """Waits for every engine's word, until the deadline."""
+        """Waits for the reply of every engine, until the deadline."""
         with self._turn:
             self._has_all = True
             self._turn.notify_all()
             while not self._is_over and self._left_s > 0 and not self._lost() and not self._complaints():
-                self._turn.wait(TICK_S)
+                self._turn.wait(POLL_S)
             has_failed = self.error is not None or not self._is_over
         if has_failed:
-            self.owner.leave()  # engines that wait for the rest of a broadcast hear of it
+            self.owner.leave()  # so that engines do not wait for the rest of a broadcast
         pool = self.owner.pool
         pool.wait(lambda: not self._silent(), self._left_s)
-        for engine, line in zip(self.engines, self.lines, strict=True):
-            if line is not None and engine in self._silent():
+        for engine, channel in zip(self.engines, self.channels, strict=True):
+            if channel is not None and engine in self._silent():
                 silent_s = self.owner.timeout_s
-                pool.lose(engine, line, f"it took no part in a weight sync for {silent_s:g} s (--deadline.sync_s)")
-            pool.expects_reply(engine, False)
+                pool.lose(engine, channel, f"it took no part in a weight sync for {silent_s:g} s (--deadline.sync_s)")
+            pool.set_syncing(engine, False)
         lost = self._lost()
-        said = {e.index: reply for e in self.engines if e not in lost and (reply := self._reply(e)) is not None}
-        replies = {index: reply for index, reply in said.items() if not reply.error}
+        answered = {e.index: reply for e in self.engines if e not in lost and (reply := self._reply(e)) is not None}
+        replies = {index: reply for index, reply in answered.items() if not reply.error}
         if has_failed or len(replies) < len(self.engines):
             self.owner.leave()
             self.owner.complaints = [*self._complaints(), *([repr(self.error)] if self.error else [])]
@@ -143,20 +146,21 @@ class _Sending:
         return replies
 
     def _complaints(self) -> list[str]:
-        """What engines say that kept them from taking part."""
+        """The reasons why engines could not take part, as they report them."""
         found = ((e, self._reply(e)) for e in self.engines)
         return [f"engine {e.index}: {reply.error}" for e, reply in found if reply is not None and reply.error]
 
     def _lost(self) -> list[Engine]:
-        """Whose process is not there any more."""
-        return [e for e, line in zip(self.engines, self.lines, strict=True) if line is None or e.line is not line]
+        """Engines whose process is gone or was replaced."""
+        pairs = zip(self.engines, self.channels, strict=True)
+        return [e for e, channel in pairs if channel is None or e.channel is not channel]
 
     def _silent(self) -> list[Engine]:
         lost = self._lost()
         return [e for e in self.engines if e not in lost and self._reply(e) is None]
 
     def _reply(self, engine: Engine) -> m.Received | None:
-        """Not one to an earlier attempt, which may come late."""
+        """The engine's reply to this attempt; one to an earlier attempt may come late and does not count."""
         return next((r for r in list(engine.inbox) if r.number == self.command.number), None)
 
     @property
@@ -166,14 +170,14 @@ class _Sending:
     def _send(self) -> None:
         try:
             if self.owner.device.type == "cuda":
-                torch.cuda.set_device(self.owner.device)  # a new thread begins on the first one
+                torch.cuda.set_device(self.owner.device)  # a new thread begins with the first GPU
             sender = self.owner.group_of(self)
             while (bucket := self._next()) is not None:
                 sender.send(bucket)
                 with self._turn:
                     self._bucket = None
                     self._turn.notify_all()
-        except Exception as error:  # a peer's end; the main thread decides what follows
+        except Exception as error:  # a peer has ended: the main thread decides what to do
             self.error = error
         finally:
             with self._turn:
@@ -187,7 +191,7 @@ class _Sending:
 
 
 def in_buckets(weights: Iterable[tuple[str, Tensor]], most_bytes: int) -> Iterator[Bucket]:
-    """Consecutive tensors of at most so many bytes together; one at least."""
+    """The tensors in consecutive buckets of at most so many bytes; a larger tensor is a bucket of its own."""
     bucket: Bucket = []
     size = 0
     for name, value in weights:

@@ -1,7 +1,8 @@
-"""vLLM's linear layers on a CPU, kept readable from their parameters.
+"""vLLM's linear layers on a CPU, changed so that a write to their parameters takes effect.
 
-After loading they compute from a packed copy, and the parameter is left without elements: a write would change nothing.
-No setting of vLLM's keeps it, so its dispatch is wrapped, in the process that holds the layers and before they load.
+After loading, vLLM's layers compute from a packed copy, and the parameter has no elements: a write would change
+nothing. No setting of vLLM keeps the parameter, so vLLM's dispatch function is wrapped, in the process that holds the
+layers and before they load.
 """
 
 from collections.abc import Callable
@@ -12,27 +13,28 @@ from torch import nn
 
 Mode = Literal["live", "repack"]
 Dispatch = Callable[[nn.Module, bool], None]
-"""Given a linear layer, and whether its weight goes once it is packed: sets ``cpu_linear``, which the layer calls."""
+"""Takes a linear layer, and whether packing removes its weight; sets ``cpu_linear``, which the layer calls."""
 
 SETTING = "fastgrpo_cpu_layers"
-"""Key of the mode in vLLM's ``additional_config``, which reaches its workers wherever they run; without it, repack."""
+"""Key of the mode in vLLM's ``additional_config``, which all workers get; without it the mode is repack."""
 
 LIVE_BELOW_PARAMETERS = 100_000_000
-"""Packed layers sample faster and repacking takes several times the write: worth it for large models."""
+"""Packed layers sample faster, but packing takes several times as long as the write: it pays for large models."""
 
 _PACK = "fastgrpo_pack"
 """Attribute of a layer that computes from a packed copy: vLLM's function that makes it."""
 
 
 def choose_mode(setting: str, num_parameters: int) -> Mode:
-    """``live``: layers read their parameter. ``repack``: they read a packed copy, made anew after a write."""
+    """The mode of a setting. ``live``: layers read their parameter. ``repack``: they read a packed copy, which is made
+    anew after every write."""
     if setting == "auto":
         return "live" if num_parameters < LIVE_BELOW_PARAMETERS else "repack"
     return cast(Mode, setting)
 
 
 def install() -> None:
-    """Wraps vLLM's dispatch. Raises AttributeError where a version of vLLM has none of that name."""
+    """Wraps vLLM's dispatch function. Raises AttributeError if vLLM has none of that name."""
     from vllm.config import get_current_vllm_config
     from vllm.model_executor.layers import utils
 
@@ -44,7 +46,7 @@ def install() -> None:
 
 
 def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
-    """What stands for vLLM's dispatch, so that a linear layer's parameters keep their storage, dtype and values."""
+    """The function that replaces vLLM's dispatch: linear layers' parameters keep their storage, dtype and values."""
 
     def dispatch(layer: Any, remove_weight: bool) -> None:
         if layer.weight.is_meta or layer.weight.ndim != 2:
@@ -60,7 +62,7 @@ def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
 
 
 def repack_of(model: nn.Module) -> Callable[[], None]:
-    """What makes the packed copies of this model's layers anew."""
+    """A function that makes the packed copies of this model's layers anew."""
     packed = [m for m in model.modules() if hasattr(m, _PACK)]
 
     def repack() -> None:
@@ -71,8 +73,11 @@ def repack_of(model: nn.Module) -> Callable[[], None]:
 
 
 def _pack(layer: Any) -> None:
-    """On a CPU that multiplies bfloat16 tiles vLLM also turns the bias into float32, in place. The layer computes from
-    that copy; the parameter is given back what it held."""
+    """Packs a layer's weight, and keeps its bias.
+
+    On a CPU with bfloat16 tiles vLLM also converts the bias to float32, in place. Then the layer computes from that
+    copy, and the parameter gets its own values back.
+    """
     bias: Any = getattr(layer, "bias", None)
     held = None if bias is None else bias.data
     getattr(layer, _PACK)(layer, False)

@@ -1,6 +1,6 @@
-"""vLLM behind the rollout protocol: its engine core in this process, stepped by us.
+"""vLLM as a rollout engine: its engine core runs in this process, and we step it.
 
-Between two steps nothing runs, so weights are written there: no pause, no drained queue, no request lost.
+Between two steps nothing runs, so weights are written then: without a pause, and without losing a request.
 """
 
 import gc
@@ -28,6 +28,8 @@ WORKER = "fastgrpo.rollout.vllm.worker.WeightSyncWorker"
 
 @dataclass(frozen=True, kw_only=True)
 class VllmSettings:
+    """What `VllmEngine` needs of a run's settings."""
+
     path: str
     dtype: str  # of the weights, as vLLM names it
     max_model_len: int  # prompt and response tokens
@@ -36,7 +38,7 @@ class VllmSettings:
     executor: Literal["uni", "external_launcher", "mp"] = "uni"
     kv_cache_gib: float = 0.0
     gpu_memory_frac: float = 0.9
-    cpu_layers: Literal["live", "repack"] | None = None  # None on a GPU
+    cpu_layers: Literal["live", "repack"] | None = None  # as `cpu_layers.choose_mode`; None on a GPU
     sleep_level: int = 0
     enforce_eager: bool = False
     kv_on_sync: Literal["recompute", "keep"] = "recompute"
@@ -45,11 +47,11 @@ class VllmSettings:
 
 
 class VllmEngine:
-    """Requests in, responses out, weights written between two steps.
+    """A rollout engine (`rollout/engine.py`) around vLLM; weights are written between two steps.
 
-    Logprobs are vLLM's processed ones: log-softmax of logits / temperature over the whole vocabulary, since nothing is
-    cut off (no top-k, no penalty). With top-p, which training never sets, they would be those of the nucleus: there
-    vLLM is not asked for them, and they are NaN. Raises ValueError for a vLLM outside the tested versions.
+    Logprobs are vLLM's processed ones: log-softmax of logits / temperature over the whole vocabulary, because there is
+    no top-k and no penalty. With top-p, which training never sets, they would be those of the nucleus: then vLLM is not
+    asked for them, and they are NaN. Raises ValueError for a vLLM outside the tested versions.
     """
 
     def __init__(self, settings: VllmSettings) -> None:
@@ -61,7 +63,7 @@ class VllmEngine:
         self._asleep: set[str] = set()
         reasons = self._rpc("sync_layout")
         self.not_in_place = next((r for r in reasons if r), "")
-        """Why weights are not written in place but by vLLM's reload; empty where they are."""
+        """Why weights are written by vLLM's reload and not in place; empty if they are written in place."""
         if self.not_in_place:
             log.warning("weights go through vLLM's own reload, not into place: %s", self.not_in_place)
         self._num_writes = 0
@@ -72,7 +74,7 @@ class VllmEngine:
             prompt = {
                 "type": "token",
                 "prompt_token_ids": request.prompt.prompt_ids.tolist(),
-                "cache_salt": str(self._num_writes),  # keys and values of other weights are never found again
+                "cache_salt": str(self._num_writes),  # prefixes read under other weights are not reused
             }
             self._drawing[request.id] = _Drawing(request, self.policy_version)
             self.engine.add_request(str(request.id), prompt, _sampling_params(request))
@@ -104,8 +106,8 @@ class VllmEngine:
     def num_workers(self) -> int:
         return self.settings.tensor_parallel
 
-    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
-        self._rpc("receive_join", host, port, first_rank, size, timeout_s, wire)
+    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest) -> None:
+        self._rpc("receive_join", host, port, first_rank, size, timeout_s, manifest)
 
     def receive_weights(self, policy_version: int) -> None:
         self._rpc("receive_weights")
@@ -119,7 +121,7 @@ class VllmEngine:
         if self._drawing and self.settings.kv_on_sync == "recompute":
             self.engine.reset_prefix_cache(reset_running_requests=True)
         elif waiting := [d.request for d in self._drawing.values() if not d.ids]:
-            self.cancel([r.id for r in waiting])  # their salt would find prompts that older weights have read
+            self.cancel([r.id for r in waiting])  # with their salt, vLLM could reuse prompts read under older weights
             self.submit(waiting)
 
     def checksums(self) -> dict[str, int]:
@@ -137,7 +139,7 @@ class VllmEngine:
                 self._asleep.discard(part)
 
     def close(self) -> None:
-        """Frees weights and cache. vLLM's own shutdown would destroy the trainer's process groups too."""
+        """Frees weights and cache. vLLM's own shutdown is not called: it would destroy the trainer's process groups."""
         from vllm.distributed.parallel_state import destroy_model_parallel
 
         client = self.engine.engine_core
@@ -182,14 +184,16 @@ class _Drawing:
 
 
 def _merged(changes: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Of several changes at one place the last counts; one behind the end has drawn nothing."""
+    """The changes of weights by their place in a response: the last of several at one place, none after the end."""
     last = dict(changes)
     return [(place, version) for place, version in last.items() if place < length]
 
 
 def _sampled_logprobs(num_tokens: int, flat: Any) -> list[float]:
-    """The sampled tokens' own: vLLM lists them first at every position. Until 0.28 an output without a new token
-    carries the logprobs of all earlier ones."""
+    """The logprobs of the sampled tokens, which vLLM lists first at every position.
+
+    Before 0.28 an output without a new token has the logprobs of all earlier tokens, so only ``num_tokens`` are read.
+    """
     return [flat.logprobs[start] for start in flat.start_indices[:num_tokens]]
 
 
@@ -213,7 +217,7 @@ def _sampling_params(request: Request) -> Any:
 
 
 def _start(settings: VllmSettings) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # vLLM has no other way to say: the core in this process
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the core in this process; vLLM has no other setting for it
     if settings.kv_cache_gib:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -237,14 +241,14 @@ def _start(settings: VllmSettings) -> Any:
         "quantization": settings.quantization,
         "trust_remote_code": settings.trust_remote_code,
         "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # nothing of the model's own sampling settings
-        "async_scheduling": False,  # a token must be known before the weights may change
+        "generation_config": "vllm",  # not the model's own sampling settings
+        "async_scheduling": False,  # a token must be known before the weights change
         "disable_log_stats": True,
         "seed": 0,
     }
     if settings.cpu_layers is not None:
         options["additional_config"] = {SETTING: settings.cpu_layers}
-        # A prompt read in parts makes vLLM rewind the request's generator, which a CPU's cannot.
+        # If a prompt is read in parts, vLLM rewinds the request's generator, which a CPU generator cannot do.
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(settings.max_model_len, 8192)
     else:
@@ -255,8 +259,10 @@ def _start(settings: VllmSettings) -> Any:
 
 
 def _cores_of_workers(count: int) -> str:
-    """This process's cores dealt to its workers, as vLLM wants them named: it refuses two workers on one NUMA node
-    that it has to bind itself."""
+    """This process's cores divided among its workers, in vLLM's notation.
+
+    Without it vLLM binds the workers itself, and refuses two on one NUMA node.
+    """
     cores = sorted(os.sched_getaffinity(0))
     shares = [cores[i::count] or cores[:1] for i in range(count)]
     return "|".join(",".join(map(str, share)) for share in shares)

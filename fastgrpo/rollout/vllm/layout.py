@@ -1,4 +1,4 @@
-"""Where vLLM's live parameters hold each tensor of a checkpoint: fused and sharded linear layers, padded embeddings."""
+"""The places of a checkpoint's tensors in vLLM's parameters: fused and sharded linear layers, padded embeddings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,15 +20,15 @@ class Layout:
 def layout_of(model: nn.Module) -> Layout:
     """The layout of an unquantised vLLM model.
 
-    Checkpoint names are vLLM's own but for fused layers, whose members ``packed_modules_mapping`` names. Raises
-    LayoutError for a layer that it does not know how to read.
+    Checkpoint names are vLLM's own names, except in fused layers, whose members ``packed_modules_mapping`` names.
+    Raises LayoutError for a layer whose layout is not known.
     """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     layout = Layout()
     seen: set[int] = set()
     rank = max((getattr(m, "tp_rank", 0) for m in model.modules()), default=0)
     for prefix, module in model.named_modules():
-        is_whole = getattr(module, "tp_size", 1) == 1  # every process holds it, the first counts it
+        is_whole = getattr(module, "tp_size", 1) == 1  # every process holds it whole, and the first counts it
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if id(parameter) not in seen:  # a tied head is the embedding
                 seen.add(id(parameter))
@@ -40,7 +40,7 @@ def layout_of(model: nn.Module) -> Layout:
 def _places(
     layout: Layout, module: Any, prefix: str, name: str, parameter: Tensor, fused: dict[str, list[str]]
 ) -> Iterator[tuple[str, Place]]:
-    """A parameter's checkpoint tensors, by name."""
+    """The checkpoint tensors that a parameter holds: their names and places."""
     kinds = {c.__name__ for c in type(module).__mro__}
     leaf = name.rpartition(".")[2]
     if parameter.dim() > 2 or leaf not in ("weight", "bias"):
@@ -69,7 +69,7 @@ Part = tuple[tuple[int, int], int, bool]
 
 
 def _heads(module: Any) -> list[Part]:
-    """Query heads are split over ranks; where there are fewer key heads than ranks, several ranks hold the same one."""
+    """The parts of a fused query, key and value layer. If there are more ranks than key heads, they share key heads."""
     queries, keys = module.num_heads * module.head_size, module.num_kv_heads * module.head_size
     replicas = module.num_kv_head_replicas
     group, copy = divmod(module.tp_rank, replicas)

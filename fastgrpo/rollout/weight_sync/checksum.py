@@ -1,13 +1,13 @@
-"""A checksum of a tensor's bits that its shards can be summed to."""
+"""A checksum of a tensor's bits: the checksums of its shards add up to it."""
 
 import torch
 from torch import Tensor
 
 _ROW, _COLUMN, _START = 0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64, 0x165667B19E3779F9
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
-"""By element size. Eight bytes are two columns: of the 64th bit a sum modulo 2**64 sees only whether it stands by an
-odd factor."""
-_ALIGNED_BYTES = 256  # rows of a multiple of so many bytes are cut between words of four by up to 64 shards
+"""The dtype of a word by element size. An element of eight bytes is two words: of the 64th bit a product modulo 2**64
+would keep only whether the factor is odd."""
+_ALIGNED_BYTES = 256  # rows of a multiple of 256 bytes are cut between words of four bytes by up to 64 shards
 _CHUNK_WORDS = 1 << 22
 
 
@@ -17,11 +17,11 @@ def checksum(
     first_column: int = 0,
     num_columns: int | None = None,  # of the whole tensor; None: these are all
 ) -> int:
-    """``sum over words of bits * (a * row + b * column + c) mod 2**64``: the checksums of disjoint parts add up to that
-    of the whole, and elements that change places are seen. The bits are those of the dtype.
+    """The sum over words of ``bits * (a * row + b * column + c)``, modulo 2**64.
 
-    A word is an element of at most four bytes; or four bytes, where every row of the whole tensor is a multiple of 256:
-    faster for small elements.
+    The checksums of disjoint parts add up to the checksum of the whole, and elements that change places change it. The
+    bits are those of the dtype. A word has four bytes if every row of the whole tensor is a multiple of 256 bytes,
+    which is faster for small elements. Otherwise a word is an element, or half of an element of eight bytes.
     """
     matrix = values.detach().unsqueeze(1) if values.dim() == 1 else values.detach().flatten(1)
     size = matrix.element_size()
@@ -38,5 +38,5 @@ def checksum(
 
 
 def _line(first: int, count: int, factor: int, device: torch.device) -> Tensor:
-    """``factor * (first + i)``, wrapping as int64 does."""
+    """``factor * (first + i)`` for each i below count, modulo 2**64."""
     return torch.arange(first, first + count, device=device) * factor

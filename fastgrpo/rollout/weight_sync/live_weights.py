@@ -10,38 +10,38 @@ from fastgrpo.rollout.weight_sync.checksum import checksum
 
 
 class LayoutError(ValueError):
-    """The engine's parameters are not laid out as the sync would write them; the message names one."""
+    """The engine's parameters do not have the layout that the sync would write; the message names one of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a checkpoint tensor, or the part of it that this process holds, stands among live parameters."""
+    """The place of a checkpoint tensor, or of the part that this process holds, in the live parameters."""
 
     parameter: str  # name of the live parameter
     row: int  # its first row
-    rows: tuple[int, int]  # of the checkpoint tensor, what is held here
-    columns: tuple[int, int] | None  # ... None: a vector
+    rows: tuple[int, int]  # of the checkpoint tensor that are held here
+    columns: tuple[int, int] | None  # of the checkpoint tensor that are held here; None for a vector
     shape: tuple[int, ...]  # of the checkpoint tensor
-    is_first: bool = True  # false where another process holds the same part and counts it
+    is_first: bool = True  # false if another process holds the same part and counts it in its checksums
 
     @property
     def is_whole(self) -> bool:
         return self.rows == (0, self.shape[0]) and (self.columns is None or self.columns == (0, self.shape[1]))
 
     def part_of(self, tensor: Tensor) -> Tensor:
-        """What of a checkpoint tensor is held here, as a view."""
+        """The part of a checkpoint tensor that is held here, as a view."""
         part = tensor[slice(*self.rows)]
         return part if self.columns is None else part[:, slice(*self.columns)]
 
 
 class LiveWeights:
-    """Writes by checkpoint name into storage that never moves.
+    """Writes weights by checkpoint name into the storage of the live parameters, which never moves.
 
-    ``after_write`` is called once after every write: where a layer computes from a copy of its weight, the copy is
-    made anew there.
+    ``after_write`` is called once after every write. If layers compute from copies of their weights, it makes the
+    copies anew.
 
-    Raises LayoutError if a place is outside its parameter, two overlap, or an element of a parameter has no place and
-    is not padding.
+    Raises LayoutError if a place is outside its parameter, if two places overlap, or if an element of a parameter has
+    no place and is not padding.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LiveWeights:
 
     @classmethod
     def of_modules(cls, model: nn.Module) -> "LiveWeights":
-        """A model whose parameters are the checkpoint's, one to one."""
+        """The live weights of a model whose parameters are the checkpoint's tensors, one to one."""
         parameters = {n: p.data for n, p in model.named_parameters()}
         places = {
             n: Place(n, 0, (0, len(p)), (0, p.shape[1]) if p.dim() > 1 else None, tuple(p.shape))
@@ -68,8 +68,10 @@ class LiveWeights:
 
     @torch.no_grad()
     def write(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies whole checkpoint tensors, or the parts held here, into the live parameters. Raises KeyError for an
-        unknown name and ValueError for another shape."""
+        """Copies whole checkpoint tensors, or the parts held here, into the live parameters.
+
+        Raises KeyError for an unknown name and ValueError for another shape.
+        """
         for name, value in weights:
             place = self.places[name]
             if tuple(value.shape) != place.shape:
@@ -78,7 +80,7 @@ class LiveWeights:
         self.after_write()
 
     def checksums(self) -> dict[str, int]:
-        """Of what is held here, by checkpoint name: summed over processes they are those of the whole tensors."""
+        """Checksums of the parts held here, by checkpoint name; the sum over processes is that of the whole tensor."""
         return {
             name: checksum(
                 self.views[name],

@@ -16,7 +16,7 @@ import torch
 from fastgrpo.config import DeadlineConfig
 from fastgrpo.rollout.engine import requests_of
 from fastgrpo.rollout.remote import messages as m
-from fastgrpo.rollout.remote.line import Line
+from fastgrpo.rollout.remote.channel import Channel
 from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
 from fastgrpo.rollout.remote.weight_sender import WeightSender
 from fastgrpo.rollout.weight_sync import manifest
@@ -47,13 +47,13 @@ class Peer:
 
     def __init__(self, pool: EnginePool, engine: int, *, is_supervisor: bool = False, name: str = "") -> None:
         process = name or f"{'supervisor' if is_supervisor else 'process'} {engine}"
-        self.connection = m.call(pool.address, m.Hello(engine, is_supervisor, process))
+        self.connection = m.connect(pool.address, m.Hello(engine, is_supervisor, process))
         self.heard: list = []
         threading.Thread(target=self._listen, daemon=True).start()
         if is_supervisor:
             until(lambda: engine in pool.supervisors)
         else:
-            until(lambda: pool.engines[engine].process == process and pool.engines[engine].line is not None)
+            until(lambda: pool.engines[engine].process == process and pool.engines[engine].channel is not None)
 
     def _listen(self) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -109,7 +109,7 @@ def test_pinned_shares_are_drawn_whole_again_after_a_loss_and_count_once(pool_of
     peers[0].finish(2)
     until(lambda: 2 in pool.finished)
     peers[0].die()
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     again = ready(pool, 0, "its successor")
     until(lambda: again.ids == [0, 1, 2, 3])  # in the same company as before
     again.finish(0, 1, 2, 3)
@@ -139,7 +139,7 @@ def test_a_pinned_engine_that_dies_after_its_work_draws_nothing_again(pool_of):
     peer.finish(0, 1)
     until(lambda: len(pool.finished) == 2)
     peer.die()
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     again = ready(pool, 0, "its successor")
     pool.submit([group(1)])
     until(lambda: again.ids == [2, 3])
@@ -171,7 +171,7 @@ def test_what_a_lost_engine_held_goes_to_the_others_first(pool_of):
     peers[0].finish(0)
     until(lambda: 0 in pool.finished)
     peers[0].die()
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     peers[1].finish(2, 3, 6, 7)
     until(lambda: peers[1].ids == [2, 3, 6, 7, 1, 4, 5])  # its rest, before what waited already
     peers[1].finish(1, 4, 5)
@@ -185,7 +185,7 @@ def test_weights_that_reach_an_engine_lost_since_do_not_make_it_ready(pool_of):
     pool = pool_of(1)
     peer = Peer(pool, 0)
     peer.die()
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     pool.synced(pool.engines[0], 0)
     pool.submit([group(0)])
     again = ready(pool, 0, "its successor")
@@ -207,7 +207,7 @@ def test_a_peer_stopped_in_the_middle_of_a_message_blocks_nobody(pool_of):
     until(lambda: healthy.ids == [2, 3])
     healthy.finish(2, 3)
     until(lambda: len(pool.finished) == 2)
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     assert "engine 0 (process 0) was lost: it said nothing for" in pool.lost[0] and "--deadline.stall_s" in pool.lost[0]
     until(lambda: healthy.ids == [2, 3, 0, 1])
     alive.set()
@@ -223,15 +223,15 @@ def test_a_peer_that_does_not_read_blocks_neither_the_pool_nor_its_end():
     """More than its socket holds is said to it."""
     here, there = multiprocessing.connection.Pipe()
     ended = threading.Event()
-    line = Line(here, lambda line, message: ended.set() if message is None else None, "test")
+    channel = Channel(here, lambda channel, message: ended.set() if message is None else None, "test")
     began = time.monotonic()
     for _ in range(50):
-        line.say(b"x" * 1_000_000)
+        channel.send(b"x" * 1_000_000)
     assert time.monotonic() - began < 5
-    line.hang_up()
+    channel.close()
     assert ended.wait(LONG_S)
-    line.wait_until_said(LONG_S)
-    assert not line._threads[1].is_alive()
+    channel.wait_until_sent(LONG_S)
+    assert not channel._threads[1].is_alive()
     there.close()
 
 
@@ -243,7 +243,7 @@ def test_silence_loses_an_engine_and_a_word_a_second_keeps_it(pool_of):
     threading.Thread(target=beat, args=(talking, alive), daemon=True).start()
     until(lambda: bool(supervisor.told(m.Restart)))
     time.sleep(1.0)
-    assert pool.engines[1].line is not None and pool.num_restarts == 1
+    assert pool.engines[1].channel is not None and pool.num_restarts == 1
     assert silent.connection.poll(LONG_S)  # it was hung up on
     alive.set()
 
@@ -252,7 +252,7 @@ def test_a_stranger_with_a_wrong_secret_is_sent_away(pool_of):
     pool = pool_of(1)
     wrong = m.Address(pool.address.host, pool.address.port, b"no idea")
     with pytest.raises((multiprocessing.AuthenticationError, EOFError, OSError)):
-        m.call(wrong, m.Hello(0, False, "a stranger"))
+        m.connect(wrong, m.Hello(0, False, "a stranger"))
     with socket.create_connection((pool.address.host, pool.address.port)) as web:
         web.sendall(b"GET / HTTP/1.1\r\n\r\n")
         web.settimeout(LONG_S)
@@ -322,8 +322,8 @@ def test_a_supervisor_that_goes_ends_the_run(pool_of):
 def test_an_engine_that_talks_nonsense_is_given_up(pool_of):
     pool = pool_of(1)
     ready(pool, 0).connection.send("hello?")
-    until(lambda: pool.engines[0].line is None)
-    assert "it said str" in pool.lost[0]
+    until(lambda: pool.engines[0].channel is None)
+    assert "it sent str" in pool.lost[0]
 
 
 def test_another_process_in_an_engines_place_takes_over(pool_of):
@@ -379,7 +379,7 @@ def test_an_engine_lost_before_a_sync_is_counted_once_and_not_waited_for(pool_of
     peer = ready(pool, 0)
     engines = pool.present
     peer.die()
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     sender = sender_of(pool, LONG_S)
     began = time.monotonic()
     sender.send(engines, [WEIGHTS], 1, with_checksums=False)
@@ -407,7 +407,7 @@ def test_of_a_sync_that_fails_only_the_silent_engine_is_given_up(pool_of):
     until(lambda: bool(honest.told(m.Receive)))
     honest.connection.send(m.Received(honest.told(m.Receive)[0].number, 1, "the others did not come"))
     assert sender.replies() is None
-    assert pool.engines[1].line is not None and pool.num_restarts == 1
+    assert pool.engines[1].channel is not None and pool.num_restarts == 1
     assert "engine 0 (process 0) was lost: it took no part in a weight sync for 2 s (--deadline.sync_s)" in pool.lost[0]
 
 
@@ -442,10 +442,10 @@ def test_an_engine_that_cannot_take_part_says_why_at_once_and_is_kept(pool_of):
 def test_a_loss_is_of_a_process_and_does_not_meet_the_one_that_took_its_place(pool_of):
     pool = pool_of(1)
     supervisor, first = Peer(pool, 0, is_supervisor=True), ready(pool, 0)
-    line = pool.engines[0].line
+    channel = pool.engines[0].channel
     first.die()
-    until(lambda: pool.engines[0].line is None)
+    until(lambda: pool.engines[0].channel is None)
     second = ready(pool, 0, name="second")
-    pool.lose(pool.engines[0], line, "silent")
-    assert pool.num_restarts == 1 and pool.engines[0].line is not None and second.connection is not None
+    pool.lose(pool.engines[0], channel, "silent")
+    assert pool.num_restarts == 1 and pool.engines[0].channel is not None and second.connection is not None
     assert len(supervisor.told(m.Restart)) <= 1
