@@ -8,13 +8,15 @@ The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the adva
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Surrogate = Literal["clipped", "cispo"]
 Kl = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
 
+_CHOICES = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
 _NUMBERS = (
     "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high",
 )  # fmt: skip
@@ -67,7 +69,7 @@ class Objective:
     correction_high: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, known in (("surrogate", Surrogate), ("kl", Kl), ("correction", Correction)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         for name in _NUMBERS:
@@ -92,20 +94,18 @@ class Objective:
         return self.sequence_ratio or self.correction == "sequence_mask"
 
     def encode(self) -> list[float]:
-        """As a custom op's schema takes it: every field a float, a choice by its place in its list."""
-        choices = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
+        """The constants as a custom op's schema takes them: floats, a choice by its place in its list."""
         values = zip(fields(self), astuple(self), strict=True)
-        return [float(get_args(choices[f.name]).index(v)) if f.name in choices else float(v) for f, v in values]
+        return [float(get_args(_CHOICES[f.name]).index(v)) if f.name in _CHOICES else float(v) for f, v in values]
 
     @classmethod
-    def decode(cls, numbers: list[float]) -> "Objective":
+    def decode(cls, numbers: Sequence[float]) -> "Objective":
         """The inverse of `encode`."""
-        choices = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
-        values = {
-            f.name: get_args(choices[f.name])[int(x)] if f.name in choices else bool(x) if f.type is bool else x
+        values: dict[str, Any] = {
+            f.name: get_args(_CHOICES[f.name])[int(x)] if f.name in _CHOICES else bool(x) if f.type is bool else x
             for f, x in zip(fields(cls), numbers, strict=True)
         }
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
 
 def cispo(ratio_cap: float) -> Objective:

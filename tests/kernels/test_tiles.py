@@ -24,10 +24,10 @@ def tiles(monkeypatch):
         shape = tiles.TileShape(rows=16, vocabulary=64, width=16, group=2)
         monkeypatch.setattr(tiles, "TileShape", lambda: shape)
 
-    def tiled(*inputs, keep_logits=True, keep_exact=False):
-        if inputs[4].softcap or keep_exact:
-            return head.LogitsHead(*inputs)
-        return head.TiledHead(*inputs, keep_logits)
+    def tiled(inputs, keep_logits=True, keep_exact=False):
+        if inputs.transform.softcap or keep_exact:
+            return head.LogitsHead(inputs)
+        return head.TiledHead(inputs, keep_logits)
 
     for name in ("linear_grpo", "linear_logprobs"):  # the modules, not the functions of that name
         monkeypatch.setattr(import_module(f"fastgrpo_kernels.{name}"), "make_head", tiled)
@@ -119,5 +119,6 @@ def test_a_gpu_takes_tiles_where_they_are_better(monkeypatch):
         with head.first_matmul("cublas"):
             assert not head._tiles_are_better(gpu, keep_logits=False)
     hidden, weight = torch.zeros(4, 8), torch.zeros(5, 8)
-    made = head.make_head(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform(), 0)
+    inputs = head.LinearInputs(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform())
+    made = head.make_head(inputs)
     assert type(made) is head.LogitsHead

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgrpo_kernels.gpu.rows import expm1, require_single
 from fastgrpo_kernels.objective import METRICS, Correction, Kl, Objective
-from fastgrpo_kernels.primitives import TokenGradient, Tokens
+from fastgrpo_kernels.primitives import TokenFields, TokenGradient
 
 _BLOCK = 1024
 _NUM_SUMS = tl.constexpr(1 + len(METRICS))
@@ -21,30 +21,31 @@ _ICEPOP, _SEQUENCE_MASK = tl.constexpr(_CORRECTIONS["icepop"]), tl.constexpr(_CO
 _NO_KL, _K1, _K2 = tl.constexpr(-1), tl.constexpr(_KLS["k1"]), tl.constexpr(_KLS["k2"])
 
 
-def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
-    require_single(tokens.logprobs)
-    num_tokens = len(tokens.logprobs)
-    by_response = objective.needs_whole_responses
-    # Tokens that no response claims would stay as they are.
-    new = torch.zeros_like if by_response else torch.empty_like
-    grad_logprobs, ratio = new(tokens.logprobs), new(tokens.logprobs)
+def token_objective(
+    logprobs: Tensor, entropy: Tensor | None, fields: TokenFields, num_loss_tokens: Tensor, objective: Objective
+) -> TokenGradient:
+    require_single(logprobs)
+    num_tokens, cu_seqlens = len(logprobs), None
+    programs, new = triton.cdiv(num_tokens, _BLOCK), torch.empty_like
+    if objective.needs_whole_responses:
+        cu_seqlens = fields.cu_seqlens
+        assert cu_seqlens is not None
+        # Tokens that no response claims would stay as they are.
+        programs, new = len(cu_seqlens) - 1, torch.zeros_like
+    grad_logprobs, ratio = new(logprobs), new(logprobs)
     grad_entropy = new(ratio) if objective.entropy_coef else None
-    assert not by_response or tokens.cu_seqlens is not None
-    programs = (
-        len(tokens.cu_seqlens) - 1 if by_response and tokens.cu_seqlens is not None else triton.cdiv(num_tokens, _BLOCK)
-    )
     partial_sums = ratio.new_empty(programs, _NUM_SUMS.value)
     if programs:
-        mask = tokens.response_mask
+        mask = fields.response_mask
         _token_objective[(programs,)](
-            tokens.logprobs, tokens.old_logprobs, tokens.advantages, None if mask is None else mask.view(torch.uint8),
-            tokens.ref_logprobs, tokens.rollout_logprobs, tokens.token_weights, tokens.entropy,
-            tokens.cu_seqlens if by_response else None, num_loss_tokens, grad_logprobs, grad_entropy, ratio,
-            partial_sums, num_tokens, objective.clip_low, objective.clip_high, objective.dual_clip, objective.kl_coef,
-            objective.kl_cap, objective.entropy_coef, objective.correction_low, objective.correction_high,
+            logprobs, fields.old_logprobs, fields.advantages, None if mask is None else mask.view(torch.uint8),
+            fields.ref_logprobs, fields.rollout_logprobs, fields.token_weights, entropy, cu_seqlens, num_loss_tokens,
+            grad_logprobs, grad_entropy, ratio, partial_sums, num_tokens, objective.clip_low, objective.clip_high,
+            objective.dual_clip, objective.kl_coef, objective.kl_cap, objective.entropy_coef,
+            objective.correction_low, objective.correction_high,
             CISPO=objective.surrogate == "cispo", DUAL=objective.dual_clip != 0,
-            KL=_KLS[objective.kl] if tokens.ref_logprobs is not None else _NO_KL.value, CAP=objective.kl_cap != 0,
-            CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=by_response,
+            KL=_KLS[objective.kl] if fields.ref_logprobs is not None else _NO_KL.value, CAP=objective.kl_cap != 0,
+            CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=objective.needs_whole_responses,
             SEQUENCE_RATIO=objective.sequence_ratio, BLOCK=_BLOCK,
         )  # fmt: skip
     sums = partial_sums.sum(0, dtype=torch.float64)
@@ -52,16 +53,25 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
 
 
 @triton.jit
-def _field(pointer, at, inside, otherwise):
-    """Of the tokens inside the mask; outside stands `otherwise`, whatever the memory holds."""
+def _counts(response_mask, at, end):
+    """Whether a token stands at each place, and the policy sampled it."""
+    counted = at < end
+    if response_mask is not None:
+        counted = counted & (tl.load(response_mask + at, mask=counted, other=0) != 0)
+    return counted
+
+
+@triton.jit
+def _field(pointer, at, counted, default):
+    """The field of the tokens that count, 0 for the others; `default` where there is no such field."""
     if pointer is not None:
-        return tl.load(pointer + at, mask=inside, other=0.0)
-    return otherwise
+        return tl.load(pointer + at, mask=counted, other=0.0)
+    return default
 
 
 @triton.jit
 def _bounded(log_ratio):
-    """Within +-20; NaN stays: a broken model must not look like a fine one."""
+    """The log-ratio within +-20; NaN stays: a broken model must not look like a fine one."""
     return tl.where(log_ratio > 20.0, 20.0, tl.where(log_ratio < -20.0, -20.0, log_ratio))
 
 
@@ -116,7 +126,7 @@ def _correction(log_ratio, low, high, CORRECTION: tl.constexpr):
 
 @triton.jit
 def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
-    """From the reference: k1, k2, k3 or none and its derivative to the logprob."""
+    """The divergence from the reference by k1, k2, k3 or none, and its derivative to the logprob."""
     kl = raw * 0.0
     slope = raw * 0.0
     if KL != _NO_KL:
@@ -128,9 +138,9 @@ def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
             kl = log_ratio * log_ratio * 0.5
             slope = log_ratio
         else:
-            grown = expm1(-log_ratio)
-            kl = grown + log_ratio
-            slope = -grown
+            excess = expm1(-log_ratio)
+            kl = excess + log_ratio
+            slope = -excess
         flat = raw != log_ratio
         if CAP:
             flat = flat | (tl.abs(kl) > cap)
@@ -186,18 +196,16 @@ def _token_objective(
         end = tl.minimum(tl.load(cu_seqlens + program + 1), num_tokens)
         summed = tl.zeros([BLOCK], tl.float32)
         summed_rollout = tl.zeros([BLOCK], tl.float32)
-        counted = tl.zeros([BLOCK], tl.float32)
+        tokens = tl.zeros([BLOCK], tl.float32)
         for start in range(begin, end, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            inside = at < end
-            if response_mask is not None:
-                inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
-            new = tl.load(logprobs + at, mask=inside, other=0.0)
-            old = _field(old_logprobs, at, inside, new)
+            counted = _counts(response_mask, at, end)
+            new = tl.load(logprobs + at, mask=counted, other=0.0)
+            old = _field(old_logprobs, at, counted, new)
             summed += new - old
-            summed_rollout += old - _field(rollout_logprobs, at, inside, old)
-            counted += inside.to(tl.float32)
-        length = tl.maximum(tl.sum(counted, 0), 1.0)
+            summed_rollout += old - _field(rollout_logprobs, at, counted, old)
+            tokens += counted.to(tl.float32)
+        length = tl.maximum(tl.sum(tokens, 0), 1.0)
         mean_log_ratio = tl.sum(summed, 0) / length
         mean_rollout = tl.sum(summed_rollout, 0) / length
 
@@ -206,38 +214,36 @@ def _token_objective(
     through_ratio = 0.0
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        there = at < end
-        inside = there
-        if response_mask is not None:
-            inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
-        one = inside.to(tl.float32)
-        new = tl.load(logprobs + at, mask=inside, other=0.0)
-        old = _field(old_logprobs, at, inside, new)
-        a = tl.load(advantages + at, mask=inside, other=0.0)
-        weight = _field(token_weights, at, inside, one) * inverse_count
-        e = _field(entropy, at, inside, one * 0.0)
+        inside = at < end
+        counted = _counts(response_mask, at, end)
+        one = counted.to(tl.float32)
+        new = tl.load(logprobs + at, mask=counted, other=0.0)
+        old = _field(old_logprobs, at, counted, new)
+        a = tl.load(advantages + at, mask=counted, other=0.0)
+        weight = _field(token_weights, at, counted, one) * inverse_count
+        e = _field(entropy, at, counted, one * 0.0)
         log_ratio = new - old
         if SEQUENCE_RATIO:
-            log_ratio = tl.where(inside, mean_log_ratio, 0.0)
-        rollout_log_ratio = old - _field(rollout_logprobs, at, inside, old)
+            log_ratio = tl.where(counted, mean_log_ratio, 0.0)
+        rollout_log_ratio = old - _field(rollout_logprobs, at, counted, old)
         if CORRECTION == _SEQUENCE_MASK:
-            rollout_log_ratio = tl.where(inside, mean_rollout, 0.0)
+            rollout_log_ratio = tl.where(counted, mean_rollout, 0.0)
         ratio = _bounded_exp(log_ratio)
         surrogate, slope, direct, below, above, far = _surrogate(
             ratio, log_ratio, new, a, clip_low, clip_high, dual_clip, CISPO, DUAL
         )
         correction, corrected = _correction(rollout_log_ratio, correction_low, correction_high, CORRECTION)
-        kl, kl_slope = _divergence(new - _field(ref_logprobs, at, inside, new), kl_cap, KL, CAP)
+        kl, kl_slope = _divergence(new - _field(ref_logprobs, at, counted, new), kl_cap, KL, CAP)
         loss = weight * (kl_coef * kl - correction * surrogate - entropy_coef * e)
         through = -correction * slope * weight
         straight = (kl_coef * kl_slope - correction * direct) * weight
         if SEQUENCE_RATIO:
             through_ratio += tl.sum(through, 0)
             through = through * 0.0
-        tl.store(grad_logprobs + at, through + straight, mask=there)
-        tl.store(ratios + at, ratio * one, mask=there)
+        tl.store(grad_logprobs + at, through + straight, mask=inside)
+        tl.store(ratios + at, ratio * one, mask=inside)
         if grad_entropy is not None:
-            tl.store(grad_entropy + at, -entropy_coef * weight, mask=there)
+            tl.store(grad_entropy + at, -entropy_coef * weight, mask=inside)
         sums = _add(sums, 0, loss)
         sums = _add(sums, 1, one)
         sums = _add(sums, 2, one * below.to(tl.float32))
@@ -254,11 +260,9 @@ def _token_objective(
         tl.debug_barrier()  # another thread may have written this one's places
         for start in range(begin, end, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            inside = at < end
-            if response_mask is not None:
-                inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
-            straight = tl.load(grad_logprobs + at, mask=inside, other=0.0)
-            tl.store(grad_logprobs + at, straight + through_ratio / length, mask=inside)
+            counted = _counts(response_mask, at, end)
+            straight = tl.load(grad_logprobs + at, mask=counted, other=0.0)
+            tl.store(grad_logprobs + at, straight + through_ratio / length, mask=counted)
     places = tl.arange(0, _PADDED_SUMS)
     tl.store(partial_sums + program * _NUM_SUMS + places, sums, mask=places < _NUM_SUMS)
 
