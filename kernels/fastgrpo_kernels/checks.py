@@ -1,4 +1,4 @@
-"""Inputs of the public functions: what is refused, with the reason, and how the ops take the others."""
+"""Checks of the public functions' inputs, and the form in which the ops take them."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from fastgrpo_kernels.head import LinearInputs
 from fastgrpo_kernels.objective import Objective
 from fastgrpo_kernels.primitives import LogitTransform, TokenFields, statistics_dtype
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def require(condition: bool, message: str | Callable[[], str]) -> None:
@@ -22,7 +22,7 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether its values can be read: a GPU would have to be waited for, and torch.compile traces without values."""
+    """Whether the values can be read: a GPU would have to be waited for, and torch.compile traces without values."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -45,7 +45,7 @@ def linear_inputs(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     require(
-        hidden.dtype in _FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
+        hidden.dtype in FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
         lambda: (
             f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
             f"{None if bias is None else bias.dtype}: cast them, or use autocast"
@@ -92,7 +92,10 @@ def logit_transform(
     softcap: float | None,
     rows: Tensor,  # [T, ...] of the dtype of the logits
 ) -> LogitTransform:
-    """Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0."""
+    """The transform from these two.
+
+    Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0.
+    """
     require(
         softcap is None or 0 < softcap < 1e30, lambda: f"softcap must be above 0 and finite, or None, got {softcap}"
     )
@@ -152,7 +155,7 @@ def _check_needs(fields: TokenFields, objective: Objective) -> None:
 
 
 def boundaries(starts: Tensor, name: str, count: int) -> None:
-    """Raises ValueError unless they run from 0 to ``count`` and never fall, where their values can be read."""
+    """Raises ValueError unless they run from 0 to ``count`` and never fall; unreadable values are not checked."""
     require(starts.dim() == 1 and not starts.is_floating_point(), lambda: f"{name} must be integers [S + 1]")
     if readable(starts):
         got = starts.tolist()
@@ -166,7 +169,7 @@ def loss_token_count(
     num_loss_tokens: int | float | Tensor,
     rows: Tensor,  # of the device and dtype of the logprobs
 ) -> Tensor:  # []
-    """The count on the device. A number gets there without the wait that a tensor on the host would mean.
+    """The count on the device; a number gets there without the wait that a tensor on the host would mean.
 
     Raises ValueError for a count that is not one number above 0.
     """

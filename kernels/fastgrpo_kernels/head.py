@@ -97,7 +97,7 @@ class Head:
 
 
 class LogitsHead(Head):
-    """Float32 logits (float64 for float64) of a chunk, and the row passes over them."""
+    """A head that keeps a chunk's logits in float32 (float64 for float64), with row passes over them."""
 
     def __init__(self, inputs: LinearInputs) -> None:
         hidden, weight = inputs.hidden, inputs.weight
@@ -135,9 +135,9 @@ class LogitsHead(Head):
 
 
 class TiledHead(Head):
-    """16-bit on a GPU: the statistics come from the matmul's accumulators, and a chunk keeps exponentials in 16 bits.
+    """A head for 16 bits on a GPU: statistics come from the matmul's accumulators, and a chunk keeps exponentials.
 
-    It keeps nothing where no gradient will be asked for.
+    These have 16 bits. Nothing is kept where no gradient will be asked for.
     """
 
     def __init__(self, inputs: LinearInputs, keep_logits: bool) -> None:
@@ -232,7 +232,7 @@ class HeadGradients:
         self.bias = head.weight.new_zeros(len(head.weight), dtype=dtype) if bias else None
 
     def add(self, rows: slice, grad_logits: Tensor) -> None:  # [R, V]
-        """Adds a chunk by two matmuls."""
+        """Adds the gradient of a chunk's logits, by two matmuls."""
         if self.hidden is not None:
             torch.mm(grad_logits, self.head.weight, out=self.hidden[rows])
         if self.weight is not None:
@@ -245,7 +245,7 @@ class HeadGradients:
             self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
 
     def skip(self, rows: slice) -> None:
-        """A chunk whose logits have no gradient."""
+        """Adds nothing for a chunk whose logits have no gradient."""
         if self.hidden is not None:
             self.hidden[rows] = 0
 

@@ -162,7 +162,7 @@ def _linear_grpo(
 
 
 def _dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
-    """In which the gradients of weight and bias leave the op: a sum that is not divided yet may be beyond float16."""
+    """The dtype of weight's and bias's gradients in the op's output: an undivided sum may be beyond float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -219,7 +219,7 @@ class _ChunkedLoss:
             self.grad_entropy[rows] = result.grad_entropy
 
     def backward(self, rows: slice, gradients: HeadGradients) -> None:
-        """Two matmuls; none where the CPU, which need not wait to know, sees that every derivative is 0."""
+        """Two matmuls; none on a CPU where every derivative is 0, which a GPU would have to be waited for to know."""
         if not gradients.needed:
             return
         of_logprobs = self.grad_logprobs[rows]

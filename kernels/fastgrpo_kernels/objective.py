@@ -1,10 +1,10 @@
-"""What a response token contributes to the loss, as data: one description that every implementation reads.
+"""The objective of a response token, as constants that every implementation reads.
 
 The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the advantage,
 
     weight[t] / n * (-correction[t] * surrogate(ratio[t], A[t]) + kl_coef * kl(t) - entropy_coef * entropy[t])
 
-`reference.grpo_loss` is this in plain torch, for reading.
+`reference.grpo_loss` is the formula in plain torch.
 """
 
 import math
@@ -22,7 +22,7 @@ _NUMBERS = (
 )  # fmt: skip
 
 LOG_RATIO_BOUND = 20.0
-"""Log-ratios are held within +-20 before `exp`, which overflows in float32 at 88: so far off there is no gradient."""
+"""Log-ratios are clamped to +-20 before `exp`, which overflows in float32 at 88; beyond that there is no gradient."""
 
 METRICS = (
     "num_tokens",  # response tokens
@@ -62,9 +62,11 @@ class Objective:
     entropy_coef: float = 0.0
     """Bonus for entropy in nats."""
     correction: Correction = "none"
-    """Weight for what the sampler is not, old over rollout probability: truncate (TIS) cuts it above correction_high;
-    icepop drops tokens outside [correction_low, correction_high] and weighs the others; sequence_mask drops responses
-    whose geometric mean is outside."""
+    """What corrects for the difference to the sampler, by the ratio of old to rollout probability.
+
+    truncate (TIS): a token's weight is its ratio, at most correction_high. icepop: the same, and tokens outside of
+    [correction_low, correction_high] are dropped. sequence_mask: no weight, and responses are dropped whose geometric
+    mean is outside."""
     correction_low: float = 0.0
     correction_high: float = 2.0
 
@@ -109,10 +111,10 @@ class Objective:
 
 
 def cispo(ratio_cap: float) -> Objective:
-    """CISPO (MiniMax-M1): every token keeps a gradient, its weight is bounded above alone."""
+    """The objective of CISPO (MiniMax-M1): every token keeps a gradient, whose weight is bounded above alone."""
     return Objective(surrogate="cispo", clip_low=1.0, clip_high=ratio_cap - 1.0)
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
-    """GSPO (Zheng 2025, section 5.1): sequence-level ratios within widths that suit their small size."""
+    """The objective of GSPO (Zheng 2025, section 5.1): ratios of responses, with clip widths for their small size."""
     return Objective(sequence_ratio=True, clip_low=clip_low, clip_high=clip_high)

@@ -1,4 +1,4 @@
-"""The primitives in plain torch: what runs on a CPU where the native library was not built."""
+"""The primitives in plain torch, for CPU tensors where the native library was not built."""
 
 import math
 
@@ -83,7 +83,7 @@ def token_objective(
     entropy = masked(entropy, torch.zeros_like(logprobs))
 
     def shared(values: Tensor, whether: bool) -> Tensor:
-        """The mean of each response where its tokens share one."""
+        """The mean of each response instead of its tokens' own values, if ``whether``."""
         return _response_means(values, mask, fields.cu_seqlens) if whether else values
 
     log_ratio = shared(logprobs - old_logprobs, objective.sequence_ratio)
@@ -166,7 +166,7 @@ def _divergence(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor
 
 
 def _response_means(values: Tensor, mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:  # [T] -> [T]
-    """The mean over its response's tokens, for every token; without a host synchronisation."""
+    """For every token the mean over its response, computed without a host synchronisation."""
     assert cu_seqlens is not None
     positions = torch.arange(len(mask), device=mask.device)
     response = torch.searchsorted(cu_seqlens[1:], positions, right=True)  # [T] of each token

@@ -13,7 +13,7 @@ from fastgrpo_kernels.objective import Objective
 
 
 class LogitTransform(NamedTuple):
-    """From a bare logit to the one that the softmax sees: ``softcap * tanh(logit / softcap) / temperature``."""
+    """What the softmax sees of a bare logit: ``softcap * tanh(logit / softcap) / temperature``."""
 
     temperature: float | Tensor = 1.0  # or [R], in the dtype of the statistics
     softcap: float = 0.0  # 0: none
@@ -70,7 +70,7 @@ class RowStats(NamedTuple):
 
 
 class TokenFields(NamedTuple):
-    """What is known of each token before its logprob is; float32 or float64, all alike, contiguous."""
+    """What the token objective takes of each token beside its logprob; floats of one dtype, all contiguous."""
 
     old_logprobs: Tensor | None  # [T]; None: the current ones
     advantages: Tensor  # [T]
@@ -111,7 +111,7 @@ class TokenGradient(NamedTuple):
 
 
 class Primitives(Protocol):
-    """What a backend has."""
+    """The functions of a backend."""
 
     def row_stats(
         self,
@@ -119,7 +119,9 @@ class Primitives(Protocol):
         target_ids: Tensor,  # [R] int64
         transform: LogitTransform,
         entropy: bool,
-    ) -> RowStats: ...
+    ) -> RowStats:
+        """Statistics of the softmax of each row."""
+        ...
 
     def row_gradient(
         self,
@@ -130,7 +132,9 @@ class Primitives(Protocol):
         grad_logprobs: Tensor,  # [R]
         grad_entropy: Tensor | None,  # [R]
         out: Tensor,  # [R, V], may be the logits; on CUDA also a narrower view of their memory
-    ) -> None: ...
+    ) -> None:
+        """Writes the gradient of the bare logits to ``out``."""
+        ...
 
     def token_objective(
         self,
@@ -139,7 +143,9 @@ class Primitives(Protocol):
         fields: TokenFields,
         num_loss_tokens: Tensor,  # []
         objective: Objective,
-    ) -> TokenGradient: ...
+    ) -> TokenGradient:
+        """The loss of `objective.py` and its derivatives."""
+        ...
 
     def group_advantages(
         self,
@@ -149,7 +155,9 @@ class Primitives(Protocol):
         leave_one_out: bool,
         scale: bool,
         eps: float,
-    ) -> Tensor: ...
+    ) -> Tensor:  # [N]
+        """Each reward minus its group's baseline, over the group's standard deviation if ``scale``."""
+        ...
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -53,7 +53,7 @@ def test_torch_finds_nothing_wrong_with_the_op(name):
 
 
 def test_every_op_of_the_library_is_checked():
-    """A new op has to be added above."""
+    """Fails for a new op until `op_inputs` has it."""
     registered = {
         schema.name.split("::")[1] for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("fastgrpo::")
     }
@@ -144,7 +144,7 @@ def test_a_sharded_weight_is_refused_and_one_inside_fsdps_root_is_not(tmp_path):
 
 
 def test_no_tensor_of_all_tokens_by_vocabulary_exists():
-    """Seen by every operation that the implementations of both passes run."""
+    """Looks at the tensors of every operation that the implementations of both passes run."""
     grpo, logprobs = (import_module(f"fastgrpo_kernels.{name}") for name in ("linear_grpo", "linear_logprobs"))
     from torch.utils._python_dispatch import TorchDispatchMode
 

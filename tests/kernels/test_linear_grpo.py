@@ -95,7 +95,7 @@ def test_temperature_and_softcap(backend, device, temperature, softcap):
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_extreme_logits_leave_everything_finite_and_right(backend, device, shift, scale):
-    """All very negative, all very positive, and one token that has all the probability."""
+    """Logits are all very negative, or all very positive, or one token has all the probability."""
     case = make_case(20, 16, 257, scale=scale)
     case = replace(case, bias=case.bias + shift)
     ours = value_and_gradients(case.to(torch.float32, device), lambda c: c.ours(OBJECTIVES["entropy"]).loss)
@@ -107,7 +107,7 @@ def test_extreme_logits_leave_everything_finite_and_right(backend, device, shift
 
 
 def test_memory_that_nobody_wrote_is_not_read(backend, device):
-    """With this switch torch fills new memory with NaN."""
+    """Deterministic algorithms make torch fill new memory with NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         for objective in (OBJECTIVES["everything"], OBJECTIVES["icepop"]):
@@ -237,7 +237,7 @@ def test_on_a_cpu_tokens_outside_the_mask_enter_no_matmul(monkeypatch, name):
 
 
 def test_nan_of_a_broken_model_stays_nan(backend, device):
-    """Clipping must not make it a number: the trainer skips an update that is not finite."""
+    """Clipping must not turn it into a number: the trainer skips an update that is not finite."""
     for objective in (Objective(), OBJECTIVES["everything"]):
         case = make_case(20, 16, 65).to(torch.float32, device)
         inside = int(case.response_mask.nonzero()[3, 0])

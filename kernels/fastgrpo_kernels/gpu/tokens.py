@@ -1,4 +1,4 @@
-"""The token objective: objective.py's formula and its derivative to the logprob."""
+"""The token objective: the formula of objective.py and its derivative to the logprob."""
 
 from typing import get_args
 
@@ -150,6 +150,37 @@ def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
 
 
 @triton.jit
+def _response_means(
+    logprobs, old_logprobs, rollout_logprobs, response_mask, begin, end, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Means of a response's log-ratios, to the old policy and to the sampler, and the number of its tokens."""
+    summed = tl.zeros([BLOCK], tl.float32)
+    summed_rollout = tl.zeros([BLOCK], tl.float32)
+    tokens = tl.zeros([BLOCK], tl.float32)
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        counted = _counts(response_mask, at, end)
+        new = tl.load(logprobs + at, mask=counted, other=0.0)
+        old = _field(old_logprobs, at, counted, new)
+        summed += new - old
+        summed_rollout += old - _field(rollout_logprobs, at, counted, old)
+        tokens += counted.to(tl.float32)
+    length = tl.maximum(tl.sum(tokens, 0), 1.0)
+    return tl.sum(summed, 0) / length, tl.sum(summed_rollout, 0) / length, length
+
+
+@triton.jit
+def _add_to_response(gradient, value, response_mask, begin, end, BLOCK: tl.constexpr):
+    """Adds a number to the gradient of each of a response's tokens."""
+    tl.debug_barrier()  # another thread may have written this one's places
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        counted = _counts(response_mask, at, end)
+        own = tl.load(gradient + at, mask=counted, other=0.0)
+        tl.store(gradient + at, own + value, mask=counted)
+
+
+@triton.jit
 def _token_objective(
     logprobs,  # [T], as all that follow; None where there is none
     old_logprobs,
@@ -183,7 +214,7 @@ def _token_objective(
     SEQUENCE_RATIO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program has a block of tokens, or, where tokens share a ratio or a mask, one response."""
+    """Loss and derivatives of a block of tokens, or of one response where its tokens share a ratio or a mask."""
     program = tl.program_id(0).to(tl.int64)
     begin = program * BLOCK
     end = tl.minimum(begin + BLOCK, num_tokens)
@@ -194,20 +225,9 @@ def _token_objective(
         # Wrong boundaries must not reach other memory; a CPU refuses them.
         begin = tl.maximum(tl.load(cu_seqlens + program), 0)
         end = tl.minimum(tl.load(cu_seqlens + program + 1), num_tokens)
-        summed = tl.zeros([BLOCK], tl.float32)
-        summed_rollout = tl.zeros([BLOCK], tl.float32)
-        tokens = tl.zeros([BLOCK], tl.float32)
-        for start in range(begin, end, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            counted = _counts(response_mask, at, end)
-            new = tl.load(logprobs + at, mask=counted, other=0.0)
-            old = _field(old_logprobs, at, counted, new)
-            summed += new - old
-            summed_rollout += old - _field(rollout_logprobs, at, counted, old)
-            tokens += counted.to(tl.float32)
-        length = tl.maximum(tl.sum(tokens, 0), 1.0)
-        mean_log_ratio = tl.sum(summed, 0) / length
-        mean_rollout = tl.sum(summed_rollout, 0) / length
+        mean_log_ratio, mean_rollout, length = _response_means(
+            logprobs, old_logprobs, rollout_logprobs, response_mask, begin, end, BLOCK
+        )
 
     inverse_count = 1.0 / tl.load(num_loss_tokens).to(tl.float32)
     sums = tl.zeros([_PADDED_SUMS], tl.float32)
@@ -257,12 +277,7 @@ def _token_objective(
         sums = _add(sums, 10, one * corrected.to(tl.float32))
     if SEQUENCE_RATIO:
         # Each token moves the mean by one over the length.
-        tl.debug_barrier()  # another thread may have written this one's places
-        for start in range(begin, end, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            counted = _counts(response_mask, at, end)
-            straight = tl.load(grad_logprobs + at, mask=counted, other=0.0)
-            tl.store(grad_logprobs + at, straight + through_ratio / length, mask=counted)
+        _add_to_response(grad_logprobs, through_ratio / length, response_mask, begin, end, BLOCK)
     places = tl.arange(0, _PADDED_SUMS)
     tl.store(partial_sums + program * _NUM_SUMS + places, sums, mask=places < _NUM_SUMS)
 
