@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastgrpo_kernels.head import LogitsHead, TiledHead, add_product, multiply
+from fastgrpo_kernels.head import LinearInputs, LogitsHead, TiledHead, add_product, multiply
 from fastgrpo_kernels.primitives import LogitTransform
 from torch import Tensor
 
@@ -56,6 +56,9 @@ class Inputs:
             torch.randint(vocabulary, (num_tokens,), device=device, generator=generator),
             normal(num_tokens) / num_tokens,
         )  # fmt: skip
+
+    def of_head(self, chunk_tokens: int) -> LinearInputs:
+        return LinearInputs(self.hidden, self.weight, None, self.target_ids, LogitTransform(), chunk_tokens)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,7 +114,7 @@ def tile_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
     """Of a chunk whose first matmul takes the statistics on its way."""
     from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, linear_tiles, tile_gradient
 
-    head = TiledHead(inputs.hidden, inputs.weight, None, inputs.target_ids, LogitTransform(), chunk_tokens, True)
+    head = TiledHead(inputs.of_head(chunk_tokens), keep_logits=True)
     rows, count = next(head.chunks()), len(list(head.chunks()))
     hidden, ids, upstream = inputs.hidden[rows], inputs.target_ids[rows], inputs.grad_logprobs[rows]
     transform, shape, scaled = LogitTransform(), TileShape(), head.logits(rows)
@@ -135,16 +138,16 @@ def tile_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
 
 def logit_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
     """Of a chunk of float32 logits: cuBLAS on a GPU, MKL on a CPU."""
-    head = LogitsHead(inputs.hidden, inputs.weight, None, inputs.target_ids, LogitTransform(), chunk_tokens)
+    head = LogitsHead(inputs.of_head(chunk_tokens))
     rows, count = next(head.chunks()), len(list(head.chunks()))
     hidden, logits, ids = inputs.hidden[rows], head.logits(rows), inputs.target_ids[rows]
-    stats = head.look(rows, False)
+    stats = head.forward(rows, entropy=False)
 
     def gradient() -> Tensor:
         return head.gradient(rows, stats, inputs.grad_logprobs[rows], None)
 
     def first() -> None:
-        head.look_again(rows)
+        head.recompute(rows)
 
     out = gradient()
     yield Part("first matmul, float32 logits", first, count, _bare_logits(hidden, inputs.weight))

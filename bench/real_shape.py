@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fastgrpo_kernels import Objective, dispatch, head, linear_grpo, linear_grpo_into, linear_logprobs, reference
+from fastgrpo_kernels import Objective, dispatch, head, linear_grpo, linear_logprobs, reference
 from fastgrpo_kernels.primitives import statistics_dtype
 from torch import Tensor
 
@@ -184,8 +184,6 @@ def ways(device: torch.device, num_tokens: int) -> list[Way]:
         for block_name, block in blocks.items()
         for name, task, run in _ops(num_tokens)
     ]
-    first, block = next(iter(blocks.items()))
-    found.append(Way(f"linear_grpo_into, {first}", LOSS, _grpo_into, block))
     if device.type == "cuda":
         found.append(Way("linear_grpo, auto, no bfloat16 partial sums", LOSS, _grpo(), _exact_partial_sums))
     return found
@@ -240,14 +238,6 @@ def _grpo(objective: Objective | None = None, **options: Any) -> Callable[[Input
         )
 
     return run
-
-
-def _grpo_into(x: Inputs) -> Outcome:
-    buffer = torch.zeros_like(x.weight, dtype=torch.float32)
-    out, of_hidden = linear_grpo_into(
-        buffer, x.hidden, x.weight, x.target_ids, x.old_logprobs, x.advantages, None, x.num_tokens
-    )
-    return _present(loss=out.loss, logprobs=out.logprobs, grad_hidden=of_hidden, grad_weight=buffer)
 
 
 def _scored(entropy: bool) -> Callable[[Inputs], Outcome]:

@@ -2,7 +2,7 @@
 
 from fastgrpo_kernels.group_advantages import group_advantages
 from fastgrpo_kernels.grpo_loss import LossOutput, grpo_loss
-from fastgrpo_kernels.linear_grpo import GrpoOutput, linear_grpo, linear_grpo_into, loss_rows
+from fastgrpo_kernels.linear_grpo import GrpoOutput, linear_grpo
 from fastgrpo_kernels.linear_logprobs import linear_logits, linear_logprobs
 from fastgrpo_kernels.logprobs_from_logits import logprobs_from_logits
 from fastgrpo_kernels.objective import METRICS, Objective, cispo, gspo
@@ -17,9 +17,7 @@ __all__ = [
     "grpo_loss",
     "gspo",
     "linear_grpo",
-    "linear_grpo_into",
     "linear_logits",
     "linear_logprobs",
     "logprobs_from_logits",
-    "loss_rows",
 ]

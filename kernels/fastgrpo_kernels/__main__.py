@@ -1,4 +1,4 @@
-"""``python -m fastgrpo_kernels``: what runs here, and on what."""
+"""``python -m fastgrpo_kernels`` prints which implementation runs for CPU and for CUDA tensors."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version

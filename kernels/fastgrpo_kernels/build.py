@@ -1,7 +1,8 @@
-"""``python -m fastgrpo_kernels.build``: compiles the native library with CMake; `pip install` calls the same.
+"""``python -m fastgrpo_kernels.build`` compiles the native library with CMake; `pip install` calls the same.
 
-Needs a C++20 compiler and CMake. No GPU and no CUDA toolkit: there is no CUDA source, because none has beaten a Triton
-kernel on a measured GPU yet. This file imports nothing but the standard library, so that setup.py can run it.
+That needs a C++20 compiler and CMake, no GPU and no CUDA toolkit: there is no CUDA source, because none has been
+measured to be faster than a Triton kernel. This file imports nothing but the standard library, so that setup.py can
+run it.
 """
 
 import argparse

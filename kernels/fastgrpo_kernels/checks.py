@@ -1,30 +1,66 @@
-"""What the public functions refuse, in words, and how they take their inputs."""
+"""Checks of the public functions' inputs, and the form in which the ops take them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.primitives import LogitTransform, statistics_dtype
+from fastgrpo_kernels.head import LinearInputs
+from fastgrpo_kernels.objective import Objective
+from fastgrpo_kernels.primitives import LogitTransform, TokenFields, statistics_dtype
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def require(condition: bool, message: str | Callable[[], str]) -> None:
-    """A message with numbers is a function: built on failure alone, and never while torch.compile traces."""
+    """Raises ValueError unless the condition holds.
+
+    A message with numbers is a function: called on failure alone, and never while torch.compile traces.
+    """
     if not condition:
         raise ValueError(message if isinstance(message, str) else message())
 
 
-def head_inputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """The four as the ops take them: under autocast in its dtype, as `F.linear` would; bias and ids contiguous.
+def readable(tensor: Tensor) -> bool:
+    """Whether the values can be read: a GPU would have to be waited for, and torch.compile traces without values."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, and for a sharded weight.
+
+def linear_inputs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    temperature: float | Tensor,
+    softcap: float | None,
+    chunk_tokens: int | None,
+) -> LinearInputs:
+    """The inputs as the ops take them: under autocast in its dtype, as `F.linear` would; bias and ids contiguous.
+
+    Raises ValueError for shapes, dtypes, devices or constants that do not fit, and for a sharded weight.
     """
-    sharded = [n for n, t in (("hidden", hidden), ("weight", weight), ("bias", bias)) if _is_sharded(t)]
+    _refuse_sharded(hidden=hidden, weight=weight, bias=bias)
+    _check_head(hidden, weight, bias, target_ids)
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    require(
+        hidden.dtype in FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
+        lambda: (
+            f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
+            f"{None if bias is None else bias.dtype}: cast them, or use autocast"
+        ),
+    )
+    require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
+    transform = logit_transform(temperature, softcap, hidden)
+    bias = None if bias is None else bias.contiguous()
+    return LinearInputs(hidden, weight, bias, target_ids.contiguous(), transform, chunk_tokens or 0)
+
+
+def _refuse_sharded(**tensors: Tensor | None) -> None:
+    from torch.distributed.tensor import DTensor  # not with the package: it takes long to import
+
+    sharded = [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]
     require(
         not sharded,
         lambda: (
@@ -32,6 +68,9 @@ def head_inputs(
             f"weight is whole, or pass {sharded[0]}.full_tensor()"
         ),
     )
+
+
+def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor) -> None:
     require(
         hidden.dim() == 2 and weight.dim() == 2 and hidden.shape[1] == weight.shape[1]
         and target_ids.shape == hidden.shape[:1] and (bias is None or bias.shape == weight.shape[:1]),
@@ -46,77 +85,99 @@ def head_inputs(
             f"{target_ids.device}"
         ),
     )
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    require(
-        hidden.dtype in _FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
-        lambda: (
-            f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
-            f"{None if bias is None else bias.dtype}: cast them, or use autocast"
-        ),
-    )
-    return hidden, weight, None if bias is None else bias.contiguous(), target_ids.contiguous()
 
 
 def logit_transform(
-    temperature: float | Tensor, softcap: float | None, num_rows: int, logits_dtype: torch.dtype
+    temperature: float | Tensor,
+    softcap: float | None,
+    rows: Tensor,  # [T, ...] of the dtype of the logits
 ) -> LogitTransform:
-    """Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0."""
+    """The transform from these two.
+
+    Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0.
+    """
     require(
         softcap is None or 0 < softcap < 1e30, lambda: f"softcap must be above 0 and finite, or None, got {softcap}"
     )
     if isinstance(temperature, Tensor):
         require(
-            temperature.shape == (num_rows,),
-            lambda: f"temperature must be a float or one per token [{num_rows}], got {list(temperature.shape)}",
+            temperature.shape == rows.shape[:1],
+            lambda: f"temperature must be a float or one per token [{len(rows)}], got {list(temperature.shape)}",
         )
-        if temperature.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+        if readable(temperature):
             require(bool((temperature > 0).all()), "every token's temperature must be above 0")
-        return LogitTransform(temperature.detach().to(statistics_dtype(logits_dtype)).contiguous(), softcap or 0.0)
+        return LogitTransform(temperature.detach().to(statistics_dtype(rows.dtype)).contiguous(), softcap or 0.0)
     require(temperature > 0, lambda: f"temperature must be above 0, got {temperature}")
     return LogitTransform(float(temperature), softcap or 0.0)
 
 
-def split_temperature(transform: LogitTransform) -> tuple[float, Tensor | None]:
-    """As a custom op's schema takes it: a float and an optional tensor."""
-    if isinstance(transform.temperature, Tensor):
-        return 1.0, transform.temperature
-    return transform.temperature, None
+def token_fields(
+    fields: TokenFields,
+    objective: Objective,
+    rows: Tensor,  # [T, ...] of the device and dtype of the logprobs
+) -> TokenFields:
+    """The fields as the ops take them: without gradient, floats in the dtype of the statistics, all contiguous.
+
+    Raises ValueError for a shape, dtype or device that does not fit, and for what the objective needs and is missing.
+    """
+    _check_needs(fields, objective)
+    cu_seqlens = fields.cu_seqlens if objective.needs_whole_responses else None
+    if cu_seqlens is not None:
+        boundaries(cu_seqlens, "cu_seqlens", len(rows))
+        cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
+    dtype = statistics_dtype(rows.dtype)
+
+    def checked(name: str, values: Tensor) -> Tensor:
+        require(values.device == rows.device, lambda: f"{name} must be on {rows.device}, got {values.device}")
+        require(values.shape == rows.shape[:1], lambda: f"{name} must be [T] = [{len(rows)}], got {list(values.shape)}")
+        if name == "response_mask":
+            require(values.dtype == torch.bool, lambda: f"response_mask must be bool, got {values.dtype}")
+            return values.contiguous()
+        return values.detach().to(dtype).contiguous()
+
+    return fields.map(checked)._replace(cu_seqlens=cu_seqlens)
 
 
-def token_field(
-    values: Tensor | None, name: str, num_tokens: int, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
-    """One value per token, without gradient, in the dtype of the statistics."""
-    if values is None:
-        return None
-    require(values.device == device, lambda: f"{name} must be on {device} as the logprobs are, is on {values.device}")
-    require(values.shape == (num_tokens,), lambda: f"{name} must be [T] = [{num_tokens}], got {list(values.shape)}")
-    return values.detach().to(dtype).contiguous()
+def _check_needs(fields: TokenFields, objective: Objective) -> None:
+    require(isinstance(fields.advantages, Tensor), "advantages must be [T], one for every token")
+    require(
+        not objective.kl_coef or fields.ref_logprobs is not None,
+        lambda: f"kl_coef {objective.kl_coef} needs ref_logprobs",
+    )
+    require(
+        objective.correction == "none" or fields.rollout_logprobs is not None,
+        lambda: f"the correction {objective.correction!r} needs rollout_logprobs",
+    )
+    require(
+        not objective.needs_whole_responses or fields.cu_seqlens is not None,
+        "a sequence-level ratio or mask needs cu_seqlens, the packed responses' boundaries",
+    )
 
 
 def boundaries(starts: Tensor, name: str, count: int) -> None:
-    """Raises ValueError unless they run from 0 to ``count`` and never fall; their values only on a CPU, which need not
-    be waited for."""
+    """Raises ValueError unless they run from 0 to ``count`` and never fall; unreadable values are not checked."""
     require(starts.dim() == 1 and not starts.is_floating_point(), lambda: f"{name} must be integers [S + 1]")
-    if starts.device.type == "cpu" and not torch.compiler.is_compiling():
-        found = starts.tolist()
+    if readable(starts):
+        got = starts.tolist()
         require(
-            len(found) > 0 and found[0] == 0 and found[-1] == count and found == sorted(found),
-            lambda: f"{name} must run from 0 to {count} and never fall, got {str(found)[:60]}",
+            len(got) > 0 and got[0] == 0 and got[-1] == count and got == sorted(got),
+            lambda: f"{name} must run from 0 to {count} and never fall, got {str(got)[:60]}",
         )
 
 
-def ascending_rows(rows: Tensor, num_tokens: int) -> None:
-    """Raises ValueError unless they are places of tokens in order; their values only on a CPU."""
-    require(rows.dim() == 1 and rows.dtype == torch.int64, lambda: f"rows must be int64 [R], got {rows.dtype}")
-    if rows.device.type == "cpu" and not torch.compiler.is_compiling() and len(rows):
-        inside = int(rows[0]) >= 0 and int(rows[-1]) < num_tokens and bool((rows.diff() > 0).all())
-        require(inside, lambda: f"rows must rise, from 0 on and below T = {num_tokens}, got {str(rows.tolist())[:60]}")
+def loss_token_count(
+    num_loss_tokens: int | float | Tensor,
+    rows: Tensor,  # of the device and dtype of the logprobs
+) -> Tensor:  # []
+    """The count on the device; a number gets there without the wait that a tensor on the host would mean.
 
-
-def _is_sharded(tensor: Any) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    Raises ValueError for a count that is not one number above 0.
+    """
+    dtype = statistics_dtype(rows.dtype)
+    if isinstance(num_loss_tokens, Tensor):
+        require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
+        if readable(num_loss_tokens):
+            require(bool(num_loss_tokens > 0), lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens.item()}")
+        return num_loss_tokens.detach().to(rows.device, dtype).reshape(())
+    require(num_loss_tokens > 0, lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens}")
+    return torch.full((), num_loss_tokens, device=rows.device, dtype=dtype)

@@ -1,7 +1,7 @@
-"""Which implementation runs: one rule, by device.
+"""The implementation that runs, by device.
 
-CUDA tensors run the Triton kernels, always. CPU tensors run the native library, or, where it was not built, plain
-torch, and one line says so. Any other device is refused.
+CUDA tensors always run the Triton kernels. CPU tensors run the native library, or, where it was not built, plain torch
+with a warning. Any other device is refused.
 """
 
 import warnings
@@ -37,7 +37,7 @@ def primitives_for(device: torch.device) -> Primitives:
 
 @contextmanager
 def forced(backend: Backend) -> Iterator[None]:
-    """Within it every op runs on this backend: for tests and benchmarks that compare them."""
+    """Within the block every op runs on this backend: for tests and benchmarks that compare them."""
     global _forced
     before, _forced = _forced, backend
     try:
@@ -48,14 +48,14 @@ def forced(backend: Backend) -> Iterator[None]:
 
 @contextmanager
 def running_on(tensor: torch.Tensor) -> Iterator[Primitives]:
-    """The primitives for this tensor, within its device and without autocast, which is below the ops' level."""
+    """The primitives for this tensor; within the block its device is current and autocast is off."""
     with torch.cuda.device_of(tensor), torch.autocast(tensor.device.type, enabled=False):
         yield primitives_for(tensor.device)
 
 
 @cache
 def native_is_built() -> bool:
-    """Whether the library is there; if not, says once what to do."""
+    """Whether the library was built; if not, a warning, once, gives the command that builds it."""
     from fastgrpo_kernels.native import LIBRARY
 
     if not LIBRARY.exists():

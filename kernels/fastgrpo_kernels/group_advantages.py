@@ -1,6 +1,6 @@
-"""Rewards of a group to advantages."""
+"""From the rewards of a group to its advantages."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ def group_advantages(
     scale: Scale = "group",
     eps: float = 1e-6,
 ) -> Tensor:  # [N] float32 (float64 for float64)
-    """Each reward against its group, of ``group_size`` responses or, ragged, as ``cu_groups`` says.
+    """Each reward minus its group's baseline, over a standard deviation if ``scale`` names one.
+
+    Groups have ``group_size`` rewards each, or, where they differ, the boundaries ``cu_groups``.
 
     GRPO as JustRL has it: ``(r - mean) / (std + eps)``, std with Bessel's correction. Dr.GRPO: ``scale="none"``.
-    RLOO: ``baseline="leave_one_out", scale="none"``, the mean of the others. REINFORCE++-baseline (ProRL-V2):
-    ``scale="batch"``, the group's mean off, then over the standard deviation of all N. A group of one and a group of
-    equal rewards give exactly 0.
+    RLOO: ``baseline="leave_one_out", scale="none"``, minus the mean of the others. REINFORCE++-baseline (ProRL-V2):
+    ``scale="batch"``, minus the group's mean, then over the standard deviation of all N. A group of one and a group
+    of equal rewards give exactly 0.
 
     Raises ValueError unless just one of ``group_size`` and ``cu_groups`` is given and fits.
     """
@@ -59,5 +61,5 @@ def _group_advantages(
 
 
 @_group_advantages.register_fake
-def _(rewards, *args):  # type: ignore[no-untyped-def]
+def _(rewards: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(rewards)

@@ -1,4 +1,4 @@
-"""The token objective on logprobs that are already there, and its derivative in the same pass."""
+"""The token objective on logprobs that were computed before, and its derivative in the same pass."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import boundaries, require, token_field
+from fastgrpo_kernels.checks import loss_token_count, require, token_fields
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.objective import METRICS, Objective
-from fastgrpo_kernels.primitives import Tokens, statistics_dtype
+from fastgrpo_kernels.primitives import TokenFields, statistics_dtype
 
 
 class LossOutput(NamedTuple):
-    """The loss has a gradient, the others are for looking at."""
+    """The loss, which alone has a gradient, and what describes it."""
 
     loss: Tensor  # []
-    ratio: Tensor  # [T], 0 outside the mask
+    ratio: Tensor  # [T], 0 outside the response mask
     metrics: Tensor  # [len(METRICS)] float64, sums over response tokens
 
 
@@ -44,77 +44,21 @@ def grpo_loss(
     Raises ValueError for shapes and dtypes that do not fit, and for what the objective needs and did not get.
     """
     objective = objective or Objective()
-    dtype = statistics_dtype(logprobs.dtype)
-    num_tokens = len(logprobs)
     require(logprobs.dim() == 1, lambda: f"logprobs must be [T], got {list(logprobs.shape)}")
     require(
         not objective.entropy_coef or entropy is not None,
         lambda: f"entropy_coef {objective.entropy_coef} needs the entropy of every token",
     )
     require(entropy is None or entropy.shape == logprobs.shape, "entropy must be [T] as logprobs are")
-    fields = check_tokens(
-        num_tokens, dtype, logprobs.device, objective, old_logprobs, advantages, response_mask, ref_logprobs,
-        rollout_logprobs, token_weights, cu_seqlens,
-    )  # fmt: skip
-    count = as_count(num_loss_tokens, logprobs.device, dtype)
+    fields = TokenFields(
+        old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights, cu_seqlens
+    )
+    dtype = statistics_dtype(logprobs.dtype)
     loss, ratio, metrics, *_ = _grpo_loss(
-        logprobs.to(dtype), None if entropy is None else entropy.to(dtype), *fields, count, objective.encode()
-    )
+        logprobs.to(dtype), None if entropy is None else entropy.to(dtype),
+        *token_fields(fields, objective, logprobs), loss_token_count(num_loss_tokens, logprobs), objective.encode(),
+    )  # fmt: skip
     return LossOutput(loss, ratio, metrics)
-
-
-def check_tokens(
-    num_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    objective: Objective,
-    old_logprobs: Tensor | None,
-    advantages: Tensor,
-    response_mask: Tensor | None,
-    ref_logprobs: Tensor | None,
-    rollout_logprobs: Tensor | None,
-    token_weights: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> list[Tensor | None]:
-    """The fields as the ops take them. Raises ValueError for a shape that does not fit and for what is missing."""
-    require(
-        not objective.kl_coef or ref_logprobs is not None, lambda: f"kl_coef {objective.kl_coef} needs ref_logprobs"
-    )
-    require(
-        objective.correction == "none" or rollout_logprobs is not None,
-        lambda: f"the correction {objective.correction!r} needs rollout_logprobs",
-    )
-    require(
-        not objective.needs_whole_responses or cu_seqlens is not None,
-        "a sequence-level ratio or mask needs cu_seqlens, the packed responses' boundaries",
-    )
-    require(
-        response_mask is None or (response_mask.dtype == torch.bool and response_mask.shape == (num_tokens,)),
-        lambda: f"response_mask must be [T] = [{num_tokens}] bool",
-    )
-    require(isinstance(advantages, Tensor), "advantages must be [T], one for every token")
-    if cu_seqlens is not None and objective.needs_whole_responses:
-        boundaries(cu_seqlens, "cu_seqlens", num_tokens)
-    return [
-        token_field(old_logprobs, "old_logprobs", num_tokens, dtype, device),
-        token_field(advantages, "advantages", num_tokens, dtype, device),
-        None if response_mask is None else response_mask.contiguous(),
-        token_field(ref_logprobs, "ref_logprobs", num_tokens, dtype, device),
-        token_field(rollout_logprobs, "rollout_logprobs", num_tokens, dtype, device),
-        token_field(token_weights, "token_weights", num_tokens, dtype, device),
-        None if cu_seqlens is None or not objective.needs_whole_responses else cu_seqlens.to(torch.int64).contiguous(),
-    ]
-
-
-def as_count(num_loss_tokens: int | float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:  # []
-    """On the device; a number gets there without the wait that a tensor on the host would mean."""
-    if isinstance(num_loss_tokens, Tensor):
-        require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
-        if num_loss_tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            require(bool(num_loss_tokens > 0), lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens.item()}")
-        return num_loss_tokens.detach().to(device, dtype).reshape(())
-    require(num_loss_tokens > 0, lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens}")
-    return torch.full((), num_loss_tokens, device=device, dtype=dtype)
 
 
 @torch.library.custom_op("fastgrpo::grpo_loss", mutates_args=())
@@ -131,20 +75,20 @@ def _grpo_loss(
     num_loss_tokens: Tensor,
     objective: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # loss, ratio, metrics, d logprobs, d entropy ([0] without bonus)
-    tokens = Tokens(
-        logprobs.contiguous(), old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights,
-        None if entropy is None else entropy.contiguous(), cu_seqlens,
-    )  # fmt: skip
+    fields = TokenFields(
+        old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights, cu_seqlens
+    )
     with running_on(logprobs) as primitives:
         loss, of_logprobs, of_entropy, ratio, metrics = primitives.token_objective(
-            tokens, num_loss_tokens, Objective.decode(list(objective))
-        )
+            logprobs.contiguous(), None if entropy is None else entropy.contiguous(), fields, num_loss_tokens,
+            Objective.decode(objective),
+        )  # fmt: skip
     return loss, ratio, metrics, of_logprobs, logprobs.new_empty(0) if of_entropy is None else of_entropy
 
 
 @_grpo_loss.register_fake
-def _(logprobs, entropy, *args):  # type: ignore[no-untyped-def]
-    bonus = Objective.decode(list(args[-1])).entropy_coef != 0
+def _(logprobs: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    bonus = Objective.decode(rest[-1]).entropy_coef != 0
     return (
         logprobs.new_empty(()),
         torch.empty_like(logprobs),

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import head_inputs, logit_transform, require, split_temperature
+from fastgrpo_kernels.checks import linear_inputs
 from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.head import HeadGradients, make_head
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+from fastgrpo_kernels.head import HeadGradients, LinearInputs, empty_gradients, make_head
+from fastgrpo_kernels.primitives import LogitTransform, RowStats
 
 
 def linear_logprobs(
@@ -36,12 +36,8 @@ def linear_logprobs(
 
     Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
     """
-    hidden, weight, bias, target_ids = head_inputs(hidden, weight, bias, target_ids)
-    transform = logit_transform(temperature, softcap, len(hidden), hidden.dtype)
-    require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
-    logprobs, _, entropies = _forward(
-        hidden, weight, bias, target_ids, *split_temperature(transform), transform.softcap, entropy, chunk_tokens or 0
-    )
+    inputs = linear_inputs(hidden, weight, bias, target_ids, temperature, softcap, chunk_tokens)
+    logprobs, _, entropies = _forward(*inputs.encode(), entropy)
     return logprobs, entropies if entropy else None
 
 
@@ -54,30 +50,21 @@ def _forward(
     temperature: float,
     temperatures: Tensor | None,
     softcap: float,
-    entropy: bool,
     chunk_tokens: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # logprobs, lse, entropy: [T], the last [0] unless asked for
+    entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # RowStats
+    transform = LogitTransform.decode(temperature, temperatures, softcap)
+    stats = RowStats.empty(hidden, entropy)
     with running_on(hidden):
-        transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
-        head = make_head(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_logits=False)
-        out = _outputs(hidden, entropy)
+        head = make_head(LinearInputs(hidden, weight, bias, target_ids, transform, chunk_tokens), keep_logits=False)
         for rows in head.chunks():
-            for to, values in zip(out, head.look(rows, entropy), strict=True):
-                if values is not None:
-                    to[rows] = values
-    return out
-
-
-def _outputs(hidden: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = statistics_dtype(hidden.dtype)
-    lengths = (len(hidden), len(hidden), len(hidden) if entropy else 0)
-    logprobs, lse, entropies = (hidden.new_empty(n, dtype=dtype) for n in lengths)
-    return logprobs, lse, entropies
+            stats.write(rows, head.forward(rows, entropy))
+    return stats.encode()
 
 
 @_forward.register_fake
-def _(hidden, weight, bias, target_ids, temperature, temperatures, softcap, entropy, chunk_tokens):  # type: ignore[no-untyped-def]
-    return _outputs(hidden, entropy)
+def _(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return RowStats.empty(hidden, entropy=rest[-1]).encode()
 
 
 @torch.library.custom_op("fastgrpo::linear_logprobs_backward", mutates_args=())
@@ -98,36 +85,29 @@ def _backward(
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # of hidden, weight and bias; [0] where not needed
-    if grad_logprobs is None:
-        grad_logprobs = torch.zeros_like(logprobs)
-    grad_logprobs = grad_logprobs.contiguous()
-    grad_entropy = None if grad_entropy is None else grad_entropy.contiguous()
+) -> tuple[Tensor, Tensor, Tensor]:  # gradients of hidden, weight and bias; [0] where not needed
+    transform = LogitTransform.decode(temperature, temperatures, softcap)
+    of_logprobs = torch.zeros_like(logprobs) if grad_logprobs is None else grad_logprobs.contiguous()
+    of_entropy = None if grad_entropy is None else grad_entropy.contiguous()
+    stats = RowStats(logprobs, lse, None if grad_entropy is None else entropies)
     with running_on(hidden):
-        transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
-        keep_exact = grad_entropy is not None
-        head = make_head(hidden, weight, bias, target_ids, transform, chunk_tokens, keep_exact=keep_exact)
+        inputs = LinearInputs(hidden, weight, bias, target_ids, transform, chunk_tokens)
+        head = make_head(inputs, keep_exact=of_entropy is not None)
         gradients = HeadGradients(head, need_hidden, need_weight, need_bias)
         for rows in head.chunks():
-            head.look_again(rows)
-            stats = RowStats(logprobs[rows], lse[rows], entropies[rows] if keep_exact else None)
-            of_entropy = None if grad_entropy is None else grad_entropy[rows]
-            gradients.add(rows, head.gradient(rows, stats, grad_logprobs[rows], of_entropy))
+            head.recompute(rows)
+            upstream = of_logprobs[rows], None if of_entropy is None else of_entropy[rows]
+            gradients.add(rows, head.gradient(rows, stats.of(rows), *upstream))
         return gradients.finished(hidden.dtype, hidden.dtype)
 
 
 @_backward.register_fake
-def _(hidden, weight, bias, *args):  # type: ignore[no-untyped-def]
-    need_hidden, need_weight, need_bias = args[-3:]
-    return (
-        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight) if need_weight else hidden.new_empty(0),
-        torch.empty_like(bias) if need_bias else hidden.new_empty(0),
-    )
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_gradients(hidden, weight, bias, needed=rest[-3:], dtype_of_sums=hidden.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target_ids, temperature, temperatures, softcap, _, chunk_tokens = inputs
+    hidden, weight, bias, target_ids, temperature, temperatures, softcap, chunk_tokens, _ = inputs
     ctx.save_for_backward(hidden, weight, bias, target_ids, temperatures, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -160,8 +140,10 @@ def linear_logits(
     A fresh tensor without gradient.
     """
     hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    head = make_head(hidden, weight, bias, hidden.new_zeros(len(hidden), dtype=torch.int64), LogitTransform(),
-                     max(len(hidden), 1), keep_exact=True)  # fmt: skip
-    rows = slice(0, len(hidden))
-    head.look_again(rows)
+    target_ids, num_tokens = hidden.new_zeros(len(hidden), dtype=torch.int64), len(hidden)
+    head = make_head(
+        LinearInputs(hidden, weight, bias, target_ids, LogitTransform(), max(num_tokens, 1)), keep_exact=True
+    )
+    rows = slice(0, num_tokens)
+    head.recompute(rows)
     return head.logits(rows)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import logit_transform, require, split_temperature
+from fastgrpo_kernels.checks import logit_transform, require
 from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+from fastgrpo_kernels.primitives import LogitTransform, RowStats
 
 
 def logprobs_from_logits(
@@ -33,20 +33,16 @@ def logprobs_from_logits(
         ),
     )
     require(logits.is_floating_point(), lambda: f"logits must be floating-point, got {logits.dtype}")
-    transform = logit_transform(temperature, softcap, len(logits), logits.dtype)
+    transform = logit_transform(temperature, softcap, logits)
     if logits.dtype == torch.float16 and logits.device.type == "cpu":
         logits = logits.float()
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    apart = len(logits) < 2 or logits.stride(0) >= logits.shape[1]  # else rows share memory: no place for gradients
+    if len(logits) > 1 and logits.stride(0) < logits.shape[1]:
+        overwrite_logits = False  # rows share memory: there is no place for their gradients
     logprobs, _, entropies = _forward(
-        logits,
-        target_ids.contiguous(),
-        *split_temperature(transform),
-        transform.softcap,
-        entropy,
-        overwrite_logits and apart,
-    )
+        logits, target_ids.contiguous(), *transform.encode(), entropy, overwrite_logits
+    )  # fmt: skip
     return logprobs, entropies if entropy else None
 
 
@@ -59,18 +55,18 @@ def _forward(
     softcap: float,
     entropy: bool,
     overwrite_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # logprobs, lse, entropy: [T], the last [0] unless asked for
-    transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+) -> tuple[Tensor, Tensor, Tensor]:  # RowStats
+    transform = LogitTransform.decode(temperature, temperatures, softcap)
     with running_on(logits) as primitives:
         stats = primitives.row_stats(logits, target_ids, transform, entropy)
-    entropies = stats.logprobs.new_empty(0) if stats.entropy is None else stats.entropy.clone()
-    return stats.logprobs.clone(), stats.lse.clone(), entropies
+    logprobs, lse, entropies = (values.clone() for values in stats.encode())  # outputs of an op may not share memory
+    return logprobs, lse, entropies
 
 
 @_forward.register_fake
-def _(logits, target_ids, temperature, temperatures, softcap, entropy, overwrite_logits):  # type: ignore[no-untyped-def]
-    dtype = statistics_dtype(logits.dtype)
-    return tuple(logits.new_empty(n, dtype=dtype) for n in (len(logits), len(logits), len(logits) if entropy else 0))
+def _(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, entropy, _ = rest
+    return RowStats.empty(logits, entropy).encode()
 
 
 @torch.library.custom_op("fastgrpo::logprobs_from_logits_backward", mutates_args=("out",))
@@ -87,14 +83,14 @@ def _backward(
     grad_entropy: Tensor | None,
     out: Tensor,  # may be the logits
 ) -> None:
-    transform = LogitTransform(temperature if temperatures is None else temperatures, softcap)
+    transform = LogitTransform.decode(temperature, temperatures, softcap)
     stats = RowStats(logprobs, lse, entropies if grad_entropy is not None else None)
     with running_on(logits) as primitives:
         primitives.row_gradient(logits, target_ids, transform, stats, grad_logprobs, grad_entropy, out)
 
 
 @_backward.register_fake
-def _(*args):  # type: ignore[no-untyped-def]
+def _(*_: Any) -> None:
     return None
 
 

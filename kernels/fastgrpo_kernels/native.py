@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.objective import METRICS, Objective
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenGradient, Tokens, statistics_dtype
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenFields, TokenGradient, statistics_dtype
 
 LIBRARY = Path(__file__).parent / "_native.so"
 if LIBRARY.exists():
@@ -37,27 +37,18 @@ def row_gradient(
     )
 
 
-def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
-    grad_logprobs, ratio = torch.empty_like(tokens.logprobs), torch.empty_like(tokens.logprobs)
+def token_objective(
+    logprobs: Tensor, entropy: Tensor | None, fields: TokenFields, num_loss_tokens: Tensor, objective: Objective
+) -> TokenGradient:
+    grad_logprobs, ratio = torch.empty_like(logprobs), torch.empty_like(logprobs)
     grad_entropy = torch.empty_like(ratio) if objective.entropy_coef else None
     sums = torch.empty(1 + len(METRICS), dtype=torch.float64)
+    constants = torch.tensor(objective.encode(), dtype=torch.float64)
+    *of_tokens, cu_seqlens = fields  # in the order of library.cpp
     _ops.token_objective(
-        tokens.logprobs,
-        tokens.old_logprobs,
-        tokens.advantages,
-        tokens.response_mask,
-        tokens.ref_logprobs,
-        tokens.rollout_logprobs,
-        tokens.token_weights,
-        tokens.entropy,
-        tokens.cu_seqlens,
-        float(num_loss_tokens),
-        torch.tensor(objective.encode(), dtype=torch.float64),
-        grad_logprobs,
-        grad_entropy,
-        ratio,
-        sums,
-    )
+        logprobs, *of_tokens, entropy, cu_seqlens, float(num_loss_tokens), constants, grad_logprobs, grad_entropy,
+        ratio, sums,
+    )  # fmt: skip
     loss, metrics = sums[0].to(ratio.dtype, copy=True), sums[1:].clone()  # outputs of an op may not share memory
     return TokenGradient(loss, grad_logprobs, grad_entropy, ratio, metrics)
 

@@ -1,26 +1,28 @@
-"""What a response token contributes to the loss, as data: one description that every implementation reads.
+"""The objective of a response token, as constants that every implementation reads.
 
 The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the advantage,
 
     weight[t] / n * (-correction[t] * surrogate(ratio[t], A[t]) + kl_coef * kl(t) - entropy_coef * entropy[t])
 
-`reference.grpo_loss` is this in plain torch, for reading.
+`reference.grpo_loss` is the formula in plain torch.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Surrogate = Literal["clipped", "cispo"]
 Kl = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
 
+_CHOICES = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
 _NUMBERS = (
     "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high",
 )  # fmt: skip
 
 LOG_RATIO_BOUND = 20.0
-"""Log-ratios are held within +-20 before `exp`, which overflows in float32 at 88: so far off there is no gradient."""
+"""Log-ratios are clamped to +-20 before `exp`, which overflows in float32 at 88; beyond that there is no gradient."""
 
 METRICS = (
     "num_tokens",  # response tokens
@@ -60,14 +62,16 @@ class Objective:
     entropy_coef: float = 0.0
     """Bonus for entropy in nats."""
     correction: Correction = "none"
-    """Weight for what the sampler is not, old over rollout probability: truncate (TIS) cuts it above correction_high;
-    icepop drops tokens outside [correction_low, correction_high] and weighs the others; sequence_mask drops responses
-    whose geometric mean is outside."""
+    """What corrects for the difference to the sampler, by the ratio of old to rollout probability.
+
+    truncate (TIS): a token's weight is its ratio, at most correction_high. icepop: the same, and tokens outside of
+    [correction_low, correction_high] are dropped. sequence_mask: no weight, and responses are dropped whose geometric
+    mean is outside."""
     correction_low: float = 0.0
     correction_high: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, known in (("surrogate", Surrogate), ("kl", Kl), ("correction", Correction)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         for name in _NUMBERS:
@@ -92,27 +96,25 @@ class Objective:
         return self.sequence_ratio or self.correction == "sequence_mask"
 
     def encode(self) -> list[float]:
-        """As a custom op's schema takes it: every field a float, a choice by its place in its list."""
-        choices = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
+        """The constants as a custom op's schema takes them: floats, a choice by its place in its list."""
         values = zip(fields(self), astuple(self), strict=True)
-        return [float(get_args(choices[f.name]).index(v)) if f.name in choices else float(v) for f, v in values]
+        return [float(get_args(_CHOICES[f.name]).index(v)) if f.name in _CHOICES else float(v) for f, v in values]
 
     @classmethod
-    def decode(cls, numbers: list[float]) -> "Objective":
+    def decode(cls, numbers: Sequence[float]) -> "Objective":
         """The inverse of `encode`."""
-        choices = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
-        values = {
-            f.name: get_args(choices[f.name])[int(x)] if f.name in choices else bool(x) if f.type is bool else x
+        values: dict[str, Any] = {
+            f.name: get_args(_CHOICES[f.name])[int(x)] if f.name in _CHOICES else bool(x) if f.type is bool else x
             for f, x in zip(fields(cls), numbers, strict=True)
         }
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
 
 def cispo(ratio_cap: float) -> Objective:
-    """CISPO (MiniMax-M1): every token keeps a gradient, its weight is bounded above alone."""
+    """The objective of CISPO (MiniMax-M1): every token keeps a gradient, whose weight is bounded above alone."""
     return Objective(surrogate="cispo", clip_low=1.0, clip_high=ratio_cap - 1.0)
 
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
-    """GSPO (Zheng 2025, section 5.1): sequence-level ratios within widths that suit their small size."""
+    """The objective of GSPO (Zheng 2025, section 5.1): ratios of responses, with clip widths for their small size."""
     return Objective(sequence_ratio=True, clip_low=clip_low, clip_high=clip_high)

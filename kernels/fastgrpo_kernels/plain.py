@@ -1,4 +1,4 @@
-"""The primitives in plain torch: what runs on a CPU where the native library was not built."""
+"""The primitives in plain torch, for CPU tensors where the native library was not built."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.objective import LOG_RATIO_BOUND, METRICS, Objective
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenGradient, Tokens, statistics_dtype
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenFields, TokenGradient, statistics_dtype
 
 
 def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:
@@ -50,66 +50,61 @@ def row_gradient(
 
 
 def _finite(log_p: Tensor) -> Tensor:
-    """In place: log 0 to 0, since 0 log 0 is 0; NaN stays."""
+    """Sets log 0 to 0 in place, since 0 log 0 is 0; NaN stays."""
     return log_p.nan_to_num_(nan=math.nan, neginf=0.0)
 
 
 def _transformed(logits: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor | float]:
-    """The logits that the softmax sees, and their derivative to the bare ones. The logits themselves stay."""
+    """The logits that the softmax sees, and their derivative to the bare ones, which stay as they are."""
     temperature = transform.temperature[:, None] if isinstance(transform.temperature, Tensor) else transform.temperature
     logits = logits.to(statistics_dtype(logits.dtype))
     slope: Tensor | float = 1.0 / temperature
     if transform.softcap:
-        bent = torch.tanh(logits / transform.softcap)
-        logits, slope = transform.softcap * bent, (1 - bent.square()) / temperature
+        tanh = torch.tanh(logits / transform.softcap)
+        logits, slope = transform.softcap * tanh, (1 - tanh.square()) / temperature
     if isinstance(temperature, Tensor) or temperature != 1.0:
         logits = logits / temperature
     return logits, slope
 
 
-def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
-    inside = (
-        torch.ones_like(tokens.logprobs, dtype=torch.bool) if tokens.response_mask is None else tokens.response_mask
-    )
+def token_objective(
+    logprobs: Tensor, entropy: Tensor | None, fields: TokenFields, num_loss_tokens: Tensor, objective: Objective
+) -> TokenGradient:
+    mask = fields.response_mask
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
 
-    def field(values: Tensor | None, otherwise: Tensor) -> Tensor:
-        return otherwise if values is None else torch.where(inside, values, 0.0)
+    def masked(values: Tensor | None, default: Tensor) -> Tensor:
+        return default if values is None else torch.where(mask, values, 0.0)
 
-    logprobs = field(tokens.logprobs, tokens.logprobs)
-    old_logprobs = field(tokens.old_logprobs, logprobs)
-    advantages = field(tokens.advantages, logprobs)
-    weights = field(tokens.token_weights, inside.to(logprobs.dtype)) / num_loss_tokens
-    entropy = field(tokens.entropy, torch.zeros_like(logprobs))
+    logprobs = masked(logprobs, logprobs)
+    old_logprobs = masked(fields.old_logprobs, logprobs)
+    advantages = masked(fields.advantages, logprobs)
+    weights = masked(fields.token_weights, mask.to(logprobs.dtype)) / num_loss_tokens
+    entropy = masked(entropy, torch.zeros_like(logprobs))
 
-    responses = _Responses(inside, tokens.cu_seqlens) if objective.needs_whole_responses else None
-    log_ratio = logprobs - old_logprobs
-    if objective.sequence_ratio:
-        assert responses is not None
-        log_ratio = responses.mean(log_ratio)
+    def shared(values: Tensor, whether: bool) -> Tensor:
+        """The mean of each response instead of its tokens' own values, if ``whether``."""
+        return _response_means(values, mask, fields.cu_seqlens) if whether else values
+
+    log_ratio = shared(logprobs - old_logprobs, objective.sequence_ratio)
     surrogate, slope, direct, clipped = _surrogate(log_ratio, logprobs, advantages, objective)
-    rollout_log_ratio = old_logprobs - field(tokens.rollout_logprobs, old_logprobs)
-    if objective.correction == "sequence_mask":
-        assert responses is not None
-        rollout_log_ratio = responses.mean(rollout_log_ratio)
-    correction, corrected = _correction(rollout_log_ratio, objective)
-    through_ratio = -correction * slope * weights
-    if objective.sequence_ratio:
-        assert responses is not None
-        through_ratio = responses.mean(through_ratio)  # each token moves the mean by one over the length
+    rollout_log_ratio = old_logprobs - masked(fields.rollout_logprobs, old_logprobs)
+    correction, corrected = _correction(shared(rollout_log_ratio, objective.correction == "sequence_mask"), objective)
+    # Each token moves the mean of its response by one over the length.
+    through_ratio = shared(-correction * slope * weights, objective.sequence_ratio)
     kl, kl_slope = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
-    if tokens.ref_logprobs is not None:
-        kl, kl_slope = _divergence(logprobs - field(tokens.ref_logprobs, logprobs), objective)
+    if fields.ref_logprobs is not None:
+        kl, kl_slope = _divergence(logprobs - masked(fields.ref_logprobs, logprobs), objective)
 
     loss = weights * (objective.kl_coef * kl - correction * surrogate - objective.entropy_coef * entropy)
-    ratio = torch.where(inside, _bounded_exp(log_ratio), 0.0)
-    sums = (inside, *clipped, ratio, old_logprobs - logprobs, kl, entropy, correction, corrected)
-    metrics = torch.stack([torch.where(inside, row, 0.0).double().sum() for row in sums])
+    grad_logprobs = through_ratio + weights * (objective.kl_coef * kl_slope - correction * direct)
+    ratio = torch.where(mask, _bounded_exp(log_ratio), 0.0)
+    summed = (mask, *clipped, ratio, old_logprobs - logprobs, kl, entropy, correction, corrected)
+    metrics = torch.stack([torch.where(mask, values, 0.0).double().sum() for values in summed])
     assert len(metrics) == len(METRICS)
     return TokenGradient(
         loss=loss.double().sum().to(loss.dtype),
-        grad_logprobs=torch.where(
-            inside, through_ratio + weights * (objective.kl_coef * kl_slope - correction * direct), 0.0
-        ),
+        grad_logprobs=torch.where(mask, grad_logprobs, 0.0),
         grad_entropy=-objective.entropy_coef * weights if objective.entropy_coef else None,
         ratio=ratio,
         metrics=metrics,
@@ -154,15 +149,15 @@ def _correction(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor
 
 
 def _divergence(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """From the reference: the estimator and its derivative to the logprob."""
+    """The estimator of the divergence from the reference, and its derivative to the logprob."""
     bounded = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     if objective.kl == "k1":
         kl, slope = bounded, torch.ones_like(bounded)
     elif objective.kl == "k2":
         kl, slope = bounded.square() / 2, bounded
     else:
-        grown = torch.expm1(-bounded)
-        kl, slope = grown + bounded, -grown
+        excess = torch.expm1(-bounded)
+        kl, slope = excess + bounded, -excess
     flat = bounded != log_ratio
     if objective.kl_cap:
         flat = flat | (kl.abs() > objective.kl_cap)
@@ -170,23 +165,15 @@ def _divergence(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor
     return kl, torch.where(flat, 0.0, slope)
 
 
-class _Responses:
-    """Means over the response tokens of each sequence, given back to its tokens; no host synchronisation."""
-
-    def __init__(self, inside: Tensor, cu_seqlens: Tensor | None) -> None:
-        assert cu_seqlens is not None
-        self.count, num_tokens = len(cu_seqlens) - 1, len(inside)
-        self.inside = inside
-        positions = torch.arange(num_tokens, device=inside.device)
-        self.of_token = torch.searchsorted(cu_seqlens[1:], positions, right=True)  # [T]
-        self.lengths = self._sums(inside.double()).clamp(min=1)  # [S]
-
-    def _sums(self, values: Tensor) -> Tensor:
-        return torch.zeros(self.count, dtype=values.dtype, device=values.device).index_add(0, self.of_token, values)
-
-    def mean(self, values: Tensor) -> Tensor:  # [T] -> [T]
-        means = self._sums(torch.where(self.inside, values, 0.0).double()) / self.lengths
-        return means.to(values.dtype)[self.of_token]
+def _response_means(values: Tensor, mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:  # [T] -> [T]
+    """For every token the mean over its response, computed without a host synchronisation."""
+    assert cu_seqlens is not None
+    positions = torch.arange(len(mask), device=mask.device)
+    response = torch.searchsorted(cu_seqlens[1:], positions, right=True)  # [T] of each token
+    zeros = torch.zeros(len(cu_seqlens) - 1, dtype=torch.float64, device=mask.device)
+    lengths = zeros.index_add(0, response, mask.double()).clamp(min=1)  # [S]
+    sums = zeros.index_add(0, response, torch.where(mask, values, 0.0).double())
+    return (sums / lengths).to(values.dtype)[response]
 
 
 def group_advantages(
@@ -206,7 +193,7 @@ def group_advantages(
     factor = count / others if leave_one_out else torch.ones_like(count)
     if scale:
         factor = factor / ((group_sums(centred.square()) / others).sqrt() + eps)
-    # Compared with its group's first: the mean of equal numbers may differ from them by a rounding error.
+    # Each is compared with its group's first: the mean of equal numbers may differ from them by a rounding error.
     first = exact[cu_groups[:-1].clamp(max=max(len(rewards) - 1, 0))] if len(rewards) else exact
     differing = group_sums((exact != first[of_reward]).double()) if len(rewards) else count
     return torch.where(differing[of_reward] > 0, centred * factor[of_reward], 0.0).to(rewards.dtype)

@@ -1,10 +1,10 @@
-"""The four primitives that every op is made of, and what they take. A backend is a module that has them all.
+"""The four primitives that every op is made of, and what they take. A backend is a module that has all four.
 
-`plain` is in torch, `native` in C++ for the CPU, `gpu` in Triton; `dispatch` says which one runs.
+`plain` is in torch, `native` in C++ for the CPU, `gpu` in Triton. `dispatch` chooses the one that runs.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +13,13 @@ from fastgrpo_kernels.objective import Objective
 
 
 class LogitTransform(NamedTuple):
-    """From a bare logit to the one that the softmax sees: ``softcap * tanh(logit / softcap) / temperature``."""
+    """What the softmax sees of a bare logit: ``softcap * tanh(logit / softcap) / temperature``."""
 
     temperature: float | Tensor = 1.0  # or [R], in the dtype of the statistics
     softcap: float = 0.0  # 0: none
 
-    def of(self, rows: slice) -> "LogitTransform":
+    def of(self, rows: slice | Tensor) -> "LogitTransform":
+        """The transform of these rows of logits."""
         temperature = self.temperature[rows] if isinstance(self.temperature, Tensor) else self.temperature
         return LogitTransform(temperature, self.softcap)
 
@@ -28,32 +29,79 @@ class LogitTransform(NamedTuple):
             return 1.0, self.temperature.reciprocal()
         return 1.0 / self.temperature, None
 
+    def encode(self) -> tuple[float, Tensor | None, float]:
+        """The transform as a custom op's schema takes it: temperature, temperatures of rows, softcap."""
+        if isinstance(self.temperature, Tensor):
+            return 1.0, self.temperature, self.softcap
+        return self.temperature, None, self.softcap
+
+    @classmethod
+    def decode(cls, temperature: float, temperatures: Tensor | None, softcap: float) -> "LogitTransform":
+        """The inverse of `encode`."""
+        return cls(temperature if temperatures is None else temperatures, softcap)
+
 
 class RowStats(NamedTuple):
-    """What the row pass learns of each row of logits, in float32 (float64 for float64 logits)."""
+    """Statistics of each row of logits, in float32 (float64 for float64 logits)."""
 
     logprobs: Tensor  # [R] of the target
     lse: Tensor  # [R] log of the sum of exponentials
     entropy: Tensor | None  # [R] in nats
 
+    @classmethod
+    def empty(cls, rows: Tensor, entropy: bool) -> "RowStats":
+        """Memory for the statistics of as many rows as this tensor has."""
+        logprobs = rows.new_empty(len(rows), dtype=statistics_dtype(rows.dtype))
+        return cls(logprobs, torch.empty_like(logprobs), torch.empty_like(logprobs) if entropy else None)
 
-@dataclass(frozen=True)
-class Tokens:
-    """What the token objective needs of each token; float32 or float64, all alike, contiguous."""
+    def of(self, rows: slice) -> "RowStats":
+        """The statistics of these rows."""
+        return RowStats(self.logprobs[rows], self.lse[rows], None if self.entropy is None else self.entropy[rows])
 
-    logprobs: Tensor  # [T]
+    def write(self, rows: slice, stats: "RowStats") -> None:
+        """Puts a chunk's statistics in their place."""
+        for own, values in zip(self, stats, strict=True):
+            if own is not None and values is not None:
+                own[rows] = values
+
+    def encode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The statistics as a custom op returns them: the entropy [0] where it was not computed."""
+        return self.logprobs, self.lse, self.logprobs.new_empty(0) if self.entropy is None else self.entropy
+
+
+class TokenFields(NamedTuple):
+    """What the token objective takes of each token beside its logprob; floats of one dtype, all contiguous."""
+
     old_logprobs: Tensor | None  # [T]; None: the current ones
     advantages: Tensor  # [T]
     response_mask: Tensor | None = None  # [T] bool; None: every token
     ref_logprobs: Tensor | None = None  # [T]
     rollout_logprobs: Tensor | None = None  # [T]
     token_weights: Tensor | None = None  # [T]; None: 1
-    entropy: Tensor | None = None  # [T]
-    cu_seqlens: Tensor | None = None  # [S + 1] int64
+    cu_seqlens: Tensor | None = None  # [S + 1] int64; None where no token depends on others of its response
+
+    def map(self, function: Callable[[str, Tensor], Tensor]) -> "TokenFields":
+        """``function(name, values)`` of every field that has a value a token; `cu_seqlens` stays."""
+        values: list[Any] = [
+            values if values is None or name == "cu_seqlens" else function(name, values)
+            for name, values in zip(self._fields, self, strict=True)
+        ]
+        return TokenFields(*values)
+
+    def chunk(self, rows: slice) -> "TokenFields":
+        """The fields of these tokens, which are all tokens where `cu_seqlens` is given."""
+        return self.map(lambda _, values: values[rows])
+
+    def select(self, rows: Tensor) -> "TokenFields":  # [R] int64, ascending
+        """The fields as if there were these tokens alone."""
+        selected = self.map(lambda _, values: values.index_select(0, rows))
+        if self.cu_seqlens is None:
+            return selected
+        return selected._replace(cu_seqlens=torch.searchsorted(rows, self.cu_seqlens))  # selected tokens before each
 
 
 class TokenGradient(NamedTuple):
-    """Loss of the tokens, and its derivatives; 0 outside the mask whatever stands there."""
+    """Loss of the tokens and its derivatives, which are 0 outside the response mask whatever the fields hold there."""
 
     loss: Tensor  # []
     grad_logprobs: Tensor  # [T]
@@ -63,13 +111,17 @@ class TokenGradient(NamedTuple):
 
 
 class Primitives(Protocol):
+    """The functions of a backend."""
+
     def row_stats(
         self,
         logits: Tensor,  # [R, V], rows contiguous
         target_ids: Tensor,  # [R] int64
         transform: LogitTransform,
         entropy: bool,
-    ) -> RowStats: ...
+    ) -> RowStats:
+        """Statistics of the softmax of each row."""
+        ...
 
     def row_gradient(
         self,
@@ -80,9 +132,20 @@ class Primitives(Protocol):
         grad_logprobs: Tensor,  # [R]
         grad_entropy: Tensor | None,  # [R]
         out: Tensor,  # [R, V], may be the logits; on CUDA also a narrower view of their memory
-    ) -> None: ...
+    ) -> None:
+        """Writes the gradient of the bare logits to ``out``."""
+        ...
 
-    def token_objective(self, tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient: ...
+    def token_objective(
+        self,
+        logprobs: Tensor,  # [T]
+        entropy: Tensor | None,  # [T]
+        fields: TokenFields,
+        num_loss_tokens: Tensor,  # []
+        objective: Objective,
+    ) -> TokenGradient:
+        """The loss of `objective.py` and its derivatives."""
+        ...
 
     def group_advantages(
         self,
@@ -92,9 +155,11 @@ class Primitives(Protocol):
         leave_one_out: bool,
         scale: bool,
         eps: float,
-    ) -> Tensor: ...
+    ) -> Tensor:  # [N]
+        """Each reward minus its group's baseline, over the group's standard deviation if ``scale``."""
+        ...
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What logprobs and sums are kept in: float32, or float64 for float64."""
+    """The dtype of logprobs and sums: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

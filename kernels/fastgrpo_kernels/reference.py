@@ -1,6 +1,6 @@
-"""Plain-torch meaning of every op: the readable definition, and in float64 the oracle of the tests.
+"""The definition of every op in plain torch, which in float64 is the oracle of the tests.
 
-Everything is differentiated by autograd from the definition, and all logits exist at once. No op calls this module.
+Gradients are autograd's, and all logits exist at once. No op calls this module.
 """
 
 import torch
@@ -37,7 +37,7 @@ def linear_logprobs(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # [T], [T]
-    """The same from hidden states and the LM head's weight."""
+    """Log-probability and entropy from hidden states and the LM head's weight."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
     return logprobs_from_logits(logits, target_ids, temperature=temperature, softcap=softcap)
 
@@ -56,7 +56,7 @@ def grpo_loss(
     token_weights: Tensor | None = None,  # [T]
     cu_seqlens: Tensor | None = None,  # [S + 1]
 ) -> Tensor:  # []
-    """The objective of `objective.py` over the tokens of the mask."""
+    """Loss of the tokens in the mask, by the formula of `objective.py`."""
     mask = torch.ones_like(logprobs, dtype=torch.bool) if response_mask is None else response_mask
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     # Masked before exp: a late mask leaves NaN in the gradient.
@@ -100,13 +100,13 @@ def _correction(log_ratio: Tensor, mask: Tensor, cu_seqlens: Tensor | None, obje
     ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     if objective.correction == "truncate":
         return ratio.clamp(max=objective.correction_high)
-    inside = (ratio >= objective.correction_low) & (ratio <= objective.correction_high)
-    kept = ratio if objective.correction == "icepop" else torch.ones_like(ratio)
-    return torch.where(inside, kept, 0.0)
+    within = (ratio >= objective.correction_low) & (ratio <= objective.correction_high)
+    weight = ratio if objective.correction == "icepop" else torch.ones_like(ratio)
+    return torch.where(within, weight, 0.0)
 
 
 def _kl(log_ratio: Tensor, objective: Objective) -> Tensor:
-    """Of the policy from the reference; ``log_ratio`` is logprobs minus ref_logprobs."""
+    """Divergence of the policy from the reference; ``log_ratio`` is logprobs minus ref_logprobs."""
     log_ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     kl = {
         "k1": lambda: log_ratio,
@@ -134,11 +134,11 @@ def linear_grpo(
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
-    **known: Tensor | None,
+    **fields: Tensor | None,
 ) -> Tensor:  # []
-    """Hidden states to loss; ``known`` are `grpo_loss`'s other tensors."""
+    """Loss from hidden states; ``fields`` are `grpo_loss`'s other tensors."""
     logprobs, entropy = linear_logprobs(hidden, weight, target_ids, bias=bias, temperature=temperature, softcap=softcap)
-    return grpo_loss(logprobs, old_logprobs, advantages, num_loss_tokens, objective, entropy=entropy, **known)
+    return grpo_loss(logprobs, old_logprobs, advantages, num_loss_tokens, objective, entropy=entropy, **fields)
 
 
 def group_advantages(

@@ -45,7 +45,7 @@ def test_every_way_is_as_exact_as_the_rule_wants(results):
     assert main(["real_shape", *SHAPE]) == 0
     rows = rows_of(results)
     assert set(rows) == {way.name for way in real_shape.ways(CPU, 72)}
-    assert {"linear_grpo_into", "linear_grpo with a bonus", "linear_logprobs with entropy"} <= {
+    assert {"linear_grpo", "linear_grpo with a bonus", "linear_logprobs with entropy"} <= {
         name.rsplit(",", 1)[0] for name in rows
     }
     for row in rows.values():

@@ -1,4 +1,4 @@
-"""Inputs of the ops, the float64 oracle beside them, and the rule by which they are compared."""
+"""Inputs of the ops, their definition in float64, and the rule by which results are compared."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -46,7 +46,7 @@ class Case:
     num_loss_tokens: int
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Case":
-        """The head in this dtype, what belongs to tokens in float32 or wider; leaves that want a gradient."""
+        """The case with hidden, weight and bias in this dtype, requiring a gradient, and fields in float32 or wider."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         moved = {}
         for f in fields(self):
@@ -84,7 +84,7 @@ def make_case(
     num_tokens: int, width: int, vocabulary: int, *, dtype: torch.dtype = torch.float32, bias: bool = True,
     on_policy: bool = False, scale: float = 1.0, temperature: float = 1.0,
 ) -> Case:  # fmt: skip
-    """Old, reference and rollout logprobs lie around the current ones, so that every bound is met by some token.
+    """A random case whose old, reference and rollout logprobs lie near the current ones: some token meets every bound.
 
     Values are rounded to ``dtype`` first: every dtype that is compared computes from the same numbers.
     """
@@ -123,9 +123,9 @@ def distance(got: Tensor, oracle: Tensor) -> float:
 def assert_as_exact_as_torch(
     ours: Iterable[Tensor], torchs: Iterable[Tensor], oracles: Iterable[Tensor], largest_terms: float = 0.0
 ) -> None:
-    """Our error against float64 is at most twice that of plain torch in the same dtype, plus some last bits.
+    """Fails where our error against float64 is more than twice that of plain torch in the same dtype, plus last bits.
 
-    ``largest_terms``: of what a sum adds up; its last bits count where the sum itself cancels.
+    ``largest_terms``: the largest number that a sum adds up; its last bits count where the sum itself cancels.
     """
     for got, torchs_own, oracle in zip(ours, torchs, oracles, strict=True):
         assert got.shape == oracle.shape

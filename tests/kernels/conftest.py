@@ -1,4 +1,4 @@
-"""Every backend that this machine can run: without a GPU the Triton kernels on CPU tensors, interpreted."""
+"""The backends: without a GPU the Triton kernels run on CPU tensors, interpreted."""
 
 import pytest
 import torch

@@ -75,7 +75,7 @@ def head() -> Head:
 
 
 def ligers(head: Head, *, delta: float | None = None, weights: Tensor | None = None, **settings) -> dict[str, Tensor]:
-    """Loss and gradients; Liger computes in float32 whatever it is given."""
+    """Liger's loss and gradients, in float32, in which it computes whatever it is given."""
     case, (hidden, weight, bias) = head.case, head.leaves(torch.float32)
     beta = settings.pop("beta", 0.0)
     function = liger.LigerFusedLinearGRPOLoss(
@@ -102,7 +102,7 @@ def ligers(head: Head, *, delta: float | None = None, weights: Tensor | None = N
     return dict(zip(NAMES, (loss.detach(), hidden.grad, weight.grad, bias.grad), strict=True))
 
 
-def known(head: Head, objective: Objective, dtype: torch.dtype, weights: Tensor | None, garbage: float) -> dict:
+def fields_of(head: Head, objective: Objective, dtype: torch.dtype, weights: Tensor | None, garbage: float) -> dict:
     def packed(values: Tensor) -> Tensor:
         return values.to(dtype).masked_fill(~head.case.mask, garbage).flatten()
 
@@ -122,9 +122,9 @@ def known(head: Head, objective: Objective, dtype: torch.dtype, weights: Tensor 
 
 
 def ours(head: Head, objective: Objective, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """In float32, in chunks smaller than a response where the objective allows, with NaN outside the mask."""
+    """Our loss and gradients, in float32, in chunks smaller than a response if possible, with NaN outside the mask."""
     hidden, weight, bias = head.leaves(torch.float32)
-    options = known(head, objective, torch.float32, weights, torch.nan)
+    options = fields_of(head, objective, torch.float32, weights, torch.nan)
     output = linear_grpo(
         hidden.flatten(0, 1), weight, head.target_ids.flatten(), bias=bias, chunk_tokens=7, **options
     )  # fmt: skip
@@ -133,9 +133,9 @@ def ours(head: Head, objective: Objective, weights: Tensor | None = None) -> dic
 
 
 def exact(head: Head, objective: Objective, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """The definition in float64."""
+    """Loss and gradients by the definition in float64."""
     hidden, weight, bias = head.leaves(torch.float64)
-    options = known(head, objective, torch.float64, weights, 0.0)
+    options = fields_of(head, objective, torch.float64, weights, 0.0)
     loss = reference.linear_grpo(hidden.flatten(0, 1), weight, head.target_ids.flatten(), bias=bias, **options)
     loss.backward()
     return dict(zip(NAMES, (loss.detach(), hidden.grad, weight.grad, bias.grad), strict=True))
@@ -155,7 +155,7 @@ SETTINGS = [s for s in product(MEANS, ["token", "sequence"], [0.0, BETA]) if s[:
 
 @pytest.mark.parametrize(("loss_type", "level", "beta"), SETTINGS)
 def test_liger_confirms_loss_and_gradients(head: Head, loss_type: str, level: str, beta: float):
-    """Its cispo takes the cap of the ratio in `epsilon_high`, and knows no ratio of sequences."""
+    """Liger's cispo takes the cap of the ratio in `epsilon_high`, and has no ratio of sequences."""
     assert_every_branch_occurs(head.case, level == "sequence")
     settings: dict = {"loss_type": loss_type, "importance_sampling_level": level, "beta": beta}
     objective = Objective(**CLIP)
@@ -196,8 +196,11 @@ def test_ligers_delta_below_the_upper_bound_caps_positive_advantages_too_and_dua
 
 
 def test_ligers_luspo_counts_the_padding_and_ours_does_not(head: Head):
-    """A response's sum, averaged over responses (TRL masks it first). Liger is right only where no padding and no
-    hole exists or where the loss is one number for the whole response, which it is not once there is a divergence."""
+    """luspo averages the sums of responses over responses; TRL masks the tokens first, Liger does not.
+
+    Liger is right without padding and holes, or if the loss is one number for the whole response, which it is not with
+    a divergence.
+    """
     objective = Objective(**CLIP, sequence_ratio=True)
     weights = weights_of(head.case, "response_sum", len(head.case.mask))
     settings = {"loss_type": "luspo", "importance_sampling_level": "sequence"}
@@ -250,7 +253,7 @@ class InTriton:
 
 @pytest.fixture(scope="module")
 def in_triton(head: Head, tmp_path_factory: pytest.TempPathFactory) -> InTriton:
-    """Liger's Triton kernels, interpreted, which takes a process of its own."""
+    """Results of Liger's Triton kernels, interpreted in a process of their own."""
     folder: Path = tmp_path_factory.mktemp("triton")
     case = head.case
     logits = rounded(torch.nn.functional.linear(head.hidden, head.weight, head.bias))
@@ -285,7 +288,7 @@ def test_ligers_triton_kernel_confirms_loss_and_gradient_by_logits(head: Head, i
     ):
         logits = in_triton.logits.to(dtype, copy=True).requires_grad_()
         logprobs, _ = logprobs_of(logits.flatten(0, 1), ids, temperature=TEMPERATURE)
-        options = known(head, objective, dtype, None, 0.0)
+        options = fields_of(head, objective, dtype, None, 0.0)
         del options["temperature"]
         loss = loss_of(logprobs, **options)
         loss.backward()
@@ -298,8 +301,8 @@ def test_ligers_triton_kernel_confirms_loss_and_gradient_by_logits(head: Head, i
 def test_ligers_triton_gradient_of_a_divergence_times_the_ratio_is_that_of_the_definition(
     head: Head, in_triton: InTriton, level: str
 ):
-    """`use_bias_correction_kl`, which no objective of ours has: with a ratio of sequences every token's divergence
-    moves with every logprob of its response, and the kernel has that term."""
+    """No objective of ours has `use_bias_correction_kl`: with a ratio of sequences every token's divergence moves with
+    every logprob of its response, and Liger's kernel has that term."""
     case, mask = head.case, head.case.mask
     logits = in_triton.logits.clone().requires_grad_()
     logprobs = torch.log_softmax(logits / TEMPERATURE, -1).gather(-1, head.target_ids[..., None])[..., 0]

@@ -29,14 +29,14 @@ def op_inputs():
     field, mask, count = torch.rand(6), torch.tensor([True] * 5 + [False]), torch.tensor(5.0)
     row = (torch.rand(6), torch.rand(6), torch.rand(6))
     return {
-        "linear_logprobs": (hidden, weight, bias, ids, 0.7, None, 0.0, True, 4),
+        "linear_logprobs": (hidden, weight, bias, ids, 0.7, None, 0.0, 4, True),
         "linear_logprobs_backward": (
             hidden.detach(), weight.detach(), bias.detach(), ids, 0.7, None, 0.0, 4, *row, field, None,
             True, True, True,
         ),
         "linear_grpo": (
-            hidden, weight, bias, ids, field, field, mask, field, None, None, None, count, 0.7, None, 0.0, NUMBERS,
-            True, 4, True, True, True,
+            hidden, weight, bias, ids, 0.7, None, 0.0, 4, field, field, mask, field, None, None, None, count, NUMBERS,
+            True, True, True, True,
         ),
         "grpo_loss": (leaf(6), leaf(6), field, field, mask, field, None, None, None, count, NUMBERS),
         "group_advantages": (torch.rand(6), None, 3, False, "group", 1e-6),
@@ -53,7 +53,7 @@ def test_torch_finds_nothing_wrong_with_the_op(name):
 
 
 def test_every_op_of_the_library_is_checked():
-    """A new op has to be added above."""
+    """Fails for a new op until `op_inputs` has it."""
     registered = {
         schema.name.split("::")[1] for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("fastgrpo::")
     }
@@ -144,7 +144,7 @@ def test_a_sharded_weight_is_refused_and_one_inside_fsdps_root_is_not(tmp_path):
 
 
 def test_no_tensor_of_all_tokens_by_vocabulary_exists():
-    """Seen by every operation that the implementations of both passes run."""
+    """Looks at the tensors of every operation that the implementations of both passes run."""
     grpo, logprobs = (import_module(f"fastgrpo_kernels.{name}") for name in ("linear_grpo", "linear_logprobs"))
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -161,12 +161,12 @@ def test_no_tensor_of_all_tokens_by_vocabulary_exists():
     ids, field, count = torch.randint(101, (256,)), torch.rand(256), torch.tensor(256.0)
     hidden, weight = torch.randn(256, 8), torch.randn(101, 8)
     with Watch():
-        made = logprobs._forward._init_fn(hidden, weight, None, ids, 1.0, None, 0.0, True, 32)
+        made = logprobs._forward._init_fn(hidden, weight, None, ids, 1.0, None, 0.0, 32, True)
         logprobs._backward._init_fn(
             hidden, weight, None, ids, 1.0, None, 0.0, 32, *made, field, field, True, True, False
         )
         grpo._linear_grpo._init_fn(
-            hidden, weight, None, ids, field, field, None, None, None, None, None, count, 1.0, None, 0.0,
-            Objective().encode(), True, 32, True, True, False,
+            hidden, weight, None, ids, 1.0, None, 0.0, 32, field, field, None, None, None, None, None, count,
+            Objective().encode(), True, True, True, False,
         )  # fmt: skip
     assert largest == 32 * 101

@@ -11,9 +11,7 @@ from fastgrpo_kernels import (
     grpo_loss,
     head,
     linear_grpo,
-    linear_grpo_into,
     linear_logprobs,
-    loss_rows,
 )
 
 from tests.kernels.cases import (
@@ -97,7 +95,7 @@ def test_temperature_and_softcap(backend, device, temperature, softcap):
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_extreme_logits_leave_everything_finite_and_right(backend, device, shift, scale):
-    """All very negative, all very positive, and one token that has all the probability."""
+    """Logits are all very negative, or all very positive, or one token has all the probability."""
     case = make_case(20, 16, 257, scale=scale)
     case = replace(case, bias=case.bias + shift)
     ours = value_and_gradients(case.to(torch.float32, device), lambda c: c.ours(OBJECTIVES["entropy"]).loss)
@@ -109,7 +107,7 @@ def test_extreme_logits_leave_everything_finite_and_right(backend, device, shift
 
 
 def test_memory_that_nobody_wrote_is_not_read(backend, device):
-    """With this switch torch fills new memory with NaN."""
+    """Deterministic algorithms make torch fill new memory with NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         for objective in (OBJECTIVES["everything"], OBJECTIVES["icepop"]):
@@ -220,47 +218,26 @@ def test_a_second_backward_pass_is_refused():
         loss.backward()
 
 
-def test_adding_into_a_main_gradient_is_the_same_sum(backend, device):
-    case = make_case(40, 24, 257, bias=False).to(torch.float32, device)
-    expected = value_and_gradients(case, lambda c: c.ours(Objective(), chunk_tokens=16).loss)
-    main_gradient = torch.ones_like(case.weight.detach())
-    output, grad_hidden = linear_grpo_into(
-        main_gradient, case.hidden, case.weight, case.target_ids, case.old_logprobs, case.advantages,
-        case.response_mask, case.num_loss_tokens, token_weights=case.token_weights, chunk_tokens=16,
-    )  # fmt: skip
-    torch.testing.assert_close(output.loss, expected[0])
-    torch.testing.assert_close(grad_hidden, expected[1])
-    torch.testing.assert_close(main_gradient - 1, expected[2], rtol=1e-4, atol=1e-6)
-
-
-def test_rows_that_can_have_no_gradient_never_enter_a_matmul(monkeypatch):
+@pytest.mark.parametrize("name", ["plain", "everything"])
+def test_on_a_cpu_tokens_outside_the_mask_enter_no_matmul(monkeypatch, name):
     case = make_case(40, 24, 257).to(torch.float64)
-    case.advantages[::3] = 0
-    seen = []
-    whole = head.LogitsHead.look_again
+    computed = []
+    whole = head.LogitsHead.recompute
     monkeypatch.setattr(
-        head.LogitsHead, "look_again", lambda h, rows: (seen.append(rows.stop - rows.start), whole(h, rows))
+        head.LogitsHead, "recompute", lambda h, rows: (computed.append(rows.stop - rows.start), whole(h, rows))
     )
-    plain = value_and_gradients(case, lambda c: c.ours(Objective()).loss)
-    assert sum(seen) == case.response_mask.sum()
-    seen.clear()
-    rows = loss_rows(case.response_mask, case.advantages)
-    output = case.ours(Objective(), rows=rows)
-    assert sum(seen) == len(rows) < case.response_mask.sum()
-    for got, expected in zip(value_and_gradients(case, lambda _: output.loss), plain, strict=True):
-        torch.testing.assert_close(got, expected)
-    left_out = torch.ones(40, dtype=torch.bool).index_fill(0, rows, False)
-    assert (output.logprobs[left_out] == 0).all() and (output.logprobs[rows] < 0).all()
-
-
-def test_a_shared_ratio_needs_the_tokens_without_advantage_too():
-    mask, advantages = torch.tensor([True, True, False]), torch.tensor([1.0, 0.0, 1.0])
-    assert loss_rows(mask, advantages).tolist() == [0]
-    assert loss_rows(mask, advantages, Objective(sequence_ratio=True)).tolist() == [0, 1]
+    found = value_and_gradients(case, lambda c: c.ours(OBJECTIVES[name]).loss)
+    assert sum(computed) == case.response_mask.sum() < 40
+    everywhere = value_and_gradients(case, lambda c: c.definition(OBJECTIVES[name]))
+    for got, expected in zip(found, everywhere, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-13)
+    output = case.ours(OBJECTIVES[name], entropy=True)
+    for values in (output.logprobs, output.entropy, output.ratio):
+        assert ((values != 0) == case.response_mask).all()
 
 
 def test_nan_of_a_broken_model_stays_nan(backend, device):
-    """Clipping must not make it a number: the trainer skips an update that is not finite."""
+    """Clipping must not turn it into a number: the trainer skips an update that is not finite."""
     for objective in (Objective(), OBJECTIVES["everything"]):
         case = make_case(20, 16, 65).to(torch.float32, device)
         inside = int(case.response_mask.nonzero()[3, 0])
@@ -353,13 +330,12 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
         ({"target_ids": torch.zeros(3, dtype=torch.int64)}, r"need hidden \[T, D\]"),
         ({"target_ids": torch.zeros(10, dtype=torch.int32)}, "must be int64"),
         ({"weight": torch.zeros(5, 4, dtype=torch.float64)}, "one floating dtype"),
-        ({"response_mask": torch.ones(10)}, "bool"),
+        ({"response_mask": torch.ones(10)}, "response_mask must be bool"),
+        ({"response_mask": torch.ones(9, dtype=torch.bool)}, r"response_mask must be \[T\] = \[10\]"),
+        ({"rewards": torch.ones(2)}, "advantages or rewards, not both"),
         ({"old_logprobs": torch.ones(9)}, r"old_logprobs must be \[T\]"),
         ({"num_loss_tokens": 0}, "num_loss_tokens must be above 0"),
         ({"num_loss_tokens": torch.tensor(-3)}, "num_loss_tokens must be above 0"),
-        ({"rows": torch.tensor([3, 1])}, "rows must rise"),
-        ({"rows": torch.tensor([1, 1])}, "rows must rise"),
-        ({"rows": torch.tensor([10])}, "below T = 10"),
         ({"softcap": float("inf")}, "softcap must be above 0 and finite"),
         (
             {"objective": Objective(sequence_ratio=True), "cu_seqlens": torch.tensor([0, 5, 3, 10])},

@@ -8,17 +8,17 @@ from tests.kernels.cases import OBJECTIVES, assert_as_exact_as_torch, make_case
 
 
 def loss_and_gradients(function, case, objective, dtype, device="cpu"):
-    """Of logprobs that lie beside the case's old ones, and of an entropy."""
+    """Loss and gradients for logprobs near the case's old ones, and for an entropy."""
     case = case.to(dtype, device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     steps = torch.linspace(-0.8, 0.8, len(case.target_ids), dtype=torch.float64)
     logprobs = (case.ref_logprobs.double().cpu() + steps).float().to(device, wide).requires_grad_()
     entropy = steps.abs().float().to(device, wide).requires_grad_()
-    known = {
+    fields = {
         "response_mask": case.response_mask, "ref_logprobs": case.ref_logprobs, "token_weights": case.token_weights,
         "rollout_logprobs": case.rollout_logprobs, "cu_seqlens": case.cu_seqlens, "entropy": entropy,
     }  # fmt: skip
-    loss = function(logprobs, case.old_logprobs, case.advantages, num_loss_tokens=19, objective=objective, **known)
+    loss = function(logprobs, case.old_logprobs, case.advantages, num_loss_tokens=19, objective=objective, **fields)
     loss = getattr(loss, "loss", loss)
     loss.backward()
     return [loss.detach(), logprobs.grad, torch.zeros_like(entropy) if entropy.grad is None else entropy.grad]
@@ -37,7 +37,7 @@ def test_grpo_loss_is_as_exact_as_plain_torch(backend, device, name, num_tokens)
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("backend", ["plain", "native"], indirect=True)
 def test_gradient_of_grpo_loss_is_that_of_finite_differences(backend, name):
-    """In float64, on tokens that stand off every bound by more than the step."""
+    """The tokens are farther from every bound than the step of the differences."""
     case, objective = make_case(40, 4, 33).to(torch.float64), OBJECTIVES[name]
     logprobs = (case.old_logprobs + torch.linspace(-0.9, 0.9, 40, dtype=torch.float64)).requires_grad_()
     entropy = torch.rand(40, dtype=torch.float64, requires_grad=True)
@@ -167,7 +167,7 @@ def test_forbidden_tokens_have_no_probability_and_no_gradient(backend, device):
 
 
 def test_offsets_beyond_32_bits(backend, device):
-    """Rows 2^30 elements apart, in memory of which only the rows are touched."""
+    """The rows lie 2^30 elements apart, in memory of which nothing else is touched."""
     if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 10 * 2**30:
         pytest.skip("needs 10 GiB")
     memory = torch.empty(2**31 + 300, device=device)

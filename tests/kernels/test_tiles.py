@@ -1,4 +1,4 @@
-"""The Triton matmul that takes the softmax's statistics on its way, and stores scaled exponentials or nothing."""
+"""The Triton matmul that computes the softmax's statistics as well, and stores scaled exponentials or nothing."""
 
 from importlib import import_module
 
@@ -24,10 +24,10 @@ def tiles(monkeypatch):
         shape = tiles.TileShape(rows=16, vocabulary=64, width=16, group=2)
         monkeypatch.setattr(tiles, "TileShape", lambda: shape)
 
-    def tiled(*inputs, keep_logits=True, keep_exact=False):
-        if inputs[4].softcap or keep_exact:
-            return head.LogitsHead(*inputs)
-        return head.TiledHead(*inputs, keep_logits)
+    def tiled(inputs, keep_logits=True, keep_exact=False):
+        if inputs.transform.softcap or keep_exact:
+            return head.LogitsHead(inputs)
+        return head.TiledHead(inputs, keep_logits)
 
     for name in ("linear_grpo", "linear_logprobs"):  # the modules, not the functions of that name
         monkeypatch.setattr(import_module(f"fastgrpo_kernels.{name}"), "make_head", tiled)
@@ -52,7 +52,7 @@ def test_a_step_is_as_exact_as_plain_torch(dtype, name, width):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_tokens", [1, 16, 33])
 def test_logprobs_and_entropy_are_float32_exact_whatever_the_weights(dtype, num_tokens):
-    """From the accumulators: not by way of 16-bit logits, which would be off by up to 0.08."""
+    """They come from the accumulators, not from 16-bit logits, which would be off by up to 0.08."""
     case = make_case(num_tokens, 24, 500, dtype=dtype)
     temperature = torch.linspace(0.5, 2, num_tokens)
     given = case.to(dtype, DEVICE)
@@ -109,7 +109,7 @@ def test_without_a_gradient_to_come_no_logits_are_stored_in_any_form(monkeypatch
 
 
 def test_a_gpu_takes_tiles_where_they_are_better(monkeypatch):
-    """Never for an entropy's gradient, a softcap or float32; for logprobs alone always; else from Hopper on."""
+    """Tiles: never for an entropy's gradient, a softcap or float32; always for logprobs alone; else from Hopper on."""
     monkeypatch.undo()
     gpu = torch.device("cuda")
     for capability, expected in (((8, 0), False), ((9, 0), True), ((10, 0), True)):
@@ -119,5 +119,6 @@ def test_a_gpu_takes_tiles_where_they_are_better(monkeypatch):
         with head.first_matmul("cublas"):
             assert not head._tiles_are_better(gpu, keep_logits=False)
     hidden, weight = torch.zeros(4, 8), torch.zeros(5, 8)
-    made = head.make_head(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform(), 0)
+    inputs = head.LinearInputs(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform())
+    made = head.make_head(inputs)
     assert type(made) is head.LogitsHead

@@ -1,4 +1,4 @@
-"""One call that makes another RL stack use our ops: see docs/adapters.md.
+"""Adapters: one call makes another RL stack use our ops (docs/adapters.md).
 
 A peer is imported when its adapter is called, so that this package needs torch alone. What is here is shared by the
 adapters: the check of the peer's version, how a transformers model makes its logits, and replacing one method of one
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastgrpo_kernels import linear_logprobs
-
-FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+from fastgrpo_kernels.checks import FLOATS
 
 
 def check_version(package: str, known: tuple[str, ...]) -> None:
@@ -89,7 +88,7 @@ class LogitsRule:
 
 
 def logits_rule(model: Any) -> LogitsRule:
-    """How a causal language model of transformers makes its logits.
+    """The way in which a causal language model of transformers makes its logits.
 
     Raises ValueError for what the op cannot express, and for what no test has covered: a model that is not
     transformers' own, several modalities, a router loss, and an LM head that is adapted, quantised or partitioned.
@@ -119,7 +118,7 @@ def _check_head(name: str, head: Any) -> None:
 
 
 def _rule_of_config(name: str, config: Any) -> LogitsRule:
-    """Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma caps."""
+    """The configuration's rule: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma caps."""
     settings = dict(config.to_dict())
     softcap = settings.pop("final_logit_softcapping", None)
     scale = settings.pop("logit_scale", None)
@@ -148,10 +147,10 @@ def head_logprobs(
     temperature: float,
     entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:  # [B, L] float32 each, 0 where not in rows
-    """``linear_logprobs`` through the model's LM head, of the chosen rows alone.
+    """Logprobs and entropy of the chosen rows, by ``linear_logprobs`` through the model's LM head.
 
-    To be called inside the model's forward, where FSDP has gathered its weights. As F.linear would, it takes
-    autocast's dtype where that is on; the weights follow the hidden states otherwise.
+    Call it inside the model's forward, where FSDP has gathered its weights. Under autocast it computes in autocast's
+    dtype, as F.linear would; otherwise the weights are cast to the dtype of the hidden states.
     """
     head = model.get_output_embeddings()
     weight, bias = _gathered(head.weight), _gathered(head.bias)
@@ -175,5 +174,5 @@ def _gathered(parameter: Any) -> Any:
 
 
 def _spread(values: Tensor, rows: Tensor) -> Tensor:  # [T] -> [B, L]
-    """Stays connected to the model where no row was chosen, so that backward() works on every rank."""
+    """The values in their rows, 0 elsewhere; part of the graph even if no row was chosen, so that backward() works."""
     return values.new_zeros(rows.shape).masked_scatter(rows, values)

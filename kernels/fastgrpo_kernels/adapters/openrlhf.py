@@ -40,7 +40,7 @@ def use_linear_logprobs(actor: Any) -> Callable[[], None]:
 
 
 def _replace_model_forward(model: Any) -> Callable[[], None]:
-    """A call with ``target_ids`` gives logprobs and no logits; others, as in generation, reach the original."""
+    """Makes a call with ``target_ids`` return logprobs and no logits; others, as in generation, reach the original."""
     from transformers.modeling_outputs import CausalLMOutput
 
     rule, original = logits_rule(model), model.forward

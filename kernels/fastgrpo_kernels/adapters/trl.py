@@ -67,12 +67,12 @@ def _replace_forward(trainer: Any, wrapped: Any, *, entropy: bool) -> Callable[[
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:
-    """What TRL's own forward takes and this one does not."""
+    """Raises ValueError for what TRL's own forward takes and this one does not."""
     unsupported = {"shift_labels", "num_items_in_batch", "output_router_logits", "pixel_values"} & kwargs.keys()
     if unsupported:
         raise ValueError(f"linear_logprobs under TRL does not support {sorted(unsupported)}: undo the adapter")
 
 
 def _head_precision(trainer: Any, hidden: Tensor) -> AbstractContextManager:
-    """TRL runs a head that it has cast to float32 outside of autocast."""
+    """The precision of TRL's own head: one that it has cast to float32 runs outside of autocast."""
     return torch.autocast(hidden.device.type, enabled=False) if trainer.args.cast_lm_head_to_fp32 else nullcontext()

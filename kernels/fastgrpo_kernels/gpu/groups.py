@@ -1,4 +1,4 @@
-"""Rewards of a group to advantages: groups of one size in two dimensions, ragged ones a program each."""
+"""Rewards of a group to advantages: groups of one size in blocks of two dimensions, ragged ones a program each."""
 
 import torch
 import triton
@@ -43,7 +43,7 @@ def group_advantages(
 
 @triton.jit
 def _factor(count, squares, eps, LEAVE_ONE_OUT: tl.constexpr, SCALE: tl.constexpr):
-    """What a centred reward is multiplied by; count and squares have one value a group."""
+    """The factor of a centred reward; count and squares have one value a group."""
     others = tl.maximum(count - 1.0, 1.0)
     factor = count * 0.0 + 1.0
     if LEAVE_ONE_OUT:

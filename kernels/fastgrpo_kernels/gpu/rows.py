@@ -61,9 +61,9 @@ def _transformed(x, scale, softcap, SOFTCAP: tl.constexpr):
     """The logit as the softmax sees it, and its derivative to the bare one."""
     slope = tl.zeros_like(x) + scale  # not x * 0, which is NaN for a forbidden token's -inf
     if SOFTCAP:
-        bent = 2.0 * tl.sigmoid(2.0 * x / softcap) - 1.0  # tanh
-        x = softcap * bent
-        slope *= 1.0 - bent * bent
+        tanh = 2.0 * tl.sigmoid(2.0 * x / softcap) - 1.0
+        x = softcap * tanh
+        slope *= 1.0 - tanh * tanh
     return x * scale, slope
 
 
@@ -151,7 +151,7 @@ def _row_gradient(
     NARROW: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """d logprob / d logit_j = [j = target] - p_j;  d entropy / d logit_j = -p_j (log p_j + entropy)."""
+    """By d logprob / d logit_j = [j = target] - p_j and d entropy / d logit_j = -p_j (log p_j + entropy)."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     out += row * out_stride

@@ -17,7 +17,7 @@ from fastgrpo_kernels.primitives import LogitTransform, RowStats
 
 
 class TileShape(NamedTuple):
-    """Of the matmul: rows, vocabulary, width; how many row tiles share a pass over the weight; the launch."""
+    """Shape of a tile of the matmul, how many row tiles share a pass over the weight (``group``), and the launch."""
 
     rows: int = 128
     vocabulary: int = 256
@@ -46,7 +46,10 @@ def linear_tiles(
     scaled: Tensor | None,  # [R, V] takes exp(logit - top); None: no logits in any form
     shape: TileShape,
 ) -> TileStats:
-    """One matmul. Softcap is not for this kernel: its derivative is not a function of the exponential alone."""
+    """Statistics of the logits, and the scaled exponentials if they are wanted, by one matmul.
+
+    Without a softcap, whose derivative is not a function of the exponential alone.
+    """
     assert not transform.softcap
     num_rows, vocabulary = len(hidden), len(weight)
     num_tiles = triton.cdiv(vocabulary, shape.vocabulary)
@@ -66,7 +69,7 @@ def linear_tiles(
 
 
 def combine_tiles(tiles: TileStats) -> RowStats:
-    """The statistics of whole rows."""
+    """Statistics of whole rows."""
     num_tiles, num_rows = tiles.top.shape
     logprobs, lse = torch.empty_like(tiles.target), torch.empty_like(tiles.target)
     entropy = None if tiles.weighted is None else torch.empty_like(lse)
@@ -86,7 +89,7 @@ def tile_gradient(
     grad_logprobs: Tensor,  # [R]
     shape: TileShape,
 ) -> None:
-    """The gradient in place: every exponential is there already."""
+    """Turns the scaled exponentials into the gradient of the logits, in place."""
     num_rows, vocabulary = scaled.shape
     scale, scales = transform.inverse()
     block_rows = 8
@@ -206,8 +209,8 @@ def _combine_tiles(
         shrink, tile_shrink = tl.exp(fall), tl.exp(tile_fall)
         if weighteds is not None:
             tile_weighted = tl.load(weighteds + at, mask=there, other=0.0)
-            grown = tl.where(tile_shrink > 0, (tile_weighted + tile_total * tile_fall) * tile_shrink, 0.0)
-            weighted = tl.where(shrink > 0, (weighted + total * fall) * shrink, 0.0) + tl.sum(grown, 0)
+            rescaled = tl.where(tile_shrink > 0, (tile_weighted + tile_total * tile_fall) * tile_shrink, 0.0)
+            weighted = tl.where(shrink > 0, (weighted + total * fall) * shrink, 0.0) + tl.sum(rescaled, 0)
         total = total * shrink + tl.sum(tile_total * tile_shrink, 0)
         top = new_top
     log_total = tl.log(total)

@@ -1,4 +1,4 @@
-"""The token objective: objective.py's formula and its derivative to the logprob."""
+"""The token objective: the formula of objective.py and its derivative to the logprob."""
 
 from typing import get_args
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgrpo_kernels.gpu.rows import expm1, require_single
 from fastgrpo_kernels.objective import METRICS, Correction, Kl, Objective
-from fastgrpo_kernels.primitives import TokenGradient, Tokens
+from fastgrpo_kernels.primitives import TokenFields, TokenGradient
 
 _BLOCK = 1024
 _NUM_SUMS = tl.constexpr(1 + len(METRICS))
@@ -21,30 +21,31 @@ _ICEPOP, _SEQUENCE_MASK = tl.constexpr(_CORRECTIONS["icepop"]), tl.constexpr(_CO
 _NO_KL, _K1, _K2 = tl.constexpr(-1), tl.constexpr(_KLS["k1"]), tl.constexpr(_KLS["k2"])
 
 
-def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objective) -> TokenGradient:
-    require_single(tokens.logprobs)
-    num_tokens = len(tokens.logprobs)
-    by_response = objective.needs_whole_responses
-    # Tokens that no response claims would stay as they are.
-    new = torch.zeros_like if by_response else torch.empty_like
-    grad_logprobs, ratio = new(tokens.logprobs), new(tokens.logprobs)
+def token_objective(
+    logprobs: Tensor, entropy: Tensor | None, fields: TokenFields, num_loss_tokens: Tensor, objective: Objective
+) -> TokenGradient:
+    require_single(logprobs)
+    num_tokens, cu_seqlens = len(logprobs), None
+    programs, new = triton.cdiv(num_tokens, _BLOCK), torch.empty_like
+    if objective.needs_whole_responses:
+        cu_seqlens = fields.cu_seqlens
+        assert cu_seqlens is not None
+        # Tokens that no response claims would stay as they are.
+        programs, new = len(cu_seqlens) - 1, torch.zeros_like
+    grad_logprobs, ratio = new(logprobs), new(logprobs)
     grad_entropy = new(ratio) if objective.entropy_coef else None
-    assert not by_response or tokens.cu_seqlens is not None
-    programs = (
-        len(tokens.cu_seqlens) - 1 if by_response and tokens.cu_seqlens is not None else triton.cdiv(num_tokens, _BLOCK)
-    )
     partial_sums = ratio.new_empty(programs, _NUM_SUMS.value)
     if programs:
-        mask = tokens.response_mask
+        mask = fields.response_mask
         _token_objective[(programs,)](
-            tokens.logprobs, tokens.old_logprobs, tokens.advantages, None if mask is None else mask.view(torch.uint8),
-            tokens.ref_logprobs, tokens.rollout_logprobs, tokens.token_weights, tokens.entropy,
-            tokens.cu_seqlens if by_response else None, num_loss_tokens, grad_logprobs, grad_entropy, ratio,
-            partial_sums, num_tokens, objective.clip_low, objective.clip_high, objective.dual_clip, objective.kl_coef,
-            objective.kl_cap, objective.entropy_coef, objective.correction_low, objective.correction_high,
+            logprobs, fields.old_logprobs, fields.advantages, None if mask is None else mask.view(torch.uint8),
+            fields.ref_logprobs, fields.rollout_logprobs, fields.token_weights, entropy, cu_seqlens, num_loss_tokens,
+            grad_logprobs, grad_entropy, ratio, partial_sums, num_tokens, objective.clip_low, objective.clip_high,
+            objective.dual_clip, objective.kl_coef, objective.kl_cap, objective.entropy_coef,
+            objective.correction_low, objective.correction_high,
             CISPO=objective.surrogate == "cispo", DUAL=objective.dual_clip != 0,
-            KL=_KLS[objective.kl] if tokens.ref_logprobs is not None else _NO_KL.value, CAP=objective.kl_cap != 0,
-            CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=by_response,
+            KL=_KLS[objective.kl] if fields.ref_logprobs is not None else _NO_KL.value, CAP=objective.kl_cap != 0,
+            CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=objective.needs_whole_responses,
             SEQUENCE_RATIO=objective.sequence_ratio, BLOCK=_BLOCK,
         )  # fmt: skip
     sums = partial_sums.sum(0, dtype=torch.float64)
@@ -52,16 +53,25 @@ def token_objective(tokens: Tokens, num_loss_tokens: Tensor, objective: Objectiv
 
 
 @triton.jit
-def _field(pointer, at, inside, otherwise):
-    """Of the tokens inside the mask; outside stands `otherwise`, whatever the memory holds."""
+def _counts(response_mask, at, end):
+    """Whether a token stands at each place, and the policy sampled it."""
+    counted = at < end
+    if response_mask is not None:
+        counted = counted & (tl.load(response_mask + at, mask=counted, other=0) != 0)
+    return counted
+
+
+@triton.jit
+def _field(pointer, at, counted, default):
+    """The field of the tokens that count, 0 for the others; `default` where there is no such field."""
     if pointer is not None:
-        return tl.load(pointer + at, mask=inside, other=0.0)
-    return otherwise
+        return tl.load(pointer + at, mask=counted, other=0.0)
+    return default
 
 
 @triton.jit
 def _bounded(log_ratio):
-    """Within +-20; NaN stays: a broken model must not look like a fine one."""
+    """The log-ratio within +-20; NaN stays: a broken model must not look like a fine one."""
     return tl.where(log_ratio > 20.0, 20.0, tl.where(log_ratio < -20.0, -20.0, log_ratio))
 
 
@@ -116,7 +126,7 @@ def _correction(log_ratio, low, high, CORRECTION: tl.constexpr):
 
 @triton.jit
 def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
-    """From the reference: k1, k2, k3 or none and its derivative to the logprob."""
+    """The divergence from the reference by k1, k2, k3 or none, and its derivative to the logprob."""
     kl = raw * 0.0
     slope = raw * 0.0
     if KL != _NO_KL:
@@ -128,15 +138,46 @@ def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
             kl = log_ratio * log_ratio * 0.5
             slope = log_ratio
         else:
-            grown = expm1(-log_ratio)
-            kl = grown + log_ratio
-            slope = -grown
+            excess = expm1(-log_ratio)
+            kl = excess + log_ratio
+            slope = -excess
         flat = raw != log_ratio
         if CAP:
             flat = flat | (tl.abs(kl) > cap)
             kl = tl.maximum(tl.minimum(kl, cap), -cap)
         slope = tl.where(flat, 0.0, slope)
     return kl, slope
+
+
+@triton.jit
+def _response_means(
+    logprobs, old_logprobs, rollout_logprobs, response_mask, begin, end, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Means of a response's log-ratios, to the old policy and to the sampler, and the number of its tokens."""
+    summed = tl.zeros([BLOCK], tl.float32)
+    summed_rollout = tl.zeros([BLOCK], tl.float32)
+    tokens = tl.zeros([BLOCK], tl.float32)
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        counted = _counts(response_mask, at, end)
+        new = tl.load(logprobs + at, mask=counted, other=0.0)
+        old = _field(old_logprobs, at, counted, new)
+        summed += new - old
+        summed_rollout += old - _field(rollout_logprobs, at, counted, old)
+        tokens += counted.to(tl.float32)
+    length = tl.maximum(tl.sum(tokens, 0), 1.0)
+    return tl.sum(summed, 0) / length, tl.sum(summed_rollout, 0) / length, length
+
+
+@triton.jit
+def _add_to_response(gradient, value, response_mask, begin, end, BLOCK: tl.constexpr):
+    """Adds a number to the gradient of each of a response's tokens."""
+    tl.debug_barrier()  # another thread may have written this one's places
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        counted = _counts(response_mask, at, end)
+        own = tl.load(gradient + at, mask=counted, other=0.0)
+        tl.store(gradient + at, own + value, mask=counted)
 
 
 @triton.jit
@@ -173,7 +214,7 @@ def _token_objective(
     SEQUENCE_RATIO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program has a block of tokens, or, where tokens share a ratio or a mask, one response."""
+    """Loss and derivatives of a block of tokens, or of one response where its tokens share a ratio or a mask."""
     program = tl.program_id(0).to(tl.int64)
     begin = program * BLOCK
     end = tl.minimum(begin + BLOCK, num_tokens)
@@ -184,60 +225,45 @@ def _token_objective(
         # Wrong boundaries must not reach other memory; a CPU refuses them.
         begin = tl.maximum(tl.load(cu_seqlens + program), 0)
         end = tl.minimum(tl.load(cu_seqlens + program + 1), num_tokens)
-        summed = tl.zeros([BLOCK], tl.float32)
-        summed_rollout = tl.zeros([BLOCK], tl.float32)
-        counted = tl.zeros([BLOCK], tl.float32)
-        for start in range(begin, end, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            inside = at < end
-            if response_mask is not None:
-                inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
-            new = tl.load(logprobs + at, mask=inside, other=0.0)
-            old = _field(old_logprobs, at, inside, new)
-            summed += new - old
-            summed_rollout += old - _field(rollout_logprobs, at, inside, old)
-            counted += inside.to(tl.float32)
-        length = tl.maximum(tl.sum(counted, 0), 1.0)
-        mean_log_ratio = tl.sum(summed, 0) / length
-        mean_rollout = tl.sum(summed_rollout, 0) / length
+        mean_log_ratio, mean_rollout, length = _response_means(
+            logprobs, old_logprobs, rollout_logprobs, response_mask, begin, end, BLOCK
+        )
 
     inverse_count = 1.0 / tl.load(num_loss_tokens).to(tl.float32)
     sums = tl.zeros([_PADDED_SUMS], tl.float32)
     through_ratio = 0.0
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        there = at < end
-        inside = there
-        if response_mask is not None:
-            inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
-        one = inside.to(tl.float32)
-        new = tl.load(logprobs + at, mask=inside, other=0.0)
-        old = _field(old_logprobs, at, inside, new)
-        a = tl.load(advantages + at, mask=inside, other=0.0)
-        weight = _field(token_weights, at, inside, one) * inverse_count
-        e = _field(entropy, at, inside, one * 0.0)
+        inside = at < end
+        counted = _counts(response_mask, at, end)
+        one = counted.to(tl.float32)
+        new = tl.load(logprobs + at, mask=counted, other=0.0)
+        old = _field(old_logprobs, at, counted, new)
+        a = tl.load(advantages + at, mask=counted, other=0.0)
+        weight = _field(token_weights, at, counted, one) * inverse_count
+        e = _field(entropy, at, counted, one * 0.0)
         log_ratio = new - old
         if SEQUENCE_RATIO:
-            log_ratio = tl.where(inside, mean_log_ratio, 0.0)
-        rollout_log_ratio = old - _field(rollout_logprobs, at, inside, old)
+            log_ratio = tl.where(counted, mean_log_ratio, 0.0)
+        rollout_log_ratio = old - _field(rollout_logprobs, at, counted, old)
         if CORRECTION == _SEQUENCE_MASK:
-            rollout_log_ratio = tl.where(inside, mean_rollout, 0.0)
+            rollout_log_ratio = tl.where(counted, mean_rollout, 0.0)
         ratio = _bounded_exp(log_ratio)
         surrogate, slope, direct, below, above, far = _surrogate(
             ratio, log_ratio, new, a, clip_low, clip_high, dual_clip, CISPO, DUAL
         )
         correction, corrected = _correction(rollout_log_ratio, correction_low, correction_high, CORRECTION)
-        kl, kl_slope = _divergence(new - _field(ref_logprobs, at, inside, new), kl_cap, KL, CAP)
+        kl, kl_slope = _divergence(new - _field(ref_logprobs, at, counted, new), kl_cap, KL, CAP)
         loss = weight * (kl_coef * kl - correction * surrogate - entropy_coef * e)
         through = -correction * slope * weight
         straight = (kl_coef * kl_slope - correction * direct) * weight
         if SEQUENCE_RATIO:
             through_ratio += tl.sum(through, 0)
             through = through * 0.0
-        tl.store(grad_logprobs + at, through + straight, mask=there)
-        tl.store(ratios + at, ratio * one, mask=there)
+        tl.store(grad_logprobs + at, through + straight, mask=inside)
+        tl.store(ratios + at, ratio * one, mask=inside)
         if grad_entropy is not None:
-            tl.store(grad_entropy + at, -entropy_coef * weight, mask=there)
+            tl.store(grad_entropy + at, -entropy_coef * weight, mask=inside)
         sums = _add(sums, 0, loss)
         sums = _add(sums, 1, one)
         sums = _add(sums, 2, one * below.to(tl.float32))
@@ -251,14 +277,7 @@ def _token_objective(
         sums = _add(sums, 10, one * corrected.to(tl.float32))
     if SEQUENCE_RATIO:
         # Each token moves the mean by one over the length.
-        tl.debug_barrier()  # another thread may have written this one's places
-        for start in range(begin, end, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            inside = at < end
-            if response_mask is not None:
-                inside = inside & (tl.load(response_mask + at, mask=inside, other=0) != 0)
-            straight = tl.load(grad_logprobs + at, mask=inside, other=0.0)
-            tl.store(grad_logprobs + at, straight + through_ratio / length, mask=inside)
+        _add_to_response(grad_logprobs, through_ratio / length, response_mask, begin, end, BLOCK)
     places = tl.arange(0, _PADDED_SUMS)
     tl.store(partial_sums + program * _NUM_SUMS + places, sums, mask=places < _NUM_SUMS)
 
