@@ -62,11 +62,11 @@ def _sample(config: Config, role: Role) -> int:
 
 def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
     from fastgrpo.algorithm.scoring import RecipeError
+    from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted
     from fastgrpo.rollout.compare import WeightMismatch
     from fastgrpo.rollout.remote.pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
     from fastgrpo.run.checkpoint import CheckpointError
-    from fastgrpo.run.run import EXIT_INTERRUPTED, Interrupted
     from fastgrpo.run.start import train
     from fastgrpo.trainer import TrainingError
 

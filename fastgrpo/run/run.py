@@ -1,9 +1,6 @@
 """The steps of a run, and everything around a step that is not the algorithm."""
 
 import contextlib
-import signal
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 from fastgrpo.config import Config
 from fastgrpo.json_lines import write_json
 from fastgrpo.policy.mismatch import mismatch_warning
+from fastgrpo.ranks.signals import Interrupted, signals_noted
 from fastgrpo.recipe import Recipe
 from fastgrpo.run.checkpoint import Checkpointer, newest_intact
 from fastgrpo.run.display import Display
@@ -19,13 +17,6 @@ from fastgrpo.run.records import rollout_rows, summary_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.trainer import Progress, Trainer
 from fastgrpo.types import Prompt
-
-EXIT_INTERRUPTED = 75
-"""Exit code of a run that a signal ended after it saved: go on with ``--resume``."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to end, and it saved its state."""
 
 
 @dataclass
@@ -88,7 +79,7 @@ class Run:
         """Does the steps that are left. Raises Interrupted, after a save, if a signal asked for the end."""
         progress, last = self.trainer.progress, self.config.steps
         self.display.begin(progress.step)
-        with _signals_noted() as signals:
+        with signals_noted() as signals:
             while progress.step < last:
                 for event in self.schedule.before_step(self.trainer):
                     self.display.say(f"step {progress.step + 1}: {event}")
@@ -171,24 +162,3 @@ class Run:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
-
-
-@contextlib.contextmanager
-def _signals_noted() -> Iterator[list[float]]:
-    """SIGTERM and Ctrl-C are noted and acted on after the step; another Ctrl-C, later, ends the process at once."""
-    noted: list[float] = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _: Any) -> None:
-        # Launchers answer a Ctrl-C with a SIGTERM of their own: only a person's second one means "now".
-        if noted and number == signal.SIGINT and time.monotonic() - noted[0] > 1.0:
-            raise KeyboardInterrupt
-        noted.append(time.monotonic())
-
-    for s in before:
-        signal.signal(s, note)
-    try:
-        yield noted
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastgrpo.json_lines import JsonLines
+from fastgrpo.ranks.signals import EXIT_INTERRUPTED
 from fastgrpo.run import checkpoint, inputs
-from fastgrpo.run.run import EXIT_INTERRUPTED
 from fastgrpo.train import main
 from fastgrpo.trainer import Trainer
 from tests.conftest import TINY
