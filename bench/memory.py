@@ -153,7 +153,7 @@ def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> t
     from bench.plain_policies import PackedLogits, PaddedLogits
     from bench.synthetic import random_learner, random_sequences
     from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-    from fastgrpo.policy.model import Policy
+    from fastgrpo.policy.policy import Policy
     from fastgrpo.policy.token_sums import TokenSums
     from fastgrpo.ranks import Ranks, choose_device
 

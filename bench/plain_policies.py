@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastgrpo.models.attention import PackedLayout
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.policy import Policy
 
 
 class PackedLogits(Policy):

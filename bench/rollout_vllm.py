@@ -93,8 +93,8 @@ def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, 
 
 def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
     """Everything about one engine, which is gone afterwards. The learner comes first: what is left is the engine's."""
+    from fastgrpo.rollout.engine_spec import EngineSpec
     from fastgrpo.rollout.engines import start_engine
-    from fastgrpo.rollout.spec import EngineSpec
 
     config = _config(name, sizes, folder)
     learner = _learner(config, sizes, ranks)
@@ -145,7 +145,7 @@ def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]
     """Tokens/s of whole responses, and of decoding alone: without the time of responses that end with their first
     token. Every time the engine has weights of another version, so that no prompt is found in a cache."""
     from bench.synthetic import random_prompts
-    from fastgrpo.rollout.engine import generate
+    from fastgrpo.rollout.generate import generate
     from fastgrpo.types import Sampling
 
     prompts = random_prompts(sizes.shape, sizes.num_prompts, sizes.prompt_tokens)
@@ -189,7 +189,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
     """The faster of two steps of the trainer's own, with a coin for a verifier."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer
     from fastgrpo.policy.sharding import full_weights
-    from fastgrpo.rollout.local import LocalRollouts
+    from fastgrpo.rollout.local_rollouts import LocalRollouts
     from fastgrpo.rollout.prompts_in_order import PromptsInOrder
     from fastgrpo.types import Sampling
 

@@ -12,7 +12,7 @@ from fastgrpo.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfi
 from fastgrpo.models.attention import choose_attention
 from fastgrpo.models.load import apply_liger, compute_dtype, master_dtype
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import Policy, as_policy, sequence_cost
+from fastgrpo.policy.policy import Policy, as_policy, sequence_cost
 from fastgrpo.policy.sharding import shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.builtin.engine import BuiltinEngine

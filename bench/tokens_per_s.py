@@ -219,7 +219,7 @@ def _per_s(count: float, seconds: float) -> float:
 def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     """Decoding alone: a generation without the time of one that ends with its first token, after the prefill."""
     from bench.synthetic import random_engine, random_prompts
-    from fastgrpo.rollout.engine import generate
+    from fastgrpo.rollout.generate import generate
     from fastgrpo.types import Sampling
 
     assert protocol.rollout is not None
@@ -245,7 +245,7 @@ def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     from fastgrpo.config import Config
     from fastgrpo.models.load import compute_dtype
     from fastgrpo.policy.sharding import full_weights
-    from fastgrpo.rollout.local import LocalRollouts
+    from fastgrpo.rollout.local_rollouts import LocalRollouts
     from fastgrpo.rollout.prompts_in_order import PromptsInOrder
     from fastgrpo.types import Sampling
 

@@ -78,7 +78,7 @@ def start(folder: Path, device: torch.device, dtype: torch.dtype, **settings: An
 
 def live_weights(model: Any) -> Any:
     """The `LiveWeights` of a vLLM model in this process."""
-    from fastgrpo.rollout.vllm import worker
+    from fastgrpo.rollout.vllm import weight_writer as worker
 
     return worker.live_weights(model)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import Config, flatten, refuse_old_arguments, with_run_dir
+from fastgrpo.policy.losses import token_objective
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 from fastgrpo.recipe.shrink import shrink
@@ -64,10 +64,10 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.algorithm.scoring import RecipeError
     from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted
     from fastgrpo.rollout.compare import WeightMismatch
-    from fastgrpo.rollout.remote.pool import EngineFailure
+    from fastgrpo.rollout.remote.engine_pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
     from fastgrpo.run.checkpoint import CheckpointError
-    from fastgrpo.run.start import train
+    from fastgrpo.run.setup import train
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0

@@ -15,16 +15,16 @@ from fastgrpo.algorithm import Algorithm
 from fastgrpo.algorithm.scoring import judge, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
+from fastgrpo.logprob_probe import probe
 from fastgrpo.policy.learner import Learner, Update
 from fastgrpo.policy.optimizer import learning_rate
 from fastgrpo.policy.packing import split_updates
 from fastgrpo.policy.token_sums import TokenSums
-from fastgrpo.probe import probe
 from fastgrpo.ranks import Ranks
 from fastgrpo.ranks.watchdog import Watchdog
 from fastgrpo.rewards import VerifierPool
+from fastgrpo.rollout.engine_spec import engine_dtype
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.rollout.spec import engine_dtype
 from fastgrpo.types import Group, Prompt, Response, Sample, Sampling
 
 

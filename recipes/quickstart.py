@@ -131,8 +131,8 @@ def make_base_model(problems: list[Problem], folder: Path, warmup_steps: int, sa
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     from fastgrpo.models.attention import choose_attention
-    from fastgrpo.policy.model import Policy
-    from fastgrpo.policy.warmup import demonstration, supervised_warmup
+    from fastgrpo.policy.policy import Policy
+    from fastgrpo.policy.supervised_warmup import demonstration, supervised_warmup
 
     pairs = demonstrations(problems)
     tokenizer = make_tokenizer([q + config.data.suffix + r for q, r in pairs])

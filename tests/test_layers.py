@@ -11,7 +11,7 @@ LAYERS = [
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
     {"fastgrpo.algorithm"},
     {"fastgrpo.recipe", "fastgrpo.policy", "fastgrpo.rollout"},
-    {"fastgrpo.probe", "fastgrpo.evaluation"},
+    {"fastgrpo.logprob_probe", "fastgrpo.evaluation"},
     {"fastgrpo.trainer"},
     {"fastgrpo.run"},
     {"fastgrpo.train", "fastgrpo.evaluate"},
@@ -34,7 +34,7 @@ MODULES = _modules()
 
 
 def room_of(module: str) -> str:
-    """The package or file that has a layer: ``fastgrpo.policy.model`` is of ``fastgrpo.policy``."""
+    """The package or file that has a layer: ``fastgrpo.policy.policy`` is of ``fastgrpo.policy``."""
     parts = module.split(".")
     return ".".join(parts[: 2 if parts[0] == "fastgrpo" else 1])
 

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastgrpo.rewards.boxes import last_boxed
-from fastgrpo.rewards.mathd import normalised
+from fastgrpo.rewards.grading.boxes import last_boxed
+from fastgrpo.rewards.grading.mathd import normalised
 
 _MOST_SAMPLES = 1000  # with more, the binomial coefficients overflow float64
 
 
 def vote_of(response: str) -> str | None:
-    """The answer that a response votes for: the content of its last box, as `fastgrpo.rewards.mathd` normalises it.
+    """The answer that a response votes for: the content of its last box, as
+    `fastgrpo.rewards.grading.mathd` normalises it.
 
     None without a box. ``1/2`` and ``\\frac12`` are the same vote, ``1/4`` and ``0.25`` are two: the verifier is not
     asked, because a vote must not know the gold answer.

@@ -13,8 +13,8 @@ from fastgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
 from fastgrpo.data import encode, load_tokenizer
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.models.load import check_model, compute_dtype, find_model
+from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import check_engine, start_engine
-from fastgrpo.rollout.spec import EngineSpec
 from fastgrpo.types import Prompt, Request, Response, Sampling
 
 NO_LIMIT = 1 << 40

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastgrpo.algorithm.objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.losses import LOSSES
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.losses import LOSSES, token_objective
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
+from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import accumulate, reshard
 from fastgrpo.policy.token_sums import TokenSums

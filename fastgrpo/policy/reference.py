@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import reshard
 
 

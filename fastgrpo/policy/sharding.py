@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.policy import Policy
 
 
 def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:

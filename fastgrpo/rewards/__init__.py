@@ -6,14 +6,14 @@ verifier in processes of its own: a response on which it hangs, dies or uses all
 run. Nothing here imports torch, and nothing evaluates a response as code.
 """
 
-from fastgrpo.rewards.boxes import last_boxed
 from fastgrpo.rewards.compass import compass_accepts, compass_prompt
 from fastgrpo.rewards.dapo_minerva import dapo_minerva
 from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
 from fastgrpo.rewards.format_penalty import format_penalty
+from fastgrpo.rewards.grading.boxes import last_boxed
 from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
-from fastgrpo.rewards.pool.pool import Verdict, VerifierPool
+from fastgrpo.rewards.pool.verifier_pool import Verdict, VerifierPool
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed

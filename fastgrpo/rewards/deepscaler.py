@@ -1,9 +1,9 @@
 """DeepScaleR's verifier, and its grader alone: the last box must equal the answer by ``mathd`` or by sympy."""
 
-from fastgrpo.rewards.boxes import answer_of, last_boxed
+from fastgrpo.rewards.grading.boxes import answer_of, last_boxed
+from fastgrpo.rewards.grading.mathd import equal_by_mathd
+from fastgrpo.rewards.grading.sympy_grader import equal_by_sympy
 from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNREDUCED_IS_WRONG, after_thought, known_answers
-from fastgrpo.rewards.mathd import equal_by_mathd
-from fastgrpo.rewards.sympy_grader import equal_by_sympy
 
 END_OF_THOUGHT = "</think>"
 

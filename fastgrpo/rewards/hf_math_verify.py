@@ -15,8 +15,8 @@ from functools import cache
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
-from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
-from fastgrpo.rewards.bounds import MAX_CHARS, readable, small_enough
+from fastgrpo.rewards.grading.arithmetic import NotArithmetic, parse_arithmetic
+from fastgrpo.rewards.grading.bounds import MAX_CHARS, readable, small_enough
 from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNBOXED_IS_RIGHT, known_answers
 
 if TYPE_CHECKING:  # it and sympy take a second to import, and most verifiers never need them

@@ -1,8 +1,8 @@
 r"""SimpleRL-Zoo's training verifier: the box, else what follows "answer is", else the last number; then math-verify."""
 
+from fastgrpo.rewards.grading.qwen_answer import extract_answer
 from fastgrpo.rewards.hf_math_verify import equal_as_boxes
 from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, UNBOXED_IS_RIGHT, known_answers
-from fastgrpo.rewards.qwen_answer import extract_answer
 
 ASSISTANT = "<|im_start|>assistant"
 STOP_WORDS = ("</s>", "<|im_end|>", "<|endoftext|>")

@@ -1,6 +1,6 @@
 """JustRL's training verifier: the last box, near the end of the response, must contain exactly the answer."""
 
-from fastgrpo.rewards import boxes
+from fastgrpo.rewards.grading import boxes
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers
 
 BOX = "\\boxed{"

@@ -7,8 +7,8 @@ import torch
 
 from fastgrpo.config import Config
 from fastgrpo.rollout.builtin.start import check_builtin, start_builtin
-from fastgrpo.rollout.receiving import ReceivingEngine
-from fastgrpo.rollout.spec import EngineSpec
+from fastgrpo.rollout.engine_protocol import RolloutEngine
+from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.vllm.start import check_vllm, start_vllm
 
 
@@ -16,7 +16,7 @@ from fastgrpo.rollout.vllm.start import check_vllm, start_vllm
 class EngineKind:
     check: Callable[[Config, torch.device, torch.dtype], None]
     """Raises ValueError for settings that this engine does not have, before anything is loaded."""
-    start: Callable[[EngineSpec], ReceivingEngine]
+    start: Callable[[EngineSpec], RolloutEngine]
 
 
 ENGINES = {
@@ -25,7 +25,7 @@ ENGINES = {
 }
 
 
-def start_engine(spec: EngineSpec) -> ReceivingEngine:
+def start_engine(spec: EngineSpec) -> RolloutEngine:
     """The engine that the settings name. Raises ValueError for settings that it does not have."""
     return ENGINES[spec.config.rollout.engine].start(spec)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastgrpo.algorithm.selection import Selection, SuccessBetween, some_right_and_some_wrong
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.train import main
 from fastgrpo.trainer import Trainer
 from fastgrpo.types import Group, Prompt, Response, Sample

@@ -17,7 +17,7 @@ from fastgrpo.models.load import load_causal_lm
 from fastgrpo.rewards import mathd_or_sympy
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.engine import generate
+from fastgrpo.rollout.generate import generate
 from fastgrpo.types import Prompt, Sampling
 from tests.evaluation.running import TEMPLATE, evaluate, rows, settings_of
 

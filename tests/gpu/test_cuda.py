@@ -11,14 +11,14 @@ from fastgrpo_kernels import linear_logprobs, reference
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import Policy, as_policy
 from fastgrpo.policy.packing import SequenceCost, pack
+from fastgrpo.policy.policy import Policy, as_policy
 from fastgrpo.policy.sharding import shard
 from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks, choose_device
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.engine import generate
+from fastgrpo.rollout.generate import generate
 from fastgrpo.train import main
 from fastgrpo.types import Prompt, Sample, Sampling
 from tests.conftest import TINY

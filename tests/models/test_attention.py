@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastgrpo.models.attention import PackedLayout, choose_attention, padded_attention
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
+from fastgrpo.policy.policy import Policy
 from tests.tiny import sequences, tiny_model
 
 

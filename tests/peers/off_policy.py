@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
+from fastgrpo.policy.policy import Policy
 from fastgrpo.types import Prompt, Response, Sample
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}

@@ -12,7 +12,7 @@ from fastgrpo.config import ModelConfig
 from fastgrpo.models.load import load_causal_lm
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.engine import generate
+from fastgrpo.rollout.generate import generate
 from fastgrpo.train import main
 from fastgrpo.types import Prompt, Sampling
 from tests.conftest import TINY

@@ -15,8 +15,8 @@ from fastgrpo.models.load import load_causal_lm
 from fastgrpo.rollout.builtin import engine as builtin
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.engine import generate, requests_of
-from fastgrpo.rollout.noise import stream_keys
+from fastgrpo.rollout.generate import generate, requests_of
+from fastgrpo.rollout.sampling_noise import stream_keys
 from fastgrpo.rollout.vllm.engine import VllmEngine
 from fastgrpo.types import Group, Prompt, Request, Response, Sampling
 from tests.peers import vllm_models as tiny

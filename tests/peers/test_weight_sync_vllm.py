@@ -201,7 +201,7 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
     def refuse(model: nn.Module) -> None:
         raise LayoutError("strange.weight is no weight that can be written")
 
-    monkeypatch.setattr("fastgrpo.rollout.vllm.worker.layout_of", refuse)
+    monkeypatch.setattr("fastgrpo.rollout.vllm.weight_writer.layout_of", refuse)
     said: list[str] = []
     monkeypatch.setattr("fastgrpo.rollout.vllm.engine.log.warning", lambda text, *values: said.append(text % values))
     engine = tiny.start(tiny.save(tmp_path, name, tiny.random_weights(name, 0)), cpu_layers=mode)

@@ -17,9 +17,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
-from fastgrpo.rollout.engine import requests_of
+from fastgrpo.policy.policy import Policy
+from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.vllm.engine import VllmEngine, VllmSettings
 from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
 

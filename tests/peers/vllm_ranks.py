@@ -16,17 +16,17 @@ import torch
 import torch.distributed as dist
 
 from fastgrpo.config import Config, DataConfig, ModelConfig, ParallelConfig, RolloutConfig, SyncConfig
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
-from fastgrpo.rollout.engine import generate
-from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.engine_spec import EngineSpec
+from fastgrpo.rollout.generate import generate
+from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.pool import EnginePool
+from fastgrpo.rollout.remote.engine_pool import EnginePool
 from fastgrpo.rollout.remote.process import Boot
-from fastgrpo.rollout.remote.rollouts import RemoteRollouts
+from fastgrpo.rollout.remote.remote_rollouts import RemoteRollouts
 from fastgrpo.rollout.remote.weight_sender import WeightSender
-from fastgrpo.rollout.spec import EngineSpec
 from fastgrpo.rollout.weight_sync import Sender, SyncGroup, checksum, manifest, open_store
 from fastgrpo.types import Prompt, Sampling
 from tests.peers import vllm_models as tiny

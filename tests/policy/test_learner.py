@@ -12,9 +12,9 @@ from fastgrpo.models.attention import IMPLEMENTATIONS
 from fastgrpo.policy import activations
 from fastgrpo.policy.activations import Needs, fit, layers_of, recompute_first
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import as_policy
 from fastgrpo.policy.optimizer import clip, learning_rate
 from fastgrpo.policy.packing import SequenceCost, pack
+from fastgrpo.policy.policy import as_policy
 from fastgrpo.policy.sharding import accumulate, shard
 from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks

@@ -6,8 +6,8 @@ import torch
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.losses import LOSSES
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import SequenceCost
+from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks

@@ -10,8 +10,8 @@ from fastgrpo_kernels import METRICS, Objective, grpo_loss
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fastgrpo.algorithm.advantages import group_normalised
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
+from fastgrpo.policy.policy import Policy
 from fastgrpo.types import Prompt, Response, Sample
 from tests.tiny import groups_of
 

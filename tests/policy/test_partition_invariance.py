@@ -9,9 +9,9 @@ from torch.distributed.tensor import DTensor
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.optimizer import gradient_norm, local_gradients
 from fastgrpo.policy.packing import SequenceCost
+from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.policy.token_sums import TokenSums

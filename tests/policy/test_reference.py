@@ -8,8 +8,8 @@ import torch
 
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import SequenceCost
+from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.policy.token_sums import TokenSums

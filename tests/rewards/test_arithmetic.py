@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sympy.parsing import sympy_parser
 
-from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
+from fastgrpo.rewards.grading.arithmetic import NotArithmetic, parse_arithmetic
 
 x, y = sympy.symbols("x y")
 

@@ -3,7 +3,7 @@
 import pytest
 import sympy
 
-from fastgrpo.rewards.bounds import small_enough
+from fastgrpo.rewards.grading.bounds import small_enough
 
 X, Y, Z, W = sympy.symbols("x y z w")
 

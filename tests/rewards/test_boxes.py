@@ -1,7 +1,7 @@
 import pytest
 
 from fastgrpo.rewards import last_boxed
-from fastgrpo.rewards.boxes import answer_of
+from fastgrpo.rewards.grading.boxes import answer_of
 
 
 @pytest.mark.parametrize(

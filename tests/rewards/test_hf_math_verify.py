@@ -7,7 +7,7 @@ from math_verify import parse, verify
 from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
 from fastgrpo.rewards import math_verify
-from fastgrpo.rewards.bounds import readable, small_enough
+from fastgrpo.rewards.grading.bounds import readable, small_enough
 from fastgrpo.rewards.hf_math_verify import equal_as_boxes
 from tests.rewards import labelled
 from tests.rewards.demanded_forms import in_a_box

@@ -1,6 +1,6 @@
 import pytest
 
-from fastgrpo.rewards.latex_text import MAX_DEPTH, TooDeep, plain_text
+from fastgrpo.rewards.grading.latex_text import MAX_DEPTH, TooDeep, plain_text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from fastgrpo.rewards.mathd import equal_by_mathd, normalised
+from fastgrpo.rewards.grading.mathd import equal_by_mathd, normalised
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from fastgrpo.rewards import format_penalty, simplerl_mix
-from fastgrpo.rewards.qwen_answer import extract_answer, normalised
+from fastgrpo.rewards.grading.qwen_answer import extract_answer, normalised
 from fastgrpo.rewards.simplerl_mix import before_stop_words
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fastgrpo.rewards.sympy_grader import equal_by_sympy, items_of, normalised
+from fastgrpo.rewards.grading.sympy_grader import equal_by_sympy, items_of, normalised
 
 
 @pytest.mark.parametrize(

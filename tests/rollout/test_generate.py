@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.rollout.engine import generate
-from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.generate import generate
+from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.types import Prompt, Request, Response, Sampling
 
@@ -104,7 +104,7 @@ def test_every_prompt_is_handed_out_once_and_once_more_for_each_time_it_is_put_b
 @pytest.mark.parametrize("oversample", ["1.5", "3"])
 def test_prompts_put_back_come_first_and_every_prompt_is_trained_on_once(train, monkeypatch, oversample):
     """Positions of every step of a run, and of one that was continued in its middle."""
-    from fastgrpo.rollout.local import LocalRollouts
+    from fastgrpo.rollout.local_rollouts import LocalRollouts
 
     taken: list[list[int]] = []
     awaited: list[list[int]] = []

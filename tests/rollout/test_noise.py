@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from fastgrpo.rollout.noise import mix, stream_keys, uniform
+from fastgrpo.rollout.sampling_noise import mix, stream_keys, uniform
 
 
 def splitmix64(state: int) -> int:

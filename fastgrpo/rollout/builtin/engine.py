@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.rollout.builtin.kv_cache import Prefill, SlotCache, on_device
 from fastgrpo.rollout.builtin.sampling import sample
-from fastgrpo.rollout.noise import stream_keys
+from fastgrpo.rollout.sampling_noise import stream_keys
 from fastgrpo.rollout.weight_sync import LiveWeights, Manifest, Receiver, SyncGroup, find_store
 from fastgrpo.types import Request, Response, Sampling
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastgrpo.rollout.noise import uniform
+from fastgrpo.rollout.sampling_noise import uniform
 
 
 def sample(

@@ -6,7 +6,7 @@ from fastgrpo.config import Config
 from fastgrpo.models.load import load_causal_lm
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.spec import EngineSpec
+from fastgrpo.rollout.engine_spec import EngineSpec
 
 WITHOUT = {"tensor_parallel": 1, "kv_cache_gib": 0.0, "sleep_level": 0}
 """Settings that this engine does not have, each with the value that asks for nothing."""

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fastgrpo.rollout.engine import RolloutEngine
+from fastgrpo.rollout.engine_protocol import RolloutEngine
+from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import start_engine
-from fastgrpo.rollout.receiving import ReceivingEngine
 from fastgrpo.rollout.remote import messages as m
-from fastgrpo.rollout.spec import EngineSpec
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def this_process() -> str:
 class Server:
     """Steps the engine, and handles the pool's messages between two steps: so a write of weights needs no pause."""
 
-    def __init__(self, connection: Connection, engine: ReceivingEngine) -> None:
+    def __init__(self, connection: Connection, engine: RolloutEngine) -> None:
         self.connection, self.engine = connection, engine
         self.not_joined = "no sender of weights was named"  # why no weights can be received; empty if they can
         self.busy_s = 0.0

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from fastgrpo.config import Config
 from fastgrpo.ranks import Role, meet
 from fastgrpo.ranks.children import die_with_parent
+from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.remote.process import Boot, this_process
-from fastgrpo.rollout.spec import EngineSpec
 
 POOL, OVER = "engine_pool", "over"
 """Keys of the launch's store: the pool's address; a mark that the run has ended."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.rollout.remote import messages as m
-from fastgrpo.rollout.remote.pool import Engine, EnginePool
+from fastgrpo.rollout.remote.engine_pool import Engine, EnginePool
 from fastgrpo.rollout.weight_sync import Manifest, Sender, SyncGroup, open_store
 
 Bucket = list[tuple[str, Tensor]]

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from fastgrpo.rollout.compare import added
-from fastgrpo.rollout.noise import response_seed
+from fastgrpo.rollout.sampling_noise import response_seed
 from fastgrpo.rollout.vllm.cpu_layers import SETTING
 from fastgrpo.rollout.vllm.versions import require_vllm
 from fastgrpo.rollout.weight_sync import Manifest
@@ -23,7 +23,7 @@ from fastgrpo.types import Request, Response, Sampling
 
 log = logging.getLogger(__name__)
 
-WORKER = "fastgrpo.rollout.vllm.worker.WeightSyncWorker"
+WORKER = "fastgrpo.rollout.vllm.weight_writer.WeightSyncWorker"
 
 
 @dataclass(frozen=True, kw_only=True)

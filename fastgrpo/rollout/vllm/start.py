@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastgrpo.config import Config
-from fastgrpo.rollout.spec import EngineSpec
+from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.vllm.cpu_layers import choose_mode
 from fastgrpo.rollout.vllm.engine import VllmEngine, VllmSettings
 from fastgrpo.rollout.vllm.versions import require_vllm

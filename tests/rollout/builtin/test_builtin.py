@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
+from fastgrpo.policy.policy import Policy
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.engine import generate
+from fastgrpo.rollout.generate import generate
 from fastgrpo.types import Sampling
 from tests.tiny import prompts, tiny_model
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.builtin.sampling import nucleus, sample
-from fastgrpo.rollout.engine import generate
-from fastgrpo.rollout.noise import uniform
+from fastgrpo.rollout.generate import generate
+from fastgrpo.rollout.sampling_noise import uniform
 from fastgrpo.types import Sampling
 from tests.tiny import prompts, tiny_model
 

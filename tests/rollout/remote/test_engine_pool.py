@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from fastgrpo.config import DeadlineConfig
-from fastgrpo.rollout.engine import requests_of
+from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.remote.channel import Channel
-from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
+from fastgrpo.rollout.remote.engine_pool import EngineFailure, EnginePool
 from fastgrpo.rollout.remote.weight_sender import WeightSender
 from fastgrpo.rollout.weight_sync import manifest
 from fastgrpo.types import Prompt, Request, Response, Sampling

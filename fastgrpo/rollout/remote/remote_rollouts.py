@@ -12,9 +12,9 @@ from torch import Tensor
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
 from fastgrpo.rollout.compare import WeightMismatch, require_equal, with_checksums
-from fastgrpo.rollout.engine import requests_of
+from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.pool import EngineFailure, EnginePool
+from fastgrpo.rollout.remote.engine_pool import EngineFailure, EnginePool
 from fastgrpo.rollout.remote.staleness import StalenessQueue, Started
 from fastgrpo.rollout.remote.weight_sender import WeightSender, in_buckets
 from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, Role
+from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import start_engine
-from fastgrpo.rollout.local import LocalRollouts
+from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.pool import EnginePool
+from fastgrpo.rollout.remote.engine_pool import EnginePool
 from fastgrpo.rollout.remote.process import not_in_place
-from fastgrpo.rollout.remote.rollouts import RemoteRollouts
+from fastgrpo.rollout.remote.remote_rollouts import RemoteRollouts
 from fastgrpo.rollout.remote.supervisor import POOL
 from fastgrpo.rollout.remote.weight_sender import WeightSender
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.rollout.spec import EngineSpec
 from fastgrpo.rollout.weight_sync import manifest
 from fastgrpo.types import Sampling
 

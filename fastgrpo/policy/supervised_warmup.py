@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from fastgrpo.policy.model import Policy
 from fastgrpo.policy.packing import pack
+from fastgrpo.policy.policy import Policy
 from fastgrpo.types import Prompt, Response, Sample
 
 

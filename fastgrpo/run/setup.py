@@ -14,7 +14,7 @@ from fastgrpo.data import PromptStream
 from fastgrpo.models.load import compute_dtype
 from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.model import load_policy, sequence_cost
+from fastgrpo.policy.policy import load_policy, sequence_cost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
@@ -22,7 +22,7 @@ from fastgrpo.recipe import Recipe
 from fastgrpo.rewards import VerifierPool
 from fastgrpo.rollout.engines import check_engine
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.start import start_rollouts
+from fastgrpo.rollout.start_rollouts import start_rollouts
 from fastgrpo.run.checkpoint import Checkpointer
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder

@@ -10,7 +10,8 @@ from torch import Tensor
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
 from fastgrpo.rollout.compare import added, require_equal, with_checksums
-from fastgrpo.rollout.engine import RolloutEngine, generate
+from fastgrpo.rollout.engine_protocol import RolloutEngine
+from fastgrpo.rollout.generate import generate
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.types import Group, Prompt, Sampling
 

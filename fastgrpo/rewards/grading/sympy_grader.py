@@ -3,8 +3,8 @@
 import re
 from decimal import Decimal
 
-from fastgrpo.rewards.arithmetic import NotArithmetic, parse_arithmetic
-from fastgrpo.rewards.latex_text import TooDeep, plain_text
+from fastgrpo.rewards.grading.arithmetic import NotArithmetic, parse_arithmetic
+from fastgrpo.rewards.grading.latex_text import TooDeep, plain_text
 
 MAX_CHARS = 1000  # longer answers are equal only if their texts are
 MAX_UNKNOWN_LETTERS = 2

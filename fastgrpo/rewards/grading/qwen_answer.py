@@ -73,7 +73,7 @@ def _raw_answer(response: str) -> str:
 
 def _boxed(rest: str) -> str:
     """The content of a box; all of the text if the box never closes, and up to the next dollar if it has no braces."""
-    from fastgrpo.rewards.boxes import closing_brace
+    from fastgrpo.rewards.grading.boxes import closing_brace
 
     if not rest.startswith("{"):
         return rest.split("$")[0].strip()
