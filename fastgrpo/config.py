@@ -103,8 +103,8 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    engine: Literal["builtin", "vllm"] = "builtin"
-    """What samples the responses: builtin, a decode loop over the transformers model, or vLLM."""
+    engine: str = "builtin"
+    """What samples the responses: builtin, a decode loop over the transformers model, or vllm."""
     gpus: int = setting(0, at_least=0, free_on_resume=True)
     """GPUs of every node that only sample, one rank for each; without GPUs, ranks that only sample.
     0: every rank samples and trains."""

@@ -15,6 +15,7 @@ from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
 from fastgrpo.recipe.shrink import shrink
 from fastgrpo.recipe.validate import arithmetic, validate, validate_phases
+from fastgrpo.rollout.engines import engine_kind
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         validate(config, role.num_trainers)
         validate_phases(recipe.algorithm, config, role.num_trainers)
         token_objective(config.objective)
+        engine_kind(config.rollout.engine)
         if is_first:
             _say_what_phases_change(recipe, config)
         if config.dry_run:

@@ -68,8 +68,8 @@ class Settings:
     """Print benchmarks and protocols, and stop."""
     seed: int = 1
     """Responses are a function of the seed, the benchmark's name, the problem's place and the sample."""
-    engine: Literal["builtin", "vllm"] = "builtin"
-    """What draws the responses: a decode loop over the transformers model, or vLLM."""
+    engine: str = "builtin"
+    """What draws the responses: builtin, a decode loop over the transformers model, or vllm."""
     ranks: int = 1
     """Processes that draw, each with GPUs of its own and a share of the problems. One process makes all verdicts."""
     tensor_parallel: int = 1
@@ -112,6 +112,7 @@ def _short_name(model: str) -> str:
 
 def validate(settings: Settings) -> None:
     """Raises ValueError for a setting outside its range, before anything is read; the message has the range."""
+    from fastgrpo.rollout.engines import ENGINES  # brings transformers, which --help does not need
 
     def require(name: str, ok: bool, wanted: str) -> None:
         if not ok:
@@ -137,5 +138,6 @@ def validate(settings: Settings) -> None:
         raise ValueError("--behaviours URL and --behaviours_model NAME belong together: give both or neither")
     if settings.compass_without_question and not settings.verifier_model:
         raise ValueError("--compass_without_question needs a verifier model: add --verifier_model")
-    if settings.tensor_parallel > 1 and settings.engine != "vllm":
+    require("engine", settings.engine in ENGINES, f"one of {', '.join(ENGINES)}")
+    if settings.tensor_parallel > 1 and settings.engine == "builtin":
         raise ValueError("the built-in engine has no tensor parallelism (--tensor_parallel): add --engine vllm")

@@ -17,21 +17,30 @@ class EngineKind:
     check: Callable[[Config, torch.device, torch.dtype], None]
     """Raises ValueError for settings that this engine does not have, before anything is loaded."""
     start: Callable[[EngineSpec], RolloutEngine]
+    tells_entropy: bool
+    """Whether its responses carry the mean entropy of their tokens, so that the trainer need not compute it."""
 
 
 ENGINES = {
-    "builtin": EngineKind(check_builtin, start_builtin),
-    "vllm": EngineKind(check_vllm, start_vllm),
+    "builtin": EngineKind(check_builtin, start_builtin, tells_entropy=True),
+    "vllm": EngineKind(check_vllm, start_vllm, tells_entropy=False),
 }
+
+
+def engine_kind(name: str) -> EngineKind:
+    """The engine of this name. Raises ValueError if there is none."""
+    if name not in ENGINES:
+        raise ValueError(f"there is no engine {name!r} (--rollout.engine): needed one of {', '.join(ENGINES)}")
+    return ENGINES[name]
 
 
 def start_engine(spec: EngineSpec) -> RolloutEngine:
     """The engine that the settings name. Raises ValueError for settings that it does not have."""
-    return ENGINES[spec.config.rollout.engine].start(spec)
+    return engine_kind(spec.config.rollout.engine).start(spec)
 
 
 def check_engine(config: Config, device: torch.device, dtype: torch.dtype) -> None:
     """Refuses what no engine of these settings could do, before anything is loaded. Raises ValueError."""
     if config.rollout.sleep_level and config.rollout.gpus:
         raise ValueError("--rollout.sleep_level is for engines inside trainer ranks: leave it with --rollout.gpus")
-    ENGINES[config.rollout.engine].check(config, device, dtype)
+    engine_kind(config.rollout.engine).check(config, device, dtype)

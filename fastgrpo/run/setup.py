@@ -20,7 +20,7 @@ from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
 from fastgrpo.rewards import VerifierPool
-from fastgrpo.rollout.engines import check_engine
+from fastgrpo.rollout.engines import check_engine, engine_kind
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.start_rollouts import start_rollouts
 from fastgrpo.run.checkpoint import Checkpointer
@@ -143,7 +143,7 @@ def setup(
         sequence_cost(policy.model.config),
         config.objective,
         config.optimizer,
-        need_entropy=config.rollout.engine != "builtin",  # which tells it with every response
+        need_entropy=not engine_kind(config.rollout.engine).tells_entropy,
         reference=load_reference(config, ranks) if algorithm.needs_reference(config) else None,
     )
     rollouts = start_rollouts(

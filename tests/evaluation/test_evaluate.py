@@ -191,6 +191,7 @@ def test_a_dry_run_says_all_and_writes_nothing(tiny_base, tmp_path, capsys):
         (["m", "--temperature", "-1"], "--temperature must be 0 or more"),
         (["m", "--samples", "0"], "--samples must be at least 1"),
         (["m", "--tensor_parallel", "2"], "--engine vllm"),
+        (["m", "--engine", "sglang"], "--engine must be one of builtin, vllm"),
         (["m", "--behaviours", "http://localhost:1/v1"], "belong together"),
         (["m", "--compass_without_question"], "add --verifier_model"),
         (["m", "--benchmarks", "AIME99"], "no benchmark 'AIME99'"),

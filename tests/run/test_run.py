@@ -206,6 +206,7 @@ def test_a_disk_that_fills_up_later_stops_the_run_and_says_so(train, monkeypatch
         (["--rollout.max_response_tokens", "240", "--optimizer.tokens_per_microbatch", "512"], "has 256 positions"),
         (["--parallel.replicas", "2"], "does not divide the 1 ranks"),
         (["--model.attention", "varlen"], "varlen has no CPU kernel"),
+        (["--rollout.engine", "sglang"], "no engine 'sglang' (--rollout.engine): needed one of builtin, vllm"),
         (["--device", "cuda"], "needs a visible CUDA GPU"),
     ],
 )
