@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from fastgrpo.ranks import Ranks, choose_device, launched_ranks
 from fastgrpo.recipe import find_recipe, load_recipe
+from fastgrpo.recipe.arguments import resolve
 from fastgrpo.recipe.validate import validate, validate_phases
 from fastgrpo.run.run import train
-from fastgrpo.train import resolve
 from fastgrpo.trainer import Trainer
 
 
