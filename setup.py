@@ -45,6 +45,7 @@ setup(
         *find_packages(include=["fastgrpo", "fastgrpo.*"]),
         *(f"fastgrpo_kernels{name}" for name in ("", ".adapters", ".gpu")),
         "fastgrpo_recipes",
+        *(f"fastgrpo_recipes.{name}" for name in find_packages("recipes")),
     ],
     # Not `kernels` itself: Hugging Face's own package has that name.
     package_dir={"fastgrpo_kernels": "kernels/fastgrpo_kernels", "fastgrpo_recipes": "recipes"},

@@ -2,64 +2,82 @@
 
 import sys
 
+from fastgrpo.command_line import did_you_mean, quiet_when_unread
+
 USAGE = """usage: fastgrpo COMMAND ...
 
-  train [--ranks N] [RECIPE] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
+  train [RECIPE] [--ranks N] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
   evaluate MODEL [--suite justrl|simplerl|prorl] ...       draw and judge benchmarks the way a paper did
   report RUN                                               make report.html of a run, also while it goes
-  recipes [PART OF A NAME]                                 list the recipes that come with fastgrpo
+  recipes [PART OF A NAME]                                 list the recipes that come with fastgrpo, or show one
+  help [COMMAND], --version
 """
 
 
 def main() -> int:
-    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    if command == "train":
-        return _train(arguments)
-    if command == "evaluate":
-        from fastgrpo.evaluate import main as evaluate
+    with quiet_when_unread():
+        return _run(sys.argv[1:])
 
-        return evaluate(arguments)
-    if command == "report":
-        from fastgrpo.report.__main__ import main as report
 
-        report(arguments)
+def _run(arguments: list[str]) -> int:
+    command, arguments = (arguments[0] if arguments else ""), arguments[1:]
+    if command == "help" and arguments:
+        command, arguments = arguments[0], ["--help"]
+    if command in COMMANDS:
+        return COMMANDS[command](arguments)
+    if command == "--version":
+        return _version()
+    if command in ("help", "-h", "--help"):
+        print(USAGE, end="")
         return 0
-    if command == "recipes":
-        return _recipes(arguments)
-    asked = command in ("-h", "--help")
-    print(USAGE if asked or not command else f"fastgrpo: no command {command!r}\n\n{USAGE}", end="")
-    return 0 if asked else 2
+    complaint = f"fastgrpo: no command {command!r}{did_you_mean(command, [*COMMANDS, 'help'])}\n\n" if command else ""
+    print(f"{complaint}{USAGE}", end="", file=sys.stderr)
+    return 2
 
 
 def _train(arguments: list[str]) -> int:
-    from fastgrpo.ranks.launch import default_num_ranks, launch
+    from fastgrpo.train import command
 
-    num_ranks = None
-    if arguments[:1] == ["--ranks"]:
-        if len(arguments) < 2 or not arguments[1].isdigit() or int(arguments[1]) < 1:
-            print(f"fastgrpo: --ranks needs a number of at least 1, got {' '.join(arguments[1:2]) or 'nothing'}")
-            return 2
-        num_ranks, arguments = int(arguments[1]), arguments[2:]
-    return launch(arguments, num_ranks or default_num_ranks())
+    return command(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from fastgrpo.evaluate import main as evaluate
+
+    return evaluate(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from fastgrpo.report.__main__ import main as report
+
+    report(arguments)
+    return 0
 
 
 def _recipes(arguments: list[str]) -> int:
-    """Name, first line, source and cost of the package's recipes, or of those whose name has the part that is given."""
-    import signal
+    import argparse
 
-    from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
+    from fastgrpo.recipe.listing import print_recipes
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
-    for name in recipe_names():
-        if arguments and arguments[0] not in name:
-            continue
-        try:
-            recipe = load_recipe(find_recipe(name))
-        except ValueError as error:
-            print(f"fastgrpo: {error}", file=sys.stderr)
-            return 2
-        print(f"{name}\n    {recipe.about}\n    {recipe.source} · {recipe.cost}")
+    parser = argparse.ArgumentParser("fastgrpo recipes", description="List the recipes that come with fastgrpo.")
+    parser.add_argument("part", metavar="PART", nargs="?", default="", help="of a name; a whole name shows its recipe")
+    part = parser.parse_args(arguments).part
+    try:
+        print_recipes(part)
+    except ValueError as error:
+        print(f"fastgrpo: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _version() -> int:
+    from fastgrpo import __version__
+
+    print(f"fastgrpo {__version__}")
+    return 0
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "recipes": _recipes}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from fastgrpo.command_line import quiet_when_unread
 from fastgrpo.evaluation.settings import Settings, validate
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR = 0, 1, 2
@@ -40,7 +41,8 @@ def parse(arguments: Sequence[str]) -> Settings:
     return tyro.cli(
         Settings,
         prog="fastgrpo evaluate",
-        description="Evaluate a model the way its paper did. An evaluation that was stopped goes on.",
+        description="Evaluate a model the way its paper did. An evaluation that was stopped goes on. Dashes are "
+        "accepted where underscores are shown.",
         args=list(arguments),
         use_underscores=True,
     )
@@ -49,7 +51,9 @@ def parse(arguments: Sequence[str]) -> Settings:
 def _evaluate(settings: Settings) -> None:
     from fastgrpo.evaluation.as_trained import as_trained
     from fastgrpo.evaluation.plan import make_plan
+    from fastgrpo.run.hub import require_found
 
+    require_found({settings.model: "MODEL", settings.verifier_model: "--verifier_model"}, {})
     if settings.as_trained:
         settings = as_trained(settings)
     plan = make_plan(settings)
@@ -88,4 +92,5 @@ def _say(text: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quiet_when_unread():
+        sys.exit(main())

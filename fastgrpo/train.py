@@ -1,21 +1,23 @@
-"""``torchrun --nproc_per_node N -m fastgrpo.train [recipes/NAME.py] [--section.field value ...]``"""
+"""``fastgrpo train [RECIPE] [--ranks N] [--section.field value ...]``, and a rank of it, which torchrun may start too:
+``torchrun --nproc_per_node N -m fastgrpo.train [RECIPE] [--section.field value ...]``."""
 
-import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import tyro
 
-from fastgrpo.config import Config, flatten, refuse_old_arguments, with_run_dir
-from fastgrpo.policy.losses import token_objective
+from fastgrpo.command_line import quiet_when_unread
+from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
-from fastgrpo.recipe import Recipe, find_recipe, load_recipe
-from fastgrpo.recipe.shrink import shrink
-from fastgrpo.recipe.validate import arithmetic, validate, validate_phases
+from fastgrpo.ranks.launch import default_num_ranks, launch
+from fastgrpo.recipe import Recipe
+from fastgrpo.recipe.arguments import asked_run, require_valid, take_ranks
+from fastgrpo.recipe.dry_run import print_dry_run
 from fastgrpo.rollout.engines import engine_kind
+from fastgrpo.run.hub import require_inputs
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -27,31 +29,54 @@ NAIVE = (
 )
 
 
+def command(arguments: Sequence[str]) -> int:
+    """``fastgrpo train``: what cannot run is refused here, and what only asks is answered, before a rank is started.
+
+    Returns the exit code: 0 done, 2 refused, 75 saved on a signal, 1 anything else.
+    """
+    try:
+        num_ranks, arguments = take_ranks(arguments)
+        recipe, config, settings = asked_run(arguments)
+        engine_kind(config.rollout.engine)
+        if config.dry_run:
+            return _dry_run(recipe, config, num_ranks)
+        num_ranks = num_ranks or default_num_ranks()
+        role = Role.of(0, num_ranks, 0, num_ranks, config.rollout.gpus)
+        require_valid(recipe, config, role.num_trainers)
+        if not torch.cuda.is_available():
+            choose_device(config.device)  # on a GPU, a rank's own
+        if recipe.prepare is None:  # else what it makes is not there yet
+            require_inputs(recipe.algorithm.configs(config))
+    except ValueError as error:
+        return _refuse(error)
+    return launch([str(recipe.path), *settings], num_ranks)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains. Returns the exit code: 0 done, 2 refused, 75 saved on a signal, 1 anything else."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    rank, _ = launched_ranks()
+    """Trains as one rank of a launch. Returns the exit code, as ``command`` does."""
+    rank, count = launched_ranks()
     is_first = rank == 0
     try:
-        recipe = load_recipe(find_recipe(_recipe_name(arguments, is_first)))
-        recipe, config = resolve(recipe, [a for i, a in enumerate(arguments) if i or not _is_recipe(a)], is_first)
-        role = Role.of_this_rank(config.rollout.gpus)
-        validate(config, role.num_trainers)
-        validate_phases(recipe.algorithm, config, role.num_trainers)
-        token_objective(config.objective)
+        recipe, config, _ = asked_run(sys.argv[1:] if arguments is None else arguments, is_first)
         engine_kind(config.rollout.engine)
+        if config.dry_run:
+            return _dry_run(recipe, config, count if "WORLD_SIZE" in os.environ else None) if is_first else 0
+        role = Role.of_this_rank(config.rollout.gpus)
+        require_valid(recipe, config, role.num_trainers)
         if is_first:
             _say_what_phases_change(recipe, config)
-        if config.dry_run:
-            if is_first:
-                _print_dry_run(recipe, config, role.num_trainers)
-            return 0
         if not role.is_trainer:
             return _sample(recipe.algorithm.widest(config), role)
         device = choose_device(config.device)
     except ValueError as error:
         return _refuse(error, is_first)
     return _train(recipe, config, device, role)
+
+
+def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None) -> int:
+    _say_what_phases_change(recipe, config)
+    print_dry_run(recipe, config, num_ranks)
+    return 0
 
 
 def _sample(config: Config, role: Role) -> int:
@@ -125,72 +150,7 @@ def _newest_checkpoint(config: Config) -> str:
     return f". The last checkpoint is {saved[-1]}: go on with --resume" if saved else ""
 
 
-def resolve(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> tuple[Recipe, Config]:
-    """The recipe as --fidelity and --shrink make it, and its configuration with what the command line says."""
-    config = parse(recipe, arguments, is_first)
-    if config.fidelity == "paper" and not config.shrink:
-        return recipe, config
-    if config.fidelity == "verl":
-        recipe = recipe.with_fidelity()
-    if config.shrink:
-        recipe = shrink(recipe)
-    return recipe, parse(recipe, arguments, is_first)
-
-
-def parse(recipe: Recipe, arguments: Sequence[str], is_first: bool = True) -> Config:
-    """The recipe's configuration with what the command line says otherwise. Exits on --help and unknown flags."""
-    refuse_old_arguments(arguments)
-    parsed = tyro.cli(
-        Config,
-        prog="fastgrpo train [--ranks N] [RECIPE]",
-        description=f"Train by GRPO. The defaults shown are those of the recipe {recipe.path.stem}.",
-        args=arguments,
-        default=recipe.config,
-        config=(tyro.conf.AvoidSubcommands,),
-        use_underscores=True,
-        console_outputs=is_first,
-    )
-    return with_run_dir(parsed)
-
-
-def _is_recipe(argument: str) -> bool:
-    return not argument.startswith("-")
-
-
-def _recipe_name(arguments: Sequence[str], is_first: bool) -> str:
-    if arguments and _is_recipe(arguments[0]):
-        return arguments[0]
-    if late := next((a for a in arguments if a.endswith(".py")), None):
-        raise ValueError(f"the recipe comes before the settings: fastgrpo.train {late} --section.field value ...")
-    name, why = (
-        ("justrl_deepseek_1_5b", f"{torch.cuda.device_count()} CUDA GPUs are visible")
-        if torch.cuda.is_available()
-        else ("quickstart", "no CUDA GPU is visible")
-    )
-    if is_first:
-        print(f"fastgrpo: no recipe given, taking {name}: {why}", flush=True)
-    return name
-
-
-def _print_dry_run(recipe: Recipe, config: Config, num_ranks: int) -> None:
-    print(f"recipe {recipe.path}\nverifier {recipe.reward}\n")
-    settings, usual = flatten(config), flatten(Config())
-    changed = {name for name, value in settings.items() if value != usual[name]}
-    for title, names in (("set by the recipe or the command line", changed), ("defaults", settings.keys() - changed)):
-        print(f"{title}:")
-        for name in settings:
-            if name in names:
-                value = settings[name]
-                print(f"  --{name} {json.dumps(value) if isinstance(value, str) else value}")
-        print()
-    for name, value in recipe.algorithm.describe().items():
-        print(f"  algorithm.{name}: {value}")
-    print()
-    for name, value in arithmetic(config, num_ranks).items():
-        print(f"  {name}: {value}")
-
-
-def _refuse(error: ValueError, is_first: bool) -> int:
+def _refuse(error: ValueError, is_first: bool = True) -> int:
     if is_first:
         print(f"fastgrpo: {error}", file=sys.stderr, flush=True)
     else:
@@ -199,4 +159,5 @@ def _refuse(error: ValueError, is_first: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quiet_when_unread():
+        sys.exit(main())

@@ -33,3 +33,4 @@ algorithm = Algorithm(advantages=prorl.algorithm.advantages, shaping=prorl.algor
 row = prorl.row
 source = "BroRL, arXiv 2510.01180"
 cost = "11,123 H100-hours (64 GPUs, 173.8 hours)"
+ranks = 64

@@ -1,4 +1,4 @@
-"""DAPO of Qwen2.5-32B: clip-higher, dynamic sampling, token mean, overlong penalty; AIME24 avg@32 50 to 52."""
+"""DAPO of Qwen2.5-32B: clip-higher, dynamic sampling, token mean, overlong penalty; AIME24 50 to 52."""
 
 from fastgrpo.algorithm import Algorithm, OverlongPenalty
 from fastgrpo.config import (
@@ -43,3 +43,4 @@ algorithm = Algorithm(shaping=(OverlongPenalty(buffer_tokens=4096, factor=1.0),)
 row = verl_row
 source = "DAPO, arXiv 2503.14476; verl-project/verl-recipe dapo/run_dapo_qwen2.5_32b.sh"
 cost = "about 21,400 A800-hours (128 GPUs; 5 days for 230 of 320 steps in a user's report, verl issue 795)"
+ranks = 128

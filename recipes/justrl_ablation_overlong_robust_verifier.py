@@ -1,4 +1,4 @@
-"""JustRL with the overlong penalty and DeepScaleR's verifier: AIME24 stays at 45 where JustRL reaches 55."""
+"""JustRL with the overlong penalty and DeepScaleR's verifier: AIME24 45 where JustRL reaches 55."""
 
 from fastgrpo_recipes import justrl_ablation_overlong as overlong
 
@@ -12,3 +12,4 @@ algorithm = overlong.algorithm
 fidelity = overlong.fidelity
 source = overlong.source
 cost = overlong.cost
+ranks = overlong.ranks

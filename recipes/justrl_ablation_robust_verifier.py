@@ -1,4 +1,4 @@
-"""JustRL with DeepScaleR's verifier alone, which nobody ran: the paper has it with the overlong penalty only."""
+"""JustRL with DeepScaleR's verifier alone, which nobody ran: in the paper it has the penalty too."""
 
 from fastgrpo_recipes import justrl_deepseek_1_5b as base
 
@@ -11,3 +11,4 @@ self_test = self_test_of(reward)
 fidelity = base.fidelity
 source = "ours, after JustRL, arXiv 2512.16649, section 4.4"
 cost = "about 7,900 A800-hours for 3,000 steps, at JustRL's time a step"
+ranks = base.ranks

@@ -1,4 +1,4 @@
-"""JustRL-DeepSeek-1.5B: GRPO in one stage with fixed hyper-parameters; AIME24 avg@32 from 29.9 to 52.6.
+"""JustRL-DeepSeek-1.5B: GRPO in one stage with fixed hyper-parameters; AIME24 from 29.9 to 52.6.
 
 Every constant is the default of ``fastgrpo.config``, and those that make the run are repeated here to be read.
 """
@@ -25,6 +25,7 @@ fidelity = {"objective.aggregation": "microbatch_mean", "optimizer.share_prompts
 
 source = "JustRL, arXiv 2512.16649"
 cost = "11,520 A800-hours (32 GPUs, 15 days)"
+ranks = 32
 published = {
     "source": "JustRL, arXiv 2512.16649, section 4.3 and figure 2",
     "bands": {"entropy": [1.2, 1.4], "reward": [-0.6, 0.4], "response_length": [4000, 8000]},

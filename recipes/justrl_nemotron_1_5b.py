@@ -1,4 +1,4 @@
-"""JustRL-Nemotron-1.5B: the same run from OpenMath-Nemotron-1.5B; AIME24 avg@32 from 58.8 to 69.7."""
+"""JustRL-Nemotron-1.5B: the same run from OpenMath-Nemotron-1.5B; AIME24 from 58.8 to 69.7."""
 
 from fastgrpo_recipes import justrl_deepseek_1_5b as deepseek
 
@@ -13,6 +13,7 @@ self_test = deepseek.self_test
 fidelity = deepseek.fidelity
 source = deepseek.source
 cost = deepseek.cost
+ranks = deepseek.ranks
 published = {
     "source": "JustRL, arXiv 2512.16649, table 6",
     "total_tokens": 1.1e11,

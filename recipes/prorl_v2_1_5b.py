@@ -1,4 +1,4 @@
-"""ProRL-V2 of DeepSeek-R1-Distill-Qwen-1.5B, its mathematics: 3,000 steps with resets of the reference.
+"""ProRL-V2 of DeepSeek-R1-Distill-Qwen-1.5B, its mathematics: 3,000 steps, with reference resets.
 
 The original has code, STEM, puzzles and following instructions besides mathematics; those four are left out. It
 published no configuration: constants are those of NVIDIA's two reproductions and its blog, or ours (docs/fidelity.md).
@@ -62,3 +62,4 @@ algorithm = Algorithm(
 row = solution_row
 source = "ProRL-V2, NVIDIA's blog; NVIDIA-NeMo/RL prorlv2.v2.yaml; OpenRLHF train_prorlv2_math_hybrid_engine.sh"
 cost = "about 32,000 H100-hours: 16,000 of the first ProRL, and 1,000 steps more"
+ranks = 32  # of the first ProRL, arXiv 2505.24864

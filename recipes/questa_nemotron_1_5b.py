@@ -1,4 +1,4 @@
-"""QuestA of OpenMath-Nemotron-1.5B: half of the solution in the prompt, then a quarter; AIME24 avg@32 72.5.
+"""QuestA of OpenMath-Nemotron-1.5B: half of the solution in the prompt, then a quarter; AIME24 72.5.
 
 The original is asynchronous, at most 4 versions behind; here a step follows the other. The hint is left out where
 problems are held out.
@@ -69,3 +69,4 @@ algorithm = Algorithm(
 row = generation_row
 source = "QuestA, foreverlasting1202/QuestA"
 cost = "not published; 64 H800"
+ranks = 64

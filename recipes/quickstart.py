@@ -44,6 +44,7 @@ reward = strict_boxed
 self_test = self_test_of(reward)
 source = "ours"
 cost = "two minutes on two cores of a CPU"
+ranks = 2  # cores
 
 WORKED_OUT_SHARE = 0.25  # of the demonstrations
 WARMUP_STEPS = 700

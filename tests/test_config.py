@@ -10,8 +10,9 @@ import pytest
 from fastgrpo import config as config_module
 from fastgrpo.algorithm import Phase
 from fastgrpo.config import RENAMED, RULES, Config, differences, flatten, with_settings
-from fastgrpo.recipe import find_recipe, load_recipe
-from fastgrpo.train import main, parse
+from fastgrpo.recipe import load_recipe
+from fastgrpo.recipe.arguments import asked_run
+from fastgrpo.train import main
 
 OLD = [(*old.split(), "x")[:2] for old in RENAMED]  # a name and a value
 NOW = dict(zip(OLD, RENAMED.values(), strict=True))
@@ -110,7 +111,7 @@ def sentences() -> dict[str, str]:
 
 def test_the_help_says_what_every_setting_is(capsys):
     with pytest.raises(SystemExit):
-        parse(load_recipe(find_recipe("quickstart")), ["--help"])
+        asked_run(["quickstart", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     said = sentences()
     assert said.keys() == RULES.keys()

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastgrpo.algorithm.token_objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.losses import LOSSES, token_objective
+from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.policy import Policy

@@ -7,7 +7,6 @@ from typing import TypedDict
 from fastgrpo_kernels import GrpoOutput, Objective, grpo_loss, linear_grpo, reference
 from torch import Tensor
 
-from fastgrpo.config import ObjectiveConfig
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.policy import Policy
 
@@ -81,28 +80,3 @@ def _known(batch: PackedBatch, objective: Objective) -> _Known:
 
 
 LOSSES: dict[str, Loss] = {"fused": fused, "logprobs": from_logprobs, "definition": by_definition}
-
-
-def token_objective(config: ObjectiveConfig) -> Objective:
-    """The clipped ratio of PPO with DAPO's upper width and dual clip, as JustRL has it, and what else is asked for.
-
-    Raises ValueError for a correction that would be 1 at every token.
-    """
-    if config.correction != "none" and config.old_logprobs == "rollout":
-        raise ValueError(
-            f"--objective.correction {config.correction} weighs tokens by old over rollout probability, and with "
-            f"--objective.old_logprobs rollout both are the sampler's, so that every weight is 1: take "
-            f"--objective.old_logprobs recomputed, or --objective.correction none"
-        )
-    return Objective(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-        kl=config.kl,
-        kl_coef=config.kl_coef,
-        kl_cap=config.kl_cap,
-        entropy_coef=config.entropy_coef,
-        correction=config.correction,
-        correction_low=config.correction_low,
-        correction_high=config.correction_high,
-    )

@@ -4,14 +4,15 @@ It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function 
 whether the response is right, or where it is, as ``"module:function"``: its processes then load only that). It may
 define
 
-- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts,
-  as ``self_test_of(reward)`` gives for those of ``fastgrpo.rewards``;
+- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts;
+  left out, those that the reward was decorated with (``known_answers``), as all of ``fastgrpo.rewards`` are;
 - ``prepare(config, base, say)``: makes what the run starts from in the folder ``base``, on the first rank and before
   anything is loaded;
 - ``algorithm`` (a ``fastgrpo.algorithm.Algorithm``): the functions that take the place of plain GRPO's parts;
 - ``fidelity``: settings that ``--fidelity verl`` changes, by their command-line names;
 - ``row``: (problem, answer, solution) -> a row in the schema of its data, for ``--shrink``;
 - ``source`` and ``cost``, a line each: whose run it is, and what that took;
+- ``ranks``: the GPUs that it took, which is what ``--dry_run`` shows it on; nodes have up to eight;
 - ``published``: the figures of the paper that the report draws behind the curves.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config, check_types, with_settings
 from fastgrpo.data.schemas import verl_row
+from fastgrpo.recipe.find import recipe_name
 from fastgrpo.rewards.pool.wire import KnownAnswer
 
 
@@ -41,37 +43,23 @@ class Recipe:
     algorithm: Algorithm = field(default_factory=Algorithm)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     row: Callable[[str, str, str], dict[str, Any]] = verl_row
-    about: str = ""  # the first line of its docstring
+    about: str = ""  # its docstring; the first line says what it is
     source: str = ""
     cost: str = ""
+    ranks: int | None = None
+
+    @property
+    def name(self) -> str:
+        return recipe_name(self.path)
 
     def with_fidelity(self) -> "Recipe":
-        """As the published code ran, where that is not what the paper says. Raises ValueError if nothing is known."""
+        """The recipe as the published code ran, where that is not what the paper says.
+
+        Raises ValueError if no such difference is known.
+        """
         if not self.fidelity:
-            raise ValueError(f"the recipe {self.path.stem} knows no --fidelity verl: its code is not known to differ")
+            raise ValueError(f"the recipe {self.name} knows no --fidelity verl: its code is not known to differ")
         return replace(self, config=with_settings(self.config, {**self.fidelity, "fidelity": "verl"}))
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe by its path, or one that comes with the package by its name. Raises ValueError with what there is."""
-    shipped = shipped_recipes()
-    for candidate in (Path(name), shipped / Path(name).name, shipped / f"{name}.py"):
-        if candidate.is_file() and candidate.suffix == ".py":
-            return candidate.resolve()
-    names = ", ".join(recipe_names())
-    raise ValueError(f"no recipe {name!r}: give a Python file, or the name of one that comes with fastgrpo ({names})")
-
-
-def recipe_names() -> list[str]:
-    """Those that come with the package; a file that begins with _ is what some of them share."""
-    return sorted(p.stem for p in shipped_recipes().glob("*.py") if not p.stem.startswith("_"))
-
-
-def shipped_recipes() -> Path:
-    spec = importlib.util.find_spec("fastgrpo_recipes")
-    if spec is None or spec.origin is None:
-        raise ValueError("the package fastgrpo_recipes is not installed: run `pip install -e .` in the checkout")
-    return Path(spec.origin).parent
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -92,13 +80,14 @@ def load_recipe(path: Path) -> Recipe:
         _verifier(path, module),
         prepare=getattr(module, "prepare", None),
         published=getattr(module, "published", {}),
-        self_test=getattr(module, "self_test", ()),
+        self_test=getattr(module, "self_test", getattr(module.reward, "known_answers", ())),
         algorithm=_algorithm(path, module),
         fidelity=getattr(module, "fidelity", {}),
         row=getattr(module, "row", verl_row),
-        about=(module.__doc__ or "").strip().split("\n")[0],
+        about=(module.__doc__ or "").strip(),
         source=getattr(module, "source", ""),
         cost=getattr(module, "cost", ""),
+        ranks=_ranks(path, module),
     )
 
 
@@ -121,13 +110,20 @@ def _algorithm(path: Path, module: ModuleType) -> Algorithm:
     return algorithm
 
 
+def _ranks(path: Path, module: ModuleType) -> int | None:
+    ranks = getattr(module, "ranks", None)
+    if ranks is not None and (type(ranks) is not int or ranks < 1):
+        raise ValueError(f"{path}: `ranks` must be a number of GPUs of at least 1, got {ranks!r}")
+    return ranks
+
+
 def _run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever its author's code raises is the author's to hear
+    except (Exception, SystemExit) as error:  # whatever the recipe's code raises
         frames = traceback.extract_tb(error.__traceback__)
         where = next((f for f in reversed(frames) if f.filename == str(path)), frames[-1])
         line = error.lineno if isinstance(error, SyntaxError) else where.lineno

@@ -14,6 +14,7 @@ from fastgrpo.models.attention import choose_attention
 from fastgrpo.models.load import check_model, find_model
 from fastgrpo.run.checkpoint import require_space
 from fastgrpo.run.display import Display
+from fastgrpo.run.hub import require_inputs
 from fastgrpo.types import Prompt
 
 
@@ -34,6 +35,7 @@ def load_inputs(
     """Tokenizer and problems, checked before any weight is loaded."""
     config = configs[0]
     find_model(config.model.path)
+    require_inputs(configs)
     try:
         tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     except OSError as error:

@@ -96,7 +96,7 @@ def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks
     if ranks.is_first:
         facts = {
             "name": config.name,
-            "recipe": recipe.path.name,
+            "recipe": recipe.name,
             "model": config.model.path,
             "device": ranks.device_name,
             "num_ranks": ranks.count,

@@ -12,10 +12,11 @@ import pytest
 import torch
 from fastgrpo_kernels.dispatch import forced
 
+from fastgrpo.algorithm.token_objective import token_objective
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.losses import LOSSES, token_objective
+from fastgrpo.policy.losses import LOSSES
 from fastgrpo.policy.mismatch import NUM_BINS, histogram, mismatch_warning, quantile
 from fastgrpo.policy.packing import SequenceCost, pack
 from fastgrpo.policy.policy import Policy

@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from fastgrpo.ranks import Ranks, choose_device
 from fastgrpo.recipe import Recipe, find_recipe, load_recipe
+from fastgrpo.recipe.arguments import resolve
 from fastgrpo.recipe.validate import validate, validate_phases
 from fastgrpo.run.setup import train
-from fastgrpo.train import resolve
 
 Metrics = list[dict[str, Any]]
 

@@ -30,6 +30,22 @@ def test_a_recipe_runs_three_steps_in_small(name, tmp_path):
     assert any(r["reward_std"] > 0 for r in records)
 
 
+@pytest.mark.parametrize("given", ["simplerl_zoo_qwen2_5_7b", "recipes/simplerl_zoo/qwen2_5_7b.py", "brorl_1_5b.py"])
+def test_a_shipped_recipe_is_found_from_anywhere_by_its_name_and_by_its_path(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(find_recipe(given))
+    assert recipe.name == recipe.config.name and find_recipe(recipe.name) == recipe.path
+
+
+def test_a_path_that_is_not_there_is_not_taken_for_a_shipped_recipe_of_that_name(tmp_path):
+    with pytest.raises(ValueError, match="no recipe"):
+        find_recipe(str(tmp_path / "quickstart.py"))
+
+
+def test_what_recipes_share_is_no_recipe():
+    assert not [n for n in recipe_names() if "shared" in n or "__init__" in n]
+
+
 def test_recipes_say_whose_they_are_and_what_they_cost():
     for name in recipe_names():
         recipe = load_recipe(find_recipe(name))

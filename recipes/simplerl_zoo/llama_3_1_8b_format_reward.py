@@ -1,7 +1,10 @@
-"""SimpleRL-Zoo of Llama-3.1-8B with a format reward: -1 without a box, -0.5 for a wrong answer in one."""
+"""Llama-3.1-8B, format reward.
 
-from fastgrpo_recipes import _simplerl_zoo as zoo
-from fastgrpo_recipes import simplerl_zoo_llama_3_1_8b as base
+-1 without a box, -0.5 for a wrong answer in one.
+"""
+
+from fastgrpo_recipes.simplerl_zoo import _shared as zoo
+from fastgrpo_recipes.simplerl_zoo import llama_3_1_8b as base
 
 from fastgrpo.rewards import format_penalty, self_test_of
 
@@ -11,3 +14,4 @@ self_test = self_test_of(reward)
 row = base.row
 source = "SimpleRL-Zoo, arXiv 2503.18892, section 3.1"
 cost = base.cost
+ranks = base.ranks

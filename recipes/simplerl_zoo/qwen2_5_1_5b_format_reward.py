@@ -1,7 +1,10 @@
-"""SimpleRL-Zoo of Qwen2.5-0.5B with a format reward: -1 without a box, -0.5 for a wrong answer in one."""
+"""Qwen2.5-1.5B, format reward.
 
-from fastgrpo_recipes import _simplerl_zoo as zoo
-from fastgrpo_recipes import simplerl_zoo_qwen2_5_0_5b as base
+-1 without a box, -0.5 for a wrong answer in one.
+"""
+
+from fastgrpo_recipes.simplerl_zoo import _shared as zoo
+from fastgrpo_recipes.simplerl_zoo import qwen2_5_1_5b as base
 
 from fastgrpo.rewards import format_penalty, self_test_of
 

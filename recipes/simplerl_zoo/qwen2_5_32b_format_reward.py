@@ -1,7 +1,10 @@
-"""SimpleRL-Zoo of Qwen2.5-1.5B with a format reward: -1 without a box, -0.5 for a wrong answer in one."""
+"""Qwen2.5-32B, format reward.
 
-from fastgrpo_recipes import _simplerl_zoo as zoo
-from fastgrpo_recipes import simplerl_zoo_qwen2_5_1_5b as base
+-1 without a box, -0.5 for a wrong answer in one.
+"""
+
+from fastgrpo_recipes.simplerl_zoo import _shared as zoo
+from fastgrpo_recipes.simplerl_zoo import qwen2_5_32b as base
 
 from fastgrpo.rewards import format_penalty, self_test_of
 
@@ -11,3 +14,4 @@ self_test = self_test_of(reward)
 row = base.row
 source = "SimpleRL-Zoo, arXiv 2503.18892, section 3.1"
 cost = base.cost
+ranks = base.ranks

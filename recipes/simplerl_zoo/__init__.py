@@ -1,0 +1,1 @@
+"""SimpleRL-Zoo: ten base models, each as published and with a format reward."""
