@@ -339,21 +339,21 @@ def measured(way: Way, inputs: Inputs, oracle: Callable[[Task], Oracle]) -> Row:
         found = oracle(way.task)
         with way.block():
             got = way.run(inputs)
-        return {name: _judged(name, error, found.plain[name]) for name, error in errors(got, found.exact).items()}
+        return {name: _compared(name, error, found.plain[name]) for name, error in errors(got, found.exact).items()}
 
     compared, row["why_not"] = attempted(work, inputs.hidden.device)
     row["errors"] = compared or {}
-    wrong = [f"{name}: {_said(e)}" for name, e in row["errors"].items() if not e["within"]]
+    wrong = [f"{name}: {_described(e)}" for name, e in row["errors"].items() if not e["within"]]
     row["why_not"] = row["why_not"] or "; ".join(wrong)
     return row
 
 
-def _judged(name: str, error: Error, plain: Error) -> Row:
+def _compared(name: str, error: Error, plain: Error) -> Row:
     most = bound(name, plain)
     return {"error": error.size, "at": error.at, "plain": plain.size, "bound": most, "within": error.size <= most}
 
 
-def _said(error: Row) -> str:
+def _described(error: Row) -> str:
     at = "" if error["at"] is None else f" at {error['at']}"
     return f"off by {error['error']:.2e}{at}, at most {error['bound']:.2e} (plain torch {error['plain']:.2e})"
 
@@ -442,7 +442,7 @@ def _line(row: Row) -> str:
     if row["why_not"]:
         return f"WRONG  {row['name']}: {row['why_not']}"
     name, nearest = max(row["errors"].items(), key=lambda item: item[1]["error"] / item[1]["bound"])
-    return f"ok     {row['name']}; nearest to its bound: {name}, {_said(nearest)}"
+    return f"ok     {row['name']}; nearest to its bound: {name}, {_described(nearest)}"
 
 
 def _write(rows: list[Row], shape: Sequence[int], device: torch.device) -> None:

@@ -332,6 +332,7 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
         ({"weight": torch.zeros(5, 4, dtype=torch.float64)}, "one floating dtype"),
         ({"response_mask": torch.ones(10)}, "response_mask must be bool"),
         ({"response_mask": torch.ones(9, dtype=torch.bool)}, r"response_mask must be \[T\] = \[10\]"),
+        ({"response_mask": torch.ones(10, dtype=torch.bool, device="meta")}, "response_mask must be on cpu, got meta"),
         ({"rewards": torch.ones(2)}, "advantages or rewards, not both"),
         ({"old_logprobs": torch.ones(9)}, r"old_logprobs must be \[T\]"),
         ({"num_loss_tokens": 0}, "num_loss_tokens must be above 0"),
