@@ -1,6 +1,6 @@
-"""Peak memory of an update on every rank: model by number of GPUs, FSDP2 and HSDP.
+"""Peak memory of an update on every rank, by model and number of GPUs, with FSDP2 and HSDP.
 
-It needs that many GPUs, real ones or `tests/fake_gpu`'s: memory is true there too.
+It needs that many GPUs, real ones or those of `tests/fake_gpu`, where memory is true as well.
 """
 
 import argparse
@@ -50,13 +50,13 @@ class Case:
 
 
 def cases(ranks: int) -> list[Case]:
-    """Of a launch: every model sharded over all ranks, and in two replicas where each has several."""
+    """The cases of a launch: every model sharded over all ranks, and in two replicas if each has several ranks."""
     layouts = (1, 2) if ranks >= 4 else (1,)
     return [Case(s, ranks, replicas, each) for s in SHAPES for replicas in layouts for each in (False, True)]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a launch failed. Out of memory is a result."""
+    """Measures. Returns 1 if a launch failed; out of memory is a result and no failure."""
     parser = argparse.ArgumentParser(prog="bench ranks_memory", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda",))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -112,7 +112,7 @@ def _measure_all() -> None:
 
 
 def _peaks(case: Case, ranks: Any) -> Row:
-    """The most that any rank held in the second update, when AdamW's moments exist."""
+    """The largest peak of any rank in the second update, when AdamW's moments exist."""
     shard = 12 * case.shape.num_parameters / (case.ranks // case.replicas)
     try:
         allocated, reserved = _second_update(case, ranks)

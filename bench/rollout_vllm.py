@@ -1,4 +1,4 @@
-"""Sampling by vLLM beside the built-in engine: tokens/s on the same prompts, weight sync, and a whole step of each."""
+"""Sampling by vLLM and by the built-in engine: tokens/s on the same prompts, weight sync, and a whole step of each."""
 
 import argparse
 import gc
@@ -24,7 +24,7 @@ NO_PHASES = ("tokens_per_s", "step_s", "engine_busy_s")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a measurement; responses have their full length, the tokens mean nothing."""
+    """The sizes of a measurement. Responses have their full length; their tokens are random."""
 
     shape: Shape
     num_prompts: int
@@ -45,7 +45,7 @@ LONG_1_5B = Sizes(QWEN25_1_5B, 8, 8, 8192, 96, 128, 256, 16384, 16384, 24.0)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, also where there is no vLLM, or 1 if an engine failed."""
+    """Measures. Returns 1 if an engine failed, else 0, also without vLLM."""
     options = _options(argv)
     if reason := vllm_models.why_no_vllm():
         print(f"rollout_vllm is not measured: {reason}")
@@ -80,7 +80,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row of every engine that ran, and why another did not."""
+    """A row for every engine that ran, and the reasons why others did not."""
     rows, failed = [], {}
     for name in ENGINES:
         try:
@@ -92,7 +92,7 @@ def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, 
 
 
 def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
-    """Everything about one engine, which is gone afterwards. The learner comes first: what is left is the engine's."""
+    """All figures of an engine, which is freed afterwards. The learner is made first: the engine takes what is left."""
     from fastgrpo.rollout.engines import start_engine
     from fastgrpo.rollout.spec import EngineSpec
 
@@ -142,8 +142,10 @@ def _learner(config: Any, sizes: Sizes, ranks: Any) -> Any:
 
 
 def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Tokens/s of whole responses, and of decoding alone: without the time of responses that end with their first
-    token. Every time the engine has weights of another version, so that no prompt is found in a cache."""
+    """Tokens/s of whole responses, and of decoding alone, without the time of responses of a single token.
+
+    The version of the weights changes every time, so that no prompt is found in a cache.
+    """
     from bench.synthetic import random_prompts
     from fastgrpo.rollout.engine import generate
     from fastgrpo.types import Sampling
@@ -174,7 +176,7 @@ def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]
 
 
 def _rate(num_tokens: float, seconds: float) -> float:
-    """Not a number where the difference of two times is lost in their noise, as it may be for a tiny model."""
+    """Tokens/s; NaN if the difference of two times is not positive, which noise can cause for a tiny model."""
     return num_tokens / seconds if seconds > 0 else math.nan
 
 
@@ -186,7 +188,7 @@ def _sync(engine: Any, learner: Any, device: torch.device) -> dict[str, float]:
 
 
 def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> dict[str, Any]:
-    """The faster of two steps of the trainer's own, with a coin for a verifier."""
+    """The faster of two of the trainer's steps, with random verdicts."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer
     from fastgrpo.policy.sharding import full_weights
     from fastgrpo.rollout.local import LocalRollouts
@@ -211,7 +213,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
         learner=learner,
         run_dir=Path(tempfile.gettempdir()),
     )
-    rollouts.sync(0)  # compared with checksums: the only time
+    rollouts.sync(0)  # only this first sync is compared by checksums
     trainer.step()
     step = min((trainer.step()[0] for _ in range(2)), key=lambda s: s["step_s"])
     phases = {k: v for k, v in step.items() if k.endswith("_s") and k not in NO_PHASES}
@@ -219,7 +221,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
 
 
 def report(rows: list[dict[str, Any]], sizes: Sizes, peak: Peak, device: torch.device, quick: bool) -> None:
-    """Prints, and keeps the result unless it was quick."""
+    """Prints the rows, and writes the results unless it was a quick run."""
     num_sequences = sizes.num_prompts * sizes.group_size
     limit = decode_limit(sizes.shape, peak, num_sequences, sizes.prompt_tokens + sizes.response_tokens // 2)
     print_table(
@@ -249,7 +251,7 @@ def report(rows: list[dict[str, Any]], sizes: Sizes, peak: Peak, device: torch.d
 def _headline(
     ours: dict[str, Any] | None, theirs: dict[str, Any] | None, limit: float, sizes: Sizes
 ) -> list[list[str]]:
-    """vLLM's figures beside the built-in engine's, where it has any."""
+    """The headline: vLLM's figures beside those of the built-in engine."""
     if theirs is None:
         return [[f"decoding by vLLM, {sizes.shape.name}", "failed", f"limit {limit:,.0f}"]]
     beside = f", built-in {ours['decode_tokens_per_s']:,.0f}" if ours else ""

@@ -1,4 +1,4 @@
-"""Model shapes, and what follows from them: parameters, FLOPs, bytes, transformers configuration."""
+"""Model shapes, and the parameters, FLOPs, bytes and transformers configuration that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Shape:
 
     @property
     def layer_matmul_weights(self) -> int:
-        """Weights that every token is multiplied with in one layer."""
+        """Number of weights of a layer with which every token is multiplied."""
         attention = 2 * self.width * (self.query_width + self.kv_width)
         return attention + 3 * self.width * self.feed_forward
 
@@ -45,7 +45,7 @@ class Shape:
         return self.num_layers * self.num_layer_parameters + self.width + embeddings
 
     def forward_flops(self, lengths: Sequence[int], head_rows: int) -> float:
-        """Two a weight and token, half the token pairs in both products of causal attention, the head's rows."""
+        """FLOPs: two for each weight and token, both attention products over half of the pairs, the head's rows."""
         layers = 2.0 * self.num_layers * self.layer_matmul_weights * sum(lengths)
         pairs = 2.0 * self.num_layers * self.query_width * sum(n * n for n in lengths)
         return layers + pairs + 2.0 * self.vocabulary * self.width * head_rows

@@ -1,7 +1,7 @@
 """``torchrun -m bench.shuffled_advantages RECIPE [--section.field value ...]``: a training run that cannot learn.
 
-Everything is the trainer's own, but the advantages of a step are dealt to other responses: what rises here does not
-rise because right answers are rewarded.
+It is the normal trainer, except that the advantages of a step go to other responses: if accuracy rises here, it is not
+because right answers are rewarded.
 """
 
 import sys
@@ -18,7 +18,7 @@ from fastgrpo.trainer import Trainer
 
 
 class ShuffledAdvantages(Trainer):
-    """Advantages permuted over the whole batch, by a permutation that is a function of seed and step."""
+    """A trainer that permutes advantages over the whole batch; the permutation is a function of seed and step."""
 
     def advantages(self, rewards: np.ndarray, lengths: np.ndarray) -> np.ndarray:  # [N], [N] -> [N]
         order = np.random.default_rng((self.config.seed, self.progress.step)).permutation(len(rewards))
