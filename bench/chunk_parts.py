@@ -9,6 +9,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -249,7 +250,7 @@ def _headline(rows: list[Row]) -> list[list[Any]]:
     return lines
 
 
-def _write(rows: list[Row], shape: Sequence[int], device: torch.device) -> Any:
+def _write(rows: list[Row], shape: Sequence[int], device: torch.device) -> Path:
     return write_results("chunk_parts", device, _headline(rows), {"shape": list(shape), "rows": rows})
 
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,9 @@ from bench.harness import (
 )
 from bench.shapes import QWEN25_1_5B, QWEN25_7B, QWEN25_32B, Shape
 from bench.torchrun import run_to_end, torchrun
+
+if TYPE_CHECKING:
+    from fastgrpo.ranks import Ranks
 
 TOKENS = 16384  # of a micro-batch; an update has two on every rank
 LAUNCH_S = 300.0
@@ -111,7 +115,7 @@ def _measure_all() -> None:
     connected.disconnect()
 
 
-def _peaks(case: Case, ranks: Any) -> Row:
+def _peaks(case: Case, ranks: "Ranks") -> Row:
     """The largest peak of any rank in the second update, when AdamW's moments exist."""
     shard = 12 * case.shape.num_parameters / (case.ranks // case.replicas)
     try:
@@ -123,7 +127,7 @@ def _peaks(case: Case, ranks: Any) -> Row:
     return {"peak_gib": max(peaks) / GIB, "reserved_gib": reserved / GIB, "masters_and_moments_gib": shard / GIB}
 
 
-def _second_update(case: Case, ranks: Any) -> tuple[int, int]:
+def _second_update(case: Case, ranks: "Ranks") -> tuple[int, int]:
     from bench.synthetic import random_learner, random_sequences
     from fastgrpo.config import ModelConfig, OptimizerConfig
     from fastgrpo.policy.learner import TokenSums
@@ -145,7 +149,7 @@ def _line(row: Row) -> list[Any]:
     return [row["name"], peak, row.get("reserved_gib"), row["masters_and_moments_gib"]]
 
 
-def _write(rows: Sequence[Row]) -> Any:
+def _write(rows: Sequence[Row]) -> Path:
     fitting = [r for r in rows if "peak_gib" in r]
     headline = [(r["name"], f"{r['peak_gib']:.1f} GiB", "of a GPU") for r in fitting]
     return write_results("ranks_memory", torch.device("cuda"), headline, {"tokens": TOKENS, "rows": list(rows)})

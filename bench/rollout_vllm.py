@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,12 @@ from bench import vllm_models
 from bench.harness import exit_code, interleaved, print_table, reason, show_traceback, spread_frac, write_results
 from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN25_1_5B, Shape
+
+if TYPE_CHECKING:
+    from fastgrpo.config import Config
+    from fastgrpo.policy.learner import Learner
+    from fastgrpo.ranks import Ranks
+    from fastgrpo.rollout.engine import RolloutEngine
 
 ENGINES = ("builtin", "vllm")
 NO_PHASES = ("tokens_per_s", "step_s", "engine_busy_s")
@@ -79,7 +85,7 @@ def _dtype(device: torch.device) -> torch.dtype:
     return compute_dtype(ModelConfig(), device)
 
 
-def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def measure_all(sizes: Sizes, folder: Path, ranks: "Ranks") -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A row for every engine that ran, and the reasons why others did not."""
     rows, failed = [], {}
     for name in ENGINES:
@@ -91,7 +97,7 @@ def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, 
     return rows, failed
 
 
-def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
+def measure(name: str, sizes: Sizes, folder: Path, ranks: "Ranks") -> dict[str, Any]:
     """All figures of an engine, which is freed afterwards. The learner is made first: the engine takes what is left."""
     from fastgrpo.rollout.engines import start_engine
     from fastgrpo.rollout.spec import EngineSpec
@@ -110,7 +116,7 @@ def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]
             torch.cuda.empty_cache()
 
 
-def _config(name: str, sizes: Sizes, folder: Path) -> Any:
+def _config(name: str, sizes: Sizes, folder: Path) -> "Config":
     from fastgrpo.config import Config
 
     base = Config()
@@ -135,13 +141,13 @@ def _config(name: str, sizes: Sizes, folder: Path) -> Any:
     )
 
 
-def _learner(config: Any, sizes: Sizes, ranks: Any) -> Any:
+def _learner(config: "Config", sizes: Sizes, ranks: "Ranks") -> "Learner":
     from bench.synthetic import random_learner
 
     return random_learner(sizes.shape, ranks, config.model, config.optimizer)
 
 
-def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]:
+def _sampling(engine: "RolloutEngine", sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """Tokens/s of whole responses, and of decoding alone, without the time of responses of a single token.
 
     The version of the weights changes every time, so that no prompt is found in a cache.
@@ -180,14 +186,16 @@ def _rate(num_tokens: float, seconds: float) -> float:
     return num_tokens / seconds if seconds > 0 else math.nan
 
 
-def _sync(engine: Any, learner: Any, device: torch.device) -> dict[str, float]:
+def _sync(engine: "RolloutEngine", learner: "Learner", device: torch.device) -> dict[str, float]:
     from fastgrpo.policy.sharding import full_weights
 
     works = {"sync": lambda: engine.write_weights(full_weights(learner.policy), 0)}
     return {"sync_s": statistics.median(interleaved(works, device, rounds=5)["sync"])}
 
 
-def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> dict[str, Any]:
+def _step(
+    engine: "RolloutEngine", learner: "Learner", config: "Config", sizes: Sizes, ranks: "Ranks"
+) -> dict[str, Any]:
     """The faster of two of the trainer's steps, with random verdicts."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer
     from fastgrpo.policy.sharding import full_weights

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Shape:
     def kv_bytes_per_token(self, itemsize: int) -> int:
         return 2 * self.num_layers * self.kv_width * itemsize
 
-    def transformers_config(self) -> Any:
+    def transformers_config(self) -> "PretrainedConfig":
         from transformers import Qwen2Config, Qwen3Config
 
         kind = Qwen2Config if self.family == "qwen2" else Qwen3Config

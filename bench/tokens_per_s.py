@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,10 @@ from bench.harness import (
 from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN3_0_6B, QWEN25_1_5B, Shape
 from bench.torchrun import run_to_end, torchrun
+
+if TYPE_CHECKING:
+    from fastgrpo.policy.learner import Learner
+    from fastgrpo.ranks import Ranks
 
 PUBLISHED = (
     ("JustRL, 1.5B, 16k, end to end", "865-1,514", "A800", "32 GPUs x 15 days, mean response 4k-7k"),
@@ -130,7 +134,9 @@ def _launch(argv: Sequence[str], ranks: int) -> int:
     return run_to_end(torchrun(ranks, *bench_command("tokens_per_s", *argv)), child_environment()).returncode
 
 
-def measure(protocols: Sequence[Protocol], wanted: Sequence[str], rows: list[Row], ranks: Any, peak: Peak) -> list[Row]:
+def measure(
+    protocols: Sequence[Protocol], wanted: Sequence[str], rows: list[Row], ranks: "Ranks", peak: Peak
+) -> list[Row]:
     """Measures the wanted rows and returns all rows; each is written at once, because a later one may fail.
 
     On several ranks a failure ends the program, because the other ranks would wait for the one that failed.
@@ -153,7 +159,7 @@ def _failed(rows: Sequence[Row], wanted: Sequence[str]) -> dict[str, str]:
     return {row["name"]: row["error"] for row in rows if row["name"] in wanted and "error" in row}
 
 
-def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: Any, peak: Peak) -> Row:
+def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: "Ranks", peak: Peak) -> Row:
     """The figures of a part, or ``error``; and on a GPU its peak memory in both cases."""
     on_gpu = ranks.device.type == "cuda"
     row: Row = {"name": protocol.row_name(part), "protocol": protocol.name, "part": part, "shape": protocol.shape.name}
@@ -174,7 +180,7 @@ def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: Any
     return row
 
 
-def _learner(protocol: Protocol, ranks: Any) -> Any:
+def _learner(protocol: Protocol, ranks: "Ranks") -> "Learner":
     from bench.synthetic import random_learner
     from fastgrpo.config import ModelConfig, OptimizerConfig
 
@@ -186,7 +192,7 @@ def _learner(protocol: Protocol, ranks: Any) -> Any:
     )
 
 
-def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
+def _update_row(protocol: Protocol, ranks: "Ranks", peak: Peak) -> Row:
     """The figures of an update: packing, forward, backward, clipping and AdamW."""
     from bench.synthetic import random_sequences
     from fastgrpo.policy.learner import TokenSums
@@ -216,7 +222,7 @@ def _per_s(count: float, seconds: float) -> float:
     return count / max(seconds, SHORTEST_S)
 
 
-def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
+def _rollout_row(protocol: Protocol, ranks: "Ranks", peak: Peak) -> Row:
     """The figures of decoding alone: a generation's time less that of one which ends after the first token."""
     from bench.synthetic import random_engine, random_prompts
     from fastgrpo.rollout.engine import generate
@@ -239,7 +245,7 @@ def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     return _rates(rate, decode_limit(protocol.shape, peak, num_sequences, context), spread)
 
 
-def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
+def _step_row(protocol: Protocol, ranks: "Ranks", peak: Peak) -> Row:
     """The figures of the trainer's step with random verdicts: sampled tokens by its time, with the weight sync."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer, random_engine
     from fastgrpo.config import Config
@@ -289,7 +295,7 @@ def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     return _rates(rate, _step_limit(protocol, peak, ranks), spread) | {"phases": phases}
 
 
-def _step_limit(protocol: Protocol, peak: Peak, ranks: Any) -> float:
+def _step_limit(protocol: Protocol, peak: Peak, ranks: "Ranks") -> float:
     """Tokens/s of a step at the limits, if a prompt is read once for all responses, without recomputed logprobs."""
     assert protocol.step is not None
     num_prompts, group_size, response_tokens, _ = protocol.step
@@ -299,7 +305,7 @@ def _step_limit(protocol: Protocol, peak: Peak, ranks: Any) -> float:
     return 1 / (1 / rollout + read / _update_limit(protocol, peak))
 
 
-PARTS: dict[str, Callable[[Protocol, Any, Peak], Row]] = {
+PARTS: dict[str, Callable[[Protocol, "Ranks", Peak], Row]] = {
     "update": _update_row,
     "rollout": _rollout_row,
     "step": _step_row,
@@ -332,7 +338,7 @@ def _rates(rate: float, limit: float, spread: float) -> Row:
     }
 
 
-def _report(rows: Sequence[Row], peak: Peak, ranks: Any) -> None:
+def _report(rows: Sequence[Row], peak: Peak, ranks: "Ranks") -> None:
     print(
         f"measured here: matmul {peak.flops_per_s / 1e12:.3g} TFLOP/s in {peak.dtype}, copy "
         f"{peak.bytes_per_s / 1e9:.3g} GB/s, on each of {ranks.count} ranks"
@@ -357,12 +363,12 @@ def _line(row: Row) -> list[Any]:
     return [row["name"], row["tokens_per_s"], row["limit_tokens_per_s"], share, spread, *memory, row.get("note", "")]
 
 
-def _write(rows: Sequence[Row], peak: Peak, ranks: Any) -> Path:
+def _write(rows: Sequence[Row], peak: Peak, ranks: "Ranks") -> Path:
     results = {"rows": rows, "peak": peak.as_dict(), "num_ranks": ranks.count, "published": PUBLISHED}
     return write_results(_output(ranks), ranks.device, [_headline(row) for row in rows], results)
 
 
-def _output(ranks: Any) -> str:
+def _output(ranks: "Ranks") -> str:
     return "tokens_per_s" if ranks.count == 1 else f"tokens_per_s_{ranks.count}_ranks"
 
 
