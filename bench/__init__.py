@@ -1,1 +1,1 @@
-"""How fast, how much memory, how well: ``python -m bench SUBJECT``. Every figure stands beside its limit or a peer."""
+"""Speed, memory and learning, measured: ``python -m bench SUBJECT``. Every figure is beside its limit or a peer."""

@@ -17,7 +17,7 @@ python -m bench [--results DIR] SUBJECT [options]; SUBJECT --help lists them
 
 @cache
 def subjects() -> dict[str, str]:
-    """Name and first line of every module and folder here that defines ``main``; none of them is imported."""
+    """The name and the first line of every module and folder here that defines ``main``. None of them is imported."""
     found = {}
     folder = Path(__file__).parent
     for file in (*folder.glob("*.py"), *folder.glob("*/__init__.py")):
@@ -30,7 +30,7 @@ def subjects() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subject's ``main(argv) -> int``. Returns its exit code, or 2 for a subject that there is not."""
+    """Runs a subject's ``main(argv) -> int``. Returns its exit code, or 2 for an unknown subject."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["--results"]:
         if len(arguments) == 1:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep_results_in(folder: Path) -> None:
-    from bench import harness  # which imports torch: the list of subjects needs none
+    from bench import harness  # imports torch, which the list of subjects does not need
 
     harness.RESULTS = folder.absolute()  # child processes work in another folder
 

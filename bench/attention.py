@@ -37,8 +37,10 @@ IMPLEMENTATIONS = ("padded", SDPA, "varlen", "flash_attn")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if an implementation fails, or errs more than twice as much as plain torch in the same dtype. One that
-    is not installed or needs CUDA has not failed, nor has transformers' way where it does not fit a GPU."""
+    """Measures. Returns 1 if an implementation fails, or its error is more than twice that of plain torch in its dtype.
+
+    It is no failure if an implementation is not installed or needs CUDA, or if transformers' one does not fit a GPU.
+    """
     parser = _parser()
     options = parser.parse_args(argv)
     wanted = chosen(parser, options.only, IMPLEMENTATIONS)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     for name in wanted:
         free_cached(device)
         rows = merged(rows, [_row(name, layout, inputs, oracle, plain)], IMPLEMENTATIONS)
-        _write(rows, plain, peak, layout)  # what has been measured survives what comes after
+        _write(rows, plain, peak, layout)  # after each row, so that a later failure loses nothing
     _report(rows, plain, peak, layout)
     print(_write(rows, plain, peak, layout))
     return exit_code(
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _kept(layout: "Layout", parser: argparse.ArgumentParser) -> list[Row]:
-    """The rows that are there already; ends the program with 2 where they would not compare."""
+    """The rows that are there already. Ends the program with 2 if they cannot be compared with new ones."""
     found = read_results("attention", layout.device)
     if found and found["lengths"] != layout.lengths:
         parser.error(
@@ -81,7 +83,7 @@ def _kept(layout: "Layout", parser: argparse.ArgumentParser) -> list[Row]:
 
 
 class Layout:
-    """One packed row of mixed lengths, and every way to attend within its sequences; Qwen2.5-1.5B's heads."""
+    """A packed row of mixed lengths with Qwen2.5-1.5B's heads, and every implementation of attention in it."""
 
     def __init__(self, num_tokens: int, device: torch.device) -> None:
         from bench.synthetic import response_mix
@@ -121,7 +123,7 @@ class Layout:
         return torch.cat(sequences)[None]
 
     def why_not(self, name: str) -> str:
-        """Why it cannot run here, or ""."""
+        """Why an implementation cannot run here; empty if it can."""
         if name in ("padded", SDPA):
             return ""
         if self.device.type != "cuda":
@@ -142,7 +144,7 @@ class Layout:
         return lambda q, k, v: attention(None, q, k, v, None, layout=self.packed, scaling=self.scaling)[0]
 
     def masked_sdpa(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As transformers' ``sdpa`` attends on packed rows: a block-diagonal causal mask of all token pairs."""
+        """transformers' ``sdpa`` on packed rows: with a block-diagonal causal mask of all token pairs."""
         lengths = torch.tensor(self.lengths, device=self.device)
         numbers = torch.arange(len(lengths), device=self.device)
         sequence = numbers.repeat_interleave(lengths, output_size=self.num_tokens)
@@ -152,7 +154,7 @@ class Layout:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scaling).transpose(1, 2)
 
     def forward_flops(self) -> float:
-        """Half the token pairs in both products; forward and backward together take 3.5 times as many."""
+        """FLOPs of half of the token pairs in both products; forward and backward together take 3.5 times as many."""
         return 2.0 * QWEN25_1_5B.query_width * sum(n * n for n in self.lengths)
 
 
@@ -167,7 +169,7 @@ def _values_and_gradients(attention: Attention, inputs: Sequence[Tensor], upstre
 
 
 def _errors(values: Sequence[Tensor], oracle: Sequence[Tensor]) -> dict[str, float]:
-    """Root mean square of the difference, by that of the oracle."""
+    """The root mean square of each difference, divided by that of the oracle."""
     pairs = zip(NAMES, values, oracle, strict=True)
     return {name: float((v.double() - o).norm() / o.norm()) for name, v, o in pairs}
 
@@ -179,14 +181,14 @@ def _row(
     oracle: Sequence[Tensor],
     plain: dict[str, float],
 ) -> Row:
-    """One implementation's figures; why there are none, if it cannot run here or fails."""
+    """The figures of an implementation, or the reason why there are none."""
     if why := layout.why_not(name):
         return {"name": name, "why_not": why}
     try:
         return {"name": name, **_figures(layout.implementation(name), layout, inputs, oracle, plain)}
     except torch.OutOfMemoryError as error:
         return {"name": name, "oom": reason(error)}
-    except Exception as error:  # one kernel that is broken here must not hide the others
+    except Exception as error:  # a broken kernel must not hide the others
         show_traceback(error)
         return {"name": name, "error": reason(error)}
 
@@ -210,7 +212,7 @@ def _figures(
 
 
 def _failure(row: Row) -> str:
-    """What makes the exit code 1, or ""."""
+    """The reason for exit code 1, or ""."""
     fits_not = row["name"] == SDPA and "oom" in row
     if "why_not" in row or fits_not:
         return ""

@@ -1,4 +1,4 @@
-"""A model's tensors broadcast in place from a trainer's rank to engines: NCCL on GPUs, gloo on a CPU.
+"""Broadcasts a model's tensors in place from a trainer's rank to engines: NCCL on GPUs, gloo on a CPU.
 
 On a GPU machine `--device cuda` builds and runs bench/nccl; `--nccl-tests PATH` runs NVIDIA's own program beside it.
 """
@@ -44,11 +44,11 @@ class TensorSize(NamedTuple):
 
 
 class CannotMeasure(RuntimeError):
-    """NCCL has nothing to run on here; the message says what is missing."""
+    """NCCL cannot run here; the message says what is missing."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, 1 if a byte did not arrive or a run failed, 2 for what cannot be asked for."""
+    """Measures. Returns 1 if a byte did not arrive or a run failed, 2 for options that cannot be, else 0."""
     options = _options(argv)
     try:
         reference = nccl_tests.binary(options.nccl_tests) if options.nccl_tests else None
@@ -88,7 +88,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def tensor_list(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[TensorSize]:
-    """The weights that a sync sends, in its order: a model's parameters, a tied head once."""
+    """The tensors that a sync sends, in its order: the model's parameters, a tied head once."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def tensor_list(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> list[Tenso
 
 
 def write_list(tensors: Sequence[TensorSize], path: Path) -> None:
-    """A line for each tensor: name, dtype, number of elements. bench/nccl/broadcast.cpp reads it."""
+    """Writes the list that bench/nccl/broadcast.cpp reads: a line with name, dtype and number of elements a tensor."""
     path.write_text("".join(f"{t.name} {t.dtype} {t.num_elements}\n" for t in tensors), encoding="utf-8")
 
 
@@ -105,7 +105,7 @@ def write_list(tensors: Sequence[TensorSize], path: Path) -> None:
 
 
 def on_gpus(options: argparse.Namespace, reference: Path | None) -> int:
-    """Raises CannotMeasure without GPUs, NCCL or a compiler, and RuntimeError or ValueError where a run fails."""
+    """Measures NCCL. Raises CannotMeasure without GPUs, NCCL or a compiler, RuntimeError or ValueError if it fails."""
     visible = torch.cuda.device_count()
     num_gpus = options.gpus or max(visible, 2)
     if visible < num_gpus:
@@ -135,7 +135,7 @@ def on_gpus(options: argparse.Namespace, reference: Path | None) -> int:
             theirs = nccl_tests.run(reference, found["bytes"], num_gpus, options.rounds, warmup=3)
             found["nccl_tests_busbw_gb_per_s"] = theirs.largest.in_place.busbw_gb_per_s
             headline.append(_beside_nccl_tests(ours, theirs.largest.in_place))
-        except ValueError as error:  # what ours measured is kept
+        except ValueError as error:  # our own result is kept
             failed["nccl-tests"] = str(error)
     print(write_results(_name(options), torch.device("cuda"), headline, found))
     if reference is not None and "nccl-tests" not in failed:
@@ -149,8 +149,10 @@ def _beside_nccl_tests(ours_gb_per_s: float, theirs: nccl_tests.Side) -> list[st
 
 
 def build_program(build_dir: Path) -> Path:
-    """Builds bench/nccl and returns the program. Raises CannotMeasure where CMake does not find what it needs,
-    RuntimeError where the compiler fails."""
+    """Builds bench/nccl and returns the program.
+
+    Raises CannotMeasure if CMake does not find what it needs, RuntimeError if the compiler fails.
+    """
     if shutil.which("cmake") is None:
         raise CannotMeasure("cmake was not found")
     site_packages = Path(torch.__file__).parents[1]
@@ -165,7 +167,7 @@ def build_program(build_dir: Path) -> Path:
 
 
 def run_program(program: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """The program's JSON, wrong bytes included. Raises RuntimeError where it fails or takes too long."""
+    """Runs the program and returns its JSON, also with wrong bytes. Raises RuntimeError if it fails or is too slow."""
     try:
         done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -180,7 +182,7 @@ def run_program(program: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def on_cpu(options: argparse.Namespace) -> int:
-    """Two processes of one thread each on this machine; the limit is one copy of the bytes within the first."""
+    """Measures gloo between two processes of one thread each; the limit is one copy of the bytes within the first."""
     shape = QUICKSTART if options.quick else QWEN25_0_5B
     tensors = tensor_list(shape)
     num_bytes = sum(t.num_bytes for t in tensors)
@@ -218,7 +220,7 @@ def _cpu_row(seconds: Sequence[float], num_bytes: int, wrong_bytes: int) -> dict
 
 
 def measure_gloo(tensors: Sequence[TensorSize], rounds: int) -> dict[str, dict[str, Any]]:
-    """``{way: {"seconds": one a round, "wrong_bytes": found by the receiver}}``; the first rank's clock."""
+    """``{way: {"seconds": one for each round, "wrong_bytes": found by the receiver}}``, by the first rank's clock."""
     timeout = timedelta(seconds=TIMEOUT_S)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout)
     torch.multiprocessing.spawn(_gloo_rank, args=(store.port, list(tensors), rounds), nprocs=2)
@@ -243,7 +245,7 @@ def _gloo_rank(rank: int, port: int, tensors: list[TensorSize], rounds: int) -> 
     copy = torch.empty_like(flat[0]) if rank == 0 else None
     works: dict[str, Callable[[], Any]] = {MEMCPY: lambda: None if copy is None else copy.copy_(flat[0])}
     works |= {way: _then_barrier(run) for way, (_, run) in ways.items()}
-    # Both ranks must run as often: warm-ups by number, no budget.
+    # Both ranks must run equally often, so warm-ups have a number and no time limit.
     seconds = interleaved(works, CPU, prepare=dist.barrier, rounds=rounds, warmup_s=0.0, budget_s=math.inf)
     if rank == 0:
         found = {way: {"seconds": s, "wrong_bytes": wrong.get(way, 0)} for way, s in seconds.items()}
@@ -266,7 +268,7 @@ def _broadcast(buffers: Sequence[Tensor]) -> None:
 
 
 def _broadcast_in_buckets(together: Sequence[Sequence[Tensor]], staging: Tensor, rank: int) -> None:
-    """Packed on the first rank and unpacked on the other, which is part of its time."""
+    """Broadcasts buckets, packed on the first rank and unpacked on the other; both are part of the time."""
     for bucket in together:
         packed = staging[: sum(buffer.numel() for buffer in bucket)]
         if rank == 0:
@@ -278,7 +280,7 @@ def _broadcast_in_buckets(together: Sequence[Sequence[Tensor]], staging: Tensor,
 
 
 def buckets(buffers: Sequence[Tensor], bucket_bytes: int) -> list[list[Tensor]]:
-    """Neighbours together, each bucket as full as it goes; a buffer larger than a bucket has one of its own."""
+    """The buffers in full buckets of neighbours; a buffer larger than a bucket has a bucket of its own."""
     starts, filled = [0], 0
     for i, buffer in enumerate(buffers):
         if filled and filled + buffer.nbytes > bucket_bytes:
@@ -289,7 +291,7 @@ def buckets(buffers: Sequence[Tensor], bucket_bytes: int) -> list[list[Tensor]]:
 
 
 def _wrong_after(run: Callable[[], None], buffers: Sequence[Tensor], rank: int) -> int:
-    """Bytes that the receiver does not hold after a run from zeros, known to both ranks."""
+    """Number of bytes that are wrong at the receiver after a run that begins with zeros; both ranks return it."""
     for i, buffer in enumerate(buffers):
         buffer.copy_(pattern(i, buffer.numel())) if rank == 0 else buffer.zero_()
     run()
@@ -299,13 +301,13 @@ def _wrong_after(run: Callable[[], None], buffers: Sequence[Tensor], rank: int) 
 
 
 def wrong_bytes(buffers: Sequence[Tensor]) -> int:
-    """Bytes that differ from the pattern. What is right is not counted, which would take eight times its memory."""
+    """Number of bytes that differ from the pattern. Right tensors are only compared: counting needs more memory."""
     expected = ((buffer, pattern(i, buffer.numel())) for i, buffer in enumerate(buffers))
     return sum(int((found != right).sum()) for found, right in expected if not torch.equal(found, right))
 
 
 def pattern(index: int, num_bytes: int) -> Tensor:
-    """What tensor number ``index`` holds: random bytes of its own, repeated after a prime number of them."""
+    """The content of tensor number ``index``: random bytes of its own, repeated after a prime number of them."""
     block = torch.randint(256, (65521,), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
     return block.repeat(-(-num_bytes // len(block)))[:num_bytes]
 

@@ -1,14 +1,15 @@
-"""The parts of one chunk of the LM head, timed apart, each beside its own limit.
+"""The parts of one chunk of the LM head, timed one by one, each beside its own limit.
 
-A matmul's limit is torch's of that shape into 16 bits; that of a pass over memory is its bytes at the bandwidth of a
-large copy. On CUDA events time a run alone, after a write that empties the cache and gives the host time to launch; on
-a CPU it is wall clock, and there are no tiles.
+The limit of a matmul is torch's matmul of that shape into 16 bits; the limit of a pass over memory is its bytes at the
+bandwidth of a large copy. On CUDA a run is timed by events, after a write that empties the cache and gives the host
+time to launch. On a CPU it is timed by wall clock, and there are no tiles.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,19 +23,19 @@ from bench.side_by_side import attempted
 SHAPES = {"cpu": (256, 64, 4104), "cuda": (16384, 1536, 151936)}
 COPIED_BYTES = {"cpu": 2**26, "cuda": 2**31}
 SPACER_BYTES = 2**30
-"""Written before each run: more than any cache holds, and a third of a millisecond, in which the host launches."""
+"""Bytes written before each run: more than any cache holds, and a third of a millisecond for the host to launch."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """``times``: how often it runs in a micro-batch; 0 where it is shown beside the step alone."""
+    """A part of the step. ``times``: how often it runs in a micro-batch; 0 if it is only shown beside the step."""
 
     name: str
     work: Callable[[], Any]
     times: int
     limit: Callable[[], Any] | int  # a matmul, or bytes read and written
     prepare: Callable[[], Any] = lambda: None
-    """Once before: what it works on. A matmul of zeros, which a pass repeated in place may leave, would be faster."""
+    """Makes the part's inputs, once: a pass that ran in place may have left zeros, whose matmul would be faster."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Inputs:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a part could not be timed."""
+    """Measures. Returns 1 if a part could not be timed."""
     options = _options(argv)
     device = torch.device(options.device)
     inputs = Inputs.random(*options.shape, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
@@ -95,7 +96,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def add_shape(parser: argparse.ArgumentParser, dimensions: str, shapes: dict[str, tuple[int, int, int]]) -> None:
-    """``--shape``, three whole numbers above 0; None is the device's own."""
+    """Adds ``--shape``, three whole numbers above 0; None takes the device's default."""
 
     def shape(text: str) -> tuple[int, ...]:
         parts = text.split(",")
@@ -111,7 +112,7 @@ def add_shape(parser: argparse.ArgumentParser, dimensions: str, shapes: dict[str
 
 
 def tile_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
-    """Of a chunk whose first matmul takes the statistics on its way."""
+    """The parts of a chunk whose first matmul also computes the statistics."""
     from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, linear_tiles, tile_gradient
 
     head = TiledHead(inputs.of_head(chunk_tokens), keep_logits=True)
@@ -137,7 +138,7 @@ def tile_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
 
 
 def logit_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
-    """Of a chunk of float32 logits: cuBLAS on a GPU, MKL on a CPU."""
+    """The parts of a chunk of float32 logits: cuBLAS on a GPU, MKL on a CPU."""
     head = LogitsHead(inputs.of_head(chunk_tokens))
     rows, count = next(head.chunks()), len(list(head.chunks()))
     hidden, logits, ids = inputs.hidden[rows], head.logits(rows), inputs.target_ids[rows]
@@ -160,7 +161,7 @@ def logit_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
 def _gradient_parts(
     grad_logits: Tensor, hidden: Tensor, weight: Tensor, count: int, prepare: Callable[[], Any]
 ) -> Iterator[Part]:
-    """From a chunk's gradient of logits [R, V], which ``prepare`` makes, to the gradients of hidden and weight."""
+    """The parts from the gradient of logits [R, V], made by ``prepare``, to the gradients of hidden and weight."""
     wide = torch.float32
     of_hidden, total = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
     contiguous = torch.randn(grad_logits.shape, dtype=hidden.dtype, device=hidden.device)
@@ -208,7 +209,7 @@ def measured(part: Part, device: torch.device, copy_seconds_per_byte: float) -> 
 
 
 def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 10) -> float:
-    """Of single runs with a cold cache, on the device's own clock; never 0, for it is divided by."""
+    """The median time of single runs with a cold cache, by the device's own clock; never 0, since it is a divisor."""
     if device.type == "cpu":
         return timed(work, device, warmup_s=0.0, repeats=5, budget_s=1.0).median_s
     for _ in range(3):
@@ -225,7 +226,7 @@ def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int =
 
 
 def _copy_seconds_per_byte(device: torch.device) -> float:
-    """Of bytes read and written together."""
+    """Seconds for each byte of a large copy, where bytes read and bytes written both count."""
     size = COPIED_BYTES[device.type] // 2
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
@@ -236,7 +237,7 @@ def _copy_seconds_per_byte(device: torch.device) -> float:
 
 
 def _in_a_step(rows: list[Row], way: str, key: str) -> float | None:
-    """Seconds of a whole micro-batch; None unless every part was timed."""
+    """The seconds of a whole micro-batch; None unless every part was timed."""
     own = [row for row in rows if row["way"] == way]
     if any(row["why_not"] for row in own):
         return None
@@ -252,7 +253,7 @@ def _headline(rows: list[Row]) -> list[list[Any]]:
     return lines
 
 
-def _write(rows: list[Row], shape: Sequence[int], device: torch.device) -> Any:
+def _write(rows: list[Row], shape: Sequence[int], device: torch.device) -> Path:
     return write_results("chunk_parts", device, _headline(rows), {"shape": list(shape), "rows": rows})
 
 

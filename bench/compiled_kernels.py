@@ -14,7 +14,7 @@ import torch
 from bench.harness import Row, exit_code, print_table, reason, show_traceback, write_results
 
 TARGETS = (80, 90, 100)
-# What a block of one kernel may have at most: CUDA programming guide, technical specifications per compute capability.
+# The most that a block may have: CUDA programming guide, technical specifications per compute capability.
 SHARED_BYTES_OF = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MAX_REGISTERS = 255
 
@@ -22,7 +22,7 @@ _F, _H, _I, _B = "*fp32", "*bf16", "*i64", "*u8"
 
 
 class Variant(NamedTuple):
-    """A kernel as its launcher calls it: types of its arguments by name, constants, and the launch."""
+    """A kernel as its launcher calls it: the types of its arguments by name, its constants, and the launch."""
 
     module: str
     kernel: str
@@ -33,7 +33,7 @@ class Variant(NamedTuple):
 
 
 def variants() -> list[Variant]:
-    """Every kernel at a 1.5B model's head: what every step takes, and the switches that make it largest."""
+    """Every kernel at a 1.5B model's head: as every step uses it, and with the switches that make it largest."""
     return [*_of_rows(), *_of_tokens(), *_of_groups(), *_of_tiles()]
 
 
@@ -121,7 +121,7 @@ _SCALARS = dict.fromkeys(
 
 
 def compiled(variant: Variant, capability: int) -> dict[str, Any]:
-    """What ptxas says of the kernel: registers and spilled bytes a thread, shared memory a block."""
+    """ptxas's figures for a kernel: registers and spilled bytes of a thread, shared memory of a block."""
     import importlib
 
     import triton
@@ -131,7 +131,7 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
     function = getattr(importlib.import_module(f"fastgrpo_kernels.gpu.{variant.module}"), variant.kernel)
     known = {**_SCALARS, **variant.pointers, **dict.fromkeys(variant.constants, "constexpr")}
     signature = {name: known.get(name, "i32") for name in function.arg_names}
-    # Pointers and strides are multiples of 16 in a launch, as Triton finds for itself there.
+    # In a launch Triton finds that pointers and strides are multiples of 16.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
@@ -154,15 +154,15 @@ def _ptxas(ptx: str) -> dict[str, int]:
 
     target = re.search(r"\.target (\w+)", ptx)
     assert target is not None
-    # Triton ships two assemblers; which one knows this PTX depends on its version.
+    # Triton has two assemblers; which of them knows this PTX depends on Triton's version.
     folder_of_tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    said = ""
+    printed = ""
     for assembler in sorted(folder_of_tools.glob("ptxas*")):
-        done, said = _assemble(assembler, target[1], ptx)
-        spills, registers = (re.search(p, said) for p in (r"(\d+) bytes spill stores", r"Used (\d+) registers"))
+        done, printed = _assemble(assembler, target[1], ptx)
+        spills, registers = (re.search(p, printed) for p in (r"(\d+) bytes spill stores", r"Used (\d+) registers"))
         if done and spills and registers:
             return {"registers": int(registers[1]), "spilled_bytes": int(spills[1])}
-    raise RuntimeError(f"no assembler of {folder_of_tools} takes {target[1]}: {said[-2000:]}")
+    raise RuntimeError(f"no assembler of {folder_of_tools} takes {target[1]}: {printed[-2000:]}")
 
 
 def _assemble(assembler: Path, target: str, ptx: str) -> tuple[bool, str]:
@@ -175,7 +175,7 @@ def _assemble(assembler: Path, target: str, ptx: str) -> tuple[bool, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns 1 if a kernel does not compile; without Triton it says that nothing is measured."""
+    """Compiles all. Returns 1 if a kernel does not compile. Without Triton it prints that nothing is measured."""
     argparse.ArgumentParser(prog="python -m bench compiled_kernels", description=__doc__).parse_args(arguments)
     if find_spec("triton") is None:
         print("compiled_kernels is not measured: it needs Triton, which is not installed")

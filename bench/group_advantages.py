@@ -1,6 +1,6 @@
 """Rewards to advantages in groups of 8, beside a copy of as many bytes and eager torch.
 
-Eager torch does not see a group of equal rewards, which is ours' exact 0.
+Ours gives exactly 0 for a group of equal rewards; eager torch does not look for such groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ SHAPES = {"cpu": (2**20,), "cuda": (2**20,), "quick": (2**14,)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
+    """Measures. Returns 1 if a row fails, or our error is more than twice that of plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("group_advantages", description, "N", SHAPES, tables, headline, rounds=50), argv)
 
@@ -68,7 +68,7 @@ def our_ragged_groups(inputs: RewardInputs) -> Tensor:
 
 
 def eager_advantages(inputs: RewardInputs) -> Tensor:
-    """As a trainer writes it."""
+    """The advantages as trainers usually write them."""
     groups = inputs.rewards.view(-1, GROUP_SIZE)
     return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)).view(-1)
 
@@ -79,7 +79,7 @@ def oracle(inputs: RewardInputs) -> Outcome:
 
 
 def num_bytes(shape: Shape) -> int:
-    """Each reward read, each advantage written."""
+    """Each reward is read, and each advantage written."""
     return 8 * shape[0]
 
 

@@ -1,6 +1,6 @@
 """Logprobs to the GRPO loss and its gradient, beside a copy of as many bytes and eager torch.
 
-Eager torch computes the loss alone; ours gives every metric in the same pass.
+Eager torch computes only the loss; ours gives every metric in the same pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ scales it and writes it."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
+    """Measures. Returns 1 if a row fails, or our error is more than twice that of plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("grpo_loss", description, "T", SHAPES, tables, headline, rounds=50), argv)
 

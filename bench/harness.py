@@ -1,4 +1,4 @@
-"""What all subjects share: the machine's facts, time, peak memory, fresh processes, rows, results and tables."""
+"""The parts that all subjects share: machine facts, time, peak memory, fresh processes, rows, results, tables."""
 
 import argparse
 import contextlib
@@ -27,18 +27,17 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-"""`python -m bench --results DIR` puts another folder here; `bench_command` hands it on to child processes."""
+"""Folder of results. `python -m bench --results DIR` changes it, and `bench_command` passes it to child processes."""
 GIB = 2**30
 SHORTEST_S = 1e-9
-"""No time is shorter: a device without a clock gives 0 seconds, and every time is divided by."""
+"""The shortest time that is returned: a device without a clock gives 0 seconds, and every time is a divisor."""
 WARMUP_S = {"cpu": 0.5, "cuda": 0.2}
-"""By kind of device: a GPU's time is rented."""
 
 Row = dict[str, Any]
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -50,7 +49,7 @@ def device_slug(device: torch.device) -> str:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the code."""
+    """The facts that a figure depends on, besides the code."""
     facts: dict[str, Any] = {
         "device": device_slug(device),
         "cpu": _cpu_model(),
@@ -86,7 +85,7 @@ def _output(*command: str) -> str | None:
         return None
 
 
-@cache  # results are written after every row, and git takes its time
+@cache  # results are written after every row, and git is slow
 def _commit() -> str:
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     if commit is None:
@@ -105,12 +104,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_cached(device: torch.device) -> None:
-    """Gives a GPU back what nothing holds any more: the next row finds it as if it were the first."""
+    """Frees the GPU memory that nothing uses any more, so that every row finds the same."""
     if device.type == "cuda":
         if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()  # compiled layers hold their weights
+            torch._dynamo.reset()  # compiled layers keep their weights
         gc.collect()
-        with contextlib.suppress(RuntimeError):  # after a broken launch everything raises: its own error was the first
+        with contextlib.suppress(RuntimeError):  # after a broken launch every call raises: the first error is reported
             torch.cuda.empty_cache()
 
 
@@ -129,8 +128,11 @@ def timed(
     repeats: int = 5,
     budget_s: float = 20.0,
 ) -> Timing:
-    """Wall-clock time of ``work``, device included: warmed up for a time (`WARMUP_S`), at least once, then the median
-    of up to ``repeats`` runs, fewer where they would take longer than ``budget_s`` together."""
+    """The median wall-clock time of ``work``, device included, over up to ``repeats`` runs.
+
+    Before them it runs for a time (`WARMUP_S`), at least once. There are fewer runs if all would take longer than
+    ``budget_s``.
+    """
     _warm_up(work, device, warmup_s)
     times: list[float] = []
     while len(times) < repeats and (not times or sum(times) + times[-1] <= budget_s):
@@ -148,11 +150,12 @@ def interleaved(
     budget_s: float = 180.0,
     drop: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each work in each round, one run of every work in turn: what else the machine does meets them all.
+    """Seconds of each work in each round. A round runs every work once, so other load on the machine affects all.
 
-    Each is warmed up for a time (`WARMUP_S`), at least once. ``prepare`` comes before every run and is not timed.
-    There are fewer rounds, at least one, where they would take longer than ``budget_s`` together. A work that raises
-    ends the run; with ``drop``, which is told of it and may raise too, it is left out and the others go on.
+    Each is warmed up for a time (`WARMUP_S`), at least once. ``prepare`` is called before every run and not timed.
+    There are fewer rounds, at least one, if all would take longer than ``budget_s``. A work that raises ends the
+    measurement. With ``drop``, it is left out and the others go on; ``drop`` is called with its name and error, and may
+    raise too.
     """
     running = dict(works)
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -168,7 +171,7 @@ def interleaved(
                     raise
                 drop(name, error)
             del running[name], times[name]
-            free_cached(device)  # here: while an error is handled, its frames hold the tensors
+            free_cached(device)  # after the handler: in it the frames of the error keep the tensors
 
     def time_one(name: str, work: Callable[[], Any]) -> None:
         synchronize(device)
@@ -184,7 +187,7 @@ def interleaved(
 
 
 def spread_frac(values: Sequence[float]) -> float:
-    """From the smallest to the largest, over the median."""
+    """The difference of the largest and the smallest value, divided by the median."""
     return (max(values) - min(values)) / statistics.median(values)
 
 
@@ -206,11 +209,11 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """The most bytes that the block held at one time above what it found: ``with PeakMemory(device) as peak``.
+    """The peak memory of a block above the memory in use at its start: ``with PeakMemory(device) as peak``.
 
-    CUDA: the allocator's own count. CPU: the process's high-water mark of resident memory, set back before the block;
-    where it cannot be set back and the block does not raise it, resident memory read every millisecond. Freed memory
-    counts as long as malloc keeps it, which ``run_worker`` switches off.
+    On CUDA it is the allocator's count. On a CPU it is the process's high-water mark of resident memory, which is reset
+    before the block. If it cannot be reset and the block does not raise it, resident memory is read every millisecond.
+    Freed memory counts as long as malloc keeps it; ``run_worker`` makes malloc return it at once.
     """
 
     baseline_bytes: int
@@ -252,7 +255,7 @@ def _resident_bytes() -> int:
 
 
 def _reset_high_water() -> None:
-    with contextlib.suppress(OSError):  # Linux has it; a sandbox may forbid it
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -260,14 +263,14 @@ def _high_water_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-# Every tensor is mapped by itself and unmapped when it is freed, so that resident memory is what is alive.
+# Every tensor is mapped by itself and unmapped when it is freed: resident memory is the memory of living tensors.
 _EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, Any]:
-    """``python -m bench ARGUMENTS`` in a fresh process, whose last line of output is JSON.
+    """Runs ``python -m bench ARGUMENTS`` in a fresh process, and returns its last line of output, which is JSON.
 
-    A process that fails or takes too long gives ``{"error": its last words}``.
+    A process that fails or takes too long gives ``{"error": its last line}``.
     """
     command = [sys.executable, *bench_command(*arguments)]
     try:
@@ -287,7 +290,7 @@ def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, 
 
 
 def bench_command(*arguments: str) -> list[str]:
-    """What follows ``python`` for another process of the benchmarks, with this one's folder of results."""
+    """The arguments of ``python`` for another process of the benchmarks, with this one's folder of results."""
     return ["-m", "bench", "--results", str(RESULTS), *arguments]
 
 
@@ -298,22 +301,21 @@ def child_environment() -> dict[str, str]:
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:
-    """As ``preexec_fn``: the signal that the process gets when the one that started it has ended."""
+    """Makes the kernel send this process a signal when its parent ends; a ``preexec_fn``."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
-# Rows: each is measured by itself, may fail by itself, and may be measured again later.
+# Rows. Each is measured on its own, may fail on its own, and may be measured again later.
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:
-    text = "this row alone, of the results that are there already; repeatable"
+    text = "measure this row only, and keep the other rows of the results; repeatable"
     parser.add_argument("--only", action="append", metavar="NAME", help=text)
 
 
 def chosen(parser: argparse.ArgumentParser, only: Sequence[str] | None, names: Sequence[str]) -> list[str]:
-    """The rows of ``--only`` in the subject's order, all without it. Ends the program with 2 for a name that there is
-    not."""
+    """The rows of ``--only`` in the subject's order, or all rows. Ends the program with 2 for an unknown name."""
     unknown = [name for name in only or () if name not in names]
     if unknown:
         parser.error(f"--only must be the name of a row, got {unknown[0]!r}; there are\n  " + "\n  ".join(names))
@@ -321,28 +323,28 @@ def chosen(parser: argparse.ArgumentParser, only: Sequence[str] | None, names: S
 
 
 def merged(old: Sequence[Row], new: Sequence[Row], names: Sequence[str], key: str = "name") -> list[Row]:
-    """New rows in the place of old ones of the same name, in the order of ``names``; rows of other names come last."""
+    """The old rows, replaced by new ones of the same name, in the order of ``names``; rows of other names come last."""
     found = {row[key]: row for row in [*old, *new]}
     ordered = [name for name in names if name in found]
     return [found[name] for name in ordered + [name for name in found if name not in names]]
 
 
 def reason(error: BaseException) -> str:
-    """In a line: the error's kind and the first of its words."""
+    """The error in one line: its type and its first line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def show_traceback(error: BaseException) -> None:
-    """Its last frames: a row keeps one line of a failure, which must be understood on a machine that is gone."""
+    """Prints the last frames of an error: a row has only one line of it, and the machine may be gone later."""
     traceback.print_exception(error, limit=-4)
 
 
 last_failed: dict[str, str] = {}
-"""The rows that failed in this process and why, for who calls several subjects in one."""
+"""The rows that failed in this process, with their reasons, for callers that run several subjects in one process."""
 
 
 def exit_code(subject: str, failed: Mapping[str, str]) -> int:
-    """1 after each failed row and its reason in a last line of the output, or 0 if there is none."""
+    """1 if rows failed, which are printed with their reasons, one line each; else 0."""
     last_failed.update(failed)
     sys.stdout.flush()
     for name, why in failed.items():
@@ -358,7 +360,7 @@ def results_path(subject: str, device: torch.device) -> Path:
 
 
 def read_results(subject: str, device: torch.device) -> dict[str, Any]:
-    """What `write_results` was given as results the last time, or {}."""
+    """The results that `write_results` got the last time, or {}."""
     path = results_path(subject, device)
     return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
 
@@ -366,7 +368,7 @@ def read_results(subject: str, device: torch.device) -> dict[str, Any]:
 def write_results(subject: str, device: torch.device, headline: Sequence[Sequence[Any]], results: Any) -> Path:
     """``<RESULTS>/<device>/<subject>.json``; ``headline`` holds rows (what, value, limit or peer) for `summary`.
 
-    A process that is killed here leaves the file as it was.
+    If the process is killed here, the file stays as it was.
     """
     path = results_path(subject, device)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -403,7 +405,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def shown(value: Any) -> str:
-    """A number as a table shows it."""
+    """A value as tables show it."""
     if value is None:
         return "-"
     if isinstance(value, bool):

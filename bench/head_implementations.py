@@ -1,4 +1,4 @@
-"""Ours and plain torch for the two LM-head subjects, as functions from inputs to values and gradients."""
+"""Our implementations and plain torch's for the two LM-head subjects: from inputs to values and gradients."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 
 
 def backends(device: torch.device) -> Iterator[tuple[str, str, Callable[[], AbstractContextManager[None]]]]:
-    """Ours, in every way that this device can run it: name, why not or "", and the block to run it in."""
+    """Our backends on this device: the name, the reason if it cannot run or "", and the block in which it runs."""
     if device.type == "cpu":
         yield "ours, native", "" if dispatch.native_is_built() else NOT_BUILT, lambda: dispatch.forced("native")
         yield "ours, plain torch", "", lambda: dispatch.forced("plain")
@@ -25,7 +25,7 @@ def backends(device: torch.device) -> Iterator[tuple[str, str, Callable[[], Abst
 
 
 def head_backends(device: torch.device) -> Iterator[tuple[str, str, Callable[[], AbstractContextManager[None]]]]:
-    """The same, and on a GPU with each of the two matmuls that make the logits."""
+    """The backends, on a GPU with each of the two matmuls that compute the logits."""
     yield from backends(device)
     if device.type == "cuda":
         yield "ours, cuBLAS logits", "", lambda: head.first_matmul("cublas")
@@ -35,7 +35,7 @@ def head_backends(device: torch.device) -> Iterator[tuple[str, str, Callable[[],
 def within(
     block: Callable[[], AbstractContextManager[None]], function: Callable[..., Outcome]
 ) -> Callable[..., Outcome]:
-    """The function, with its backward pass, run inside the block."""
+    """A function that runs, with its backward pass, inside the block."""
 
     def run(inputs: HeadInputs) -> Outcome:
         with block():
@@ -45,7 +45,7 @@ def within(
 
 
 def scored(logprobs: Function) -> Callable[[HeadInputs], Outcome]:
-    """Forward only."""
+    """The forward pass alone."""
 
     def run(inputs: HeadInputs) -> Outcome:
         with torch.no_grad():
@@ -55,7 +55,7 @@ def scored(logprobs: Function) -> Callable[[HeadInputs], Outcome]:
 
 
 def differentiated(function: Function) -> Callable[[HeadInputs], Outcome]:
-    """Forward and backward, of a loss or of logprobs with a given upstream gradient."""
+    """Forward and backward pass, of a loss or of logprobs with a given upstream gradient."""
 
     def run(inputs: HeadInputs) -> Outcome:
         value = function(inputs)
@@ -67,7 +67,7 @@ def differentiated(function: Function) -> Callable[[HeadInputs], Outcome]:
 
 
 def with_eager_loss(logprobs: Function) -> Function:
-    """The GRPO loss of a peer that gives logprobs alone."""
+    """The GRPO loss of a peer that computes only logprobs."""
     return lambda inputs: eager_grpo_loss(logprobs(inputs), inputs.old_logprobs, inputs.advantages, inputs.num_tokens)
 
 
@@ -78,7 +78,7 @@ def eager_grpo_loss(
     num_loss_tokens: int,
     response_mask: Tensor | None = None,  # [T] bool
 ) -> Tensor:  # []
-    """The clipped surrogate as a trainer writes it in eager torch, without any metric."""
+    """The clipped surrogate as trainers write it in eager torch, without metrics."""
     log_ratio = logprobs - old_logprobs
     if response_mask is not None:
         log_ratio = torch.where(response_mask, log_ratio, 0.0)
@@ -113,25 +113,25 @@ TEMPERATURE = 1.0
 
 
 def naive_logprobs(inputs: HeadInputs) -> Tensor:
-    """As trainers without a fused head write it: the temperature is a division of all logits, whatever it is."""
+    """The logprobs as trainers without a fused head compute them. All logits are divided by the temperature, even 1."""
     logits = F.linear(inputs.hidden, inputs.weight).float() / TEMPERATURE
     return logits.gather(1, inputs.target_ids[:, None])[:, 0] - torch.logsumexp(logits, -1)
 
 
 def log_softmax_logprobs(inputs: HeadInputs) -> Tensor:
-    """The leanest that autograd can do: no temperature, one tensor of logits saved."""
+    """The least memory that autograd needs: no temperature, and one tensor of logits saved."""
     logits = F.linear(inputs.hidden, inputs.weight).float()
     return torch.log_softmax(logits, -1).gather(1, inputs.target_ids[:, None])[:, 0]
 
 
 def overwritten_logprobs(inputs: HeadInputs) -> Tensor:
-    """All logits once, in the dtype of hidden, and their gradient in their place, by our row pass."""
+    """All logits in one buffer, in the dtype of hidden, overwritten by their gradient, with our row pass."""
     logits = F.linear(inputs.hidden, inputs.weight)
     return logprobs_from_logits(logits, inputs.target_ids, overwrite_logits=True)[0]
 
 
 class OverwrittenByTorch:
-    """All logits once and their gradient in their place, without autograd: the least that plain torch can do."""
+    """All logits in one buffer, overwritten by their gradient, without autograd: the least memory in plain torch."""
 
     @staticmethod
     def logprobs(inputs: HeadInputs) -> tuple[Tensor, Tensor]:  # [T] and log-softmax [T, V]
@@ -174,10 +174,10 @@ def head_implementations(
     device: torch.device,
     ours: Function,
     run: Callable[[Function], Callable[[HeadInputs], Outcome]],  # `scored` or `differentiated`
-    of_logprobs: Callable[[Function], Function],  # what the subject makes of a peer's logprobs
+    of_logprobs: Callable[[Function], Function],  # from a peer's logprobs to what the subject computes
     in_place: Callable[[HeadInputs], Outcome],
 ) -> list[Implementation]:
-    """Ours, plain torch, then every peer."""
+    """Our implementations, plain torch's, then every peer's."""
     from bench.peers.kernels import CROSS_ENTROPY, LOGPROBS
 
     found = [Implementation(name, within(block, run(ours)), why_not) for name, why_not, block in head_backends(device)]
@@ -194,7 +194,7 @@ def head_implementations(
 
 
 def three_matmuls(inputs: HeadInputs) -> Callable[[], None]:
-    """What forward and backward cannot do without, into memory that is there already."""
+    """The three matmuls that forward and backward pass need, into memory that is allocated before."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
     logits = hidden.new_empty(len(hidden), len(weight))
     grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)

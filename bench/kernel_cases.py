@@ -31,10 +31,10 @@ KERNELS = (
 
 @dataclass(frozen=True)
 class Launch:
-    """Ours and its definition, both functions of the same numbers.
+    """A launch of our kernel and its definition, both on the same numbers.
 
-    ``ours`` gets the device. ``definition`` computes on the CPU in the dtype that it gets; the outcome of the same name
-    is compared, a gradient with that of plain torch in ``dtype``, everything else in float32.
+    ``ours`` gets the device. ``definition`` computes on the CPU in the dtype that it gets. Results of the same name are
+    compared: a gradient with that of plain torch in ``dtype``, everything else with float32.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Launch:
 
 
 class Sizes(NamedTuple):
-    """Of the matmul's launches: the interpreter takes a millisecond a tile, and only in float32."""
+    """The sizes of the matmul's launches. The interpreter takes a millisecond for each tile, and needs float32."""
 
     dtypes: tuple[torch.dtype, ...]
     rows: tuple[int, ...]
     vocabulary: int
-    widths: tuple[int, ...]  # the first is a multiple of the tile's
+    widths: tuple[int, ...]  # the first is a multiple of the tile's width
 
 
 ON_GPU = Sizes((torch.bfloat16, torch.float16), (1, 37, 1153), 1003, (128, 100))  # 1153: ten row tiles, a group of two
@@ -58,7 +58,7 @@ INTERPRETED = Sizes((torch.float32,), (1, 37), 131, (32, 20))
 
 
 def running_gpu_backend(device: torch.device) -> AbstractContextManager[None]:
-    """CPU tensors run the Triton kernels too, interpreted."""
+    """A block in which CPU tensors run the Triton kernels too, interpreted."""
     return nullcontext() if device.type == "cuda" else dispatch.forced("gpu")
 
 
@@ -70,12 +70,12 @@ def launches(device: torch.device) -> list[Launch]:
 
 
 def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The same numbers for the same seed, rounded to the dtype, on the CPU."""
+    """Random numbers on the CPU, rounded to the dtype; the same for the same seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def _target_ids(num_rows: int, vocabulary: int) -> Tensor:
-    """The last one and the first one among them."""
+    """Random target ids, with the first and the last id among them."""
     ids = torch.randint(vocabulary, (num_rows,), generator=torch.Generator().manual_seed(num_rows))
     ids[0] = vocabulary - 1
     ids[1:2] = 0
@@ -83,7 +83,7 @@ def _target_ids(num_rows: int, vocabulary: int) -> Tensor:
 
 
 class _Rows(NamedTuple):
-    """Logits [R, V] and what is done with them."""
+    """Logits [R, V], and the options with which the kernels read them."""
 
     num_rows: int
     vocabulary: int
@@ -96,10 +96,10 @@ class _Rows(NamedTuple):
     @property
     def name(self) -> str:
         switches = {"entropy": self.entropy, "softcap": self.softcap, "temperatures": self.per_row}
-        said = ", ".join(k for k, v in switches.items() if v)
+        named = ", ".join(k for k, v in switches.items() if v)
         dtype = str(self.dtype).removeprefix("torch.")
         kind = "NARROW" if self.narrow else dtype
-        return f"rows {kind} {self.num_rows} x {self.vocabulary}" + (f", {said}" if said else "")
+        return f"rows {kind} {self.num_rows} x {self.vocabulary}" + (f", {named}" if named else "")
 
     def logits(self) -> Tensor:
         return (2 * _normal(self.num_rows, self.vocabulary, seed=self.vocabulary)).to(self.dtype)
@@ -108,7 +108,7 @@ class _Rows(NamedTuple):
         return torch.linspace(0.5, 2.0, self.num_rows) if self.per_row else 0.7
 
     def upstream(self) -> tuple[Tensor, Tensor]:
-        """Of logprobs, one row without a gradient, and of entropies."""
+        """The gradients of logprobs, where one row has none, and of entropies."""
         of_logprobs, of_entropy = _normal(2, self.num_rows, seed=1)
         if self.num_rows > 2:
             of_logprobs[2] = of_entropy[2] = 0
@@ -132,7 +132,7 @@ def _row_launches() -> list[Launch]:
 
 
 def _rows_by_kernels(r: _Rows, device: torch.device) -> Outcome:
-    """Rows are further apart than they are long."""
+    """The kernels' outcome. The stride of the rows is larger than their length."""
     primitives = primitives_for(device)
     logits = torch.full((r.num_rows, r.vocabulary + 3), float("nan"), dtype=r.dtype).to(device)[:, : r.vocabulary]
     logits.copy_(r.logits())
@@ -165,7 +165,7 @@ def _differentiated(
     upstream: tuple[Tensor, Tensor],
     with_gradient: bool = True,
 ) -> Outcome:
-    """Statistics and gradient of a leaf of logits, by the definition in float32 or wider."""
+    """Statistics and gradient of a leaf of logits, by the definition, in float32 or wider."""
     wide = statistics_dtype(logits.dtype)
     temperature = temperature.to(wide) if isinstance(temperature, Tensor) else temperature
     bent = logits.to(wide) if softcap is None else softcap * torch.tanh(logits.to(wide) / softcap)
@@ -219,7 +219,7 @@ def _loss(
     num_tokens: int = _STARTS[-1],
     bare: bool = False,  # no mask, no old logprobs
 ) -> Outcome:
-    """Logprobs around the old ones, so that every bound is met by some token, and none stands on one."""
+    """The loss of logprobs around the old ones: tokens on both sides of every bound, and none exactly on it."""
 
     def given(values: Tensor) -> Tensor:
         return values.to(device or "cpu", dtype)
@@ -273,7 +273,7 @@ def _group_launches() -> list[Launch]:
 def _group_launch(name: str, kernel: str, lengths: list[int], options: dict[str, Any]) -> Launch:
     rewards = _normal(sum(lengths), seed=sum(lengths))
     if len(lengths) > 1:
-        rewards[: lengths[0]] = 0.1  # a group that is all alike
+        rewards[: lengths[0]] = 0.1  # a group of equal rewards
 
     def ours(device: torch.device) -> Outcome:
         starts = torch.tensor([0, *lengths]).cumsum(0).to(device)
@@ -286,7 +286,7 @@ def _group_launch(name: str, kernel: str, lengths: list[int], options: dict[str,
     return Launch(f"groups {name}", (kernel,), ours, definition)
 
 
-# The matmul that takes the softmax's statistics on its way.
+# The matmul that also computes the softmax's statistics.
 
 
 class _Head(NamedTuple):
@@ -299,15 +299,15 @@ class _Head(NamedTuple):
     bias: bool = False
     entropy: bool = False
     per_row: bool = False
-    stored: bool = True  # the exponentials, for the gradient
+    stored: bool = True  # whether the exponentials are stored, for the gradient
 
     @property
     def name(self) -> str:
         switches = {"bias": self.bias, "entropy": self.entropy, "temperatures": self.per_row}
         switches["unstored"] = not self.stored
-        said = ", ".join(k for k, v in switches.items() if v)
+        named = ", ".join(k for k, v in switches.items() if v)
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype} {self.num_rows} x {self.width} x {self.vocabulary}" + (f", {said}" if said else "")
+        return f"{dtype} {self.num_rows} x {self.width} x {self.vocabulary}" + (f", {named}" if named else "")
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
         hidden = _normal(self.num_rows, self.width, seed=5, dtype=self.dtype)
@@ -356,7 +356,7 @@ def _tiles_by_kernels(h: _Head, device: torch.device) -> Outcome:
 
 
 def _tiles_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
-    """In 16 bits as plain torch has it: the matmul's result and the gradient are rounded."""
+    """The outcome of plain torch: in 16 bits the matmul's result and the gradient are rounded."""
     hidden, weight, bias = (None if t is None else t.to(dtype) for t in h.inputs())
     assert hidden is not None and weight is not None
     logits = torch.nn.functional.linear(hidden, weight, bias).requires_grad_()
@@ -400,12 +400,12 @@ def _leaves(h: _Head, device: torch.device | str, dtype: torch.dtype) -> list[Te
 
 
 def _known(h: _Head, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Target ids, old logprobs, advantages, mask."""
+    """Target ids, old logprobs, advantages and the mask."""
     wide = statistics_dtype(dtype)
     hidden, weight, bias = _leaves(h, "cpu", torch.float64)
     ids = _target_ids(h.num_rows, h.vocabulary)
     logprobs, _ = reference.linear_logprobs(hidden, weight, ids, bias=bias)
-    # Far from the clip, or far beyond it: no rounding decides.
+    # Ratios are far within the clip or far beyond it, so that rounding decides nothing.
     old = (logprobs.detach() - torch.where(torch.arange(h.num_rows) % 5 == 0, 0.7, 0.05)).float()
     advantages, mask = _normal(h.num_rows, seed=8), torch.arange(h.num_rows) % 7 != 3
     return ids.to(device), old.to(device, wide), advantages.to(device, wide), mask.to(device)
@@ -445,7 +445,7 @@ def _logprobs_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
 
 
 def _plain_logprobs(leaves: Sequence[Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain torch in the leaves' dtype: rounded logits, float32 from there on."""
+    """Plain torch's logprobs and entropies: logits rounded to the leaves' dtype, then float32."""
     hidden, weight, bias = leaves
     logits = torch.nn.functional.linear(hidden, weight, bias)
     return reference.logprobs_from_logits(logits.to(statistics_dtype(logits.dtype)), ids)

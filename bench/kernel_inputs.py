@@ -1,4 +1,4 @@
-"""What the kernels' subjects compute on: the same numbers for the same shape, dtype and device."""
+"""The inputs of the kernels' subjects: the same numbers for the same shape, dtype and device."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,8 +12,10 @@ GROUP_SIZE = 8
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """A packed micro-batch in front of the LM head: equally long responses and nothing else, so that padding, which
-    some peers need, costs them nothing."""
+    """A packed micro-batch before the LM head: responses of equal length and no prompts.
+
+    So the padding that some peers need costs them nothing.
+    """
 
     hidden: Tensor  # [T, D], requires a gradient
     weight: Tensor  # [V, D], requires a gradient
@@ -21,7 +23,7 @@ class HeadInputs:
     old_logprobs: Tensor  # [T]
     response_advantages: Tensor  # [S]
     advantages: Tensor  # [T], the same for each token
-    upstream: Tensor  # [T] gradient of the logprobs, where they are the result
+    upstream: Tensor  # [T] gradient of the logprobs, for subjects whose result they are
 
     @classmethod
     def random(
@@ -47,7 +49,7 @@ class HeadInputs:
         return len(self.target_ids)
 
     def exact(self) -> "HeadInputs":
-        """The same in float64."""
+        """These inputs in float64."""
         hidden, weight = (t.detach().double().requires_grad_() for t in (self.hidden, self.weight))
         names = ("old_logprobs", "response_advantages", "advantages", "upstream")
         return replace(self, hidden=hidden, weight=weight, **{name: getattr(self, name).double() for name in names})
@@ -57,21 +59,21 @@ class HeadInputs:
 
 
 def _logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor) -> Tensor:  # [T] float32
-    """By the definition, a few rows at a time."""
+    """The logprobs by the definition, a few rows at a time."""
     parts: Iterable[tuple[Tensor, Tensor]] = zip(hidden.detach().split(64), target_ids.split(64), strict=True)
     weight = weight.detach()
     return torch.cat([torch.log_softmax((h @ weight.T).float(), -1).gather(1, i[:, None])[:, 0] for h, i in parts])
 
 
 def _log_ratios(num_tokens: int, device: torch.device, generator: torch.Generator) -> Tensor:  # [T]
-    """Small, for one token in ten beyond the clip, for none so near to it that rounding decides on which side it is."""
+    """Small log-ratios, for one token in ten beyond the clip; none is so near to it that rounding decides."""
     small, far = (torch.rand(num_tokens, device=device, generator=generator) for _ in range(2))
     return torch.where(far < 0.1, torch.where(far < 0.05, -0.6, 0.6), 0.1 * small - 0.05)
 
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """Logprobs that are already there, of a packed micro-batch in which one token in eight is a prompt's."""
+    """Given logprobs of a packed micro-batch in which one token in eight belongs to a prompt."""
 
     logprobs: Tensor  # [T], requires a gradient
     old_logprobs: Tensor  # [T]
@@ -101,7 +103,7 @@ class TokenInputs:
 @dataclass(frozen=True)
 class RewardInputs:
     rewards: Tensor  # [N]
-    cu_groups: Tensor  # [N / GROUP_SIZE + 1] int64: the same groups, as ragged ones are given
+    cu_groups: Tensor  # [N / GROUP_SIZE + 1] int64: the same groups, given as ragged ones
 
     @classmethod
     def random(cls, num_rewards: int, device: torch.device, seed: int = 0) -> "RewardInputs":
@@ -112,7 +114,7 @@ class RewardInputs:
 
 @dataclass(frozen=True)
 class LogitInputs:
-    """A chunk of logits, which may be overwritten: `restore` writes them again."""
+    """A chunk of logits, which a run may overwrite: `restore` writes them again."""
 
     logits: Tensor  # [R, V], requires a gradient
     original: Tensor  # [R, V]

@@ -1,19 +1,19 @@
-"""Every Triton kernel once at odd shapes: for compute-sanitizer, and as a first look.
+"""Every Triton kernel once at odd shapes: for compute-sanitizer, and as a first check.
 
-Shapes are multiples of nothing, and small enough for memcheck. Each launch is compared with the float64 definition by
-the tests' rule: at most twice the error of plain torch in the same dtype, plus last bits. Definitions are computed on
-the CPU, so that a sanitizer sees our kernels and copies alone. Without a GPU the kernels are interpreted, in float32
-and at smaller shapes.
+Shapes are no multiples of block sizes, and small enough for memcheck. Each launch is compared with the float64
+definition by the tests' rule: at most twice the error of plain torch in the same dtype, plus last bits. Definitions are
+computed on the CPU, so that a sanitizer sees only our kernels and copies. Without a GPU the kernels are interpreted, in
+float32 and at smaller shapes.
 
-    python -m bench kernel_launches --device cuda --processes 16       # a first look; fills Triton's cache
+    python -m bench kernel_launches --device cuda --processes 16       # a first check; fills Triton's cache
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \\
-        python -m bench kernel_launches --device cuda                  # memcheck: memory of its own for each tensor
+        python -m bench kernel_launches --device cuda                  # memcheck: each tensor is its own allocation
     compute-sanitizer --tool racecheck --error-exitcode 1 \\
-        python -m bench kernel_launches --device cuda --uncompared     # shared memory alone
+        python -m bench kernel_launches --device cuda --uncompared     # only shared memory
     python -m bench kernel_launches --device cuda --repeats 100 --only NARROW --only SEQUENCE_RATIO
 
-The last is for the two kernels that order global memory by a barrier, which racecheck does not watch: every run must
-give the bits of the first.
+The last command is for the two kernels that order global memory by a barrier, which racecheck does not check: every run
+must give the bits of the first.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from bench.kernel_cases import KERNELS, Launch, Outcome, launches, running_gpu_b
 from bench.side_by_side import attempted, run_workers, share_of
 
 _ROW = "launch: "
-"""A worker's line that holds a row."""
+"""Beginning of a worker's line that has a row."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a launch raises, a process dies, or a result is off."""
+    """Runs the launches. Returns 1 if a launch raises, a process dies, or a result is wrong."""
     parser = _parser()
     options = parser.parse_args(argv)
     device = torch.device(options.device)
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def launched(launch: Launch, device: torch.device, compared: bool, repeats: int = 1) -> Row:
-    """A row: the largest error of each result beside its bound, and why it failed or ""."""
+    """A row: the largest error of each result with its bound, and the reason of a failure or ""."""
     row: Row = {"name": launch.name, "kernels": list(launch.kernels), "errors": {}, "why_not": "", "within": True}
     started = time.perf_counter()
     got, row["why_not"] = attempted(lambda: _repeated(launch, device, repeats), device)
@@ -96,7 +96,7 @@ def launched(launch: Launch, device: torch.device, compared: bool, repeats: int 
 
 
 def _repeated(launch: Launch, device: torch.device, repeats: int) -> Outcome:
-    """On the CPU, which waits for it. Raises AssertionError where a later run gives other bits than the first."""
+    """The outcome, on the CPU. Raises AssertionError if a later run gives other bits than the first."""
 
     def once() -> Outcome:
         with running_gpu_backend(device):
@@ -123,9 +123,9 @@ def _errors(launch: Launch, got: Outcome) -> dict[str, Row]:
 
 
 def _error(got: Tensor, plain: Tensor, exact: Tensor, largest_term: float) -> Row:
-    """The largest difference from the exact values, held to twice plain torch's and some last bits.
+    """The largest difference from the exact values, and its bound: twice plain torch's difference and some last bits.
 
-    ``largest_term``: of what a sum adds up; its last bits count where the sum itself cancels.
+    ``largest_term`` is the largest term of a sum: its last bits count if the terms cancel.
     """
     assert got.shape == exact.shape, f"got {list(got.shape)}, the definition has {list(exact.shape)}"
     if not got.numel():
@@ -141,11 +141,11 @@ def _largest(differences: Tensor) -> float:
 
 
 def _line(row: Row) -> str:
-    return f"{'ok' if row['within'] else 'WRONG':<6} {row['name']}: {_said(row)}"
+    return f"{'ok' if row['within'] else 'WRONG':<6} {row['name']}: {_shown(row)}"
 
 
-def _said(row: Row) -> str:
-    """Each result's error, its bound where it is above it; or why there is none."""
+def _shown(row: Row) -> str:
+    """The error of each result, with its bound if the error is above it; or the reason if there is none."""
     errors = (
         f"{name} {e['error']:.1e}" + ("" if e["within"] else f" above {e['bound']:.1e}")
         for name, e in row["errors"].items()
@@ -154,7 +154,7 @@ def _said(row: Row) -> str:
 
 
 def _report(rows: list[Row], device: torch.device, repeats: int) -> int:
-    wrong = {row["name"]: _said(row) for row in rows if not row["within"]}
+    wrong = {row["name"]: _shown(row) for row in rows if not row["within"]}
     headline = [["kernel launches that are wrong", len(wrong), f"0 of {len(rows)}"]]
     name = "kernel_launches" if repeats == 1 else "kernel_launches_repeated"
     print(write_results(name, device, headline, {"rows": rows}))
@@ -165,11 +165,11 @@ def _report(rows: list[Row], device: torch.device, repeats: int) -> int:
     return exit_code("kernel_launches", wrong)
 
 
-# Several processes on one GPU: what takes time is compilation, a core each.
+# Several processes on one GPU: compilation takes most of the time, and needs a core each.
 
 
 def _in_processes(wanted: Sequence[Launch], options: argparse.Namespace) -> list[Row]:
-    """Every launch becomes a row: a process that dies or takes too long leaves its reason in those it did not reach."""
+    """A row for every launch. If a process dies or takes too long, the rows that it did not reach have the reason."""
     count = min(options.processes, len(wanted))
     flags = [f"--repeats={options.repeats}", *(f"--only={part}" for part in options.only)]
     flags += ["--uncompared"] if options.uncompared else []

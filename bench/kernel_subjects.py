@@ -1,4 +1,4 @@
-"""What the kernels' subjects share: rows run in turns beside a limit, their memory, and their error against float64."""
+"""The parts that the kernels' subjects share: rows that run in turns beside a limit, their memory and their errors."""
 
 import argparse
 import gc
@@ -41,7 +41,7 @@ Outcome = dict[str, Tensor]  # values and gradients by name
 Headline = list[tuple[str, str, str]]  # what, value, bar
 
 FLOORS = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
-"""Below it an error is rounding, however small plain torch's happens to be."""
+"""An error below it is rounding, even if plain torch's error is smaller."""
 LIMIT = "limit"
 OUT_OF_MEMORY = "out of memory"
 NOT_BUILT = "not built"
@@ -49,7 +49,7 @@ PEERS = ("trl", "liger-kernel", "verl", "flash-attn", "cut-cross-entropy", "quac
 
 
 class Unavailable(RuntimeError):
-    """This installation cannot run it; the message is what the table shows."""
+    """This installation cannot run an implementation; the table shows the message."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +57,29 @@ class Implementation:
     name: str
     run: Callable[[Any], Outcome]  # from inputs; all of it is timed
     why_not: str = ""
-    """Why it cannot run here, in a word."""
+    """Why it cannot run here, in a few words; empty if it can."""
     relative: bool = False
-    """It computes something else: timed, not compared."""
+    """Whether it computes something else, so that it is timed and not compared."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Implementations of one thing, the limit that they are held against, and the oracle."""
+    """Implementations of one computation, their limit, and the oracle."""
 
     mode: str
     implementations: Sequence[Implementation]
     plain: str
-    """The implementation in plain torch whose error and memory are the others' measure."""
-    inputs: Callable[..., Any]  # of a shape, a device and a seed
+    """The implementation in plain torch with whose error and memory the others are compared."""
+    inputs: Callable[..., Any]  # (shape, device, seed) -> inputs
     oracle: Callable[[Any], Outcome]
     oracle_shape: Shape
     limit: str
     limit_work: Callable[[Any], Callable[[], Any]]
     dtype: torch.dtype = torch.float32
     restore: Callable[[Any], None] = lambda inputs: None
-    """Undoes, untimed, what a run did to its inputs."""
+    """Restores the inputs after a run; not timed."""
     rotated_bytes: Callable[[Shape], int] | None = None
-    """Bytes that a run moves where that is little: on a GPU as many inputs as exceed its cache are used in turn."""
+    """Bytes that a run moves, if they are few: then a GPU uses several inputs in turn, more than its cache holds."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Subject:
     name: str
     description: str
     dimensions: str
-    """Of `--shape`, as T,D,V."""
+    """The dimensions of `--shape`, such as T,D,V."""
     shapes: Mapping[str, Shape]
-    """Defaults for cpu, cuda and quick."""
+    """The default shapes for cpu, cuda and quick."""
     tables: Callable[[torch.device], list[Table]]
     headline: Callable[["Measured"], Headline]
     rounds: int = 5
-    """By default: more where a run takes a millisecond."""
+    """The default number of rounds: more if a run takes only a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Measured:
     rows: dict[str, list[Row]]  # by mode
 
     def ours(self, mode: str) -> Row:
-        """The first row of ours that ran: the backend that a user gets."""
+        """The first of our rows that ran, which is the backend that a user gets."""
         return next((row for row in self.rows[mode] if row["name"].startswith("ours") and "seconds" in row), {})
 
     def row(self, mode: str, name: str) -> Row:
@@ -111,8 +111,11 @@ class Measured:
 
 
 def run_subject(subject: Subject, argv: Sequence[str]) -> int:
-    """Measures, prints, writes. Returns 1 if a row of ours did not run or errs more than twice as much as plain torch,
-    or if another failed; what is not installed, cannot run on this device or does not fit it has not failed."""
+    """Measures, prints and writes.
+
+    Returns 1 if a row of ours did not run or its error is more than twice that of plain torch, or if another row
+    failed. It is no failure if another is not installed, cannot run on this device or does not fit it.
+    """
     parser = _parser(subject)
     options = parser.parse_args(argv)
     options.shape = _shape(subject, options, parser)
@@ -172,7 +175,7 @@ def _shape(subject: Subject, options: argparse.Namespace, parser: argparse.Argum
 
 
 def _names(tables: Sequence[Table]) -> list[str]:
-    """Of all rows, each once: a name of several tables stands for its row in each."""
+    """The names of all rows, each once. A name of several tables means its row in each of them."""
     return list(dict.fromkeys(i.name for table in tables for i in table.implementations))
 
 
@@ -183,8 +186,10 @@ def _kept(
     device: torch.device,
     parser: argparse.ArgumentParser,
 ) -> dict[str, list[Row]]:
-    """By mode the rows that are there already, of which ``--only`` replaces some; ends the program with 2 where they
-    are of another shape and would not compare."""
+    """The rows by mode that are there already, of which ``--only`` replaces some.
+
+    Ends the program with 2 if they have another shape and cannot be compared.
+    """
     found = read_results(_output(subject, options), device) if options.only else {}
     wanted = _shape_as_written(subject, options.shape)
     if found and found["shape"] != wanted:
@@ -198,7 +203,7 @@ def _kept(
 def _measure(
     subject: Subject, table: Table, options: argparse.Namespace, measured: Measured, tables: Sequence[Table]
 ) -> list[Row]:
-    """The table's rows of this run. They are among the measured ones, and in the file, as soon as they have a time."""
+    """Measures a table's rows. They are in ``measured`` and in the file as soon as they have a time."""
     wanted = [i for i in table.implementations if not options.only or i.name in options.only]
     if not wanted:
         return []
@@ -216,7 +221,7 @@ def _measure(
     try:
         _compare(table, runnable(), device)
         _time(table, runnable(), options, device)
-    except Exception as error:  # of the oracle, the inputs or the limit, without which no row means anything
+    except Exception as error:  # in the oracle, the inputs or the limit, which every row needs
         show_traceback(error)
         for row, _ in runnable():
             row["why_not"] = f"failed: {reason(error)}"
@@ -235,7 +240,7 @@ def _compare_peaks(plain: Row, rows: Sequence[Row]) -> None:
 
 
 def _failure(row: Row) -> str:
-    """What makes the exit code 1, or "": ours must run, be right and fit; a peer may only fail to be there or fit."""
+    """The reason for exit code 1, or "": ours must run, be right and fit; a peer may be missing or not fit."""
     why_not, peak_error = row["why_not"], row.get("peak_error") or ""
     if row["name"].startswith("ours"):
         if why_not == NOT_BUILT:
@@ -251,8 +256,10 @@ def _failure(row: Row) -> str:
 
 
 def _compare(table: Table, runnable: Sequence[tuple[Row, Implementation]], device: torch.device) -> None:
-    """Each row's errors at the oracle's shape, and whether they are within twice plain torch's plus the floor. Plain
-    torch runs here in any case, for its errors are the measure; if it fails, the floor alone is."""
+    """Adds each row's errors at the oracle's shape, and whether they are within twice plain torch's plus the floor.
+
+    Plain torch runs here in any case, since its errors are needed; if it fails, the floor alone is the bound.
+    """
     oracle = table.oracle(table.inputs(table.oracle_shape, device))
 
     def errors(run: Callable[[Any], Outcome]) -> dict[str, float]:
@@ -273,18 +280,18 @@ def _compare(table: Table, runnable: Sequence[tuple[Row, Implementation]], devic
 
 
 def _error(got: Tensor, exact: Tensor) -> float:
-    """Relative to the oracle's norm; of a loss, which may be near 0, to the advantages' size of 1."""
+    """The error relative to the oracle's norm; for a loss, which may be near 0, relative to advantages of size 1."""
     scale = exact.norm().item() if exact.dim() else max(exact.abs().item(), 1.0)
     return (got.double() - exact).norm().item() / max(scale, 1e-30)
 
 
 def _attempt(row: Row, work: Callable[[], Any], device: torch.device) -> Any:
-    """What the work returns, or None and the reason in the row: one row's failure does not end the run."""
+    """The result of the work; None if it fails, and then the row has the reason and the run goes on."""
     try:
         return work()
     except Exception as error:
         row["why_not"] = _why_not(error)
-    free_cached(device)  # here: while an error is handled, its frames hold the tensors
+    free_cached(device)  # after the handler: in it the frames of the error keep the tensors
     return None
 
 
@@ -316,7 +323,7 @@ def _time(
         if name == LIMIT:
             raise error
         by_name[name]["why_not"] = _why_not(error)
-        del works[name]  # and with it what it holds
+        del works[name]  # and the tensors that it holds
 
     times = interleaved(
         works,
@@ -346,12 +353,12 @@ def _num_rotated(table: Table, shape: Shape, device: torch.device) -> int:
 
 
 def _work(runs: Sequence[Callable[[], Any]], device: torch.device) -> Callable[[], Any]:
-    """One run, or all of a rotation from one CUDA graph: little work would be lost in the host's time to launch it."""
+    """One run, or all runs of a rotation in one CUDA graph: otherwise short runs would measure the host's launches."""
     if len(runs) == 1:
         return runs[0]
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):  # compiles and allocates, which a capture must not
+    with torch.cuda.stream(stream):  # compiles and allocates, which is not allowed in a capture
         for run in runs:
             run()
     torch.cuda.current_stream(device).wait_stream(stream)
@@ -364,7 +371,7 @@ def _work(runs: Sequence[Callable[[], Any]], device: torch.device) -> Callable[[
 
 
 def _tried(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """The work, after a run that may fail at this size."""
+    """The work, after a first run, which may fail at this size."""
     work()
     synchronize(device)
     return work
@@ -376,7 +383,7 @@ def _tried(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
 def _peak(
     subject: Subject, table: Table, implementation: Implementation, options: argparse.Namespace, device: torch.device
 ) -> Row:
-    """CUDA: by the allocator, here. CPU: resident memory, in a fresh process. Where it fails, ``peak_error``."""
+    """The peak memory: on CUDA the allocator's, on a CPU resident memory in a fresh process; or ``peak_error``."""
     if device.type == "cuda":
         failure: Row = {}
         peak_bytes = _attempt(failure, lambda: _own_peak(table, implementation, options.shape, device), device)
@@ -387,7 +394,7 @@ def _peak(
 
 
 def _own_peak(table: Table, implementation: Implementation, shape: Shape, device: torch.device) -> int:
-    """Bytes above the inputs, after a small run in which libraries load what they load once."""
+    """The peak in bytes above the inputs, after a small run in which libraries load what they need."""
     implementation.run(table.inputs(table.oracle_shape, device))
     inputs = table.inputs(shape, device)
     gc.collect()
@@ -462,11 +469,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-# Headlines: `what` names the row of ours that it is about in place of {}.
+# Headlines: in `what`, {} is replaced by the name of our row.
 
 
 def times_limit(measured: Measured, mode: str, what: str, bar: str) -> tuple[str, str, str]:
-    """Ours over the limit."""
+    """Our time divided by the limit."""
     row = measured.ours(mode)
     return what.format(row.get("name", "ours")), f"{row['ratio']:.2f}x" if row else "did not run", bar
 
@@ -484,7 +491,7 @@ def peak_of_plain(measured: Measured, mode: str, what: str, bar: str) -> tuple[s
 
 
 def faster_than(measured: Measured, mode: str, other: str, what: str, bar: str) -> tuple[str, str, str]:
-    """The other's time over ours, round by round; of rows that were measured apart, by what each is to the limit."""
+    """The other's time divided by ours, round by round; by their ratios to the limit if the runs were different."""
     ours, theirs = measured.ours(mode), measured.row(mode, other)
     what = what.format(ours.get("name", "ours"))
     if not ours.get("ratios") or not theirs.get("ratios"):

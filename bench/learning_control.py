@@ -1,4 +1,4 @@
-"""Does the quickstart learn, and does it stop learning when advantages are shuffled over the batch?"""
+"""Whether the quickstart learns, and does not learn when advantages are shuffled over the batch."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs on CPU, 2 ranks. Returns 1 if a run failed or, unless --quick, a bar was missed."""
+    """Runs both on the CPU with 2 ranks. Returns 1 if a run failed or, unless --quick, a bar was missed."""
     options = _options(argv)
     seeds = options.seeds[:1] if options.quick else options.seeds
     runs_dir = Path(options.runs_dir or tempfile.mkdtemp(prefix="learning-control-"))
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"bench: {name} ...", flush=True)
         summary = _run(name, seed, is_control, runs_dir, base, options.quick)
         if summary is None:
-            failed[name] = "its last words are above"
+            failed[name] = "its last lines are above"
             continue
         base = base or runs_dir / name / "base"
         outcomes.append(Outcome(name, seed, is_control, summary))
@@ -73,7 +73,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 def _run(
     name: str, seed: int, is_control: bool, runs_dir: Path, base: Path | None, quick: bool
 ) -> dict[str, Any] | None:
-    """The run's summary; None if it failed, with its last words printed. The first run makes the base model of all."""
+    """The run's summary; None if it failed, and then its last lines are printed. The first run makes the base model."""
     if base is not None:
         shutil.copytree(base, runs_dir / name / "base", dirs_exist_ok=True)
     recipe = str(ROOT / "bench" / "shuffled_advantages.py") if is_control else "quickstart"

@@ -1,4 +1,4 @@
-"""What a device can do, measured in the same process: matmul FLOP/s and memory bytes/s; and the rooflines from them."""
+"""A device's peaks, measured in the same process: matmul FLOP/s and memory bytes/s; and the limits from them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Peak:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Both, and the memory that they took given back."""
+    """Both peaks; the memory that measuring them took is freed."""
     peak = Peak(
         dtype=str(dtype).removeprefix("torch."),
         itemsize=dtype.itemsize,
@@ -35,7 +35,7 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a square matmul that fills the device."""
+    """FLOP/s of a square matmul that fills the device."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
@@ -44,7 +44,7 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def copy_bytes_per_s(device: torch.device) -> float:
-    """Reads and writes of a copy that no cache holds."""
+    """Bytes/s read and written by a copy that is larger than any cache."""
     copied_bytes = 2**31 if device.type == "cuda" else 2**27
     source = torch.ones(copied_bytes // 4, device=device)
     target = torch.zeros_like(source)
@@ -53,8 +53,11 @@ def copy_bytes_per_s(device: torch.device) -> float:
 
 
 def decode_limit(shape: Shape, peak: Peak, num_sequences: int, context: int) -> float:
-    """Tokens/s of decoding: each token of all sequences reads the weights once and every sequence's keys and values,
-    and multiplies with all weights; whichever takes longer."""
+    """Tokens/s of decoding, by memory or by FLOP/s, whichever is slower.
+
+    A token of all sequences reads the weights once and the keys and values of every sequence, and multiplies with all
+    weights.
+    """
     read_bytes = peak.itemsize * shape.num_parameters + num_sequences * context * shape.kv_bytes_per_token(
         peak.itemsize
     )

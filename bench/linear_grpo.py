@@ -1,7 +1,7 @@
 """Hidden states to the GRPO loss and its gradients, beside three matmuls, plain torch and the peers' heads.
 
-Peers that give logprobs alone get an eager loss behind them. Plain cross entropy, which cannot be the GRPO loss, is
-timed as a relative and compared with nothing.
+Peers that compute only logprobs are followed by an eager loss. Plain cross entropy, which is not the GRPO loss, is
+timed as a related kernel and not compared.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ SHAPES = {"cpu": (1024, 896, 65536), "cuda": (16384, 1536, 151936), "quick": (12
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
+    """Measures. Returns 1 if a row fails, or our error is more than twice that of plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("linear_grpo", description, "T,D,V", SHAPES, tables, headline), argv)
 

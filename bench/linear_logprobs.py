@@ -1,7 +1,7 @@
 """Hidden states to logprobs, forward alone and with backward, beside bare matmuls, plain torch and the peers' heads.
 
-Plain cross entropy with one mean per call, which cannot give a token's logprob, is timed as a relative and compared
-with nothing.
+Plain cross entropy with one mean per call, which cannot give a token's logprob, is timed as a related kernel and not
+compared.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ FORWARD, BOTH = "forward", "forward and backward"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
+    """Measures. Returns 1 if a row fails, or our error is more than twice that of plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("linear_logprobs", description, "T,D,V", SHAPES, tables, headline), argv)
 

@@ -1,4 +1,4 @@
-"""New weights into a live model on the same device, beside copies of the same bytes: no engine, the write alone."""
+"""Writing weights into a live model on the same device, beside copies of the same bytes; without an engine."""
 
 import argparse
 import statistics
@@ -15,7 +15,7 @@ DIFFERS = "the live weights are not those that were written"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if the write failed, or what was written is not what is there."""
+    """Measures. Returns 1 if the write failed, or the live weights are not those that were written."""
     parser = argparse.ArgumentParser(prog="bench live_weights", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=7)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Times of `LiveWeights.write` over those of one flat copy of as many bytes, by rounds."""
+    """Times of `LiveWeights.write` and of one flat copy of as many bytes, and their ratio in each round."""
     from bench.synthetic import random_model
     from fastgrpo.rollout.builtin.kv_cache import ATTENTION
     from fastgrpo.rollout.weight_sync import LiveWeights

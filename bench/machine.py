@@ -1,4 +1,4 @@
-"""What this machine is, and what its matmul and its copy reach: versions, device, tools."""
+"""This machine: its device, versions and tools, and the speed of its matmul and its copy."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     facts = machine_facts(device)
     print(json.dumps(facts, indent=1))
     for command in TOOLS:
-        print(said_by(command))
+        print(output_of(command))
     peak = measured_peak(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     rows = [
         (f"matmul, {peak.dtype}", f"{peak.flops_per_s / 1e12:.3g} TFLOP/s", "-"),
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def said_by(command: Sequence[str]) -> str:
-    """What a tool prints, or that it is not there: a missing tool is a fact, not a failure."""
+def output_of(command: Sequence[str]) -> str:
+    """What a tool prints, or that it is missing, which is no failure."""
     if which(command[0]) is None:
         return f"{command[0]}: not here"
     try:

@@ -38,8 +38,10 @@ ROWS = tuple((checkpointing, variant) for checkpointing in (True, False) for var
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures each variant in a fresh process. Returns 1 if one could not be measured; that a plain variant does not
-    fit on a GPU is a measurement."""
+    """Measures each variant in a fresh process. Returns 1 if one could not be measured.
+
+    It is a result, and no failure, if a plain variant does not fit on a GPU.
+    """
     parser = _parser()
     options = parser.parse_args(argv)
     device = torch.device(options.device)
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     for checkpointing, variant in ROWS:
         if row_name(variant, checkpointing) in wanted:
             rows = merged(rows, [_measured_row(variant, checkpointing, device, options.timeout_s)], names)
-            _write(rows, full, device)  # what has been measured survives what comes after
+            _write(rows, full, device)  # after each row, so that a later failure loses nothing
     _report(rows, full, device)
     print(_write(rows, full, device))
     return exit_code("memory", {row["name"]: _failure(row) for row in rows if row["name"] in wanted and _failed(row)})
@@ -112,10 +114,10 @@ def _case(device: torch.device, checkpointing: bool) -> Case:
 
 
 def measure(variant: Variant, case: Case, device: torch.device) -> Row:
-    """Peak GiB of forward and backward of one micro-batch, above the loaded model and in all, the last update's
-    seconds, and the gradient's norm, which is the same for all variants.
+    """Peak GiB of forward and backward of one micro-batch, above the loaded model and in all.
 
-    Out of memory is a result: ``oom`` holds the allocation that failed.
+    Also the seconds of the last update, and the norm of the gradient, which is the same for all variants. If memory is
+    not enough, ``oom`` has the allocation that failed.
     """
     learner, update = _learner_and_update(variant, case, device)
     from fastgrpo.policy.optimizer import gradient_norm, local_gradients
@@ -149,7 +151,7 @@ def measure(variant: Variant, case: Case, device: torch.device) -> Row:
 
 
 def _learner_and_update(variant: Variant, case: Case, device: torch.device) -> tuple[Any, Any]:
-    """The project's learner, warmed up on a few tokens so that libraries have loaded what they load once."""
+    """The project's learner, after an update of a few tokens in which libraries load what they need."""
     from bench.plain_policies import PackedLogits, PaddedLogits
     from bench.synthetic import random_learner, random_sequences
     from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
@@ -239,7 +241,7 @@ def _measured_line(row: Row) -> list[Any]:
 
 
 def _failure(row: Row) -> str:
-    """Why there is no figure, or ""."""
+    """The reason why there is no figure, or ""."""
     if "oom" in row:
         return f"OOM at {row['oom']}"
     return f"failed: {row['error'][:200]}" if "error" in row else ""

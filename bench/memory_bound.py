@@ -1,4 +1,4 @@
-"""What the subjects share whose limit is memory: copies of as many bytes, and their bars."""
+"""The parts that subjects limited by memory share: copies of as many bytes, and their bars."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +15,7 @@ LIMIT = "a copy of its bytes"
 
 
 def compiled(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """At its first call: to import the compiler takes seconds, which a run without it should not."""
+    """The function, compiled at its first call: the import of the compiler takes seconds, which other runs save."""
 
     @cache
     def made() -> Callable[[Any], Any]:
@@ -25,14 +25,14 @@ def compiled(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def copy_of(num_bytes: int, device: torch.device) -> Callable[[], object]:
-    """A copy that reads and writes ``num_bytes`` together."""
+    """A copy whose reads and writes are ``num_bytes`` in all."""
     source = torch.ones(num_bytes // 8, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)
 
 
 def headline(measured: Measured, mode: str, num_bytes: int) -> Headline:
-    """CPU: times eager torch. CUDA: the share of copy bandwidth, of as many bytes and of a large copy."""
+    """The headline: on a CPU the speed beside eager torch's; on CUDA the share of the bandwidth of two copies."""
     if measured.device.type == "cpu":
         return [faster_than(measured, mode, EAGER, f"{mode}: {EAGER} / {{}}", ">= 3x")]
     row = measured.ours(mode)

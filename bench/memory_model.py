@@ -1,4 +1,4 @@
-"""The memory of one update by arithmetic: what is alive when, counted from the model's shape."""
+"""The memory of one update by arithmetic: which tensors exist at which time, counted from the model's shape."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,13 +34,13 @@ class Case:
 
     @property
     def num_loss_tokens(self) -> int:
-        """The last sampled token of a sequence is only ever a target, so its first response token has its place."""
+        """The number of response tokens. ``lengths`` are of the tokens that are read, without a response's last one."""
         return self.num_tokens - len(self.lengths) * (self.prompt_tokens - 1)
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Terms of the peak of forward and backward, and the peaks; the optimizer's state is beside them."""
+    """The terms of the peak of forward and backward pass, the optimizer's state, and the peaks."""
 
     weights: float  # float32 masters
     optimizer: float
@@ -69,8 +69,9 @@ class Bytes:
 def predict(case: Case, variant: Variant) -> Bytes:
     """Peak bytes of one micro-batch on one device.
 
-    Three moments compete: the head, with the activations of all layers and the logits; the first layer that is
-    differentiated, recomputed if activations are checkpointed; and the end, when all gradients are there.
+    The peak is at one of three times: in the head, with the activations of all layers and the logits; in the first
+    layer that is differentiated, which is recomputed if activations are checkpointed; or at the end, with all
+    gradients.
     """
     shape, item = case.shape, case.itemsize
     rows = case.num_padded_tokens if variant == "padded_logits" else case.num_tokens
@@ -101,14 +102,17 @@ def predict(case: Case, variant: Variant) -> Bytes:
 
 
 def _norm_bytes(case: Case, rows: int) -> float:
-    """RMSNorm keeps its input (in float32: a copy if it computes in bfloat16), the normalised and the scaled row."""
+    """Bytes of an RMSNorm: its input (a float32 copy if it computes in bfloat16), the normalised and scaled rows."""
     per_item = 12 if case.itemsize == 4 else 4 + 2 + 2
     return float(rows * case.shape.width * per_item)
 
 
 def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
-    """What a layer's backward pass needs: two norms, queries, keys, values and outputs of the attention, all of them as
-    wide as queries where it pads, and four feed-forward rows (gate, its activation, up, their product)."""
+    """Bytes that a layer's backward pass needs.
+
+    These are two norms, the attention's queries, keys, values and outputs (all as wide as queries if it pads), and four
+    feed-forward rows (gate, its activation, up, their product).
+    """
     shape = case.shape
     pads = case.pads_for_attention or variant == "padded_logits"
     attention_rows = case.num_padded_tokens if pads else rows
@@ -120,10 +124,11 @@ def _layer_bytes(case: Case, variant: Variant, rows: int) -> float:
 
 
 def _head_bytes(case: Case, variant: Variant, rows: int) -> float:
-    """All logits: log-probabilities, the gradient of their choice and that of the logits, each [rows, V] in float32.
+    """Bytes of the LM head.
 
-    Chunked: the logits of one chunk, which become their own gradient, and the head's gradient in float32, and in the
-    compute dtype when the chunk is gone.
+    With all logits: log-probabilities, the gradient of the chosen ones and that of the logits, each [rows, V] in
+    float32. In chunks: the logits of one chunk, which become their own gradient, and the head's gradient in float32
+    and, after the chunk is freed, in the compute dtype.
     """
     vocabulary, width = case.shape.vocabulary, case.shape.width
     if variant != "packed_chunked":
@@ -136,12 +141,12 @@ def _head_bytes(case: Case, variant: Variant, rows: int) -> float:
 
 
 def _default_chunk_tokens(case: Case) -> int:
-    """Of `fastgrpo_kernels.head`: by tiles on a GPU, beside the head's gradient on a CPU."""
+    """The chunk size of `fastgrpo_kernels.head`: by tiles on a GPU, by the size of the head's gradient on a CPU."""
     if case.itemsize == 2:
         return 4096
     return max(2 * case.shape.width // 5, 2**23 // case.shape.vocabulary, 32) // 16 * 16
 
 
 def ratio(values: Sequence[float]) -> list[float]:
-    """Each as a multiple of the last."""
+    """Each value divided by the last."""
     return [v / values[-1] for v in values]

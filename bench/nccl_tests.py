@@ -1,4 +1,4 @@
-"""Runs the broadcast of NVIDIA's nccl-tests and reads its table, to stand beside ours.
+"""Runs the broadcast of NVIDIA's nccl-tests and reads its table, to compare it with ours.
 
 Source of the format: https://github.com/NVIDIA/nccl-tests, src/util.cu (2.19.6), src/common.cu before 2.17.
 """
@@ -16,7 +16,7 @@ WRONG = ("#wrong", "error")  # the second before 2.13
 
 @dataclass(frozen=True)
 class Side:
-    """Out of place or in place. ``wrong`` is None where the run did not check (N/A)."""
+    """The out-of-place or in-place half of a row. ``wrong`` is None if the run did not check the values (N/A)."""
 
     time_us: float
     algbw_gb_per_s: float
@@ -42,7 +42,7 @@ class Run:
 
 
 def binary(path: Path) -> Path:
-    """``broadcast_perf`` itself, or that of a built checkout. Raises ValueError where there is none."""
+    """The path of ``broadcast_perf``, given itself or as a built checkout. Raises ValueError if there is none."""
     for candidate in (path, path / "build" / "broadcast_perf"):
         if candidate.is_file():
             return candidate
@@ -50,7 +50,7 @@ def binary(path: Path) -> Path:
 
 
 def run(program: Path, num_bytes: int, num_gpus: int, iterations: int, warmup: int) -> Run:
-    """One flat broadcast of about ``num_bytes`` over the GPUs of this node. Raises ValueError where it fails."""
+    """Runs one flat broadcast of about ``num_bytes`` over the GPUs of this node. Raises ValueError if it fails."""
     size = ("-b", str(num_bytes), "-e", str(num_bytes), "-g", str(num_gpus))
     command = [str(program), *size, "-n", str(iterations), "-w", str(warmup)]
     try:
@@ -63,10 +63,10 @@ def run(program: Path, num_bytes: int, num_gpus: int, iterations: int, warmup: i
 
 
 def parse(output: str) -> Run:
-    """Reads what ``broadcast_perf`` printed, between whatever NCCL_DEBUG printed.
+    """Reads what ``broadcast_perf`` printed; lines of NCCL_DEBUG may be in between.
 
-    Raises ValueError where there is no table, where it has no rows or one that its header does not describe, where a
-    value arrived wrong, and where the run did not come to its end.
+    Raises ValueError if there is no table, if it has no rows or a row that its header does not describe, if a value
+    arrived wrong, and if the run did not end.
     """
     columns: list[str] = []
     rows: list[Row] = []
@@ -87,7 +87,7 @@ def parse(output: str) -> Run:
 
 
 def _row(columns: Sequence[str], fields: Sequence[str], line: str) -> Row:
-    """By the header's names: the columns before the first time, then two times the same; a timestamp may follow."""
+    """A line by the header's names: columns before the first time, then two equal halves, then perhaps a timestamp."""
     starts = [i for i, name in enumerate(columns) if name in TIMES]
     num_fields = len(columns) + columns.count("timestamp")  # a date and a time
     if len(starts) != 2 or len(fields) != num_fields:

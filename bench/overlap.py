@@ -1,6 +1,6 @@
-"""Does a step with staleness 1 take as long as the longer of its two phases, where the synchronous one takes both?
+"""Whether a step with staleness 1 takes as long as the longer of its two phases; a synchronous step takes both.
 
-The real run on a CPU, trainer and engine in processes of one thread, each on a core of its own in both modes. The
+This is the real run on a CPU. Trainer and engine are processes of one thread, each on its own core in both modes. The
 verifier's process is on the trainer's core and counts as the trainer's.
 """
 
@@ -25,10 +25,10 @@ from bench.harness import ROOT, child_environment, end_with_parent, print_table,
 
 SYNCHRONOUS, OVERLAPPED = 0, 1  # --rollout.max_staleness
 BAR = 1.15
-WARMUP_STEPS = 2  # the first of them draws two steps' responses where the modes overlap
+WARMUP_STEPS = 2  # with staleness 1 the first step draws the responses of two
 TIMEOUT_S = 600.0
 RECIPE = ROOT / "bench" / "overlap_recipe.py"
-SIZES = {  # what makes the phases about equally long
+SIZES = {  # with which the phases are about equally long
     "builtin": ["--rollout.max_sequences", "32"],
     "vllm": ["--data.prompts_per_step", "32", "--rollout.max_response_tokens", "24"],
 }
@@ -38,11 +38,11 @@ Step = dict[str, float]
 
 
 class RunFailed(RuntimeError):
-    """A run ended with an error, or not at all; the message has its last words."""
+    """A run ended with an error or did not end; the message has its last lines."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, 1 if a run failed. Without vLLM, --engine vllm is said to be not measured."""
+    """Measures. Returns 1 if a run failed. Without vLLM, it prints that --engine vllm is not measured."""
     options = _options(argv)
     reason = vllm_models.why_no_vllm() if options.engine == "vllm" else ""
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -76,7 +76,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path, cores: Sequence[int]) -> dict[int, list[Step]]:
-    """The steps of every mode after their warm-up, runs of the modes in turns. Raises RunFailed."""
+    """The steps of every mode after the warm-up, where runs of the modes take turns. Raises RunFailed."""
     steps: dict[int, list[Step]] = {SYNCHRONOUS: [], OVERLAPPED: []}
     base: Path | None = None
     for number in range(options.rounds):
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, folder: Path, cores: Sequence[int]) -> 
 
 
 def run(folder: Path, name: str, settings: Sequence[str], num_steps: int, cores: Sequence[int]) -> list[Step]:
-    """A run of two ranks, the first trains and the second samples, each pinned to its core with all its children."""
+    """Runs two ranks, one that trains and one that samples, each pinned to its core with all its children."""
     from fastgrpo.ranks.launch import free_port
 
     arguments = [str(RECIPE), "--runs_dir", str(folder), "--name", name, "--steps", str(num_steps + WARMUP_STEPS)]
@@ -118,7 +118,7 @@ def run(folder: Path, name: str, settings: Sequence[str], num_steps: int, cores:
 
 
 def _pin(core: int) -> None:
-    """The process and all that it starts; it ends with the benchmark, or it would load the next one's cores."""
+    """Pins this process and its children to a core, and ends it with the benchmark, which may use the core again."""
     os.sched_setaffinity(0, {core})
     end_with_parent()
 
@@ -147,7 +147,7 @@ def _step(record: dict[str, Any]) -> Step:
 
 
 def figures(steps: dict[int, list[Step]]) -> dict[str, Any]:
-    """Medians. The phases are those of the synchronous run, in which nothing else runs beside either."""
+    """Medians over the steps. The phases' times are from the synchronous run, where nothing runs beside them."""
 
     def median(staleness: int, name: str) -> float:
         return statistics.median(s[name] for s in steps[staleness])

@@ -1,4 +1,4 @@
-"""What `bench overlap` runs: random weights, two-digit sums, and a verdict that costs next to nothing."""
+"""The recipe of `bench overlap`: random weights, two-digit sums, and a verdict that costs almost nothing."""
 
 import zlib
 from collections.abc import Callable
@@ -36,12 +36,12 @@ config = Config(
 
 
 def reward(response: str, answer: str) -> bool:
-    """Half of all responses are right: every group trains."""
+    """True for about half of all responses, so that every group is trained on."""
     return zlib.crc32(response.encode()) % 2 == 0
 
 
 def prepare(config: Config, base: Path, say: Callable[[str], None]) -> None:
-    """Once; a folder that is copied from another run has everything."""
+    """Makes the model and the data, unless the folder is copied from another run and has them."""
     import torch
 
     from bench.synthetic import random_model

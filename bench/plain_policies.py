@@ -1,4 +1,4 @@
-"""What a plain trainer computes, in the place of the project's policy: the rest of the update stays the same."""
+"""Policies that compute as plain trainers do. They replace the project's policy, and the rest of the update stays."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class PackedLogits(Policy):
 
 
 class PaddedLogits(Policy):
-    """One row a sequence, padded to the longest, all logits at once, log_softmax in float32."""
+    """A row for each sequence, padded to the longest, all logits at once, log_softmax in float32."""
 
     def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]:
         padding = PackedLayout(batch.cu_seqlens, batch.max_seqlen).padding(len(batch.input_ids))

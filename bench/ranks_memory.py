@@ -1,6 +1,6 @@
-"""Peak memory of an update on every rank: model by number of GPUs, FSDP2 and HSDP.
+"""Peak memory of an update on every rank, by model and number of GPUs, with FSDP2 and HSDP.
 
-It needs that many GPUs, real ones or `tests/fake_gpu`'s: memory is true there too.
+It needs that many GPUs, real ones or those of `tests/fake_gpu`, where memory is true as well.
 """
 
 import argparse
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,9 @@ from bench.harness import (
 )
 from bench.shapes import QWEN25_1_5B, QWEN25_7B, QWEN25_32B, Shape
 from bench.torchrun import run_to_end, torchrun
+
+if TYPE_CHECKING:
+    from fastgrpo.ranks import Ranks
 
 TOKENS = 16384  # of a micro-batch; an update has two on every rank
 LAUNCH_S = 300.0
@@ -50,13 +54,13 @@ class Case:
 
 
 def cases(ranks: int) -> list[Case]:
-    """Of a launch: every model sharded over all ranks, and in two replicas where each has several."""
+    """The cases of a launch: every model sharded over all ranks, and in two replicas if each has several ranks."""
     layouts = (1, 2) if ranks >= 4 else (1,)
     return [Case(s, ranks, replicas, each) for s in SHAPES for replicas in layouts for each in (False, True)]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a launch failed. Out of memory is a result."""
+    """Measures. Returns 1 if a launch failed; out of memory is a result and no failure."""
     parser = argparse.ArgumentParser(prog="bench ranks_memory", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda",))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -111,8 +115,8 @@ def _measure_all() -> None:
     connected.disconnect()
 
 
-def _peaks(case: Case, ranks: Any) -> Row:
-    """The most that any rank held in the second update, when AdamW's moments exist."""
+def _peaks(case: Case, ranks: "Ranks") -> Row:
+    """The largest peak of any rank in the second update, when AdamW's moments exist."""
     shard = 12 * case.shape.num_parameters / (case.ranks // case.replicas)
     try:
         allocated, reserved = _second_update(case, ranks)
@@ -123,7 +127,7 @@ def _peaks(case: Case, ranks: Any) -> Row:
     return {"peak_gib": max(peaks) / GIB, "reserved_gib": reserved / GIB, "masters_and_moments_gib": shard / GIB}
 
 
-def _second_update(case: Case, ranks: Any) -> tuple[int, int]:
+def _second_update(case: Case, ranks: "Ranks") -> tuple[int, int]:
     from bench.synthetic import random_learner, random_sequences
     from fastgrpo.config import ModelConfig, OptimizerConfig
     from fastgrpo.policy.token_sums import TokenSums
@@ -145,7 +149,7 @@ def _line(row: Row) -> list[Any]:
     return [row["name"], peak, row.get("reserved_gib"), row["masters_and_moments_gib"]]
 
 
-def _write(rows: Sequence[Row]) -> Any:
+def _write(rows: Sequence[Row]) -> Path:
     fitting = [r for r in rows if "peak_gib" in r]
     headline = [(r["name"], f"{r['peak_gib']:.1f} GiB", "of a GPU") for r in fitting]
     return write_results("ranks_memory", torch.device("cuda"), headline, {"tokens": TOKENS, "rows": list(rows)})

@@ -1,12 +1,12 @@
 """Values and gradients at the real shape against float64.
 
-A wrong grid, a group's remainder or a product beyond 32 bits takes no longer than the right one. Every row and every
-column of dX and dW is compared, none sampled, in every way that the device can run the head; with one chunk of all rows
-the buffer of logits goes beyond 2^31 elements. The float64 oracle is computed on the same device, in slices of rows.
+A time does not show a wrong grid, a group's remainder or a product beyond 32 bits. So every row and every column of dX
+and dW is compared, in every way that the device can run the head; with one chunk of all rows the buffer of logits has
+more than 2^31 elements. The float64 oracle is computed on the same device, in slices of rows.
 
-The rule for gradients is the tests': at most twice the error of plain torch in bfloat16 (rounded logits, float32 from
-there on, rounded gradient of the logits), plus a floor. It would allow values an error of 0.1: they have a bound of
-their own.
+The rule for gradients is that of the tests: at most twice the error of plain torch in bfloat16 (rounded logits, then
+float32, rounded gradient of the logits), plus a floor. For values it would allow an error of 0.1, so they have a bound
+of their own.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from bench.side_by_side import attempted, few, run_workers
 SHAPES = {"cpu": (256, 64, 4104), "cuda": (16384, 1536, 151936)}
 DTYPE = torch.bfloat16
 VALUE_BOUND = 1e-3
-"""Nats, or of the loss, whose advantages are of size 1: float32 accumulators give 1e-5, a rounded logit 3e-2."""
+"""In nats, or for a loss with advantages of size 1: float32 accumulators give 1e-5, a rounded logit 3e-2."""
 SLICE_ROWS = 256
 GRADIENTS = {"grad_hidden": ("dX", "row", "column"), "grad_weight": ("dW", "vocabulary row", "column")}
 
@@ -46,14 +46,14 @@ Outcome = dict[str, Tensor]  # loss [], logprobs [T], entropies [T], grad_hidden
 
 @dataclass(frozen=True)
 class Inputs:
-    """A packed micro-batch in front of the LM head; some tokens clipped on either side, advantages of both signs."""
+    """A packed micro-batch before the LM head; tokens are clipped on both sides, and advantages have both signs."""
 
     hidden: Tensor  # [T, D]
     weight: Tensor  # [V, D]
-    target_ids: Tensor  # [T] int64, the vocabulary's edges among them
+    target_ids: Tensor  # [T] int64, with the edges of the vocabulary
     old_logprobs: Tensor  # [T] float32
     advantages: Tensor  # [T]
-    upstream: Tensor  # [T] gradient of the logprobs where they are the result
+    upstream: Tensor  # [T] gradient of the logprobs, for tasks whose result they are
     upstream_entropy: Tensor  # [T] gradient of the entropies
 
     @classmethod
@@ -67,7 +67,7 @@ class Inputs:
         target_ids = torch.randint(vocabulary, (num_tokens,), device=device, generator=generator)
         edges = torch.tensor(_edges(vocabulary)[:num_tokens], device=device)
         target_ids[: len(edges)], target_ids[-len(edges) :] = edges, edges
-        # Far within the clip or far beyond it: no rounding decides.
+        # Ratios are far within the clip or far beyond it, so that rounding decides nothing.
         small, far = torch.rand(2, num_tokens, device=device, generator=generator)
         log_ratios = torch.where(far < 0.1, torch.where(far < 0.05, -0.6, 0.6), 0.1 * small - 0.05)
         by_response = torch.linspace(-1.5, 1.5, 8, device=device)
@@ -78,7 +78,7 @@ class Inputs:
         )  # fmt: skip
 
     def tokens(self, rows: slice, dtype: torch.dtype) -> "Inputs":
-        """These tokens, the weight as it is: hidden in the dtype, the other floats in float32 or wider."""
+        """The inputs of some tokens: hidden in the dtype, other floats in float32 or wider, the weight unchanged."""
         wide = statistics_dtype(dtype)
         names = ("old_logprobs", "advantages", "upstream", "upstream_entropy")
         floats = {name: getattr(self, name)[rows].to(wide) for name in names}
@@ -93,7 +93,7 @@ class Inputs:
 
 
 def _edges(vocabulary: int) -> list[int]:
-    """The first id, the last one, and both sides of the first and last borders of tiles."""
+    """The first id and the last, and the ids on both sides of the first and the last border between tiles."""
     borders = {b for size in (64, 128, 256) for b in (size, (vocabulary - 1) // size * size)}
     ids = {0, vocabulary - 1, vocabulary - 2, *borders, *(b - 1 for b in borders)}
     return sorted((i for i in ids if 0 <= i < vocabulary), reverse=True)
@@ -112,12 +112,12 @@ def _exact_logprobs(hidden: Tensor, weight: Tensor, target_ids: Tensor) -> Tenso
     return torch.cat(parts)
 
 
-# What is differentiated, and its definition.
+# The tasks: what is differentiated, and its definition.
 
 
 @dataclass(frozen=True)
 class Task:
-    """``value``: of some rows of the inputs, their logprobs and entropies; over all rows it adds up."""
+    """A value to differentiate. ``value`` takes the logprobs and entropies of some rows; over all rows it adds up."""
 
     name: str
     value: Callable[[Inputs, int, Tensor, Tensor], Tensor]
@@ -140,10 +140,10 @@ BOTH = Task(
 
 
 def by_definition(inputs: Inputs, task: Task, dtype: torch.dtype) -> Outcome:
-    """By `reference` and autograd, a slice of rows at a time.
+    """The outcome of a task by `fastgrpo_kernels.reference` and autograd, a slice of rows at a time.
 
-    float64: the oracle. bfloat16: plain torch, which rounds logits and their gradient; dW is summed in float32 over the
-    slices and rounded once, as one matmul over all rows would.
+    In float64 it is the oracle. In bfloat16 it is plain torch, which rounds logits and their gradient; dW is summed in
+    float32 over the slices and rounded once, as in one matmul over all rows.
     """
     weight, wide = inputs.weight.to(dtype), statistics_dtype(dtype)
     outcome: Outcome = {
@@ -177,7 +177,7 @@ class Way:
 
 
 def ways(device: torch.device, num_tokens: int) -> list[Way]:
-    """Every op, with every first matmul or backend that the device has."""
+    """Every op with every first matmul or backend of the device."""
     blocks = _blocks(device)
     found = [
         Way(f"{name}, {block_name}", task, run, block)
@@ -215,7 +215,7 @@ def _ops(num_tokens: int) -> list[tuple[str, Task, Callable[[Inputs], Outcome]]]
 
 @contextmanager
 def _exact_partial_sums() -> Iterator[None]:
-    """cuBLAS may split a long sum and add its parts in bfloat16; not within this block."""
+    """A block in which cuBLAS does not split a long sum and add its parts in bfloat16."""
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_bf16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction, False
     try:
@@ -268,7 +268,7 @@ def _logprobs_and_entropies(x: Inputs) -> Outcome:
 
 @dataclass(frozen=True)
 class Error:
-    """Of one result, or of its row or column that is off most."""
+    """The error of a result, or of its row or column with the largest error."""
 
     size: float
     at: int | None = None
@@ -284,13 +284,16 @@ class Oracle:
     @classmethod
     def of(cls, inputs: Inputs, task: Task) -> "Oracle":
         exact = by_definition(inputs, task, torch.float64)
-        exact["grad_weight"] = exact["grad_weight"].float()  # half the memory; its last bits are no matter
+        exact["grad_weight"] = exact["grad_weight"].float()  # half the memory; the last bits do not matter
         return cls(exact, errors(by_definition(inputs, task, DTYPE), exact))
 
 
 def errors(got: Outcome, exact: Outcome) -> dict[str, Error]:
-    """Values: largest difference. Gradients: norm of the difference over the norm, of the whole and of the worst row
-    and column."""
+    """The errors of each result.
+
+    For values it is the largest difference. For gradients it is the norm of the difference divided by the norm, of the
+    whole and of the worst row and column.
+    """
     found: dict[str, Error] = {}
     for name, value in got.items():
         right = exact[name]
@@ -315,12 +318,12 @@ def _norms(matrix: Tensor, dim: int | None = None) -> Tensor:
 
 
 def _scales(norms: Tensor) -> Tensor:
-    """What a difference is relative to: of a clipped token, whose gradient is 0, a thousandth of the others'."""
+    """The scale of each difference: the norm, or a thousandth of the others' for a clipped token with gradient 0."""
     return norms.clamp(min=1e-3 * float(norms.square().mean().sqrt()))
 
 
 def _worst(differences: Tensor) -> Error:
-    at = int(differences.argmax())  # of a NaN, if there is one
+    at = int(differences.argmax())  # the place of a NaN, if there is one
     return Error(float(differences[at]), at)
 
 
@@ -332,7 +335,7 @@ def bound(name: str, plain: Error) -> float:
 
 
 def measured(way: Way, inputs: Inputs, oracle: Callable[[Task], Oracle]) -> Row:
-    """A row: each error beside plain torch's and its bound; and why it failed, or ""."""
+    """A row: each error with plain torch's and its bound, and the reason of a failure or ""."""
     row: Row = {"name": way.name, "task": way.task.name, "errors": {}, "why_not": ""}
 
     def work() -> dict[str, Row]:
@@ -359,7 +362,7 @@ def _described(error: Row) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a way fails or is off."""
+    """Compares all ways. Returns 1 if one fails or is wrong."""
     parser = _parser()
     options = parser.parse_args(argv)
     device, shape = torch.device(options.device), _shape(parser, options)
@@ -375,7 +378,7 @@ def main(argv: Sequence[str]) -> int:
     made, why_not = attempted(lambda: Inputs.random(*shape, device), device)
     if made is None:
         return exit_code("real_shape", {"the inputs": why_not})
-    # By task, so that one oracle is there at a time.
+    # Sorted by task, so that only one oracle is in memory.
     for task in dict.fromkeys(way.task for way in every if way.name in wanted):
         oracle = _once(made)
         for way in every:
@@ -390,23 +393,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compile(chosen_ways: Sequence[Way], shape: Sequence[int], device: torch.device) -> int:
-    """Each once on few rows and columns, for Triton's cache; nothing is compared or written."""
+    """Runs each way once on few rows and columns, to fill Triton's cache; compares and writes nothing."""
     inputs = Inputs.random(*few(shape), device)
     for way in chosen_ways:
         with way.block():
-            attempted(lambda way=way: way.run(inputs), device)  # one that fails will fail again, and be a row then
+            attempted(lambda way=way: way.run(inputs), device)  # one that fails here will fail again in its row
     return 0
 
 
 def _compile_ahead(names: Sequence[str], shape: Sequence[int], options: argparse.Namespace) -> None:
-    """In processes beside each other: a kernel takes seconds of one core."""
+    """Compiles in several processes: each kernel takes seconds of one core."""
     as_before = ["real_shape", "--device", options.device, "--shape", ",".join(map(str, shape)), "--compile"]
     shares = [names[i :: options.processes] for i in range(min(options.processes, len(names)))]
     run_workers([[*as_before, *(f"--only={name}" for name in share)] for share in shares], timeout_s=120.0)
 
 
 def _once(inputs: Inputs) -> Callable[[Task], Oracle]:
-    """The oracle of one task, computed when it is asked for first."""
+    """A function that gives the oracle of a task, and computes it at its first use."""
     made: dict[str, Oracle] = {}
 
     def oracle(task: Task) -> Oracle:

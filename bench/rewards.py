@@ -1,9 +1,10 @@
-"""Does the pool of verifiers judge at 80 % of the cores times the rate of a bare call, and leave the trainer its time?
+"""Whether the verifier pool reaches 80 % of the cores times the rate of a bare call, and leaves the trainer its time.
 
-Judged responses, again and again, in turns: by a bare call in this process, and by the pool with a process per core.
-Then what the pool takes of the calling process: its share of a core, and how much of a loop's rate is left beside a
-pool that always has a job and one core less. A call of less than a microsecond, as ``strict_boxed`` is, costs less than
-carrying a response to another process: no pool reaches the bar with it, and what counts is its microseconds an item.
+The same responses are judged repeatedly, in turns by bare calls in this process and by a pool with a process per core.
+Then the cost to the calling process is measured: the share of a core that the pool takes in it, and how much of a
+loop's rate is left beside a pool that always has a job and one core less. A call of ``strict_boxed`` takes less than a
+microsecond, which is less than sending a response to another process: no pool reaches the bar with it, and its
+microseconds for each item are what counts.
 """
 
 import argparse
@@ -42,7 +43,7 @@ Item = tuple[str, str]
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one verifier: items a second, in each round."""
+    """The rates of a verifier, in items a second for each round."""
 
     bare: list[float]
     pool: list[float]
@@ -51,7 +52,7 @@ class Rates:
 
     @property
     def ratio(self) -> float:
-        """Of the pool to the cores times a bare call: the median over rounds, whose two runs were neighbours."""
+        """The pool's rate divided by the cores times the bare rate: the median over rounds of two runs in a row."""
         return statistics.median(p / (num_cores() * b) for b, p in zip(self.bare, self.pool, strict=True))
 
     @property
@@ -60,7 +61,7 @@ class Rates:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, 1 if a verifier failed; without the judged responses it says that nothing is measured."""
+    """Measures. Returns 1 if a verifier failed. Without the judged responses it prints that nothing is measured."""
     options = _options(argv)
     if not options.cases.exists():
         print(f"rewards is not measured: it needs the judged responses in {options.cases}")
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     for name in VERIFIERS:
         try:
             found[name] = measure(name, items, options)
-        except Exception as error:  # the other verifier is measured all the same
+        except Exception as error:  # the other verifiers are still measured
             show_traceback(error)
             failed[name] = reason(error)
     report(found, len(items), options)
@@ -101,7 +102,10 @@ def read_cases(path: Path) -> list[Item]:
 
 
 def measure(name: str, cases: Sequence[Item], options: argparse.Namespace) -> Rates:
-    """Bare and pooled in turns, then the trainer's share; AssertionError if the two judge differently."""
+    """The rates of bare calls and of the pool in turns, then the trainer's share.
+
+    Raises AssertionError if the two judge differently.
+    """
     import fastgrpo.rewards
     from fastgrpo.rewards import VerifierPool, self_test_of
 
@@ -126,7 +130,7 @@ def measure(name: str, cases: Sequence[Item], options: argparse.Namespace) -> Ra
 
 
 def trainer_kept(submit: Callable[[], Any], seconds: float) -> float:
-    """How much of a loop's rate in this thread is left while the pool always has a job."""
+    """The share of a loop's rate in this thread that is left while the pool always has a job."""
     alone = loops_per_s(seconds)
     done = threading.Event()
 
@@ -143,7 +147,7 @@ def trainer_kept(submit: Callable[[], Any], seconds: float) -> float:
 
 
 def loops_per_s(seconds: float) -> float:
-    """Small matmuls, as a trainer's thread launches kernels: in Python, and out of it with the lock released."""
+    """The rate of small matmuls, which release the interpreter lock as the kernel launches of a trainer do."""
     a = torch.ones(128, 128)
     started, loops = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:

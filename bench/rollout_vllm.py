@@ -1,4 +1,4 @@
-"""Sampling by vLLM beside the built-in engine: tokens/s on the same prompts, weight sync, and a whole step of each."""
+"""Sampling by vLLM and by the built-in engine: tokens/s on the same prompts, weight sync, and a whole step of each."""
 
 import argparse
 import gc
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,13 +18,19 @@ from bench.harness import exit_code, interleaved, print_table, reason, show_trac
 from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN25_1_5B, Shape
 
+if TYPE_CHECKING:
+    from fastgrpo.config import Config
+    from fastgrpo.policy.learner import Learner
+    from fastgrpo.ranks import Ranks
+    from fastgrpo.rollout.engine_protocol import RolloutEngine
+
 ENGINES = ("builtin", "vllm")
 NO_PHASES = ("tokens_per_s", "step_s", "engine_busy_s")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a measurement; responses have their full length, the tokens mean nothing."""
+    """The sizes of a measurement. Responses have their full length; their tokens are random."""
 
     shape: Shape
     num_prompts: int
@@ -45,7 +51,7 @@ LONG_1_5B = Sizes(QWEN25_1_5B, 8, 8, 8192, 96, 128, 256, 16384, 16384, 24.0)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, also where there is no vLLM, or 1 if an engine failed."""
+    """Measures. Returns 1 if an engine failed, else 0, also without vLLM."""
     options = _options(argv)
     if reason := vllm_models.why_no_vllm():
         print(f"rollout_vllm is not measured: {reason}")
@@ -79,8 +85,8 @@ def _dtype(device: torch.device) -> torch.dtype:
     return compute_dtype(ModelConfig(), device)
 
 
-def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """A row of every engine that ran, and why another did not."""
+def measure_all(sizes: Sizes, folder: Path, ranks: "Ranks") -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """A row for every engine that ran, and the reasons why others did not."""
     rows, failed = [], {}
     for name in ENGINES:
         try:
@@ -91,8 +97,8 @@ def measure_all(sizes: Sizes, folder: Path, ranks: Any) -> tuple[list[dict[str, 
     return rows, failed
 
 
-def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]:
-    """Everything about one engine, which is gone afterwards. The learner comes first: what is left is the engine's."""
+def measure(name: str, sizes: Sizes, folder: Path, ranks: "Ranks") -> dict[str, Any]:
+    """All figures of an engine, which is freed afterwards. The learner is made first: the engine takes what is left."""
     from fastgrpo.rollout.engine_spec import EngineSpec
     from fastgrpo.rollout.engines import start_engine
 
@@ -110,7 +116,7 @@ def measure(name: str, sizes: Sizes, folder: Path, ranks: Any) -> dict[str, Any]
             torch.cuda.empty_cache()
 
 
-def _config(name: str, sizes: Sizes, folder: Path) -> Any:
+def _config(name: str, sizes: Sizes, folder: Path) -> "Config":
     from fastgrpo.config import Config
 
     base = Config()
@@ -135,15 +141,17 @@ def _config(name: str, sizes: Sizes, folder: Path) -> Any:
     )
 
 
-def _learner(config: Any, sizes: Sizes, ranks: Any) -> Any:
+def _learner(config: "Config", sizes: Sizes, ranks: "Ranks") -> "Learner":
     from bench.synthetic import random_learner
 
     return random_learner(sizes.shape, ranks, config.model, config.optimizer)
 
 
-def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Tokens/s of whole responses, and of decoding alone: without the time of responses that end with their first
-    token. Every time the engine has weights of another version, so that no prompt is found in a cache."""
+def _sampling(engine: "RolloutEngine", sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Tokens/s of whole responses, and of decoding alone, without the time of responses of a single token.
+
+    The version of the weights changes every time, so that no prompt is found in a cache.
+    """
     from bench.synthetic import random_prompts
     from fastgrpo.rollout.generate import generate
     from fastgrpo.types import Sampling
@@ -174,19 +182,21 @@ def _sampling(engine: Any, sizes: Sizes, device: torch.device) -> dict[str, Any]
 
 
 def _rate(num_tokens: float, seconds: float) -> float:
-    """Not a number where the difference of two times is lost in their noise, as it may be for a tiny model."""
+    """Tokens/s; NaN if the difference of two times is not positive, which noise can cause for a tiny model."""
     return num_tokens / seconds if seconds > 0 else math.nan
 
 
-def _sync(engine: Any, learner: Any, device: torch.device) -> dict[str, float]:
+def _sync(engine: "RolloutEngine", learner: "Learner", device: torch.device) -> dict[str, float]:
     from fastgrpo.policy.sharding import full_weights
 
     works = {"sync": lambda: engine.write_weights(full_weights(learner.policy), 0)}
     return {"sync_s": statistics.median(interleaved(works, device, rounds=5)["sync"])}
 
 
-def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> dict[str, Any]:
-    """The faster of two steps of the trainer's own, with a coin for a verifier."""
+def _step(
+    engine: "RolloutEngine", learner: "Learner", config: "Config", sizes: Sizes, ranks: "Ranks"
+) -> dict[str, Any]:
+    """The faster of two of the trainer's steps, with random verdicts."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer
     from fastgrpo.policy.sharding import full_weights
     from fastgrpo.rollout.local_rollouts import LocalRollouts
@@ -211,7 +221,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
         learner=learner,
         run_dir=Path(tempfile.gettempdir()),
     )
-    rollouts.sync(0)  # compared with checksums: the only time
+    rollouts.sync(0)  # only this first sync is compared by checksums
     trainer.step()
     step = min((trainer.step()[0] for _ in range(2)), key=lambda s: s["step_s"])
     phases = {k: v for k, v in step.items() if k.endswith("_s") and k not in NO_PHASES}
@@ -219,7 +229,7 @@ def _step(engine: Any, learner: Any, config: Any, sizes: Sizes, ranks: Any) -> d
 
 
 def report(rows: list[dict[str, Any]], sizes: Sizes, peak: Peak, device: torch.device, quick: bool) -> None:
-    """Prints, and keeps the result unless it was quick."""
+    """Prints the rows, and writes the results unless it was a quick run."""
     num_sequences = sizes.num_prompts * sizes.group_size
     limit = decode_limit(sizes.shape, peak, num_sequences, sizes.prompt_tokens + sizes.response_tokens // 2)
     print_table(
@@ -249,7 +259,7 @@ def report(rows: list[dict[str, Any]], sizes: Sizes, peak: Peak, device: torch.d
 def _headline(
     ours: dict[str, Any] | None, theirs: dict[str, Any] | None, limit: float, sizes: Sizes
 ) -> list[list[str]]:
-    """vLLM's figures beside the built-in engine's, where it has any."""
+    """The headline: vLLM's figures beside those of the built-in engine."""
     if theirs is None:
         return [[f"decoding by vLLM, {sizes.shape.name}", "failed", f"limit {limit:,.0f}"]]
     beside = f", built-in {ours['decode_tokens_per_s']:,.0f}" if ours else ""

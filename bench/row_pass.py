@@ -1,6 +1,6 @@
 """A chunk of logits to logprobs and to its own gradient, beside a copy of as many bytes and eager torch.
 
-`row_stats` and `row_gradient` are what the LM-head ops do between their matmuls; `logprobs_from_logits` is the op.
+`row_stats` and `row_gradient` run between the matmuls of the LM-head ops; `logprobs_from_logits` is an op of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ SHAPES = {"cpu": (384, 65536), "cuda": (2048, 151936), "quick": (64, 1000)}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if a row fails, or ours errs more than twice as much as plain torch in the same dtype."""
+    """Measures. Returns 1 if a row fails, or our error is more than twice that of plain torch in the same dtype."""
     description = (__doc__ or "").split("\n")[0]
     return run_subject(Subject("row_pass", description, "R,V", SHAPES, tables, headline), argv)
 
@@ -50,7 +50,7 @@ def implementations(device: torch.device, ours: Callable[[LogitInputs], Outcome]
 
 
 def by_primitives(inputs: LogitInputs) -> Outcome:
-    """In place, as between the matmuls."""
+    """Both primitives in place, as between the matmuls."""
     logits, transform = inputs.logits.detach(), LogitTransform()
     primitives = primitives_for(logits.device)
     stats = primitives.row_stats(logits, inputs.target_ids, transform, False)
@@ -80,7 +80,7 @@ def exact_logprobs(inputs: LogitInputs) -> Tensor:
 
 
 def num_bytes(shape: Shape) -> int:
-    """Each logit read, read again, and its gradient written, in float32."""
+    """Each logit is read twice, and its gradient written once, in float32."""
     return 12 * shape[0] * shape[1]
 
 

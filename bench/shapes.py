@@ -1,8 +1,11 @@
-"""Model shapes, and what follows from them: parameters, FLOPs, bytes, transformers configuration."""
+"""Model shapes, and the parameters, FLOPs, bytes and transformers configuration that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Shape:
 
     @property
     def layer_matmul_weights(self) -> int:
-        """Weights that every token is multiplied with in one layer."""
+        """Number of weights of a layer with which every token is multiplied."""
         attention = 2 * self.width * (self.query_width + self.kv_width)
         return attention + 3 * self.width * self.feed_forward
 
@@ -45,7 +48,7 @@ class Shape:
         return self.num_layers * self.num_layer_parameters + self.width + embeddings
 
     def forward_flops(self, lengths: Sequence[int], head_rows: int) -> float:
-        """Two a weight and token, half the token pairs in both products of causal attention, the head's rows."""
+        """FLOPs: two for each weight and token, both attention products over half of the pairs, the head's rows."""
         layers = 2.0 * self.num_layers * self.layer_matmul_weights * sum(lengths)
         pairs = 2.0 * self.num_layers * self.query_width * sum(n * n for n in lengths)
         return layers + pairs + 2.0 * self.vocabulary * self.width * head_rows
@@ -53,7 +56,7 @@ class Shape:
     def kv_bytes_per_token(self, itemsize: int) -> int:
         return 2 * self.num_layers * self.kv_width * itemsize
 
-    def transformers_config(self) -> Any:
+    def transformers_config(self) -> "PretrainedConfig":
         from transformers import Qwen2Config, Qwen3Config
 
         kind = Qwen2Config if self.family == "qwen2" else Qwen3Config

@@ -1,4 +1,4 @@
-"""Several processes on one GPU, for what takes a core each: compilation. And tries whose failure is a row's alone."""
+"""Several processes on one GPU, since compilation takes a core each; and work whose failure affects only its row."""
 
 import argparse
 import subprocess
@@ -22,7 +22,7 @@ from bench.harness import (
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """``3/16`` to (3, 16). Raises argparse's error unless the first is below the second."""
+    """(3, 16) for ``3/16``. Raises argparse's error unless the first number is below the second."""
     share, _, shares = text.partition("/")
     if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
         raise argparse.ArgumentTypeError(f"need I/N with I from 0 to N - 1, got {text!r}")
@@ -30,19 +30,19 @@ def share_of(text: str) -> tuple[int, int]:
 
 
 def attempted(work: Callable[[], Any], device: torch.device) -> tuple[Any, str]:
-    """What the work returns and "", or None and why it failed: a failure ends no more than its own row."""
+    """The result of the work and "", or None and why it failed: a failure ends only its own row."""
     try:
         return work(), ""
     except Exception as error:
         why_not = reason(error)
-    free_cached(device)  # here: while an error is handled, its frames hold the tensors
+    free_cached(device)  # after the handler: in it the frames of the error keep the tensors
     return None, why_not
 
 
 def run_workers(commands: Sequence[Sequence[str]], timeout_s: float) -> list[tuple[list[str], str]]:
-    """``python -m bench COMMAND`` all at once; of each its lines of output, and why it did not end well or "".
+    """Runs several ``python -m bench COMMAND`` together; for each its lines of output, and why it failed or "".
 
-    What a process printed before it failed, or was killed at the timeout, is there.
+    The lines that a process printed before it failed, or was killed at the timeout, are included.
     """
     deadline = time.monotonic() + timeout_s
     with ExitStack() as stack:
@@ -75,7 +75,7 @@ def run_workers(commands: Sequence[Sequence[str]], timeout_s: float) -> list[tup
 def few(shape: Sequence[int]) -> tuple[int, int, int]:
     """[rows, D, V] with fewer rows and columns, for which Triton compiles the same kernels.
 
-    It compiles again for sizes that are no multiples of 16, so these stay as they are.
+    Triton compiles other kernels for sizes that are not multiples of 16, so such sizes stay as they are.
     """
     num_rows, width, vocabulary = shape
     return (

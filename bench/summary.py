@@ -1,4 +1,4 @@
-"""Every result of a device in one table, from the JSON that the other subjects left."""
+"""All results of a device in one table, from the JSON files of the other subjects."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from bench import harness
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if there is nothing to show."""
+    """Prints the table. Returns 1 if there are no results."""
     parser = argparse.ArgumentParser(prog="bench summary", description=__doc__)
     parser.add_argument("--device", default="", help="a folder of the results; all of them if not given")
     folder = parser.parse_args(argv).device
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _headline(file: Path) -> list[list[str]]:
-    """Of a results file; one that is broken hides no other."""
+    """The headline of a results file; a broken file is named and does not hide the others."""
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("headline", [])
     except (ValueError, AttributeError) as error:

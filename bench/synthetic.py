@@ -1,4 +1,4 @@
-"""Random weights, prompts and responses for the project's own parts: what is measured is the code that trains."""
+"""Random weights, prompts and responses for the project's own parts: the code that trains is what is measured."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ def response_mix(num_tokens: int, seed: int = 1) -> list[int]:
 
 
 def random_sequences(shape: Shape, lengths: Seq[int], prompt_tokens: int, seed: int = 1) -> list[Sample]:
-    """Sequences that the model reads in exactly these numbers of tokens, with advantages of +1 and -1 in turn."""
+    """Samples of which the model reads exactly these numbers of tokens, with advantages of +1 and -1 in turn."""
     rng = np.random.default_rng(seed)
     sequences = []
     for i, length in enumerate(lengths):
@@ -78,9 +78,9 @@ def random_learner(
     objective: ObjectiveConfig | None = None,
     unfilled: bool = False,
 ) -> Learner:
-    """What ``fastgrpo.run.run`` builds, from random weights: sharded, float32 masters, the device's compute dtype.
+    """The learner that ``fastgrpo.run.run`` builds, with random weights: sharded, float32 masters, compute dtype.
 
-    ``unfilled`` weights are whatever stands in memory: for models that no single device could hold to fill them.
+    ``unfilled`` leaves the weights uninitialised, for models that are too large to be filled on one device.
     """
     device = ranks.device
     attention = choose_attention(model_config.attention, device, compute_dtype(model_config, device))
@@ -118,7 +118,7 @@ class SyntheticPrompts:
 
 
 class SyntheticTrainer(Trainer):
-    """The trainer's own step with a coin for a verifier: nothing is read, decoded or judged."""
+    """The trainer with random verdicts: nothing is decoded or judged."""
 
     def judge(self, groups: list[Group]) -> list[Group]:
         coin = np.random.default_rng(self.progress.step)
@@ -130,5 +130,5 @@ class SyntheticTrainer(Trainer):
 
 
 def tokens_read(config: Config, prompt_tokens: int) -> int:
-    """Tokens that the updates of one step read when every response has its full length."""
+    """Number of tokens that the updates of a step read if every response has its full length."""
     return config.responses_per_step * (prompt_tokens + config.rollout.max_response_tokens - 1)

@@ -1,7 +1,8 @@
 """The kernels' subjects for pytest-benchmark: ``pytest bench --benchmark-only``.
 
-Small shapes on a CPU, the real ones on a GPU, each with the host's time. Figures come from ``python -m bench SUBJECT``,
-which interleaves the rows, rotates small inputs beyond the cache and compares with the oracle.
+On a CPU the shapes are small, on a GPU they are the real ones; the host's time is included. The figures in the docs
+come from ``python -m bench SUBJECT``, which interleaves the rows, uses several inputs so that caches do not help, and
+compares with the oracle.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ SUBJECTS = (linear_grpo, linear_logprobs, grpo_loss, group_advantages, row_pass)
 
 
 def cases() -> Iterator[Any]:
-    """The limit, ours and plain torch, of every table."""
+    """The limit, our implementation and plain torch's, for every table."""
     for subject in SUBJECTS:
         name = subject.__name__.removeprefix("bench.")
         for table in subject.tables(DEVICE):

@@ -1,7 +1,7 @@
-"""Tile shapes of the first matmul: each timed, and checked against the default one.
+"""Tile shapes of the first matmul: each is timed, and its result compared with that of the default shape.
 
-Worker processes compile ahead, a shape each, and launch it once on a few rows: what does not compile or asks for too
-much shared memory is found there. That is a row with its reason, and no failure.
+Before, worker processes compile the shapes and launch each once on a few rows. A shape that does not compile or needs
+too much shared memory becomes a row with the reason, and is no failure.
 """
 
 import argparse
@@ -39,7 +39,7 @@ CANDIDATES = (
     (128, 128, 64, 32, 8, 5),
     (128, 128, 128, 16, 8, 3),
     (64, 256, 64, 16, 4, 3),
-    (64, 256, 64, 16, 8, 2),  # two of these fit on a multiprocessor of sm_90: one's epilogue beside the other's matmul
+    (64, 256, 64, 16, 8, 2),  # two blocks fit on a multiprocessor of sm_90: an epilogue beside the other's matmul
     (64, 256, 64, 32, 8, 4),
     (256, 128, 64, 4, 8, 3),
     (256, 128, 64, 8, 8, 4),
@@ -47,10 +47,11 @@ CANDIDATES = (
 )
 INTERPRETED = ((16, 64, 16, 2, 4, 1), (16, 32, 16, 4, 4, 1), (32, 64, 32, 2, 4, 1))
 VALUE_BOUND, GRADIENT_BOUND = 1e-3, 1e-2
-"""From the default shape's: nats; and of the gradient, whose every element is rounded twice, of its norm."""
+"""Bounds on the difference from the default shape: in nats, and relative to the norm of the gradient, whose elements
+are rounded twice."""
 _ROW = "compiled: "
 _BROKEN = "CUDA error"
-"""After such an error nothing runs in this process."""
+"""After such an error nothing runs in this process any more."""
 
 
 class Result(NamedTuple):
@@ -60,7 +61,7 @@ class Result(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 1 if the default shape, and with it all, could not be measured, or a shape's result is off."""
+    """Measures. Returns 1 if the default shape could not be measured, and so no shape, or if a result is wrong."""
     options = _options(argv)
     device = torch.device(options.device)
     if device.type == "cpu":
@@ -104,7 +105,7 @@ def name_of(shape: Sequence[int]) -> str:
 
 
 def compiled(shape: Sequence[int], of: Sequence[int], device: torch.device) -> Row:
-    """A row: seconds to compile, and a launch on few rows and columns; why it failed, or ""."""
+    """A row: the seconds to compile and to launch on few rows and columns, and why it failed or ""."""
     started = time.monotonic()
 
     def work() -> None:
@@ -116,7 +117,7 @@ def compiled(shape: Sequence[int], of: Sequence[int], device: torch.device) -> R
 
 
 def _compiled_ahead(shapes: Sequence[Sequence[int]], options: argparse.Namespace) -> dict[str, str]:
-    """By name, why it failed or "". What no process reached in half of the time is not there."""
+    """Name -> why its compilation failed or "". Shapes that no process reached in half of the time are left out."""
     count = min(options.processes, len(shapes))
     of = ",".join(map(str, options.shape))
     commands = [
@@ -127,7 +128,7 @@ def _compiled_ahead(shapes: Sequence[Sequence[int]], options: argparse.Namespace
         rows = [json.loads(line.removeprefix(_ROW)) for line in lines if line.startswith(_ROW)]
         found |= {row["name"]: row["why_not"] for row in rows}
         unreached = shapes[share::count][len(rows) :]
-        if why_not and unreached:  # the one that its process ended at
+        if why_not and unreached:  # the first of them is the shape at which the process ended
             found[name_of(unreached[0])] = f"compiling it ended its process: {why_not}"
     return found
 
@@ -137,7 +138,7 @@ def _compiled_ahead(shapes: Sequence[Sequence[int]], options: argparse.Namespace
 
 def _inputs(of: Sequence[int], device: torch.device) -> Inputs:
     num_rows, width, vocabulary = of
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # interpreted, a 16-bit product is wrong
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # the interpreter's 16-bit products are wrong
     return Inputs.random(num_rows, width, vocabulary, dtype, device)
 
 
@@ -150,7 +151,7 @@ def first_matmul(shape: Sequence[int], inputs: Inputs, scaled: Tensor) -> Any:
 
 
 def passes(shape: Sequence[int], inputs: Inputs, tiles: Any, scaled: Tensor) -> Any:
-    """Statistics of rows, and the stored exponentials to the gradient in place."""
+    """The passes after the matmul: statistics of rows, then the gradient in place of the stored exponentials."""
     from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, tile_gradient
 
     stats = combine_tiles(tiles)
@@ -167,7 +168,7 @@ def run(shape: Sequence[int], inputs: Inputs) -> Result:
 def _swept(
     shapes: Sequence[Sequence[int]], ahead: dict[str, str], of: Sequence[int], device: torch.device, deadline: float
 ) -> list[Row]:
-    """A row a shape, the default first: measured, WRONG, cannot run, or not reached."""
+    """A row for each shape, the default first: measured, WRONG, cannot run, or not reached."""
     inputs, why_not = attempted(lambda: _inputs(of, device), device)
     limit, _ = attempted(lambda: median_seconds(_bare(inputs), device), device) if inputs else (None, "")
     rows: list[Row] = []
@@ -193,13 +194,13 @@ def _swept(
 
 
 def _bare(inputs: Inputs) -> Callable[[], Any]:
-    """The matmul that torch does, into 16 bits."""
+    """torch's matmul of the same shape, into 16 bits."""
     out = inputs.hidden.new_empty(len(inputs.hidden), len(inputs.weight))
     return lambda: torch.mm(inputs.hidden, inputs.weight.T, out=out)
 
 
 def _measured(shape: Sequence[int], inputs: Inputs, found: Result, default: Result | None, device: torch.device) -> Row:
-    """Times, and the verdict; where there is no default to be compared with, no verdict on the result."""
+    """The times, and whether the result is right; without the default shape's result there is no comparison."""
 
     def work() -> Row:
         scaled = torch.empty_like(found.grad_logits)
@@ -217,7 +218,7 @@ def _measured(shape: Sequence[int], inputs: Inputs, found: Result, default: Resu
 
 
 def _difference(found: Result, default: Result) -> str:
-    """How it is off from the default shape, or ""."""
+    """How the result differs from that of the default shape, or ""."""
     for name in ("logprobs", "lse"):
         off = float((getattr(found, name) - getattr(default, name)).abs().max())
         if not off <= VALUE_BOUND:
@@ -245,7 +246,7 @@ def _best(rows: list[Row]) -> Row | None:
 
 
 def _seconds(row: Row) -> float:
-    """Of a chunk: the passes after the matmul depend on the tile's width too."""
+    """The seconds of a chunk, with the passes after the matmul, which depend on the tile's width too."""
     return row["seconds"] + row["passes_seconds"]
 
 

@@ -1,4 +1,4 @@
-"""Tokens/s of rollout, update and whole step, beside the device's limit and the published figures."""
+"""Tokens/s of rollout, update and whole step, beside the device's limit and published figures."""
 
 import argparse
 import tempfile
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,10 @@ from bench.limits import Peak, decode_limit, measured_peak
 from bench.shapes import QUICKSTART, QWEN3_0_6B, QWEN25_1_5B, Shape
 from bench.torchrun import run_to_end, torchrun
 
+if TYPE_CHECKING:
+    from fastgrpo.policy.learner import Learner
+    from fastgrpo.ranks import Ranks
+
 PUBLISHED = (
     ("JustRL, 1.5B, 16k, end to end", "865-1,514", "A800", "32 GPUs x 15 days, mean response 4k-7k"),
     ("AReaL 0.1 and 0.3, 1.5B, 16k, end to end", "578-1,111", "H800", "by number of GPUs"),
@@ -49,7 +53,7 @@ COMPOSED = "rollout + update"
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sizes of a measurement; responses have their full length, the tokens mean nothing."""
+    """The sizes of a measurement. Responses have their full length; their tokens are random."""
 
     name: str
     shape: Shape
@@ -60,7 +64,7 @@ class Protocol:
     compiled: bool = False
     rollout: tuple[int, int, int, int] | None = None  # prompts, group size, prompt tokens, response tokens
     step: tuple[int, int, int, int] | None = None  # prompts, group size, response tokens, updates
-    composed: bool = False  # rollout and update one after the other: where a step's responses are shorter
+    composed: bool = False  # whether a row adds rollout and update, for protocols whose step has shorter responses
 
     @property
     def parts(self) -> list[str]:
@@ -71,18 +75,18 @@ class Protocol:
         return f"{self.name} {part}"
 
 
-# prime-rl's published one: a trainer alone, checkpointed.
+# prime-rl's published protocol: the trainer alone, with activation checkpointing.
 PRIME_RL = Protocol("prime_rl", QWEN3_0_6B, (16384, 16384), 16384, 128, checkpointing=True)
 LONG_1_5B = Protocol(
     "1.5B 16k", QWEN25_1_5B, (16384, 16384), 16384, 128,
     rollout=(8, 8, 8192, 96), step=(8, 8, 256, 1), composed=True,
 )  # fmt: skip
 LONG_CHECKPOINTED = replace(LONG_1_5B, name="1.5B 16k checkpointed", checkpointing=True, rollout=None, composed=False)
-# A step of recipes/quickstart.py: 128 x 8 responses of 24 tokens, which is what a run's responses come to, 4 updates.
+# A step of recipes/quickstart.py: 128 x 8 responses of 24 tokens, the length that a run's responses reach; 4 updates.
 QUICKSTART_STEP = Protocol(
     "quickstart", QUICKSTART, (40,) * 256, 8192, 17, rollout=(128, 8, 17, 24), step=(128, 8, 24, 4)
 )
-# What is least likely to run out of memory comes first.
+# The protocol that is least likely to run out of memory comes first.
 COMPILED = (
     replace(PRIME_RL, name="prime_rl compiled", compiled=True),
     replace(LONG_1_5B, name="1.5B 16k compiled", compiled=True, rollout=None, step=None, composed=False),
@@ -91,7 +95,7 @@ PROTOCOLS = {"cuda": (PRIME_RL, LONG_CHECKPOINTED, *COMPILED, LONG_1_5B), "cpu":
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures; with ``--ranks N`` launches itself under torchrun. Returns 0, 1 if a row failed, or torchrun's code."""
+    """Measures, with ``--ranks N`` under torchrun. Returns 0, 1 if a row failed, or torchrun's exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
     protocols = PROTOCOLS[options.device]
@@ -130,10 +134,12 @@ def _launch(argv: Sequence[str], ranks: int) -> int:
     return run_to_end(torchrun(ranks, *bench_command("tokens_per_s", *argv)), child_environment()).returncode
 
 
-def measure(protocols: Sequence[Protocol], wanted: Sequence[str], rows: list[Row], ranks: Any, peak: Peak) -> list[Row]:
-    """The rows, with the wanted ones measured anew and each written at once: what comes after may fail.
+def measure(
+    protocols: Sequence[Protocol], wanted: Sequence[str], rows: list[Row], ranks: "Ranks", peak: Peak
+) -> list[Row]:
+    """Measures the wanted rows and returns all rows; each is written at once, because a later one may fail.
 
-    On several ranks a failure ends the program: the others wait for a rank that is elsewhere.
+    On several ranks a failure ends the program, because the other ranks would wait for the one that failed.
     """
     for protocol in protocols:
         for part in protocol.parts:
@@ -153,8 +159,8 @@ def _failed(rows: Sequence[Row], wanted: Sequence[str]) -> dict[str, str]:
     return {row["name"]: row["error"] for row in rows if row["name"] in wanted and "error" in row}
 
 
-def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: Any, peak: Peak) -> Row:
-    """What the part finds, or ``error``; on a GPU the most memory that it took, failed or not."""
+def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: "Ranks", peak: Peak) -> Row:
+    """The figures of a part, or ``error``; and on a GPU its peak memory in both cases."""
     on_gpu = ranks.device.type == "cuda"
     row: Row = {"name": protocol.row_name(part), "protocol": protocol.name, "part": part, "shape": protocol.shape.name}
     row["sizes"] = {k: v for k, v in asdict(protocol).items() if k not in ("name", "shape")}
@@ -174,7 +180,7 @@ def _measured_row(protocol: Protocol, part: str, rows: Sequence[Row], ranks: Any
     return row
 
 
-def _learner(protocol: Protocol, ranks: Any) -> Any:
+def _learner(protocol: Protocol, ranks: "Ranks") -> "Learner":
     from bench.synthetic import random_learner
     from fastgrpo.config import ModelConfig, OptimizerConfig
 
@@ -186,8 +192,8 @@ def _learner(protocol: Protocol, ranks: Any) -> Any:
     )
 
 
-def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
-    """Packing, forward, backward, clipping and AdamW."""
+def _update_row(protocol: Protocol, ranks: "Ranks", peak: Peak) -> Row:
+    """The figures of an update: packing, forward, backward, clipping and AdamW."""
     from bench.synthetic import random_sequences
     from fastgrpo.policy.token_sums import TokenSums
 
@@ -199,14 +205,14 @@ def _update_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
         learner.apply(1e-6)
 
     ranks.barrier()
-    # Every rank must run as often: one warm-up there.
+    # All ranks must run equally often, so on several there is one warm-up.
     time = timed(update, ranks.device, warmup_s=0.0 if ranks.count > 1 else None, repeats=3, budget_s=1e9)
     rate = _per_s(sum(protocol.update_lengths) / ranks.count, time.median_s)
     return _rates(rate, _update_limit(protocol, peak), time.spread_frac) | {"updates": time.repeats}
 
 
 def _update_limit(protocol: Protocol, peak: Peak) -> float:
-    """Tokens/s at MFU 1, which counts three forward passes; recomputation is no work."""
+    """Tokens/s at an MFU of 1, for three forward passes' FLOPs; recomputation does not count."""
     num_tokens, num_sequences = sum(protocol.update_lengths), len(protocol.update_lengths)
     head_rows = num_tokens - num_sequences * (protocol.prompt_tokens - 1)
     return num_tokens * peak.flops_per_s / (3 * protocol.shape.forward_flops(protocol.update_lengths, head_rows))
@@ -216,8 +222,8 @@ def _per_s(count: float, seconds: float) -> float:
     return count / max(seconds, SHORTEST_S)
 
 
-def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
-    """Decoding alone: a generation without the time of one that ends with its first token, after the prefill."""
+def _rollout_row(protocol: Protocol, ranks: "Ranks", peak: Peak) -> Row:
+    """The figures of decoding alone: a generation's time less that of one which ends after the first token."""
     from bench.synthetic import random_engine, random_prompts
     from fastgrpo.rollout.generate import generate
     from fastgrpo.types import Sampling
@@ -239,8 +245,8 @@ def _rollout_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     return _rates(rate, decode_limit(protocol.shape, peak, num_sequences, context), spread)
 
 
-def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
-    """The trainer's own step with a coin for a verifier: sampled tokens by its whole time, weight sync included."""
+def _step_row(protocol: Protocol, ranks: "Ranks", peak: Peak) -> Row:
+    """The figures of the trainer's step with random verdicts: sampled tokens by its time, with the weight sync."""
     from bench.synthetic import SyntheticPrompts, SyntheticTrainer, random_engine
     from fastgrpo.config import Config
     from fastgrpo.models.load import compute_dtype
@@ -289,8 +295,8 @@ def _step_row(protocol: Protocol, ranks: Any, peak: Peak) -> Row:
     return _rates(rate, _step_limit(protocol, peak, ranks), spread) | {"phases": phases}
 
 
-def _step_limit(protocol: Protocol, peak: Peak, ranks: Any) -> float:
-    """It reads every prompt once for all its responses, and recomputes no logprobs."""
+def _step_limit(protocol: Protocol, peak: Peak, ranks: "Ranks") -> float:
+    """Tokens/s of a step at the limits, if a prompt is read once for all responses, without recomputed logprobs."""
     assert protocol.step is not None
     num_prompts, group_size, response_tokens, _ = protocol.step
     context = protocol.prompt_tokens + response_tokens // 2
@@ -299,7 +305,7 @@ def _step_limit(protocol: Protocol, peak: Peak, ranks: Any) -> float:
     return 1 / (1 / rollout + read / _update_limit(protocol, peak))
 
 
-PARTS: dict[str, Callable[[Protocol, Any, Peak], Row]] = {
+PARTS: dict[str, Callable[[Protocol, "Ranks", Peak], Row]] = {
     "update": _update_row,
     "rollout": _rollout_row,
     "step": _step_row,
@@ -307,14 +313,14 @@ PARTS: dict[str, Callable[[Protocol, Any, Peak], Row]] = {
 
 
 def _both_rates(protocol: Protocol, rows: Sequence[Row]) -> list[Row]:
-    """The rollout's row and the update's, or nothing if one has not been measured."""
+    """The rows of rollout and update, or none if one is not measured."""
     names = [protocol.row_name(part) for part in ("rollout", "update")]
     found = [row for row in rows if row["name"] in names and "error" not in row]
     return found if len(found) == len(names) else []
 
 
 def _composed_row(protocol: Protocol, rows: Sequence[Row]) -> Row:
-    """Rollout and update one after the other at their rates, each token once: no tail, no sync, no reward."""
+    """A row of rollout and update one after the other at their rates, without long tails, weight sync and rewards."""
     both = _both_rates(protocol, rows)
     if not both:
         needed = " and ".join(repr(protocol.row_name(part)) for part in ("rollout", "update"))
@@ -332,7 +338,7 @@ def _rates(rate: float, limit: float, spread: float) -> Row:
     }
 
 
-def _report(rows: Sequence[Row], peak: Peak, ranks: Any) -> None:
+def _report(rows: Sequence[Row], peak: Peak, ranks: "Ranks") -> None:
     print(
         f"measured here: matmul {peak.flops_per_s / 1e12:.3g} TFLOP/s in {peak.dtype}, copy "
         f"{peak.bytes_per_s / 1e9:.3g} GB/s, on each of {ranks.count} ranks"
@@ -357,12 +363,12 @@ def _line(row: Row) -> list[Any]:
     return [row["name"], row["tokens_per_s"], row["limit_tokens_per_s"], share, spread, *memory, row.get("note", "")]
 
 
-def _write(rows: Sequence[Row], peak: Peak, ranks: Any) -> Path:
+def _write(rows: Sequence[Row], peak: Peak, ranks: "Ranks") -> Path:
     results = {"rows": rows, "peak": peak.as_dict(), "num_ranks": ranks.count, "published": PUBLISHED}
     return write_results(_output(ranks), ranks.device, [_headline(row) for row in rows], results)
 
 
-def _output(ranks: Any) -> str:
+def _output(ranks: "Ranks") -> str:
     return "tokens_per_s" if ranks.count == 1 else f"tokens_per_s_{ranks.count}_ranks"
 
 

@@ -1,4 +1,4 @@
-"""Commands on several ranks, by torchrun. It starts each rank in a session of its own, so it alone can end them."""
+"""Runs commands on several ranks, by torchrun, which starts each rank in its own session and alone can end them."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ def torchrun(num_ranks: int, *arguments: str, python: str = sys.executable) -> l
 def run_to_end(
     command: Sequence[str], environment: Mapping[str, str], timeout_s: float | None = None, **streams: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """Like ``subprocess.run``, in the checkout; but at the timeout, and with this process, the ranks end as well."""
+    """Like ``subprocess.run`` in the checkout, except that the ranks also end at the timeout and with this process."""
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, preexec_fn=partial(end_with_parent, signal.SIGTERM), **streams
     ) as process:

@@ -1,4 +1,4 @@
-"""vLLM on a model of random weights: written once as a folder, loaded by every engine that is compared."""
+"""vLLM with a model of random weights, which is written once as a folder and loaded by every engine."""
 
 import contextlib
 import gc
@@ -17,7 +17,7 @@ from bench.synthetic import random_model
 
 
 def why_no_vllm() -> str:
-    """Why vLLM cannot be measured here, in one line; empty where it can."""
+    """Why vLLM cannot be measured here, in one line; empty if it can."""
     from fastgrpo.rollout.vllm.versions import require_vllm
 
     try:
@@ -30,13 +30,13 @@ def why_no_vllm() -> str:
 
 
 def quiet() -> None:
-    """Tables are read among vLLM's lines. Before vLLM is imported; what the caller has set stays."""
+    """Makes vLLM print less, so that tables can be read. Must be called before vLLM is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "1")
 
 
 def write_model(shape: Shape, dtype: torch.dtype, folder: Path, device: torch.device) -> None:
-    """Configuration and safetensors of a model whose biases and norms are random too: none is what poison holds."""
+    """Writes configuration and safetensors of a model whose biases and norms are random too, unlike the poison."""
     model = random_model(shape, device, dtype, "sdpa")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +46,7 @@ def write_model(shape: Shape, dtype: torch.dtype, folder: Path, device: torch.de
 
 
 def read_weights(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    """By checkpoint name and in memory of this process: what safetensors gives is a file that pages come from."""
+    """The weights by checkpoint name, copied to memory: safetensors would read pages of the file when they are used."""
     from safetensors.torch import load_file
 
     weights: dict[str, Tensor] = {}
@@ -56,7 +56,7 @@ def read_weights(folder: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def new_weights(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    """The folder's with the other sign: an engine that loaded the folder and was never written to has none of them."""
+    """The folder's weights with the other sign: an engine that only loaded the folder has none of these."""
     return {name: -value for name, value in read_weights(folder, device).items()}
 
 
@@ -84,9 +84,9 @@ def live_weights(model: Any) -> Any:
 
 
 def dispatch_as_shipped() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """What puts vLLM's own choice of linear layers back for the time of a block: ours replaces it for good.
+    """A function that gives a block in which vLLM chooses its linear layers itself; otherwise our choice stays.
 
-    To be called before the first engine of ours is made.
+    Must be called before the first engine of ours is made.
     """
     from vllm.model_executor.layers import utils
 
@@ -111,7 +111,7 @@ def worker(engine: Any) -> Any:
 
 @contextlib.contextmanager
 def one_process_group() -> Iterator[None]:
-    """What vLLM leaves of its own process groups is destroyed at the end."""
+    """A block at whose end the process groups that vLLM left are destroyed."""
     try:
         yield
     finally:

@@ -2,9 +2,9 @@
 
 Both sample the same number of responses of the same fixed length (the end token cannot end them) from the quickstart's
 base model, score them with the same function, recompute old logprobs and make four optimizer updates in float32 on the
-same cores. TRL takes the best of a sweep over its own settings, made in the same run. Ours is timed by the trainer's
-own ``step_s``, TRL from the begin of the first update to the end of the last: neither pays for start-up, checkpoints,
-evaluation or logging. The last line is ``ratio``, TRL's time over ours.
+same cores. TRL uses the best settings of a sweep, which is part of the same run. Our time is the trainer's own
+``step_s``; TRL's is from the beginning of the first update to the end of the last. Neither includes start-up,
+checkpoints, evaluation or logging. The last line is ``ratio``, TRL's time divided by ours.
 """
 
 import argparse
@@ -31,7 +31,7 @@ MEASUREMENT_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class TrlSettings:
-    """What TRL's user may choose without changing what is computed."""
+    """TRL's settings that do not change what is computed."""
 
     processes: int = 2
     threads: int = 1
@@ -50,7 +50,7 @@ SWEEP: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"torch_compile": True},),
     ({"continuous_batching": True},),
 )
-"""One setting after another, each from the best so far."""
+"""The settings are varied one after another, each time from the best so far."""
 QUICK_SWEEP = SWEEP[:1]
 
 
@@ -60,7 +60,7 @@ class Task:
     responses_per_step: int
     response_tokens: int
     warmup_steps: int
-    steps: int  # that count
+    steps: int  # that are measured
 
     @property
     def tokens_per_step(self) -> int:
@@ -68,12 +68,12 @@ class Task:
 
 
 class MeasurementError(RuntimeError):
-    """One side did not run, or did not do the work that was asked for."""
+    """One side did not run, or did not do the required work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    # Not resolved: a virtual environment is known by the link's own place.
+    # The link is not resolved: Python finds its virtual environment by the place of the link.
     trl_python = Path(options.trl_python).absolute()
     if not trl_python.exists():
         print(f"vs_trl: no {options.trl_python}: make TRL's environment, or give --trl-python", file=sys.stderr)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             one_round(task, trl_python, best, num_prompt_tokens, number) for number in range(1, options.rounds + 1)
         ]
     results = report(task, best, swept, rounds)
-    if not options.quick:  # a quick look must not replace a measurement
+    if not options.quick:  # a quick run must not replace a measurement
         headline = [
             ("quickstart step, s", median_of(rounds, "ours"), None),
             ("TRL's step / ours", results["ratio"], median_of(rounds, "trl")),
@@ -119,7 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_base(folder: Path, trained_model: str | None = None) -> Path:
-    """The quickstart's problems, tokenizer and base model, or a trained one in its place, in ``folder``."""
+    """Makes in ``folder`` the quickstart's problems, tokenizer and base model, or a trained model instead."""
     from recipes import quickstart
 
     if trained_model:
@@ -129,7 +129,7 @@ def make_base(folder: Path, trained_model: str | None = None) -> Path:
 
 
 def prompt_tokens(base: Path) -> int:
-    """Of all training problems together, as our trainer encodes them: TRL must get the same."""
+    """The number of tokens of all training problems, as our trainer encodes them; TRL must read as many."""
     from fastgrpo.data import encode, load_problems, load_tokenizer
     from recipes.quickstart import config
 
@@ -142,7 +142,7 @@ def prompt_tokens(base: Path) -> int:
 def sweep(
     task: Task, python: Path, dimensions: Sequence[Sequence[dict[str, Any]]], num_prompt_tokens: int
 ) -> tuple[TrlSettings, list[dict[str, Any]]]:
-    """TRL's fastest settings, by the fastest step of short measurements, and all that was tried."""
+    """TRL's fastest settings, by the fastest step of short measurements, and all measurements."""
     short = replace(task, warmup_steps=1, steps=3)
     tried: list[dict[str, Any]] = []
 
@@ -180,7 +180,7 @@ def changed(settings: TrlSettings) -> str:
 
 
 def one_round(task: Task, python: Path, best: TrlSettings, num_prompt_tokens: int, number: int) -> dict[str, Any]:
-    """Ours, TRL's, and ours with the sampler's logprobs for old ones, directly after each other."""
+    """Times of our steps, TRL's, and ours with the sampler's logprobs as old ones, measured one after the other."""
     ours = our_steps(task, "recomputed")
     trl = trl_steps(task, python, best, num_prompt_tokens, MEASUREMENT_TIMEOUT_S)
     cheaper = our_steps(task, "rollout")
@@ -195,7 +195,7 @@ def one_round(task: Task, python: Path, best: TrlSettings, num_prompt_tokens: in
 
 
 def our_steps(task: Task, old_logprobs: str) -> dict[str, Any]:
-    """Seconds of each step that counts, from the run's own metrics, and the medians of its phases."""
+    """The seconds of each measured step, from the run's own metrics, and the medians of its phases."""
     with tempfile.TemporaryDirectory() as runs:
         settings = {
             "runs_dir": runs,
@@ -214,7 +214,7 @@ def our_steps(task: Task, old_logprobs: str) -> dict[str, Any]:
             "optimizer.updates_per_step": UPDATES_PER_STEP,
             "checkpoint.every_steps": 0,
         }
-        # The recipe looks for its base in the run folder and would make it again.
+        # The recipe looks for its base in the run folder, and would make it again if it were not there.
         Path(runs, "ours").mkdir()
         Path(runs, "ours", "base").symlink_to(task.base, target_is_directory=True)
         flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
@@ -269,7 +269,7 @@ def require(what: str, got: Any, wanted: Any) -> None:
 
 
 def run(command: Sequence[str], threads: int, timeout_s: float) -> None:
-    """Runs to the end, or ends all of its processes. Raises MeasurementError with its last words."""
+    """Runs a command, and ends all of its processes at the limit. Raises MeasurementError with its last lines."""
     environment = harness.child_environment() | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+") as output:
         try:
@@ -287,7 +287,7 @@ def median_of(rounds: list[dict[str, Any]], name: str) -> float:
 
 
 def report(task: Task, best: TrlSettings, swept: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prints the tables. Returns what the result file keeps."""
+    """Prints the tables. Returns the content of the results file."""
     tries = [(changed(TrlSettings(**{k: t[k] for k in asdict(best)})), t["step_s"], t.get("error", "")) for t in swept]
     harness.print_table("TRL's own settings: seconds of the fastest step", ("settings", "s", "failed"), tries)
     names = {

@@ -1,7 +1,7 @@
-"""New weights into a live vLLM in the same process: ours, vLLM's own reload, and a copy of the same bytes.
+"""Writing weights into a live vLLM in the same process: our write, vLLM's own reload, and a copy of the same bytes.
 
-Every write begins with other values in the engine. After the first and the last of every kind all weights are looked
-at: a write that leaves one behind is no measurement, and the exit code is 1.
+Before every write the engine has other values. After the first and the last write of every kind all weights are
+compared: if one has not arrived, the exit code is 1.
 """
 
 import argparse
@@ -30,14 +30,14 @@ BAR_OF_MEMCPY = 1.5
 BAR_OF_NATIVE = {"cpu": 10.0, "cuda": 20.0}
 POISON = 0.5
 KNOWN_STALE = frozenset({"lm_head"})
-"""vLLM's reload on a CPU leaves the packed copy of a tied head as it was: its fault, and the rest is what is timed."""
+"""On a CPU vLLM's reload does not renew the packed copy of a tied head. That is vLLM's error; the rest is timed."""
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Way:
-    """``write`` is timed; ``poison`` puts other values there before; ``wrong`` names what is not as it should be."""
+    """A way to write. ``poison`` writes other values before, ``write`` is timed, ``wrong`` names the wrong weights."""
 
     write: Callable[[], Any]
     poison: Callable[[], Any]
@@ -52,14 +52,15 @@ class Found:
     excused: set[str] = field(default_factory=set)
     peak_bytes: int = 0
 
-    def look(self, way: Way) -> None:
+    def compare(self, way: Way) -> None:
+        """Notes the weights that are wrong after a write."""
         wrong = set(way.wrong())
         self.wrong |= wrong - way.excused
         self.excused |= wrong & way.excused
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, also where there is no vLLM to write to, or 1 if a write left a weight behind."""
+    """Measures. Returns 1 if a weight was wrong after a write, else 0, also without vLLM."""
     options = _options(argv)
     if reason := vllm_models.why_no_vllm():
         print(f"weight_sync is not measured: {reason}")
@@ -91,7 +92,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def poison_of(weights: Weights) -> Iterable[tuple[str, Tensor]]:
-    """Values that no weight has, of the same shapes and in no memory of their own."""
+    """Values that no weight has, in the same shapes; they take no memory."""
     return ((n, torch.full((), POISON, dtype=w.dtype, device=w.device).expand(w.shape)) for n, w in weights.items())
 
 
@@ -99,7 +100,7 @@ def poison_of(weights: Weights) -> Iterable[tuple[str, Tensor]]:
 
 
 def memcpy_way(source: Tensor, target: Tensor) -> Way:
-    """One copy of all bytes between two buffers of their own: no write can be faster."""
+    """A copy of all bytes between two buffers, than which no write can be faster."""
     assert source.untyped_storage().data_ptr() != target.untyped_storage().data_ptr(), "nothing would be copied"
     return Way(
         lambda: target.copy_(source),
@@ -109,12 +110,12 @@ def memcpy_way(source: Tensor, target: Tensor) -> Way:
 
 
 def touched(num_bytes: int, device: torch.device) -> Tensor:
-    """A buffer whose pages are there: a first write would pay for them."""
+    """A buffer whose pages are already mapped, which would slow down a first write."""
     return torch.randint(1, 256, (num_bytes,), dtype=torch.uint8, device=device)
 
 
 def live_way(write: Callable[[], Any], live: Any, weights: Weights, addresses: Callable[[], Any] = dict) -> Way:
-    """A write that `LiveWeights` sees; judged by the checksums of all weights, and by where the parameters stand."""
+    """A write to a model's live parameters, checked by the checksums of all weights and the parameters' addresses."""
     from fastgrpo.rollout.weight_sync import checksum
 
     right = {name: checksum(value) for name, value in weights.items()}
@@ -128,9 +129,11 @@ def live_way(write: Callable[[], Any], live: Any, weights: Weights, addresses: C
     return Way(write, lambda: live.write(poison_of(weights)), wrong)
 
 
-def meant_otherwise(model: nn.Module, oracle: nn.Module) -> list[str]:
-    """Layers that compute something else than the oracle's of the same name do from their parameters, and parameters
-    that differ: a packed copy can be read in no other way."""
+def differing(model: nn.Module, oracle: nn.Module) -> list[str]:
+    """Layers that do not compute what the oracle's parameters of the same name give, and parameters that differ.
+
+    A packed copy can only be checked by what the layer computes.
+    """
     theirs = dict(oracle.named_modules())
     wrong = []
     for name, module in model.named_modules():
@@ -145,7 +148,7 @@ def meant_otherwise(model: nn.Module, oracle: nn.Module) -> list[str]:
 
 
 def _computes(module: Any, weight: Tensor) -> bool:
-    """Within what bfloat16 rounds; weights of the other sign or poison are as far away as the values are large."""
+    """Whether a layer multiplies with this weight, up to bfloat16's rounding; other weights differ by far more."""
     x = torch.randn(4, weight.shape[1], dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
     right = nn.functional.linear(x.float(), weight.float())
     found = module.cpu_linear(x, getattr(module, "weight", None), None).float()
@@ -153,8 +156,11 @@ def _computes(module: Any, weight: Tensor) -> bool:
 
 
 class Engines:
-    """The engines that are written to: one whose layers read their parameters; on a CPU, where vLLM's own read packed
-    copies, also one that is repacked and one as vLLM makes it."""
+    """The engines that are written to.
+
+    The layers of one read their parameters. On a CPU vLLM's layers read packed copies, so there are two more: one whose
+    copies are renewed by us, and one as vLLM makes it.
+    """
 
     def __init__(self, folder: Path, device: torch.device, weights: Weights) -> None:
         self.folder, self.device, self.weights = folder, device, weights
@@ -205,7 +211,7 @@ class Engines:
         model = worker.model_runner.get_model()
         live = vllm_models.live_weights(model)
         way = live_way(lambda: engine.write_weights(self.weights.items(), 1), live, self.weights, worker.sync_addresses)
-        return Way(way.write, way.poison, lambda: [*way.wrong(), *meant_otherwise(model, oracle)])
+        return Way(way.write, way.poison, lambda: [*way.wrong(), *differing(model, oracle)])
 
     def _native_way(self, oracle: nn.Module) -> Way:
         worker = vllm_models.worker(self.native)
@@ -218,7 +224,7 @@ class Engines:
         return Way(
             lambda: write(self.weights.items()),
             lambda: write(poison_of(self.weights)),
-            lambda: meant_otherwise(model, oracle),
+            lambda: differing(model, oracle),
             KNOWN_STALE,
         )
 
@@ -239,7 +245,7 @@ class Engines:
 
 
 def reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """vLLM's layerwise reload, which is what its own weight transfer does between its start and its finish."""
+    """Runs vLLM's layerwise reload, which its own weight transfer does between its start and its finish."""
     worker.reload_weights(weights_iterator=iter(weights))
 
 
@@ -247,7 +253,7 @@ def reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def measure(ways: dict[str, Way], device: torch.device, rounds: int) -> dict[str, Found]:
-    """All ways in turns, after one round that warms up and shows how much memory each takes."""
+    """Measures all ways in turns, after a round that warms up and measures the memory of each."""
     found = {name: Found() for name in ways}
     for name, way in ways.items():
         way.poison()
@@ -255,7 +261,7 @@ def measure(ways: dict[str, Way], device: torch.device, rounds: int) -> dict[str
             way.write()
             synchronize(device)
         found[name].peak_bytes = peak.bytes
-        found[name].look(way)
+        found[name].compare(way)
     for last in [False] * (rounds - 1) + [True]:
         for name, way in ways.items():
             way.poison()
@@ -265,7 +271,7 @@ def measure(ways: dict[str, Way], device: torch.device, rounds: int) -> dict[str
             synchronize(device)
             found[name].seconds.append(time.perf_counter() - started)
             if last:
-                found[name].look(way)
+                found[name].compare(way)
     return found
 
 
@@ -290,8 +296,10 @@ def rows_of(found: dict[str, Found], num_bytes: int) -> dict[str, dict[str, Any]
 def report(
     what: str, num_bytes: int, found: dict[str, Found], checksum_s: float, device: torch.device, quick: bool
 ) -> int:
-    """Prints the rows, the bars and last the ratio to vLLM's reload; keeps the result unless it was quick. Returns the
-    exit code."""
+    """Prints the rows, the bars and the ratio to vLLM's reload, and writes the results unless it was a quick run.
+
+    Returns the exit code.
+    """
     from fastgrpo.config import SyncConfig
 
     rows, bucket_mib = rows_of(found, num_bytes), SyncConfig().bucket_mib

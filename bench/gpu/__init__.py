@@ -1,4 +1,4 @@
-"""All that a GPU machine should be asked, most wanted first, in the time that there is: steps, a deadline, a record."""
+"""All steps for a GPU machine, most important first, within a time budget; `--list` shows them."""
 
 from collections.abc import Sequence
 

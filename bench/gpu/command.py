@@ -1,4 +1,4 @@
-"""The command line of `python -m bench gpu`, and its way through the steps."""
+"""The command line of `python -m bench gpu`, and the loop over the steps."""
 
 import argparse
 import os
@@ -17,9 +17,9 @@ from bench.gpu.wheels import IMAGE, fetch, install
 
 EXIT_REFUSED = 2
 SHORTEST_S = 15.0
-"""A step that would have less time than this is not begun."""
+"""A step that would have less time than this is not started."""
 CLOSING_S = 10.0
-"""Kept back of the budget, for what is written at the end."""
+"""Part of the budget that is kept for writing the results at the end."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
                 install(options.carried)
             elif find_spec("tyro") is None:
                 print(f"bench gpu: no wheels in {options.carried}, so trainer steps will fail", file=sys.stderr)
-            sys.path.append(str(CARRIED))  # where a step's need may be
+            sys.path.append(str(CARRIED))  # packages that a step needs may be there
             return run(chosen, record, len(gpus), started + options.budget_s)
     except ValueError as error:
         print(f"bench gpu: {error}", file=sys.stderr)
@@ -85,9 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def choose(known: Sequence[Step], names: Sequence[str]) -> list[Step]:
-    """The steps of the named groups or names, in the order of the table; all of them without a name.
+    """The steps with these names or of these groups, in the order of the table; all steps without a name.
 
-    Ends the program with 2 for a name that there is not.
+    Ends the program with 2 for an unknown name.
     """
     there = {*GROUPS, *(step.name for step in known)}
     for name in names:
@@ -108,7 +108,7 @@ def _list(chosen: Sequence[Step]) -> None:
 
 
 def run(chosen: Sequence[Step], record: Record, gpus: int, deadline: float) -> int:
-    """One step after the other, each within its limit and what is left."""
+    """Runs one step after the other, each within its limit and the remaining time."""
     with record.log.open("a", encoding="utf-8", buffering=1) as log:
         subjects = SubjectsProcess(record.results, log)
         try:
@@ -123,13 +123,13 @@ def run(chosen: Sequence[Step], record: Record, gpus: int, deadline: float) -> i
 
 def _one(step: Step, record: Record, subjects: SubjectsProcess, gpus: int, deadline: float) -> None:
     if missing := step.missing(gpus):
-        if step.name not in record.answers:  # a failure is not forgotten
+        if step.name not in record.answers:  # an earlier failure stays recorded
             record.add(Answer(step.name, "skipped", why=f"needs {missing}"))
         return
     left = deadline - CLOSING_S - time.monotonic()
     if left < min(SHORTEST_S, step.limit_s):
         if step.name in record.answers and record.answers[step.name].state == "skipped":
-            del record.answers[step.name]  # by an earlier call, and what it needs is there now
+            del record.answers[step.name]  # it was skipped by an earlier call, and its requirement is there now
         return
     subjects.log.write(f"\n=== {step.name}\n")
     answer = subjects.run(step, left) if step.is_subject else run_program(step, left, subjects.log)
@@ -139,7 +139,7 @@ def _one(step: Step, record: Record, subjects: SubjectsProcess, gpus: int, deadl
 
 
 def report(chosen: Sequence[Step], record: Record) -> int:
-    """Says what failed and what was not reached; the exit code of the call."""
+    """Prints what failed and what was not reached, and returns the exit code."""
     answers = record.answers
     failed = [s for s in chosen if s.name in answers and answers[s.name].state == "failed"]
     missed = [s for s in chosen if s.name not in answers]
@@ -157,7 +157,7 @@ def _why(answer: Answer | None) -> str:
 
 
 def _show_results(record: Record, limit_s: float) -> None:
-    """The headlines, from the process that knows how: it needs torch, and this one does not."""
+    """Prints the headlines by another process, because that needs torch and this one does not."""
     command = [sys.executable, "-m", "bench", "--results", str(record.results), "summary"]
     try:
         subprocess.run(command, cwd=ROOT, env=environment({}), check=False, timeout=limit_s)

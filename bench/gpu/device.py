@@ -1,11 +1,11 @@
-"""Which GPUs this machine has, asked of the driver itself: to import torch takes seconds, and more on a cold disk."""
+"""The GPUs of this machine, from the driver itself: the import of torch takes seconds, and more on a cold disk."""
 
 import ctypes
 import re
 
 
 def gpu_names() -> list[str]:
-    """Of every GPU that the driver shows, or [] where there is no driver."""
+    """The name of every GPU that the driver shows; [] without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -22,5 +22,5 @@ def _name(driver: ctypes.CDLL, ordinal: int) -> str:
 
 
 def slug(name: str) -> str:
-    """A GPU's name as that of a folder."""
+    """A GPU's name in a form that can be a folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Processes that end when they must, with all that they started: at a limit, and when the runner ends."""
+"""Processes that end at a limit and when the runner ends, with all processes that they started."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ from bench.gpu.steps import Step
 
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = ROOT / "build" / "gpu" / "site"
-"""Where wheels that were brought along are installed."""
+"""Folder where the wheels that were brought along are installed."""
 START_S = 120.0
-"""For torch to be imported, on a cold disk."""
+"""Time to import torch, on a cold disk."""
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This one's, with the packages of the checkout importable as `setup.py` maps them, and nothing asked of a hub."""
+    """This environment, with the checkout's packages importable as `setup.py` maps them, and with hubs offline."""
     mapped = ROOT / "build" / "gpu" / "packages"
     mapped.mkdir(parents=True, exist_ok=True)
     link = mapped / "fastgrpo_recipes"
@@ -41,14 +41,14 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-_RUNNER_ENDS, _HELD_BY_RUNNER = os.pipe()  # the second end is nobody else's, so that a kill of the runner closes it
+_RUNNER_ENDS, _HELD_BY_RUNNER = os.pipe()  # only the runner has the second end: it closes when the runner is killed
 
 
 class Group(subprocess.Popen[str]):
-    """A command with all that it starts, as a process group. Raises OSError if it cannot be started.
+    """A command and all processes that it starts, as a process group. Raises OSError if it cannot be started.
 
-    A second member, the guard, waits for the runner's end and then kills the group; as long as it lives, the group's
-    number is nobody else's.
+    A second member of the group, the guard, waits for the runner's end and then kills the group. While it lives, no
+    other group can have this number.
     """
 
     def __init__(self, command: Sequence[str], log: IO[str], extra: Mapping[str, str], **streams: Any) -> None:
@@ -66,12 +66,12 @@ class Group(subprocess.Popen[str]):
     def end(self) -> None:
         os.killpg(self.pid, signal.SIGKILL)
         self._guard.wait()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver: nobody can end it, and time goes on
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that hangs in the driver cannot be killed
             self.wait(10)
 
 
 def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:
-    """A command of its own, within its limit and ``left_s``."""
+    """Runs a step's command within its limit and ``left_s``."""
     started = time.monotonic()
     limit_s = min(step.limit_s, left_s)
     try:
@@ -83,12 +83,12 @@ def run_program(step: Step, left_s: float, log: IO[str]) -> Answer:
         why = "" if code == 0 else _ending(code)
     except subprocess.TimeoutExpired:
         why = f"ran past {limit_s:.0f} s"
-    process.end()  # and what it has left running
+    process.end()  # also processes that it has left running
     return Answer(step.name, "failed" if why else "passed", time.monotonic() - started, why)
 
 
 class SubjectsProcess:
-    """The worker, started when it is first needed and anew after every failure: a broken launch stays broken."""
+    """The worker process. It is started when it is needed, and anew after a failure, since CUDA errors persist."""
 
     def __init__(self, results: Path, log: IO[str], command: Sequence[str] = ("-m", "bench.gpu.worker")) -> None:
         self.log = log
@@ -96,9 +96,9 @@ class SubjectsProcess:
         self._process: Group | None = None
 
     def run(self, step: Step, left_s: float) -> Answer:
-        """Within its limit, which begins when the process is there, and in any case within ``left_s``."""
+        """Runs a step within its limit, which begins when the worker is ready, and in any case within ``left_s``."""
         started = time.monotonic()
-        if self._process is not None and self._process.poll() is not None:  # after its last answer
+        if self._process is not None and self._process.poll() is not None:  # it ended after its last reply
             self.close()
         try:
             if self._process is None:
@@ -108,7 +108,7 @@ class SubjectsProcess:
             failed: dict[str, str] = reply["failed"]
             first = next((f"{row}: {why}" for row, why in failed.items()), f"exit code {reply['code']}")
             why = first if reply["code"] else ""
-        except (_Silent, OSError) as error:
+        except (_NoReply, OSError) as error:
             failed, why = {}, f"{error} after {time.monotonic() - started:.0f} s"
         if why:
             self.close()
@@ -120,7 +120,7 @@ class SubjectsProcess:
 
     def _ask(self, arguments: Sequence[str]) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has just died, which the missing reply says
+        with contextlib.suppress(BrokenPipeError):  # it has just died: the missing reply shows it
             self._process.stdin.write(json.dumps(list(arguments)) + "\n")
             self._process.stdin.flush()
 
@@ -129,10 +129,10 @@ class SubjectsProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(max(limit_s, 0.0)):
-                raise _Silent("it hung, and was killed,")
+                raise _NoReply("it hung, and was killed,")
         line = self._process.stdout.readline()
         if not line:
-            raise _Silent(f"its process died ({_ending(self._process.wait())})")
+            raise _NoReply(f"its process died ({_ending(self._process.wait())})")
         return json.loads(line)
 
     def close(self) -> None:
@@ -141,8 +141,8 @@ class SubjectsProcess:
             self._process = None
 
 
-class _Silent(RuntimeError):
-    """The worker did not answer; the message says why."""
+class _NoReply(RuntimeError):
+    """The worker did not reply; the message says why."""
 
 
 def _ending(code: int) -> str:

@@ -1,4 +1,4 @@
-"""What has been asked and answered: a kill costs one step, and a later call goes on where this one ended."""
+"""The record of the steps and their answers: a kill loses one step, and a later call goes on where this one ended."""
 
 import contextlib
 import fcntl
@@ -16,24 +16,24 @@ from bench.gpu.steps import Step
 
 State = Literal["passed", "failed", "skipped"]
 LOG, RECORD, RESULTS = "gpu_log.txt", "gpu_record.jsonl", "gpu_results.tar.gz"
-"""The three files that an `--out` folder gets."""
+"""The three files that are copied to an `--out` folder."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a step ended."""
+    """The end of a step."""
 
     step: str
     state: State
     seconds: float = 0.0
-    why: str = ""  # it failed or was skipped
+    why: str = ""  # the reason if it failed or was skipped
     failed_rows: Mapping[str, str] = field(default_factory=dict)  # of a subject: row -> reason
 
 
 class Record:
     """A folder with the log, one line of JSON for every answer, and the subjects' results.
 
-    Only within `held` may it be written to. Raises ValueError if ``out`` is that folder or its results.
+    It may be written to only inside `held`. Raises ValueError if ``out`` is this folder or its results.
     """
 
     def __init__(self, folder: Path, out: Path | None) -> None:
@@ -45,14 +45,16 @@ class Record:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else's for the length of the block. Raises ValueError if another call works in the folder, or ``out``
-        cannot be written to."""
+        """A block in which only this call uses the folder.
+
+        Raises ValueError if another call uses it, or if ``out`` cannot be written to.
+        """
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"another `bench gpu` is at work in {self.folder}: wait, or give --folder") from None
-            self.answers = self._read()  # with those of a call that has ended since
+            self.answers = self._read()  # another call may have added some
             try:
                 self._copy_out()
             except OSError as error:
@@ -68,7 +70,7 @@ class Record:
         return self.folder / "results"
 
     def _read(self) -> dict[str, Answer]:
-        """The last answer of every step; a line that is none, as one that a kill tore, does not count."""
+        """The last answer of every step. Other lines, such as one that a kill has cut off, do not count."""
         path = self.folder / RECORD
         found: dict[str, Answer] = {}
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -82,27 +84,26 @@ class Record:
         self.answers[answer.step] = answer
         line = json.dumps(asdict(answer) | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         path = self.folder / RECORD
-        is_torn = path.exists() and not path.read_bytes().endswith(b"\n")  # what a kill left: a line to itself
+        is_torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a line that a kill has cut off gets an end
         with path.open("a", encoding="utf-8") as file:
             file.write("\n" * is_torn + line + "\n")
         self.hand_out()
 
     def to_do(self, chosen: Sequence[Step]) -> list[Step]:
-        """What has no answer yet, in order, and then what failed: that may have been mended."""
+        """The steps without an answer, in order, and then those that failed: their reason may be gone."""
         new = [s for s in chosen if s.name not in self.answers or self.answers[s.name].state == "skipped"]
         failed = [s for s in chosen if s.name in self.answers and self.answers[s.name].state == "failed"]
         return new + failed
 
     def hand_out(self) -> None:
-        """Brings the folder that is carried home up to date. What cannot be written now is tried after the next step:
-        it is a copy."""
+        """Updates the copy in ``out``. If that fails now, it is tried again after the next step."""
         try:
             self._copy_out()
         except OSError as error:
             print(f"bench gpu: {self.out} could not be written to: {error}", file=sys.stderr)
 
     def _copy_out(self) -> None:
-        """Each file is whole at any moment."""
+        """Copies the files. Each of them is complete at any time."""
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)

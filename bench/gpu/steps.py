@@ -1,4 +1,4 @@
-"""What is asked of a GPU machine: the four groups, each in the order in which its answers are wanted."""
+"""The steps for a GPU machine, in four groups, the most important first."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ GROUPS: tuple[Group, ...] = ("first", "correctness", "numbers", "rest")
 
 @dataclass(frozen=True)
 class Need:
-    """What a step cannot do without; looked for without importing anything."""
+    """A requirement of a step, which is looked for without importing anything."""
 
     name: str
-    is_there: Callable[[int], bool]  # of the number of GPUs
+    is_there: Callable[[int], bool]  # given the number of GPUs
 
 
 TWO_GPUS = Need("two GPUs", lambda gpus: gpus >= 2)
@@ -27,18 +27,18 @@ PROFILER = Need("ncu", lambda gpus: which("ncu") is not None)
 
 @dataclass(frozen=True)
 class Step:
-    """One call, with a limit of its own."""
+    """A call with its limit."""
 
     group: Group
     name: str
     limit_s: float
     arguments: tuple[str, ...]  # of `python -m bench`, or a whole command
-    is_subject: bool  # runs in the process that all subjects share, and is spared its imports
+    is_subject: bool  # whether it runs in the process that all subjects share, which has imported torch
     needs: Need | None = None
     environment: tuple[tuple[str, str], ...] = ()
 
     def missing(self, gpus: int) -> str:
-        """What this machine lacks for it, or ""."""
+        """The requirement that this machine does not have, or ""."""
         return "" if self.needs is None or self.needs.is_there(gpus) else self.needs.name
 
 
@@ -62,7 +62,7 @@ def _pytest(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark", *arguments)
 
 
-# What a profiler or a sanitizer watches is slow: its times are nobody's results.
+# A profiler or a sanitizer makes a subject slow, so its times must not become results.
 _WATCHED = (sys.executable, "-m", "bench", "--results", "build/gpu/watched")
 _LAUNCHES = (*_WATCHED, "kernel_launches", "--device", "cuda")
 _SANITIZED = ("compute-sanitizer", "--error-exitcode", "1")
@@ -71,13 +71,13 @@ _WIDE = ("--shape", "8192,4096,151936", "--output", "wide")
 
 
 def steps(processes: int) -> list[Step]:
-    """All of them. ``processes`` compile or test at the same time."""
+    """All steps. ``processes`` is the number of processes that compile or test at the same time."""
     many = ("--processes", str(processes))
     return [*_first(many), *_correctness(processes), *_numbers(many), *_rest()]
 
 
 def _first(many: Sequence[str]) -> list[Step]:
-    """Does it run, and the two numbers that matter."""
+    """Whether it runs at all, and the two most important figures."""
     return [
         _subject("first", 60, "machine"),
         _subject("first", 90, "kernel_launches", *many, "--timeout_s", "80"),
@@ -94,14 +94,14 @@ def _correctness(processes: int) -> list[Step]:
     return [
         _program("correctness", "kernel tests", 200, *_pytest("tests/kernels", "-k", "gpu or tiles", *together)),
         _program("correctness", "trainer tests", 150, *_pytest("tests/gpu", "-n", "4")),
-        # Its allocator gives out parts of large blocks, in which memcheck sees no overrun.
+        # torch's allocator gives parts of large blocks, in which memcheck sees no overrun.
         _program("correctness", "memcheck", 120, *_SANITIZED, *_LAUNCHES, needs=SANITIZER,
                  PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
         _program("correctness", "racecheck", 90, *_SANITIZED, "--tool", "racecheck", *_LAUNCHES, "--uncompared",
                  needs=SANITIZER),
         _program("correctness", "initcheck", 90, *_SANITIZED, "--tool", "initcheck", *_LAUNCHES, "--uncompared",
                  needs=SANITIZER, PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
-        # Global memory that is ordered by a barrier, which racecheck does not watch.
+        # For global memory that is ordered by a barrier, which racecheck does not check.
         _subject("correctness", 40, "kernel_launches", "--repeats", "100", "--only", "NARROW", "--only",
                  "SEQUENCE_RATIO", name="equal bits in 100 launches"),
     ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a GPU image lacks, carried there: fetched where there is a network, installed where there is none.
+"""The wheels that a GPU image lacks: fetched where there is a network, and installed where there is none.
 
-A machine without a network often takes files up to some size alone, so a large wheel travels in pieces.
+A machine without a network often accepts only files up to some size, so a large wheel is cut into pieces.
 """
 
 import re
@@ -25,12 +25,14 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 PIECE_BYTES = 30 * 2**20
 FOR_TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 LEFT_OUT = {"plotly"}
-"""For reports, which are written where the figures come home to."""
+"""Packages for reports, which are not written on the GPU machine."""
 
 
 def fetch(folder: Path, extra: Sequence[str], image: Path = IMAGE) -> int:
-    """Downloads every wheel that the image lacks and the project needs, and those of ``extra``. Returns 0, or 1 if one
-    cannot be had."""
+    """Downloads every wheel that the project needs and the image lacks, and those of ``extra``.
+
+    Returns 1 if one cannot be downloaded, else 0.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     there = {canonicalize_name(line) for line in _lines(image)} | LEFT_OUT
     wanted = [r for r in _project_requirements() if canonicalize_name(r.name) not in there]
@@ -55,9 +57,9 @@ def fetch(folder: Path, extra: Sequence[str], image: Path = IMAGE) -> int:
 
 
 def install(folder: Path) -> None:
-    """Into a folder of its own, which every step has on its path: the machine's packages stay as they are.
+    """Installs the wheels into a folder of their own, which every step has on its path.
 
-    Where that fails it says so, and the steps that need them fail by themselves.
+    The machine's packages stay as they are. If it fails, it prints that, and the steps that need the wheels will fail.
     """
     carried = sorted(p.name for p in folder.iterdir())
     stamp = CARRIED / "carried.txt"
@@ -90,7 +92,7 @@ def _download(requirement: Requirement, folder: Path) -> Path | None:
     with tempfile.TemporaryDirectory() as downloaded:
         if not _pip_download(requirement, downloaded):
             return None
-        for old in folder.glob("*.whl*"):  # another version of it, or in pieces: two would stop the whole installation
+        for old in folder.glob("*.whl*"):  # an older version or its pieces: pip refuses two versions
             if canonicalize_name(old.name.split("-")[0]) == canonicalize_name(requirement.name):
                 old.unlink()
         wheel = next(Path(downloaded).glob("*.whl"))
@@ -106,7 +108,7 @@ def _pip_download(requirement: Requirement, target: str) -> bool:
 
 
 def _requirements_of(wheel: Path) -> list[Requirement]:
-    """Those that hold on the target, without extras."""
+    """The requirements of a wheel that hold on the target, without extras."""
     with zipfile.ZipFile(wheel) as archive:
         inside = next(n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
         metadata = Parser().parsestr(archive.read(inside).decode())
@@ -117,7 +119,7 @@ def _requirements_of(wheel: Path) -> list[Requirement]:
 
 
 def _in_pieces(wheel: Path) -> None:
-    """A wheel beyond the limit becomes ``NAME.whl.000``, ``NAME.whl.001`` ..."""
+    """Cuts a wheel above the limit into ``NAME.whl.000``, ``NAME.whl.001`` and so on."""
     if wheel.stat().st_size <= PIECE_BYTES:
         return
     with wheel.open("rb") as file:
@@ -127,7 +129,7 @@ def _in_pieces(wheel: Path) -> None:
 
 
 def _joined(folder: Path, target: Path) -> list[Path]:
-    """Every wheel of the folder, whole; what travelled in pieces in ``target``."""
+    """The paths of all wheels of the folder; those that were in pieces are joined in ``target``."""
     whole = sorted(folder.glob("*.whl"))
     for first in sorted(folder.glob("*.whl.000")):
         wheel = target / first.name.removesuffix(".000")

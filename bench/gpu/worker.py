@@ -1,7 +1,7 @@
-"""The process that all subjects share: torch is imported once, and each is a call of its ``main``.
+"""The process that all subjects share: it imports torch once, and runs each subject by calling its ``main``.
 
-A line of JSON with arguments comes in, a line with the exit code and the rows that failed goes out; what subjects print
-goes to the log. Not to be started by hand.
+It reads lines of JSON with arguments, and writes a line with the exit code and the failed rows for each. The output of
+subjects goes to the log. Only the runner starts this process.
 """
 
 import gc
@@ -14,11 +14,11 @@ from typing import IO, Any
 
 
 def main(results: str) -> None:
-    """Serves until its input ends. Results go to a folder by the device's name in ``results``."""
+    """Runs subjects until the input ends. Results go to a folder with the device's name in ``results``."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what subjects and their children print is the log's
+    os.dup2(2, 1)  # the output of subjects and their children goes to the log
     requests = os.fdopen(os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no child may read them
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # so that no child reads the requests
     from bench import harness
 
     harness.RESULTS = Path(results)
@@ -47,7 +47,7 @@ def _call(arguments: list[str]) -> dict[str, Any]:
     gc.collect()
     try:
         torch.cuda.empty_cache()
-    except RuntimeError as error:  # after a broken launch; the parent starts another process
+    except RuntimeError as error:  # after a CUDA error; the parent starts another process
         print(f"the device is lost to this process: {error}", flush=True)
     return {"code": code, "failed": dict(harness.last_failed)}
 

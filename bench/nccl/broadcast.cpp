@@ -1,17 +1,17 @@
-// A model's tensors broadcast in place over NCCL from one GPU to all others: how fast, and whether every byte arrived.
+// Broadcasts a model's tensors in place over NCCL from one GPU to all others; measures the speed and checks every byte.
 //
 //   broadcast LIST [--gpus N] [--root 0] [--warmup 3] [--iterations 10]
 //                  [--processes P --process R --id_file PATH]
 //
 // LIST has a line for each tensor: its name, its dtype as torch calls it, its number of elements. By default one
 // process drives the first N GPUs of the node (all, if not given). With --processes, P processes of N GPUs each find
-// each other by an id that process 0 leaves in PATH, which they all see and which must not exist before.
-// Each takes the first N GPUs that it sees: on one node, give them CUDA_VISIBLE_DEVICES of their own.
+// each other by an id that process 0 writes to PATH, which all of them can read and which must not exist before.
+// Each takes the first N GPUs that it sees: on one node, give them different CUDA_VISIBLE_DEVICES.
 //
-// The last line of output, of process 0 only, is JSON. For each of three ways (all tensors in one group, one call a
-// tensor, and as many bytes in one flat buffer): `ms`, from the first call until the slowest rank is done, the median;
-// `algbw_gb_per_s`, bytes by that time; `busbw_gb_per_s`, for a broadcast the same; `wrong_bytes`, over all ranks.
-// Exit code: 0, 1 if a byte is wrong or a call failed, 2 for arguments that cannot be.
+// The last line of output, of process 0 only, is JSON. It has for each of three ways (all tensors in one group, one
+// call for each tensor, and as many bytes in one flat buffer): `ms`, the median time from the first call until the
+// slowest rank is done; `algbw_gb_per_s`, bytes divided by that time; `busbw_gb_per_s`, the same for a broadcast;
+// `wrong_bytes`, over all ranks. Exit code: 0, 1 if a byte is wrong or a call failed, 2 for invalid arguments.
 
 #include <cuda_runtime.h>
 #include <nccl.h>
@@ -144,7 +144,7 @@ size_t total_bytes(const std::vector<Tensor>& tensors) {
   return bytes;
 }
 
-// Process 0 writes the id under another name first, so that nobody reads half of it. The others wait for a minute.
+// Process 0 writes the id under another name first, so that no process reads half of it. The others wait for a minute.
 ncclUniqueId exchange_id(const Options& options) {
   ncclUniqueId id;
   const std::string unfinished = options.id_file + ".unfinished";
@@ -222,7 +222,7 @@ double agreed(const std::vector<Gpu>& gpus, double value, ncclRedOp_t operation)
   return value;
 }
 
-// What tensor number `index` holds: other bytes for every tensor, with no short period (splitmix64).
+// The content of tensor number `index`: other bytes for every tensor, with no short period (splitmix64).
 std::vector<uint64_t> pattern(size_t index, size_t bytes) {
   std::vector<uint64_t> words((bytes + 7) / 8);
   uint64_t state = (index + 1) * 0xD1342543DE82EF95ull;
@@ -235,7 +235,7 @@ std::vector<uint64_t> pattern(size_t index, size_t bytes) {
   return words;
 }
 
-// Every tensor at an address of its own on every GPU: the pattern on the root, zeros elsewhere.
+// Allocates every tensor on every GPU by itself: the pattern on the root, zeros elsewhere.
 Buffers allocate(const std::vector<Gpu>& gpus, const std::vector<Tensor>& tensors, int root) {
   Buffers buffers(gpus.size(), std::vector<void*>(tensors.size()));
   for (size_t g = 0; g < gpus.size(); ++g) {
@@ -261,7 +261,7 @@ void release(const std::vector<Gpu>& gpus, const Buffers& buffers) {
   }
 }
 
-// Bytes on this process's GPUs that are not the root's.
+// Number of bytes on this process's GPUs that differ from the root's.
 double wrong_bytes(const std::vector<Gpu>& gpus, const std::vector<Tensor>& tensors, const Buffers& buffers) {
   double wrong = 0;
   std::vector<uint8_t> found;
@@ -279,7 +279,7 @@ double wrong_bytes(const std::vector<Gpu>& gpus, const std::vector<Tensor>& tens
   return wrong;
 }
 
-// The calls of one process's GPUs for the same tensor are a group in any case: one thread makes them.
+// The calls of a process's GPUs for the same tensor are always a group, because one thread makes them.
 void broadcast(const std::vector<Gpu>& gpus, const std::vector<Tensor>& tensors, const Buffers& buffers, int root,
                bool in_one_group) {
   if (in_one_group) CHECK(ncclGroupStart());

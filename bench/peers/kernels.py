@@ -1,7 +1,7 @@
-"""Other projects' kernels for the LM head, through their public functions; each only where it is installed.
+"""Other projects' kernels for the LM head, called by their public functions, if they are installed.
 
-They need environments of their own, so a run shows those of the environment that it runs in. cut-cross-entropy, QuACK,
-RL-Kernel, flash-attn and everything that needs a GPU were written from their documentation and have not been run.
+They need environments of their own, so a run shows those of its own environment. The calls of cut-cross-entropy, QuACK,
+RL-Kernel, flash-attn and of everything that needs a GPU follow their documentation and have not been run.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Function = Callable[[HeadInputs], Tensor]
 
 @dataclass(frozen=True)
 class Peer:
-    """Callable on inputs: to logprobs, to a GRPO loss or to a mean cross entropy, whichever list it stands in."""
+    """A function from inputs to logprobs, a GRPO loss or a mean cross entropy; its list below says which."""
 
     name: str
     package: str
@@ -32,7 +32,7 @@ class Peer:
         return _loaded(self.load)(inputs)
 
     def why_not(self, device: torch.device) -> str:
-        """Why it cannot run here, or "". The package is looked for and not imported."""
+        """Why it cannot run here, or "". The package is only looked for and not imported."""
         if find_spec(self.package) is None:
             return "not installed"
         return "needs CUDA" if self.needs_cuda and device.type != "cuda" else ""
@@ -47,7 +47,7 @@ def _loaded(load: Callable[[], Function]) -> Function:
 
 
 def _trl() -> Function:
-    """TRL >= 1.16: cuBLAS on tiles, folded by Triton kernels, by torch on a CPU."""
+    """TRL >= 1.16: cuBLAS on tiles, reduced by Triton kernels, or by torch on a CPU."""
     from trl.kernels import ChunkedLogProbFunction
     from trl.trainer import utils
 
@@ -56,7 +56,7 @@ def _trl() -> Function:
 
 
 def _trl_logits() -> Function:
-    """TRL's Triton kernel on logits that exist; it gives the entropy as well."""
+    """TRL's Triton kernel on given logits; it computes the entropy as well."""
     from trl.kernels import selective_log_softmax_and_entropy
 
     def logprobs(x: HeadInputs) -> Tensor:
@@ -91,14 +91,14 @@ def _liger_scaled() -> Function:
 
 
 def _flash_attn() -> Function:
-    """All logits in the dtype of hidden, overwritten by their gradient: the strongest thing without a fused head."""
+    """All logits in the dtype of hidden, overwritten by their gradient: the fastest way without a fused head."""
     from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
 
     return lambda x: -cross_entropy_loss(F.linear(x.hidden, x.weight), x.target_ids, inplace_backward=True)[0]
 
 
 def _cut_cross_entropy() -> Function:
-    """CCE as it comes: gradients below a threshold are left out."""
+    """Cut cross entropy with its defaults: gradients below a threshold are left out."""
     from cut_cross_entropy import linear_cross_entropy
 
     return lambda x: -linear_cross_entropy(x.hidden, x.weight, x.target_ids, reduction="none")
@@ -118,7 +118,7 @@ def _rl_kernel() -> Function:
 
 
 def _liger_grpo() -> Function:
-    """Liger's fused linear GRPO loss, one response at a time; compiled on GPUs, where the loss's share shows."""
+    """Liger's fused linear GRPO loss, one response at a time; compiled on GPUs, where the loss takes some time."""
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     constants = {"beta": 0.0, "use_ref_model": False, "epsilon_low": 0.2, "epsilon_high": 0.28, "loss_type": "dapo"}
@@ -134,7 +134,7 @@ def _liger_grpo() -> Function:
 
 
 def _liger_grpo_triton() -> Function:
-    """Liger's Triton GRPO loss on logits that exist, one more a response than it uses; the gradient overwrites them."""
+    """Liger's Triton GRPO loss on given logits, with an unused row for each response; the gradient overwrites them."""
     from liger_kernel.transformers.grpo_loss import triton_grpo_loss
 
     def loss(x: HeadInputs) -> Tensor:

@@ -1,8 +1,8 @@
 """One measurement of TRL's GRPOTrainer on the quickstart's task: run by ``bench.vs_trl`` in TRL's own environment.
 
-Reads one JSON object from the file named by the first argument and writes one to the file named by the second. A step
-is one generation, its scoring, the old logprobs and all updates; it is timed from the trainer's ``on_step_begin`` of
-the first update to ``on_step_end`` of the last, which leaves out the loading of its first batch.
+Reads a JSON object from the file of the first argument, and writes one to the file of the second. A step is one
+generation, its scoring, the old logprobs and all updates. It is timed from the trainer's ``on_step_begin`` of the first
+update to ``on_step_end`` of the last, without the loading of the first batch.
 """
 
 import json
@@ -45,7 +45,7 @@ def reward(prompts: list[str], completions: list[str], answer: list[str], **_: A
 
 
 def load_prompts(path: str, suffix: str, tokenizer: Any) -> Dataset:
-    """Rendered once, so that no step pays for the chat template."""
+    """The prompts with the chat template applied, so that no step spends time on it."""
     rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
     messages = [[{"role": "user", "content": row["prompt"][0]["content"] + suffix}] for row in rows]
     texts = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
@@ -77,7 +77,7 @@ def arguments(task: dict[str, Any], settings: dict[str, Any]) -> trl.GRPOConfig:
         num_iterations=1,
         num_generations=task["group_size"],
         max_completion_length=task["response_tokens"],
-        # The end token cannot be sampled: every response has its full length, as with rollout.ignore_eos.
+        # The end token cannot be sampled: every response has its full length, as with our rollout.ignore_eos.
         generation_kwargs={"min_new_tokens": task["response_tokens"]},
         cache_implementation=settings["cache_implementation"],
         use_transformers_continuous_batching=settings["continuous_batching"],
@@ -102,7 +102,7 @@ def arguments(task: dict[str, Any], settings: dict[str, Any]) -> trl.GRPOConfig:
 
 
 def watch_lengths(trainer: trl.GRPOTrainer, seen: list[tuple[int, int, bool]]) -> None:
-    """Notes of each generation: responses and tokens of this process, and whether old logprobs were recomputed."""
+    """Notes for each generation the responses and tokens of this process, and whether old logprobs were recomputed."""
     generate = trainer._generate_and_score_completions
 
     def noted(inputs: Any) -> Any:

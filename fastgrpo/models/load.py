@@ -2,10 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.config import ModelConfig
 
@@ -95,7 +94,7 @@ def apply_liger(model: PreTrainedModel) -> None:
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def refuse_scaled_logits(model_config: Any) -> None:
+def refuse_scaled_logits(model_config: PretrainedConfig) -> None:
     """Raises ValueError for a model that changes its logits, which the policy's head cannot do."""
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         value = getattr(model_config, name, None)
@@ -103,7 +102,7 @@ def refuse_scaled_logits(model_config: Any) -> None:
             raise ValueError(f"this model transforms its logits ({name} = {value}), which the policy's head lacks")
 
 
-def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
+def _refuse_position_scaling(model_config: PretrainedConfig, longest_sequence: int) -> None:
     """Raises ValueError if positions depend on the longest sequence of a batch: sampler and trainer would differ."""
     rope = getattr(model_config, "rope_parameters", None) or {}
     names = ("original_max_position_embeddings", "max_position_embeddings")
@@ -116,6 +115,6 @@ def _refuse_position_scaling(model_config: Any, longest_sequence: int) -> None:
         )
 
 
-def dropout_rates(model_config: Any) -> dict[str, float]:
+def dropout_rates(model_config: PretrainedConfig) -> dict[str, float]:
     """The dropout rates of a transformers configuration that are above 0, by name."""
     return {n: v for n, v in model_config.to_dict().items() if "drop" in n and isinstance(v, float) and v > 0}

@@ -10,7 +10,7 @@ import torch
 
 from bench import harness, overlap, rollout_vllm, vllm_models, weight_sync
 from bench.__main__ import main
-from bench.weight_sync import MEMCPY, RELOAD, WRITE, Found, Way, live_way, meant_otherwise, measure, memcpy_way, touched
+from bench.weight_sync import MEMCPY, RELOAD, WRITE, Found, Way, differing, live_way, measure, memcpy_way, touched
 from fastgrpo.rollout.weight_sync import LiveWeights
 
 CPU = torch.device("cpu")
@@ -100,9 +100,9 @@ def test_a_layer_that_computes_from_a_stale_copy_is_noticed():
     packed = [layer.weight.detach().clone() for layer in model]
     for layer, copy in zip(model, packed, strict=True):
         layer.cpu_linear = lambda x, weight, bias, copy=copy: torch.nn.functional.linear(x, copy, bias)
-    assert meant_otherwise(model, oracle) == []
+    assert differing(model, oracle) == []
     packed[1].mul_(-1)
-    assert meant_otherwise(model, oracle) == ["1"]
+    assert differing(model, oracle) == ["1"]
 
 
 def report_of(wrong: set[str], excused: set[str] = frozenset()) -> int:
@@ -136,7 +136,7 @@ def test_an_overlapped_step_is_compared_with_the_longer_phase_of_the_synchronous
     assert found["sample_s"] == pytest.approx(2.2) and found["longer_phase_s"] == pytest.approx(3.0)
     assert found["overlapped_of_longer"] == pytest.approx(1.1)
     with pytest.raises(AssertionError):
-        overlap.figures({0: [step(5.0, 2.0, 0)], 1: [step(3.0, 0.0, 0)]})  # nothing was ever one step behind
+        overlap.figures({0: [step(5.0, 2.0, 0)], 1: [step(3.0, 0.0, 0)]})  # no token was ever one step older
 
 
 def last_ratio(printed: str) -> float:

@@ -62,7 +62,7 @@ def peak_gib(learner: Learner, shape: Shape) -> float:
 
 @pytest.mark.parametrize(
     "objective",
-    [{}, {"correction": "truncate"}, {"kl_coef": 0.0, "entropy_coef": 0.01}, {"head": "logprobs"}],
+    [{}, {"correction": "truncate"}, {"kl_coef": 0.0, "entropy_coef": 0.01}, {"loss_path": "logprobs"}],
     ids=lambda o: ", ".join(f"{k} {v}" for k, v in o.items()) or "plain",
 )
 @pytest.mark.parametrize("checkpointing", [True, False])

@@ -159,7 +159,7 @@ class EnginePool:
         """Engines that have a process and wait for weights."""
         return [e for e in self.present if e.version is None]
 
-    def send(self, engine: Engine, message: Any) -> None:
+    def send(self, engine: Engine, message: m.ToEngine) -> None:
         """Sends a message to the engine's process, if there is one."""
         with self._changed:
             self._send(engine, message)
@@ -338,7 +338,7 @@ class EnginePool:
         for index, requests in given.items():
             self._send(self.engines[index], m.Submit(requests))
 
-    def _send(self, engine: Engine, message: Any) -> None:
+    def _send(self, engine: Engine, message: m.ToEngine) -> None:
         if engine.channel is not None:
             engine.channel.send(message)
 

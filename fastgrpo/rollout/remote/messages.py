@@ -80,6 +80,9 @@ class End:
     pass
 
 
+ToEngine = Submit | Cancel | Join | Receive | End
+
+
 # To a supervisor.
 @dataclass(frozen=True, slots=True)
 class Restart:

@@ -31,7 +31,7 @@ class Boot:
 
 def main() -> int:
     boot: Boot = pickle.load(sys.stdin.buffer)
-    engine: Any = start_engine(boot.spec)
+    engine = start_engine(boot.spec)
     hello = m.Hello(boot.index, False, this_process(), engine.num_workers, note=not_in_place(engine))
     connection = m.connect(boot.address, hello)
     try:
