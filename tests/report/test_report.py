@@ -269,7 +269,7 @@ def test_folder_without_a_step_is_an_error(
 def test_missing_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "nowhere")])
-    assert "is a folder" in capsys.readouterr().err
+    assert "there is neither" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no run folder"):
         write_report(tmp_path / "nowhere")
 
