@@ -1,5 +1,6 @@
 """What a person meets at the command line, before anything runs."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from fastgrpo import __main__ as command_line
 from fastgrpo import __version__
 from fastgrpo import train as train_command
 from fastgrpo.command_line import did_you_mean
-from fastgrpo.config import Config, flatten
+from fastgrpo.config import Config, OptimizerConfig, flatten
 from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
 from fastgrpo.recipe.arguments import resolve, take_ranks
 from fastgrpo.recipe.help import CHANGED_MOST, RARE_SECTIONS, all_settings
@@ -231,7 +232,10 @@ def test_help_has_every_setting_with_its_meaning_and_the_recipes_default(fastgrp
     assert sorted(named_in(said)[len(CHANGED_MOST) :]) == sorted(flatten(Config()))
     assert {s.name for s in all_settings() if not s.meaning} == set()
     words = " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
-    assert "--optimizer.learning_rate FLOAT Constant after the warm-up. (default: 0.0002)" in words
+    (meaning,) = (s.meaning for s in all_settings() if s.name == "optimizer.learning_rate")
+    source = inspect.getsource(OptimizerConfig)
+    assert re.search(r'learning_rate: float = [^\n]*\n    """' + re.escape(meaning[:20]), source)
+    assert f"--optimizer.learning_rate FLOAT {meaning} (default: 0.0002)" in words
     assert "--model.liger, --model.no_liger" in words and "--rollout.engine builtin|vllm" in words
 
 

@@ -48,14 +48,14 @@ def asked_run(arguments: Sequence[str], is_first: bool = True) -> tuple[Recipe, 
 
 def resolve(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> tuple[Recipe, Config]:
     """The recipe as --fidelity and --shrink make it, and its configuration with what the command line says."""
-    config = _parse(recipe, settings, is_first)
+    config = parse(recipe, settings, is_first)
     if config.fidelity == "paper" and not config.shrink:
         return recipe, config
     if config.fidelity == "verl":
         recipe = recipe.with_fidelity()
     if config.shrink:
         recipe = shrink(recipe)
-    return recipe, _parse(recipe, settings, is_first)
+    return recipe, parse(recipe, settings, is_first)
 
 
 def require_valid(recipe: Recipe, config: Config, num_trainers: int) -> None:
@@ -65,7 +65,8 @@ def require_valid(recipe: Recipe, config: Config, num_trainers: int) -> None:
     token_objective(config.objective)
 
 
-def _parse(recipe: Recipe, settings: Sequence[str], is_first: bool) -> Config:
+def parse(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> Config:
+    """The recipe's configuration with what the command line says otherwise. Exits on unknown flags."""
     refuse_old_arguments(settings)
     parsed = tyro.cli(
         Config,

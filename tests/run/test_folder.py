@@ -8,7 +8,7 @@ import pytest
 from fastgrpo import __version__
 from fastgrpo.config import Config
 from fastgrpo.report import write_report
-from fastgrpo.run import run
+from fastgrpo.run import setup
 from fastgrpo.run.folder import FORMAT, RunFolder
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_run_json_is_said_to_be(content, folder, config):
 def test_an_older_run_is_refused_before_weights_load_and_still_has_its_report(train, monkeypatch, capfd):
     assert train("--steps", "1", "--data.held_out", "") == 0
     rewrite(RunFolder(train.folder), format=None, fastgrpo=None)
-    monkeypatch.setattr(run, "load_policy", None)
+    monkeypatch.setattr(setup, "load_policy", None)
     assert train("--resume", "--data.held_out", "") == 2
     assert "without a format number" in capfd.readouterr().err
     assert write_report(train.folder).is_file()
