@@ -1,4 +1,4 @@
-"""What an evaluation asks: each benchmark with its problems and its protocol, and the facts that identify it."""
+"""The plan of an evaluation: each benchmark with its problems and its protocol, and the facts that identify it."""
 
 import hashlib
 import re

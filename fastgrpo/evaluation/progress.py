@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation while it goes."""
+"""The progress of an evaluation, as its user sees it."""
 
 import sys
 import time

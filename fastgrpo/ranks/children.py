@@ -1,4 +1,4 @@
-"""What a child process does before it starts: a ``preexec_fn`` of ``subprocess.Popen``."""
+"""The ``preexec_fn`` of child processes: what they do before their program starts."""
 
 import ctypes
 import signal

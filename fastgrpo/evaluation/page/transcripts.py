@@ -61,7 +61,7 @@ def _choose(part: BenchmarkResults, budget: int) -> list[Judged]:
 
 
 def _fit(judged: Sequence[Judged], texts: dict[int, int], budget: int) -> list[Judged]:
-    """As many responses as fit into the budget, spread evenly."""
+    """The responses that fit into the budget, spread evenly."""
     sizes = {id(one): _size("", one, texts) for one in judged}
     chosen = list(judged)
     while chosen and (size := sum(sizes[id(one)] for one in chosen)) > budget:
