@@ -18,7 +18,7 @@ from fastgrpo.json_lines import JsonLines
 from tests.run.test_run import results, weights_of
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "tests" / "accident_recipe.py"
+RECIPE = ROOT / "tests" / "run" / "accident_recipe.py"
 LIMIT_S = 400.0  # nothing takes so long unless it hangs
 OF_ACCIDENTS = ("engine_restarts", "responses_redrawn")
 
