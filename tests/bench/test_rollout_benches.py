@@ -10,7 +10,7 @@ import torch
 
 from bench import harness, overlap, rollout_vllm, vllm_models, weight_sync
 from bench.__main__ import main
-from bench.weight_sync import MEMCPY, RELOAD, WRITE, Found, Way, live_way, differing, measure, memcpy_way, touched
+from bench.weight_sync import MEMCPY, RELOAD, WRITE, Found, Way, differing, live_way, measure, memcpy_way, touched
 from fastgrpo.rollout.weight_sync import LiveWeights
 
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ def processes(whom: str) -> list[Any]:
         return [ranks[int(index)]]
     if kind == "verifiers":
         workers = psutil.Process().children()
-        return [p for p in workers if any("rewards.worker" in part for part in p.cmdline())]
+        return [p for p in workers if any("rewards.pool.worker" in part for part in p.cmdline())]
     supervisor = ranks[int(os.environ["NUM_TRAINERS"]) + int(index)]
     return [supervisor] if kind == "supervisor" else supervisor.children()
 
