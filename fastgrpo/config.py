@@ -326,7 +326,7 @@ class Config:
 
     @property
     def longest_sync_s(self) -> float:
-        """With engines that are lost in it and started again, each within its own deadlines."""
+        """The longest sync, with engines that are lost in it and started again, each within its own deadlines."""
         if self.rollout.gpus == 0:
             return self.deadline.sync_s
         return (self.rollout.max_engine_restarts + 1) * (self.deadline.start_s + self.deadline.sync_s)

@@ -53,7 +53,8 @@ def _evaluate(settings: Settings) -> None:
     from fastgrpo.evaluation.plan import make_plan
     from fastgrpo.run.hub import require_found
 
-    require_found({settings.model: "MODEL", settings.verifier_model: "--verifier_model"}, {})
+    if not settings.dry_run:
+        require_found({settings.model: "MODEL", settings.verifier_model: "--verifier_model"}, {})
     if settings.as_trained:
         settings = as_trained(settings)
     plan = make_plan(settings)

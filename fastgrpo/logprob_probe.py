@@ -7,7 +7,7 @@ import torch
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.packing import pack
 from fastgrpo.policy.sharding import reshard
-from fastgrpo.rollout.compare import WeightMismatch
+from fastgrpo.rollout.compare_weights import WeightMismatch
 from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.types import Prompt
 

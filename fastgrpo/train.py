@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe, config, _ = asked_run(sys.argv[1:] if arguments is None else arguments, is_first)
         engine_kind(config.rollout.engine)
         if config.dry_run:
-            return _dry_run(recipe, config, count if "WORLD_SIZE" in os.environ else None) if is_first else 0
+            launched = (count, int(os.environ.get("LOCAL_WORLD_SIZE", count))) if "WORLD_SIZE" in os.environ else ()
+            return _dry_run(recipe, config, *launched) if is_first else 0
         role = Role.of_this_rank(config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
         if is_first:
@@ -73,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(recipe, config, device, role)
 
 
-def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None) -> int:
+def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None = None, per_node: int | None = None) -> int:
     _say_what_phases_change(recipe, config)
-    print_dry_run(recipe, config, num_ranks)
+    print_dry_run(recipe, config, num_ranks, per_node)
     return 0
 
 
@@ -90,7 +91,7 @@ def _sample(config: Config, role: Role) -> int:
 def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
     from fastgrpo.algorithm.scoring import RecipeError
     from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted
-    from fastgrpo.rollout.compare import WeightMismatch
+    from fastgrpo.rollout.compare_weights import WeightMismatch
     from fastgrpo.rollout.remote.engine_pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
     from fastgrpo.run.checkpoint import CheckpointError

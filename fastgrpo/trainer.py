@@ -49,7 +49,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepSamples:
-    """The samples that a step trains on, and those that it left out, group by group; the same on every rank."""
+    """The samples that a step trains on, and those that it left out, group by group. All ranks have the same, but for
+    the texts, which stay on the rank that judged them."""
 
     kept: list[Sample]
     dropped: list[Sample]
@@ -276,7 +277,8 @@ class Trainer:
 
 
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:
-    """The mean over all response tokens as the sampler knew it; ``otherwise`` where it did not."""
-    if any(r.mean_entropy is None for r in responses):
+    """The mean over all sampled tokens as the sampler knew it; ``otherwise`` where it did not."""
+    num_tokens = sum(r.num_sampled_tokens for r in responses)
+    if num_tokens == 0 or any(r.mean_entropy is None for r in responses):
         return otherwise
-    return sum((r.mean_entropy or 0.0) * len(r) for r in responses) / sum(map(len, responses))
+    return sum((r.mean_entropy or 0.0) * r.num_sampled_tokens for r in responses) / num_tokens

@@ -56,12 +56,12 @@ class Response:
         """Tokens that the policy sampled, and that are trained on."""
         return len(self) if self.response_mask is None else int(self.response_mask.sum())
 
-    def token_versions(self) -> np.ndarray:  # [num_response_tokens] int64
-        """The policy version of every token."""
+    def token_versions(self) -> np.ndarray:  # [num_sampled_tokens] int64
+        """The policy version of every token that was sampled."""
         versions = np.full(len(self), self.policy_version)
         for place, version in self.version_changes:
             versions[place:] = version
-        return versions
+        return versions if self.response_mask is None else versions[self.response_mask]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""JustRL with DeepScaleR's verifier alone, which nobody ran: in the paper it has the penalty too."""
+"""JustRL with DeepScaleR's verifier alone: the paper runs it with the overlong penalty only."""
 
 from fastgrpo_recipes import justrl_deepseek_1_5b as base
 

@@ -236,7 +236,7 @@ def test_help_has_every_setting_with_its_meaning_and_the_recipes_default(fastgrp
     source = inspect.getsource(OptimizerConfig)
     assert re.search(r'learning_rate: float = [^\n]*\n    """' + re.escape(meaning[:20]), source)
     assert f"--optimizer.learning_rate FLOAT {meaning} (default: 0.0002)" in words
-    assert "--model.liger, --model.no_liger" in words and "--rollout.engine builtin|vllm" in words
+    assert "--model.liger, --model.no_liger" in words and "--objective.kl k1|k2|k3" in words
 
 
 def test_what_help_shows_is_what_is_parsed():
@@ -373,3 +373,18 @@ def test_a_reader_that_leaves_ends_any_command_without_a_word():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == ""
     assert done.stderr.splitlines() == [command for command in UNREAD for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "arguments, launched, trainers",
+    [
+        (["--ranks", "16", "--rollout.gpus", "4"], {}, 12),
+        (["--rollout.gpus", "1"], {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 6),
+    ],
+)
+def test_a_dry_run_has_the_nodes_of_the_run(arguments, launched, trainers, monkeypatch, capsys):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    command, start = ("quickstart", "--dry_run", *arguments), train_command.main if launched else train_command.command
+    assert start(command) == 0
+    assert f"ranks: {trainers} (" in capsys.readouterr().out

@@ -88,6 +88,13 @@ def test_rooms_have_few_doors():
     assert len([p for p in (ROOT / "fastgrpo").iterdir() if p.is_file()]) <= 9
 
 
+def test_an_engine_is_known_to_the_list_of_engines_alone():
+    allowed = {"fastgrpo.rollout.engines", "fastgrpo.rollout.weight_sync.vllm_worker"}
+    for engine in ("fastgrpo.rollout.builtin", "fastgrpo.rollout.vllm"):
+        outside = {m: p for m, p in MODULES.items() if m.startswith("fastgrpo.") and not m.startswith(engine)}
+        assert {m for m, p in outside.items() if any(n.startswith(engine) for n in imports(p))} <= allowed
+
+
 def test_the_sync_of_weights_needs_torch_alone():
     package = "fastgrpo.rollout.weight_sync"
     of_vllm = f"{package}.vllm_worker"  # the public name of what lies with the vLLM engine

@@ -85,4 +85,4 @@ def sequences(count: int, seed: int = 0, longest: int = 24) -> list[Sample]:
 def groups_of(size: int, lengths: np.ndarray = NO_LENGTHS) -> Outcomes:
     """What a recipe's function sees of responses of these lengths: none right, none truncated."""
     none = np.zeros(len(lengths), bool)
-    return Outcomes(none, lengths, none, max_response_tokens=100, group_size=size, step=0, seed=1)
+    return Outcomes(none, lengths, lengths, none, max_response_tokens=100, group_size=size, step=0, seed=1)

@@ -25,7 +25,7 @@ def batch_normalised(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # 
     """
     exact = torch.from_numpy(np.asarray(rewards, dtype=np.float64))
     centred = group_advantages(exact, outcomes.group_size, scale="none").numpy()
-    mean, variance = _over_tokens(centred, outcomes.lengths)
+    mean, variance = _over_tokens(centred, outcomes.num_sampled)
     return ((centred - mean) / np.sqrt(max(variance, 1e-8))).astype(np.float32)
 
 
@@ -33,7 +33,7 @@ def batch_whitened(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # [N
     """Rewards normalised over all response tokens of the step, without any group: AReaL's ``group_adv_norm=false``,
     which QuestA takes (foreverlasting1202/QuestA AReaL/scripts/partial_50_grpo.yaml)."""
     exact = np.asarray(rewards, dtype=np.float64)
-    mean, variance = _over_tokens(exact, outcomes.lengths)
+    mean, variance = _over_tokens(exact, outcomes.num_sampled)
     return ((exact - mean) / (np.sqrt(variance) + 1e-5)).astype(np.float32)
 
 
@@ -41,6 +41,6 @@ def _over_tokens(values: np.ndarray, lengths: np.ndarray) -> tuple[float, float]
     """Mean and population variance of values that stand at every token of their response."""
     if len(values) == 0:
         return 0.0, 0.0
-    weights = np.asarray(lengths, dtype=np.float64) / np.sum(lengths)
+    weights = np.asarray(lengths, dtype=np.float64) / max(np.sum(lengths), 1)
     mean = float(weights @ values)
     return mean, float(weights @ (values - mean) ** 2)

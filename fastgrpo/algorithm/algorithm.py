@@ -141,6 +141,8 @@ def _require_signature(part: str, function: RewardFunction) -> None:
     """Raises ValueError for a function that cannot be called with rewards and outcomes."""
     try:
         signature(function).bind(None, None)
+        if list(signature(function).parameters)[1] == "group_size":  # as advantages were called before
+            raise TypeError
     except TypeError:
         name = getattr(function, "__qualname__", type(function).__qualname__)
         raise ValueError(f"{part} must take (rewards, outcomes), got {name}{signature(function)}") from None

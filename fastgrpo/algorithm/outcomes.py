@@ -18,6 +18,7 @@ class Outcomes:
 
     correct: np.ndarray  # [N] bool, the verifier's verdicts
     lengths: np.ndarray  # [N] int64, response tokens
+    num_sampled: np.ndarray  # [N] int64, those of them that the policy sampled: all but for a response mask
     truncated: np.ndarray  # [N] bool
     max_response_tokens: int
     group_size: int
@@ -29,6 +30,7 @@ class Outcomes:
         return cls(
             correct=np.array([s.correct for s in samples], dtype=bool),
             lengths=np.array([len(s.response) for s in samples], dtype=np.int64),
+            num_sampled=np.array([s.response.num_sampled_tokens for s in samples], dtype=np.int64),
             truncated=np.array([s.response.finish_reason == "length" for s in samples], dtype=bool),
             max_response_tokens=config.rollout.max_response_tokens,
             group_size=config.rollout.group_size,

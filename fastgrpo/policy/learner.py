@@ -33,7 +33,7 @@ class Update:
 def verl_denominator(microbatch: Sequence[Sample], num_responses: int) -> float:
     """What a micro-batch's loss is divided by where verl 0.4's weights hold: its own token mean counts by its share of
     the responses of the update (thunlp/JustRL train/verl/workers/actor/dp_actor.py). One without any counts as 1."""
-    num_tokens = sum(s.response.num_sampled_tokens for s in microbatch)
+    num_tokens = max(1, sum(s.response.num_sampled_tokens for s in microbatch))
     return num_tokens * num_responses / len(microbatch) if microbatch else 1.0
 
 
@@ -64,7 +64,7 @@ class Learner:
         self.by_microbatch = objective.aggregation == "microbatch_mean"
 
     def clear_optimizer(self) -> None:
-        """Its moments start anew."""
+        """Lets the optimizer's moments start anew."""
         self.optimizer = make_optimizer(self.parameters, self.config)
 
     def pack(self, samples: Sequence[Sample]) -> Update:
@@ -81,7 +81,7 @@ class Learner:
             batches = self.reference.with_ref_logprobs(batches)
         if self.by_microbatch:
             return Update(batches, [verl_denominator(chosen, num_responses) for chosen in mine])
-        return Update(batches, [num_tokens] * len(batches))
+        return Update(batches, [max(1, num_tokens)] * len(batches))
 
     @property
     def _only_advantages_act(self) -> bool:

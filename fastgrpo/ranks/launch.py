@@ -40,7 +40,7 @@ def default_num_ranks() -> int:
 
 
 def num_cores() -> int:
-    """Those that this process may use."""
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -8,14 +8,20 @@ from fastgrpo.recipe.arguments import require_valid
 from fastgrpo.recipe.recipe import Recipe
 from fastgrpo.recipe.validate import arithmetic
 
-NODE, MOST_RANKS = 8, 64
+NODE = 8  # ranks of a node of the machines that recipes name
+MOST_RANKS = 64
 
 
-def print_dry_run(recipe: Recipe, config: Config, num_ranks: int | None) -> None:
-    """Settings, algorithm and the arithmetic of a step. Raises ValueError if that cannot run on so many ranks; None
-    takes those that the recipe names, else the fewest that it can run on."""
+def print_dry_run(recipe: Recipe, config: Config, num_ranks: int | None, per_node: int | None = None) -> None:
+    """Prints settings, algorithm and the arithmetic of a step.
+
+    Without ``num_ranks`` on the ranks that the recipe names, else on the fewest that it can run on; without
+    ``per_node`` all of the given ranks are on one node. Raises ValueError if it cannot run on so many ranks.
+    """
     taken, why = _ranks(recipe, config, num_ranks)
-    num_trainers = _num_trainers(config, taken)
+    if num_ranks is None and taken == recipe.ranks and taken % NODE == 0:
+        per_node = NODE
+    num_trainers = _num_trainers(config, taken, per_node or taken)
     require_valid(recipe, config, num_trainers)
     print(f"recipe {recipe.path}\nverifier {recipe.reward}\n")
     settings, usual = flatten(config), flatten(Config())
@@ -48,7 +54,7 @@ def _fewest_ranks(recipe: Recipe, config: Config) -> int:
     refusal = None
     for num_ranks in range(1, MOST_RANKS + 1):
         try:
-            require_valid(recipe, config, _num_trainers(config, num_ranks))
+            require_valid(recipe, config, _num_trainers(config, num_ranks, num_ranks))
         except ValueError as error:
             refusal = refusal or error
         else:
@@ -57,6 +63,5 @@ def _fewest_ranks(recipe: Recipe, config: Config) -> int:
     raise refusal
 
 
-def _num_trainers(config: Config, num_ranks: int) -> int:
-    per_node = NODE if num_ranks % NODE == 0 else num_ranks
+def _num_trainers(config: Config, num_ranks: int, per_node: int) -> int:
     return Role.of(0, num_ranks, 0, per_node, config.rollout.gpus).num_trainers

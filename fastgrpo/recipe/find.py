@@ -27,7 +27,7 @@ def recipe_name(path: Path) -> str:
 
 
 def recipe_names() -> list[str]:
-    """Those that come with the package."""
+    """The names of the recipes that come with the package."""
     return list(shipped_recipes())
 
 
@@ -38,7 +38,7 @@ def recipe_folders() -> dict[str, str]:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """By their names, in order; a file that begins with _ is what some of them share."""
+    """The files of the package's recipes by their names, in order. A file that begins with _ is none of them."""
     root = _root()
     paths = [p for p in root.rglob("*.py") if not p.name.startswith("_")]
     return dict(sorted(("_".join(p.relative_to(root).with_suffix("").parts), p.resolve()) for p in paths))

@@ -59,7 +59,7 @@ def print_help(recipe: Recipe) -> None:
 
 
 def all_settings() -> Iterator[Setting]:
-    """In the order of ``Config``."""
+    """Every setting, in the order of ``Config``."""
     yield from _settings(Config, "")
 
 

@@ -12,7 +12,7 @@ define
 - ``fidelity``: settings that ``--fidelity verl`` changes, by their command-line names;
 - ``row``: (problem, answer, solution) -> a row in the schema of its data, for ``--shrink``;
 - ``source`` and ``cost``, a line each: whose run it is, and what that took;
-- ``ranks``: the GPUs that it took, which is what ``--dry_run`` shows it on; nodes have up to eight;
+- ``ranks``: how many it took, one a GPU, which is what ``--dry_run`` shows it on; nodes have up to eight;
 - ``published``: the figures of the paper that the report draws behind the curves.
 """
 

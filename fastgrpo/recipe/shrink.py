@@ -83,7 +83,7 @@ def _prepare(recipe: Recipe) -> Callable[[Config, Path, Callable[[str], None]], 
         base.mkdir(parents=True, exist_ok=True)
         try:
             lines = [json.dumps(recipe.row(*problem)) + "\n" for problem in problems()]
-        except Exception as error:  # its author's to hear, whatever it is
+        except Exception as error:  # whatever the recipe's code raises
             raise ValueError(
                 f"the recipe's row must make a JSON object of (problem, answer, solution): {type(error).__name__}: "
                 f"{error}"

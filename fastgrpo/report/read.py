@@ -60,7 +60,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run in a folder. Raises ValueError if there is no folder, no metrics.jsonl, or no step in it."""
     notes: list[str] = []
-    metrics = _read_metrics(folder, notes)
+    metrics = [_with_names_of_today(record) for record in _read_metrics(folder, notes)]
     about = _read_object(folder / "run.json", notes)
     return Run(
         folder=folder,
@@ -70,6 +70,11 @@ def read_run(folder: Path) -> Run:
         rollouts=thin(lambda: _read_steps(folder / "rollouts.jsonl", notes)),
         notes=list(dict.fromkeys(notes)),
     )
+
+
+def _with_names_of_today(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a step; a run of an earlier version called the wait for engines ``settle_s``."""
+    return {**record, "drain_s": record["settle_s"]} if "settle_s" in record else record
 
 
 def number(value: Any) -> float | None:

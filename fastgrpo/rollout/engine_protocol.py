@@ -41,7 +41,7 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
+    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest) -> None:
         """Meets the sender and the other engines."""
         ...
 

@@ -14,7 +14,8 @@ class EngineSpec:
     config: Config
     device_type: str
     placement: Literal["in_rank", "own_process"]
-    """``in_rank``: inside a trainer rank. ``own_process``: in a process that only samples."""
+    """``in_rank``: in a rank of the launch, beside the other ranks' engines. ``own_process``: in a process that is no
+    rank: one that only samples, or a trainer without a launcher."""
 
     @property
     def device(self) -> torch.device:

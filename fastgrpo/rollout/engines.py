@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastgrpo.command_line import did_you_mean
 from fastgrpo.config import Config
 from fastgrpo.rollout.builtin.start import check_builtin, start_builtin
 from fastgrpo.rollout.engine_protocol import RolloutEngine
@@ -30,7 +31,8 @@ ENGINES = {
 def engine_kind(name: str) -> EngineKind:
     """The engine of this name. Raises ValueError if there is none."""
     if name not in ENGINES:
-        raise ValueError(f"there is no engine {name!r} (--rollout.engine): needed one of {', '.join(ENGINES)}")
+        near = did_you_mean(name, list(ENGINES))
+        raise ValueError(f"there is no engine {name!r} (--rollout.engine){near}: needed one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
-from fastgrpo.rollout.compare import added, require_equal, with_checksums
+from fastgrpo.rollout.compare_weights import added, require_equal, with_checksums
 from fastgrpo.rollout.engine_protocol import RolloutEngine
 from fastgrpo.rollout.generate import generate
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder

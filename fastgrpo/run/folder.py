@@ -62,7 +62,7 @@ class RunFolder:
         write_json(self.facts, {"format": FORMAT, "fastgrpo": __version__, **facts, "config": self._settings(config)})
 
     def _settings(self, config: Config) -> dict[str, Any]:
-        """As a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
+        """The settings as a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
         return {
             name: value.replace(config.run_dir, "{run_dir}") if isinstance(value, str) and "." in name else value
             for name, value in flatten(config).items()

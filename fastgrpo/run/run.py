@@ -1,6 +1,7 @@
 """The steps of a run, and everything around a step that is not the algorithm."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.records import rollout_rows, summary_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.trainer import Progress, Trainer
-from fastgrpo.types import Prompt
+from fastgrpo.types import Prompt, Sample
 
 
 @dataclass
@@ -87,9 +88,7 @@ class Run:
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
                     metrics["held_out_accuracy"], metrics["held_out_greedy"] = self._accuracy()
                 self._warn(metrics)
-                self._write(
-                    metrics, rollout_rows(samples.kept, progress.step, self.config.checkpoint.rollouts_per_step)
-                )
+                self._write(metrics, samples.kept)
                 self.display.show(metrics)
                 self.checkpointer.commit_if_written()
                 stop = self.trainer.ranks.any(bool(signals))
@@ -125,10 +124,11 @@ class Run:
         setting = "--deadline.generate_s + judge_s" if name == "evaluate" else ""
         return self.trainer.ranks.watchdog.phase(name, deadline_s, setting)
 
-    def _write(self, metrics: dict[str, Any], rollouts: list[dict[str, Any]] | None = None) -> None:
+    def _write(self, metrics: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         if self.trainer.ranks.is_first:
+            count = self.config.checkpoint.rollouts_per_step
             self.folder.metrics.append([metrics])
-            self.folder.rollouts.append(rollouts or [])
+            self.folder.rollouts.append(rollout_rows(samples, metrics["step"], count))
 
     def finish(self) -> None:
         """Writes summary and report and says where everything is."""

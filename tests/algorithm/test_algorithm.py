@@ -99,6 +99,8 @@ def test_a_function_of_another_signature_is_refused_where_the_recipe_names_it():
 
     with pytest.raises(ValueError, match=r"advantages must take \(rewards, outcomes\), got .*old\(rewards, group_size"):
         Algorithm(advantages=old)
+    with pytest.raises(ValueError, match="advantages must take"):
+        Algorithm(advantages=lambda rewards, group_size, lengths=None: rewards)
     with pytest.raises(ValueError, match="shaping must take"):
         Algorithm(shaping=(OverlongPenalty(7), lambda rewards: rewards))
 

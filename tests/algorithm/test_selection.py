@@ -104,7 +104,7 @@ def trained_on(monkeypatch):
 
 
 @pytest.mark.parametrize("oversample", ["1", "1.5"])
-def test_replace_trains_on_groups_with_signal_only_and_its_ledger_adds_up(train, trained_on, oversample):
+def test_replace_trains_on_groups_with_signal_only_and_its_counts_add_up(train, trained_on, oversample):
     settings = ["--rollout.zero_signal_groups", "replace", "--data.held_out", "", "--rollout.oversample", oversample]
     assert train(*settings, "--steps", "5") == 0
     for record in records(train.folder):

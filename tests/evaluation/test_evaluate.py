@@ -75,7 +75,7 @@ def test_responses_are_those_of_the_engine_with_the_papers_sampling(done, tiny_b
     prompts = []
     for n, row in enumerate(problems):
         ids = tokenizer(TEMPLATE.replace("{problem}", row["prompt"][0]["content"]))["input_ids"]
-        prompts.append(Prompt(sampler.noise_position("held_out", n), n, "", np.array(ids, np.int32), ""))
+        prompts.append(Prompt.of_ids(np.array(ids, np.int32), sampler.noise_position("held_out", n)))
     sampling = Sampling(2, 24, 0.7, (tokenizer.eos_token_id,), seed=1, top_p=0.9)
     groups = generate(BuiltinEngine(model, 8), prompts, sampling)
     texts = [tokenizer.decode(s.response.response_ids.tolist(), skip_special_tokens=True) for g in groups for s in g]

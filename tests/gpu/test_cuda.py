@@ -104,7 +104,7 @@ def test_recomputed_and_compiled_layers_have_the_same_gradient_but_for_rounding(
 
 
 def test_a_batch_arrives_as_it_is():
-    shared = [replace(s, prompt_ids=sequences(1)[0].prompt.prompt_ids) for s in sequences(6)]
+    shared = [replace(s, prompt=sequences(1)[0].prompt) for s in sequences(6)]
     for share in (False, True):
         batch = pack(shared, share_prompts=share)
         moved = batch.to(torch.device("cuda"))

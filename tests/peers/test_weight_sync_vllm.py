@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgrpo.rollout.compare import added
+from fastgrpo.rollout.compare_weights import added
 from fastgrpo.rollout.vllm.engine import VllmEngine
 from fastgrpo.rollout.weight_sync import (
     LayoutError,

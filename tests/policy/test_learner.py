@@ -3,6 +3,7 @@
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
@@ -112,6 +113,18 @@ def fit_where_rank_1_has_less_memory() -> None:
 
 def test_every_rank_recomputes_what_the_rank_with_the_least_memory_needs():
     run_ranks(f"from {__name__} import fit_where_rank_1_has_less_memory as f; f()", 2)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "microbatch_mean"])
+def test_samples_without_a_sampled_token_have_no_gradient_and_stop_nobody(ranks, aggregation):
+    learner = learner_of(ranks, "qwen2", ModelConfig())
+    learner.set_config(ObjectiveConfig(aggregation=aggregation), OptimizerConfig(), temperature=1.0)
+    nothing = [np.zeros(len(s.response), dtype=bool) for s in sequences(3)]
+    masked = [
+        replace(s, response=replace(s.response, response_mask=m)) for s, m in zip(sequences(3), nothing, strict=True)
+    ]
+    learner.backward(learner.pack(masked), TokenSums.zero())
+    assert float(learner.apply(0.0)) == 0.0
 
 
 @pytest.mark.parametrize(("is_last", "reduce_each"), [(False, True), (True, False), (False, False)])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastgrpo.rollout.compare import WeightMismatch, added, require_equal
+from fastgrpo.rollout.compare_weights import WeightMismatch, added, require_equal
 from fastgrpo.rollout.vllm.layout import Layout, layout_of
 from fastgrpo.rollout.weight_sync import (
     LayoutError,

@@ -75,10 +75,10 @@ class BuiltinEngine:
         self.weights.write(weights)
         self.weights_changed(policy_version)
 
-    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, wire: Manifest) -> None:
+    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest) -> None:
         store = find_store(host, port, size, timeout_s)
         group = SyncGroup.join(store, first_rank, size, next(self.model.parameters()).device, timeout_s)
-        self._receiver = Receiver(group, self.weights, wire)
+        self._receiver = Receiver(group, self.weights, manifest)
 
     def receive_weights(self, policy_version: int) -> None:
         self._receiver.receive()
@@ -245,7 +245,7 @@ class _Decoding:
         return self._draw(running, slots, self._logits(hidden[slots]))
 
     def _drop_idle(self) -> None:
-        """With nobody waiting, free slots only cost time: the rest moves together once an eighth is free."""
+        """Drops free slots, which only cost time when nobody waits, once an eighth of all is free."""
         idle = len(self.busy) - self.busy.sum()
         if self.waiting or idle * 8 < len(self.busy) or not self.busy.any():
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
-from fastgrpo.rollout.compare import WeightMismatch, require_equal, with_checksums
+from fastgrpo.rollout.compare_weights import WeightMismatch, require_equal, with_checksums
 from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.remote.engine_pool import EngineFailure, EnginePool
@@ -269,15 +269,15 @@ class RemoteRollouts:
         present = len(self.pool.present)
         return present == len(self.pool.engines) if self.pool.pinned else present > 0
 
-    def _sync_once(self, verify: bool, only_unsynced: bool) -> bool:
+    def _sync_once(self, compare: bool, only_unsynced: bool) -> bool:
         ours: dict[str, int] = {}
         weights: Iterable[tuple[str, Tensor]] = self.weights()
-        if verify and self._sender is not None:
+        if compare and self._sender is not None:
             weights = with_checksums(weights, self.dtype, ours)
         buckets = in_buckets(weights, self.config.sync.bucket_mib * 2**20 // 2)
         if self._sender is not None:
             engines = self.pool.unsynced if only_unsynced else self.pool.present
-            self._sender.send(engines, buckets, self.version, with_checksums=verify)
+            self._sender.send(engines, buckets, self.version, with_checksums=compare)
         else:
             for _ in buckets:
                 pass

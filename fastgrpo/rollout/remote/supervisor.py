@@ -57,17 +57,19 @@ def _wait_for(store: dist.Store, key: str) -> bytes | None:
 
 
 class _Supervisor:
-    """Runs an engine's process. It is started here, so ``run`` must follow at once: that ends it."""
+    """Runs an engine's process, and another one when the pool asks for it."""
 
     def __init__(self, address: m.Address, index: int, config: Config, device_type: str) -> None:
         self.boot = Boot(address, index, EngineSpec(config, device_type, "own_process"))
         self.log = Path(config.run_dir) / "engines" / f"engine_{index}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.connection = m.connect(address, m.Hello(index, True, this_process()))
-        self.child = self._start()
+        self.child: subprocess.Popen[bytes]  # of ``run``
         self.end_reported = False  # whether the pool knows of the child's end
 
     def run(self) -> int:
+        """Returns the exit code once the pool says that the run is over."""
+        self.child = self._start()
         try:
             while True:
                 if self.connection.poll(POLL_S):

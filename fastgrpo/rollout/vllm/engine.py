@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fastgrpo.rollout.compare import added
+from fastgrpo.rollout.compare_weights import added
 from fastgrpo.rollout.sampling_noise import response_seed
 from fastgrpo.rollout.vllm.cpu_layers import SETTING
 from fastgrpo.rollout.vllm.versions import require_vllm
@@ -47,7 +47,7 @@ class VllmSettings:
 
 
 class VllmEngine:
-    """A rollout engine (`rollout/engine.py`) around vLLM; weights are written between two steps.
+    """A rollout engine (`rollout/engine_protocol.py`) around vLLM; weights are written between two steps.
 
     Logprobs are vLLM's processed ones: log-softmax of logits / temperature over the whole vocabulary, because there is
     no top-k and no penalty. With top-p, which training never sets, they would be those of the nucleus: then vLLM is not
