@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastgrpo.algorithm.token_objective import token_objective
+from fastgrpo.algorithm.objective_settings import objective_of
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.losses import LOSSES
@@ -60,7 +60,7 @@ class Learner:
         """Goes on with other constants; what the optimizer was made with, but its learning rate, stays."""
         for policy in (self.policy, *((self.reference.policy,) if self.reference else ())):
             policy.temperature = temperature
-        self.objective, self.loss, self.config = token_objective(objective), LOSSES[objective.loss_path], optimizer
+        self.objective, self.loss, self.config = objective_of(objective), LOSSES[objective.loss_path], optimizer
         self.by_microbatch = objective.aggregation == "microbatch_mean"
 
     def clear_optimizer(self) -> None:

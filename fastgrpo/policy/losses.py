@@ -1,4 +1,7 @@
-"""Three ways from a packed micro-batch to the same loss. `fused` is what a run takes; the others check it."""
+"""Three ways from a packed micro-batch to the same loss. `fused` is what a run takes; the others check it.
+
+The clipped ratio is the kernels': `fastgrpo_kernels.reference` defines it, `fastgrpo_kernels.objective` says what runs.
+"""
 
 from collections.abc import Callable
 from functools import partial

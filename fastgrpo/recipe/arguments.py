@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 import tyro
 
-from fastgrpo.algorithm.token_objective import token_objective
+from fastgrpo.algorithm.objective_settings import objective_of
 from fastgrpo.config import Config, refuse_old_arguments, with_run_dir
 from fastgrpo.recipe.find import find_recipe, recipe_names
 from fastgrpo.recipe.help import print_help
@@ -62,7 +62,7 @@ def require_valid(recipe: Recipe, config: Config, num_trainers: int) -> None:
     """Raises ValueError, with the numbers, for what cannot run on so many ranks, now or in a later phase."""
     validate(config, num_trainers)
     validate_phases(recipe.algorithm, config, num_trainers)
-    token_objective(config.objective)
+    objective_of(config.objective)
 
 
 def parse(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> Config:

@@ -1,7 +1,8 @@
 """Responses -> right or wrong.
 
 A verifier is a pure function (response text, answer) -> bool, or ``"unformatted"`` for a wrong response that lacks the
-demanded form. A recipe may have its own; docs/verifiers.md describes those that are here. ``VerifierPool`` runs a
+demanded form. A recipe may have its own; docs/verifiers.md describes those that are here. Another one is
+a file here with ``@known_answers``, its name below, a row and a column there, and a test. ``VerifierPool`` runs a
 verifier in processes of its own: a response on which it hangs, dies or uses all memory costs one verdict and never the
 run. Nothing here imports torch, and nothing evaluates a response as code.
 """

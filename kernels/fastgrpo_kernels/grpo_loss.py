@@ -1,4 +1,4 @@
-"""The token objective on logprobs that were computed before, and its derivative in the same pass."""
+"""The token objective (objective.py) on logprobs that were computed before, and its derivative in the same pass."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

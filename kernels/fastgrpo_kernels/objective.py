@@ -4,7 +4,8 @@ The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the adva
 
     weight[t] / n * (-correction[t] * surrogate(ratio[t], A[t]) + kl_coef * kl(t) - entropy_coef * entropy[t])
 
-`reference.grpo_loss` is the formula in plain torch.
+`reference.grpo_loss` is the definition, clipped ratio and all, in plain torch. What runs is the primitive
+`token_objective`: plain.py in torch, gpu/token_objective.py in Triton, csrc/token_objective.h in C++.
 """
 
 import math

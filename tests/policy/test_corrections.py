@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastgrpo_kernels.dispatch import forced
 
-from fastgrpo.algorithm.token_objective import token_objective
+from fastgrpo.algorithm.objective_settings import objective_of
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.learner import Learner
@@ -114,7 +114,7 @@ def loss_and_gradient(config: ObjectiveConfig, loss_path: str, batches: list[Pac
     policy = Policy(tiny_model("qwen2", "fastgrpo_padded", torch.float64), TEMPERATURE, 5)
     total = 0.0
     for batch in batches:
-        loss = LOSSES[loss_path](policy, batch, num_tokens(), token_objective(config), True).loss
+        loss = LOSSES[loss_path](policy, batch, num_tokens(), objective_of(config), True).loss
         loss.backward()
         total += loss.item()
     return total, {n: p.grad for n, p in policy.model.named_parameters()}
@@ -220,8 +220,8 @@ def test_a_run_without_a_correction_has_no_weights_to_report(ranks):
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_a_correction_between_the_sampler_and_itself_is_refused(name):
     with pytest.raises(ValueError, match=r"every weight is 1: take --objective\.old_logprobs recomputed"):
-        token_objective(replace(CORRECTIONS[name], old_logprobs="rollout"))
-    token_objective(ObjectiveConfig(old_logprobs="rollout"))
+        objective_of(replace(CORRECTIONS[name], old_logprobs="rollout"))
+    objective_of(ObjectiveConfig(old_logprobs="rollout"))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.99, 1.0])

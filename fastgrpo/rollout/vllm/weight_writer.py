@@ -1,6 +1,7 @@
 """The methods that are added to a vLLM worker so that its weights can be written (``worker_extension_cls``).
 
 vLLM mixes this class into its worker, in whatever process that runs. The methods are called by ``collective_rpc``.
+The copy itself is in `weight_sync.live_weights`.
 """
 
 from collections.abc import Iterable

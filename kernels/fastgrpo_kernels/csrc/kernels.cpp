@@ -1,7 +1,7 @@
 // Compiled once for each instruction set, each time into a namespace of its own (CMakeLists.txt).
 #include "groups.h"
 #include "rows.h"
-#include "tokens.h"
+#include "token_objective.h"
 
 namespace FASTGRPO_ARCH {
 

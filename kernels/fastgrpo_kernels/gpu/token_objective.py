@@ -1,4 +1,4 @@
-"""The token objective: the formula of objective.py and its derivative to the logprob."""
+"""The token objective: the clipped ratio and all else of objective.py's formula, and its derivative to the logprob."""
 
 from typing import get_args
 

@@ -1,12 +1,12 @@
-"""A run's settings as the kernels take them; formula and variants are in `fastgrpo_kernels.objective`."""
+"""A run's settings of the objective as the kernels take them; the formula is in `fastgrpo_kernels.objective`."""
 
 from fastgrpo_kernels import Objective
 
 from fastgrpo.config import ObjectiveConfig
 
 
-def token_objective(config: ObjectiveConfig) -> Objective:
-    """The clipped ratio of PPO with DAPO's upper width and dual clip, as JustRL has it, and what else is asked for.
+def objective_of(config: ObjectiveConfig) -> Objective:
+    """The constants of PPO's clipped ratio with DAPO's upper width and dual clip, as JustRL has it, and all others.
 
     Raises ValueError for a correction that would be 1 at every token.
     """
