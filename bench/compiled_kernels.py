@@ -66,8 +66,8 @@ def _of_tokens() -> list[Variant]:
     bare = {"CAP": False, "KL": -1, "CORRECTION": 0, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}
     full = {"CAP": True, "KL": 2, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}
     return [
-        Variant("tokens", "_token_objective", always, {**dict.fromkeys((*more, *masks)), **switches, **bare}),
-        Variant("tokens", "_token_objective", {**always, **more, **masks}, {**switches, **full}),
+        Variant("token_objective", "_token_objective", always, {**dict.fromkeys((*more, *masks)), **switches, **bare}),
+        Variant("token_objective", "_token_objective", {**always, **more, **masks}, {**switches, **full}),
     ]
 
 

@@ -190,7 +190,7 @@ def specialisations() -> dict[str, int]:
     import importlib
 
     kernels = {}
-    for name in ("groups", "rows", "tiles", "tokens"):
+    for name in ("groups", "rows", "tiles", "token_objective"):
         module = importlib.import_module(f"fastgrpo_kernels.gpu.{name}")
         kernels |= {n: k for n, k in vars(module).items() if hasattr(k, "device_caches") and n.startswith("_")}
     counted = {name: sum(len(cache[0]) for cache in kernel.device_caches.values()) for name, kernel in kernels.items()}
