@@ -20,6 +20,7 @@ from tests.peers.off_policy import (
     our_policy,
     tiny_model,
 )
+from tests.tiny import groups_of
 
 trl = pytest.importorskip("trl")
 
@@ -242,6 +243,6 @@ def test_advantages_are_trls_up_to_its_larger_constant(make_trainer):
     prompts = [{"prompt": f"w5 w{i // GROUP_SIZE + 6}"} for i in range(len(rewards))]
     theirs = trainer._generate_and_score_completions(prompts)["advantages"].double()
     std = torch.from_numpy(rewards).view(-1, GROUP_SIZE).std(dim=1).repeat_interleave(GROUP_SIZE)
-    ours = torch.from_numpy(group_normalised(rewards, GROUP_SIZE)).double()
+    ours = torch.from_numpy(group_normalised(rewards, groups_of(GROUP_SIZE))).double()
     torch.testing.assert_close(ours * (std + 1e-6) / (std + 1e-4), theirs, rtol=1e-5, atol=1e-6)
     assert (ours[4 * 5 : 4 * 7] == 0).all() and (theirs[4 * 5 : 4 * 7] == 0).all()

@@ -16,6 +16,7 @@ from tests.peers.off_policy import (
     our_policy,
     tiny_model,
 )
+from tests.tiny import groups_of
 
 core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
 torch_functional = pytest.importorskip("verl.utils.torch_functional")
@@ -134,7 +135,7 @@ def test_advantages_are_verls(name: str):
     token_rewards = torch.zeros(len(rewards), 3)
     token_rewards[:, 1] = torch.from_numpy(rewards)
     theirs, _ = getattr(core_algos, name)(token_rewards, mask, np.repeat(np.arange(len(rewards) // 8), 8))
-    ours = torch.from_numpy(group_normalised(rewards, 8))
+    ours = torch.from_numpy(group_normalised(rewards, groups_of(8)))
     torch.testing.assert_close(ours[:, None] * mask, theirs, rtol=1e-6, atol=1e-7)
     assert (ours[8 * 50 : 8 * 52] == 0).all()
 
@@ -144,7 +145,7 @@ def test_equal_rewards_that_float32_cannot_average_exactly_are_zero_only_here():
     theirs, _ = core_algos.compute_grpo_outcome_advantage(
         torch.from_numpy(rewards)[:, None].clone(), torch.ones(7, 1), np.zeros(7, dtype=int)
     )
-    assert (group_normalised(rewards, 7) == 0).all()
+    assert (group_normalised(rewards, groups_of(7)) == 0).all()
     assert 0 < float(theirs.abs().max()) < 0.05
 
 
