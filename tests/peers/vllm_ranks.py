@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,8 @@ def follow_the_example(path: str) -> None:
 
     import fastgrpo.rollout.weight_sync as documented
 
-    example = (documented.__doc__ or "").split("::")[1].split("and with")[0]
-    lines = [line.strip() for line in example.strip().splitlines()]
+    block = (documented.__doc__ or "").split("::\n")[1].strip("\n").splitlines()
+    lines = [line.strip() for line in takewhile(lambda line: line.startswith("    "), block)]
     assert any("vllm.LLM(...," in line for line in lines), lines
     weights = tiny.random_weights("qwen2_tied", 1)
     model = tiny.model_with("qwen2_tied", weights)
