@@ -23,19 +23,9 @@ from bench.head_implementations import (
     with_eager_loss,
     within,
 )
+from bench.headlines import peak_gb, peak_of_plain, times_limit
 from bench.kernel_inputs import HeadInputs
-from bench.kernel_subjects import (
-    Headline,
-    Implementation,
-    Measured,
-    Outcome,
-    Subject,
-    Table,
-    peak_gb,
-    peak_of_plain,
-    run_subject,
-    times_limit,
-)
+from bench.kernel_subjects import Headline, Implementation, Measured, Outcome, Subject, Table, run_subject
 
 MODE = "forward and backward"
 ORACLE_SHAPE = (128, 256, 4104)

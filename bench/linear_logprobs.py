@@ -20,8 +20,9 @@ from bench.head_implementations import (
     scored,
     three_matmuls,
 )
+from bench.headlines import peak_gb, times_limit
 from bench.kernel_inputs import HeadInputs
-from bench.kernel_subjects import Headline, Measured, Subject, Table, peak_gb, run_subject, times_limit
+from bench.kernel_subjects import Headline, Measured, Subject, Table, run_subject
 from bench.linear_grpo import ORACLE_SHAPE, SHAPES
 
 FORWARD, BOTH = "forward", "forward and backward"

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from bench.harness import free_cached
-from bench.kernel_subjects import Headline, Measured, faster_than
+from bench.headlines import faster_than
+from bench.kernel_subjects import Headline, Measured
 
 EAGER = "eager torch"
 COMPILED = "torch.compile"
