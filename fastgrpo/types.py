@@ -3,6 +3,7 @@
 ``Prompt -> (rollout) Sample -> (rewards, advantages) the same Sample -> (packing) PackedBatch -> (policy, objective)``
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -72,6 +73,9 @@ class Sample:
     response: Response
     text: str | None = None  # of the response, on the rank that judged it: it is only looked at
     correct: bool = False  # the verifier's verdict
+    score: float = 0.0  # what the verifier gave before any settings: 1 or 0 for a yes or no
+    teaches: bool = True  # whether it has a reward at all; one that has none is in no mean and in no pass
+    parts: Mapping[str, float] = field(default_factory=dict)  # what the reward was made of, by its own names
     unformatted: bool = False  # wrong, and without an answer in the demanded form
     failure: str = ""  # why there was no verdict, in which case the response counts as wrong
     reward: float = 0.0

@@ -85,4 +85,28 @@ def sequences(count: int, seed: int = 0, longest: int = 24) -> list[Sample]:
 def groups_of(size: int, lengths: np.ndarray = NO_LENGTHS) -> Outcomes:
     """What a recipe's function sees of responses of these lengths: none right, none truncated."""
     none = np.zeros(len(lengths), bool)
-    return Outcomes(none, lengths, lengths, none, max_response_tokens=100, group_size=size, step=0, seed=1)
+    return outcomes_of(none, lengths, none, max_response_tokens=100, group_size=size)
+
+
+def outcomes_of(
+    correct: np.ndarray,
+    lengths: np.ndarray,
+    truncated: np.ndarray,
+    max_response_tokens: int,
+    group_size: int,
+    step: int = 0,
+) -> Outcomes:
+    """What a recipe's function sees of responses that were judged right or wrong and taught all."""
+    return Outcomes(
+        correct=correct,
+        scores=correct.astype(np.float64),
+        teaches=np.ones(len(lengths), bool),
+        parts={},
+        lengths=lengths,
+        num_sampled=lengths,
+        truncated=truncated,
+        max_response_tokens=max_response_tokens,
+        group_size=group_size,
+        step=step,
+        seed=1,
+    )

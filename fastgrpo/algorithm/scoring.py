@@ -24,7 +24,7 @@ def judge(groups: Sequence[Group], tokenizer: Any, pool: VerifierPool) -> list[G
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # a rank may have no prompt
     verdicts = pool.score([(text, s.prompt.answer) for text, s in zip(texts, samples, strict=True)])
     judged = iter(
-        replace(s, text=text, correct=v.correct, unformatted=v.unformatted, failure=v.failure)
+        replace(s, text=text, correct=v.correct, score=float(v.correct), unformatted=v.unformatted, failure=v.failure)
         for s, text, v in zip(samples, texts, verdicts, strict=True)
     )
     return [[next(judged) for _ in group] for group in groups]

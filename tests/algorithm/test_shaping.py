@@ -7,13 +7,14 @@ import pytest
 
 from fastgrpo.algorithm import CosineLengthPenalty, Cycled, Outcomes, OverlongPenalty, StopProperly
 from fastgrpo.algorithm.shaping import scaled
+from tests.tiny import outcomes_of
 
 LIMIT = 15360
 
 
 def outcomes(lengths: list[int], step: int = 0) -> Outcomes:
     many = np.array(lengths)
-    return Outcomes(many % 2 == 0, many, many, many == LIMIT, LIMIT, group_size=1, step=step, seed=1)
+    return outcomes_of(many % 2 == 0, many, many == LIMIT, LIMIT, group_size=1, step=step)
 
 
 def test_the_overlong_penalty_is_none_up_to_the_buffer_and_linear_to_the_limit():
