@@ -101,7 +101,7 @@ def objectives(draw) -> Objective:
     )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     objective=objectives(),
     lengths=st.lists(st.integers(0, 21), min_size=1, max_size=4),  # more than a vector of C++, and none
@@ -204,8 +204,11 @@ def test_log_ratios_beyond_twenty_leave_everything_finite(backend, device, surro
     output = grpo_loss(logprobs, old, advantages, None, 4, objective, cu_seqlens=torch.arange(5, device=device))
     output.loss.backward()
     assert torch.isfinite(output.loss) and torch.isfinite(logprobs.grad).all()
-    weighs = {"cispo": 1.28, "dppo_tv": exp(20), "dppo_kl": exp(20)}.get(surrogate, 0.0)
-    torch.testing.assert_close(logprobs.grad[1::2].cpu(), torch.full((2,), weighs / 4))
+    fallen, risen = {"cispo": (0.8, 1.28), "dppo_tv": (exp(-20), exp(20)), "dppo_kl": (exp(-20), exp(20))}.get(
+        surrogate, (0.0, 0.0)
+    )
+    expected = torch.tensor([-fallen, risen, -fallen, risen]) / 4
+    torch.testing.assert_close(logprobs.grad.cpu(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "geometric_mean"])
@@ -247,6 +250,24 @@ def test_dppo_lets_a_rare_token_grow_and_holds_a_frequent_one(backend, device):
         output.loss.backward()
         torch.testing.assert_close(leaf.grad.cpu(), torch.tensor([-100.0, 0.0]), rtol=1e-5, atol=0)
         assert output.metrics[1:4].tolist() == [1, 0, 0]
+
+
+def test_a_token_that_dppo_masks_is_not_counted_as_capped_too(backend, device):
+    old, new = torch.tensor([0.1, 1e-5], device=device).log(), torch.tensor([0.2, 1e-3], device=device).log()
+    leaf, ones = new.requires_grad_(), torch.ones(2, device=device)
+    output = grpo_loss(leaf, old, ones, None, 1, dppo("tv", 0.05, ratio_cap=1.5))
+    output.loss.backward()
+    assert leaf.grad.tolist() == [0, -1.5] and output.metrics[1:4].tolist() == [0, 1, 1]
+
+
+def test_a_divergence_exactly_on_its_bound_keeps_its_gradient(backend, device):
+    """Between a probability that is 1 and one that is 0 to every float."""
+    certain, impossible = torch.zeros(1, device=device), torch.full((1,), -2000.0, device=device)
+    for old, new, advantage in ((impossible, certain, 1.0), (certain, impossible, -1.0)):
+        for bound, kept in ((1.0, True), (0.999, False)):
+            leaf = new.clone().requires_grad_()
+            grpo_loss(leaf, old, torch.full_like(old, advantage), None, 1, dppo("tv", bound)).loss.backward()
+            assert bool(leaf.grad != 0) == kept
 
 
 @pytest.mark.parametrize(("surrogate", "ratio"), DEFINED)
