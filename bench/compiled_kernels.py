@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from fastgrpo_kernels.objective import Ratio, Surrogate
 
 from bench.harness import Row, exit_code, print_table, reason, show_traceback, write_results
 
@@ -30,6 +31,7 @@ class Variant(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    note: str = ""  # what its constants do not say by their names
 
 
 def variants() -> list[Variant]:
@@ -62,12 +64,23 @@ def _of_tokens() -> list[Variant]:
     )
     more = _floats("ref_logprobs", "rollout_logprobs", "token_weights", "entropy", "grad_entropy")
     masks = {"response_mask": _B, "cu_seqlens": _I}
-    switches = {"CISPO": False, "DUAL": True, "BLOCK": 1024}
-    bare = {"CAP": False, "KL": -1, "CORRECTION": 0, "BY_RESPONSE": False, "SEQUENCE_RATIO": False}
-    full = {"CAP": True, "KL": 2, "CORRECTION": 3, "BY_RESPONSE": True, "SEQUENCE_RATIO": True}
+    switches = {"DUAL": True, "BLOCK": 1024}
+    bare = {"CAP": False, "KL": -1, "CORRECTION": 0, "BY_RESPONSE": False, **dict.fromkeys((*more, *masks))}
+    full = {"CAP": True, "KL": 2, "CORRECTION": 3, "BY_RESPONSE": True}
+    every = {**always, **more, **masks}
+    surrogates, ratios = get_args(Surrogate), get_args(Ratio)
+
+    def variant(given: dict[str, str], surrogate: Surrogate, ratio: Ratio, constants: dict[str, Any]) -> Variant:
+        named = {"SURROGATE": surrogates.index(surrogate), "RATIO": ratios.index(ratio)}
+        note = ", ".join(name for name in (surrogate, ratio) if name not in ("clipped", "token"))
+        return Variant("token_objective", "_token_objective", given, {**switches, **constants, **named}, note=note)
+
     return [
-        Variant("token_objective", "_token_objective", always, {**dict.fromkeys((*more, *masks)), **switches, **bare}),
-        Variant("token_objective", "_token_objective", {**always, **more, **masks}, {**switches, **full}),
+        variant(always, "clipped", "token", bare),
+        variant(every, "clipped", "sequence", full),
+        variant(every, "clipped", "geometric_mean", {**full, "DUAL": False}),
+        variant(always, "sapo", "token", {**bare, "DUAL": False}),
+        variant(always, "dppo_kl", "token", bare),
     ]
 
 
@@ -113,8 +126,8 @@ def _of_tiles() -> list[Variant]:
 
 _SCALARS = dict.fromkeys(
     (
-        "inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap",
-        "entropy_coef", "correction_low", "correction_high",
+        "inverse_temperature", "softcap", "eps", "clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative",
+        "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high",
     ),
     "fp32",
 )  # fmt: skip
@@ -142,7 +155,8 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {
         "kernel": variant.kernel,
-        "variant": ", ".join(k for k, v in variant.constants.items() if v is True) or "plain",
+        "variant": ", ".join([*(k for k, v in variant.constants.items() if v is True), variant.note]).strip(", ")
+        or "plain",
         "sm": capability,
         **_ptxas(kernel.asm["ptx"]),
         "shared_bytes": kernel.metadata.shared,

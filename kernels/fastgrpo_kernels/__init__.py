@@ -5,7 +5,7 @@ from fastgrpo_kernels.grpo_loss import LossOutput, grpo_loss
 from fastgrpo_kernels.linear_grpo import GrpoOutput, linear_grpo
 from fastgrpo_kernels.linear_logprobs import linear_logits, linear_logprobs
 from fastgrpo_kernels.logprobs_from_logits import logprobs_from_logits
-from fastgrpo_kernels.objective import METRICS, Objective, cispo, gspo
+from fastgrpo_kernels.objective import METRICS, Objective, cispo, dppo, gmpo, gspo, sapo
 
 __all__ = [
     "METRICS",
@@ -13,6 +13,8 @@ __all__ = [
     "LossOutput",
     "Objective",
     "cispo",
+    "dppo",
+    "gmpo",
     "group_advantages",
     "grpo_loss",
     "gspo",
@@ -20,4 +22,5 @@ __all__ = [
     "linear_logits",
     "linear_logprobs",
     "logprobs_from_logits",
+    "sapo",
 ]

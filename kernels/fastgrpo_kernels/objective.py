@@ -11,24 +11,27 @@ The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the adva
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-Surrogate = Literal["clipped", "cispo"]
+Surrogate = Literal["clipped", "cispo", "sapo", "dppo_tv", "dppo_kl"]
+Ratio = Literal["token", "sequence", "geometric_mean"]
 Kl = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
 
-_CHOICES = {"surrogate": Surrogate, "kl": Kl, "correction": Correction}
-_NUMBERS = (
-    "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_cap", "entropy_coef", "correction_low", "correction_high",
-)  # fmt: skip
+_CHOICES = {"surrogate": Surrogate, "ratio": Ratio, "kl": Kl, "correction": Correction}
 
 LOG_RATIO_BOUND = 20.0
-"""Log-ratios are clamped to +-20 before `exp`, which overflows in float32 at 88; beyond that there is no gradient."""
+"""Log-ratios are clamped to +-20 before `exp`, which overflows in float32 at 88; beyond that no gradient goes
+through a ratio."""
+
+PROBABILITY_FLOOR = 1e-8
+"""Added to the probability of all other tokens in dppo_kl's divergence, as verl does: a certain token has none."""
 
 METRICS = (
     "num_tokens",  # response tokens
-    "clipped_low",  # gradient removed by 1 - clip_low, where the advantage is negative
-    "clipped_high",  # ... by 1 + clip_high, where it is positive
+    "clipped_low",  # gradient removed or bounded on the side of clip_low (sapo: a gate below half, ratio below 1)
+    "clipped_high",  # ... of clip_high (sapo: ratio above 1)
     "dual_clipped",  # ... by dual_clip
     "ratio",
     "kl_old",  # old minus new logprob: what the update moved (k1)
@@ -37,7 +40,11 @@ METRICS = (
     "correction",  # the importance weight that corrects for the sampler
     "corrected",  # tokens whose weight was cut or set to 0
 )
-"""Sums over response tokens, in this order; divided by ``num_tokens`` they are means."""
+"""Sums over response tokens, in this order; divided by ``num_tokens`` they are means.
+
+Tokens whose advantage is 0 are never counted as clipped. With the surrogates clipped, dppo_tv and dppo_kl the low side
+removes gradients of negative advantages and the high side those of positive ones; cispo and sapo bound either sign on
+either side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +52,30 @@ class Objective:
     """The constants of the token objective. The defaults are PPO's clip with DAPO's upper width, and nothing else."""
 
     clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low."""
+    """The ratio counts down to 1 - clip_low. With ratio geometric_mean a log-ratio counts down to -clip_low. With dppo_*
+    it is the largest divergence of a token whose probability has fallen. sapo has no bounds."""
     clip_high: float = 0.28
-    """The ratio counts up to 1 + clip_high."""
+    """The ratio counts up to 1 + clip_high, a log-ratio up to clip_high; the largest divergence where it has risen."""
     dual_clip: float = 0.0
-    """A negative advantage counts at most this many times in a token's surrogate (Ye 2020, eq. 5); 0: unbounded."""
+    """clipped: a negative advantage counts at most this many times in a token's surrogate (Ye 2020, eq. 5). dppo_*: the
+    ratio of any token counts at most this (DPPO, section 5.4). 0: unbounded."""
     surrogate: Surrogate = "clipped"
-    """clipped: PPO's pessimistic bound. cispo: the clipped ratio, detached, times the logprob (MiniMax-M1, eq. 4)."""
-    sequence_ratio: bool = False
-    """One ratio for a whole response, the geometric mean of its tokens' (GSPO, eq. 7). Needs `cu_seqlens`."""
+    """clipped: PPO's pessimistic bound.
+
+    cispo: the clipped ratio, detached, times the logprob (MiniMax-M1, arXiv 2506.13585, eq. 4).
+    sapo: a sigmoid of the ratio, ``4 / tau * sigmoid(tau * (ratio - 1))``, in the place of its bounds (arXiv 2511.20347).
+    dppo_tv, dppo_kl: the ratio, detached, times the logprob, where the divergence of the sampled token against all others,
+    total variation or KL of old from new, is within its bound or shrinks (DPPO, arXiv 2602.04879, eq. 11-14)."""
+    ratio: Ratio = "token"
+    """token: each token's own. sequence: one for a response, the geometric mean of its tokens' (GSPO, arXiv 2507.18071,
+    eq. 7). geometric_mean: the same, of ratios that were clipped pessimistically before the mean and are not clipped
+    after it (GMPO, arXiv 2507.20673, eq. 4). The last two need `cu_seqlens`, and every token carries its response's
+    loss: by `token_weights` of 1 over the length it counts once. Where they differ inside a response, the gradient
+    goes to all its tokens by their mean."""
+    sapo_positive: float = 1.0
+    """SAPO's temperature tau where the advantage is positive: the higher, the faster the gate closes."""
+    sapo_negative: float = 1.05
+    """... and where it is not."""
     kl: Kl = "k3"
     """Estimator of the divergence from the reference (Schulman 2020): k1 log-ratio, k2 half its square, k3 unbiased."""
     kl_coef: float = 0.0
@@ -72,16 +94,31 @@ class Objective:
     correction_high: float = 2.0
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        self._check_combination()
+
+    def _check_choices(self) -> None:
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
-        for name in _NUMBERS:
+            got, choices = getattr(self, name), get_args(known)
+            if got not in choices:
+                near = get_close_matches(str(got), choices, n=1)
+                guess = f", did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got!r}{guess}")
+
+    def _check_numbers(self) -> None:
+        for name in (f.name for f in fields(self) if f.name not in _CHOICES):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
-        if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
+        bounds_a_ratio = self.surrogate in ("clipped", "cispo") and self.ratio != "geometric_mean"
+        if self.clip_low < 0 or self.clip_high < 0 or (bounds_a_ratio and self.clip_low > 1):
             raise ValueError(f"need 0 <= clip_low <= 1 and clip_high >= 0, got {self.clip_low} and {self.clip_high}")
         if self.dual_clip != 0 and self.dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none, got {self.dual_clip}")
+        if self.sapo_positive <= 0 or self.sapo_negative <= 0:
+            raise ValueError(
+                f"sapo_positive and sapo_negative must be above 0, got {self.sapo_positive} and {self.sapo_negative}"
+            )
         if self.kl_coef < 0:
             raise ValueError(f"kl_coef must be 0 or more, got {self.kl_coef}")
         if self.kl_cap < 0:
@@ -91,10 +128,29 @@ class Objective:
                 f"need 0 <= correction_low <= correction_high, got {self.correction_low} and {self.correction_high}"
             )
 
+    def _check_combination(self) -> None:
+        """Raises ValueError for parts that no formula has together."""
+        if self.ratio != "token" and self.surrogate != "clipped":
+            raise ValueError(
+                f"the surrogate {self.surrogate} is defined by each token's own ratio, and ratio {self.ratio} gives a "
+                f"whole response one: take ratio token, or the surrogate clipped"
+            )
+        if self.dual_clip and self.surrogate in ("cispo", "sapo"):
+            bound = "clip_high caps its ratio" if self.surrogate == "cispo" else "its gate closes by itself"
+            raise ValueError(
+                f"the surrogate {self.surrogate} has no dual_clip, since {bound}: set dual_clip to 0, got "
+                f"{self.dual_clip}"
+            )
+        if self.dual_clip and self.ratio == "geometric_mean":
+            raise ValueError(
+                f"ratio geometric_mean has no dual_clip, since ratios are clipped before the mean: set dual_clip to 0, "
+                f"got {self.dual_clip}"
+            )
+
     @property
     def needs_whole_responses(self) -> bool:
         """Whether a token's gradient depends on other tokens of its response."""
-        return self.sequence_ratio or self.correction == "sequence_mask"
+        return self.ratio != "token" or self.correction == "sequence_mask"
 
     def encode(self) -> list[float]:
         """The constants as a custom op's schema takes them: floats, a choice by its place in its list."""
@@ -105,7 +161,7 @@ class Objective:
     def decode(cls, numbers: Sequence[float]) -> "Objective":
         """The inverse of `encode`."""
         values: dict[str, Any] = {
-            f.name: get_args(_CHOICES[f.name])[int(x)] if f.name in _CHOICES else bool(x) if f.type is bool else x
+            f.name: get_args(_CHOICES[f.name])[int(x)] if f.name in _CHOICES else x
             for f, x in zip(fields(cls), numbers, strict=True)
         }
         return cls(**values)
@@ -118,4 +174,22 @@ def cispo(ratio_cap: float) -> Objective:
 
 def gspo(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
     """The objective of GSPO (Zheng 2025, section 5.1): ratios of responses, with clip widths for their small size."""
-    return Objective(sequence_ratio=True, clip_low=clip_low, clip_high=clip_high)
+    return Objective(ratio="sequence", clip_low=clip_low, clip_high=clip_high)
+
+
+def gmpo(clip_low: float = 0.4, clip_high: float = 0.4) -> Objective:
+    """The objective of GMPO (Zhao 2025): the geometric mean of clipped ratios, each within exp(-0.4) and exp(0.4)."""
+    return Objective(ratio="geometric_mean", clip_low=clip_low, clip_high=clip_high)
+
+
+def sapo(positive: float = 1.0, negative: float = 1.05) -> Objective:
+    """The objective of SAPO (Gao 2025): a soft gate, which closes faster for negative advantages."""
+    return Objective(surrogate="sapo", sapo_positive=positive, sapo_negative=negative)
+
+
+def dppo(divergence: Literal["tv", "kl"] = "tv", bound: float | None = None, ratio_cap: float = 0.0) -> Objective:
+    """The objective of DPPO (Qi 2026) with its binary divergence; None: its authors' bound, 0.15 for TV, 0.05 for KL."""
+    if bound is None:
+        bound = 0.15 if divergence == "tv" else 0.05
+    surrogate: Any = f"dppo_{divergence}"
+    return Objective(surrogate=surrogate, clip_low=bound, clip_high=bound, dual_clip=ratio_cap)

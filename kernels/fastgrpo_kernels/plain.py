@@ -1,11 +1,12 @@
 """The primitives in plain torch, for CPU tensors where the native library was not built."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.objective import LOG_RATIO_BOUND, METRICS, Objective
+from fastgrpo_kernels.objective import LOG_RATIO_BOUND, METRICS, PROBABILITY_FLOOR, Objective
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenFields, TokenGradient, statistics_dtype
 
 
@@ -86,20 +87,34 @@ def token_objective(
         """The mean of each response instead of its tokens' own values, if ``whether``."""
         return _response_means(values, mask, fields.cu_seqlens) if whether else values
 
-    log_ratio = shared(logprobs - old_logprobs, objective.sequence_ratio)
-    surrogate, slope, direct, clipped = _surrogate(log_ratio, logprobs, advantages, objective)
+    own, of_response = logprobs - old_logprobs, objective.ratio != "token"
+    log_ratio = shared(_pessimistic(own, advantages, objective), of_response)
+    bounded = _surrogate(log_ratio, own, logprobs, old_logprobs, advantages, objective)
     rollout_log_ratio = old_logprobs - masked(fields.rollout_logprobs, old_logprobs)
     correction, corrected = _correction(shared(rollout_log_ratio, objective.correction == "sequence_mask"), objective)
     # Each token moves the mean of its response by one over the length.
-    through_ratio = shared(-correction * slope * weights, objective.sequence_ratio)
+    through_ratio = shared(-correction * bounded.slope * weights, of_response)
+    if objective.ratio == "geometric_mean":
+        through_ratio = torch.where(bounded.below | bounded.above, 0.0, through_ratio)  # a clipped one moves no mean
     kl, kl_slope = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
     if fields.ref_logprobs is not None:
         kl, kl_slope = _divergence(logprobs - masked(fields.ref_logprobs, logprobs), objective)
 
-    loss = weights * (objective.kl_coef * kl - correction * surrogate - objective.entropy_coef * entropy)
-    grad_logprobs = through_ratio + weights * (objective.kl_coef * kl_slope - correction * direct)
+    loss = weights * (objective.kl_coef * kl - correction * bounded.surrogate - objective.entropy_coef * entropy)
+    grad_logprobs = through_ratio + weights * (objective.kl_coef * kl_slope - correction * bounded.direct)
     ratio = torch.where(mask, _bounded_exp(log_ratio), 0.0)
-    summed = (mask, *clipped, ratio, old_logprobs - logprobs, kl, entropy, correction, corrected)
+    summed = (
+        mask,
+        bounded.below,
+        bounded.above,
+        bounded.far,
+        ratio,
+        old_logprobs - logprobs,
+        kl,
+        entropy,
+        correction,
+        corrected,
+    )
     metrics = torch.stack([torch.where(mask, values, 0.0).double().sum() for values in summed])
     assert len(metrics) == len(METRICS)
     return TokenGradient(
@@ -115,16 +130,40 @@ def _bounded_exp(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 
 
+class _Bounded(NamedTuple):
+    """The surrogate, its derivatives, and where which bound was met."""
+
+    surrogate: Tensor  # [T], as all that follow
+    slope: Tensor  # to the log-ratio
+    direct: Tensor  # to the logprob, the ratio held
+    below: Tensor
+    above: Tensor
+    far: Tensor
+
+
 def _surrogate(
-    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, objective: Objective
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The surrogate, its derivatives to the log-ratio and to the logprob directly, and where which bound was met."""
+    log_ratio: Tensor,  # [T], as all that follow
+    own: Tensor,  # of the token where log_ratio is its response's
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    objective: Objective,
+) -> _Bounded:
     ratio = _bounded_exp(log_ratio)
+    if objective.ratio == "geometric_mean":
+        return _geometric_mean(ratio, log_ratio, own, advantages, objective)
+    if objective.surrogate == "clipped":
+        return _clipped(ratio, log_ratio, advantages, objective)
+    if objective.surrogate == "sapo":
+        return _sapo(ratio, log_ratio, advantages, objective)
+    if objective.surrogate == "cispo":
+        return _cispo(ratio, logprobs, advantages, objective)
+    return _dppo(ratio, logprobs, old_logprobs, advantages, objective)
+
+
+def _clipped(ratio: Tensor, log_ratio: Tensor, advantages: Tensor, objective: Objective) -> _Bounded:
     high, low = 1 + objective.clip_high, 1 - objective.clip_low
     clipped, zero = ratio.clamp(low, high), torch.zeros_like(ratio)
-    if objective.surrogate == "cispo":
-        direct, signed = clipped * advantages, advantages != 0
-        return direct * logprobs, zero, direct, (signed & (ratio < low), signed & (ratio > high), zero.bool())
     below, above, far = (advantages < 0) & (ratio < low), (advantages > 0) & (ratio > high), zero.bool()
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     if objective.dual_clip:
@@ -132,7 +171,64 @@ def _surrogate(
         floored = torch.maximum(surrogate, objective.dual_clip * advantages)
         surrogate = torch.where(advantages < 0, floored, surrogate)
     flat = below | above | far | (log_ratio.abs() > LOG_RATIO_BOUND)
-    return surrogate, torch.where(flat, 0.0, ratio * advantages), zero, (below, above, far)
+    return _Bounded(surrogate, torch.where(flat, 0.0, ratio * advantages), zero, below, above, far)
+
+
+def _cispo(ratio: Tensor, logprobs: Tensor, advantages: Tensor, objective: Objective) -> _Bounded:
+    high, low, zero = 1 + objective.clip_high, 1 - objective.clip_low, torch.zeros_like(ratio)
+    direct, signed = ratio.clamp(low, high) * advantages, advantages != 0
+    return _Bounded(direct * logprobs, zero, direct, signed & (ratio < low), signed & (ratio > high), zero.bool())
+
+
+def _sapo(ratio: Tensor, log_ratio: Tensor, advantages: Tensor, objective: Objective) -> _Bounded:
+    tau = torch.full_like(ratio, objective.sapo_positive).where(advantages > 0, objective.sapo_negative)
+    distance, zero = tau * (ratio - 1), torch.zeros_like(ratio)
+    decay = (-distance.abs()).exp()
+    sigmoid = torch.where(distance < 0, decay, 1.0) / (1 + decay)
+    gate = 4 * decay / (1 + decay).square()  # 4 s (1 - s) without cancellation: 1 where the ratio is
+    slope = torch.where(log_ratio.abs() > LOG_RATIO_BOUND, 0.0, gate * ratio * advantages)
+    closing = (advantages != 0) & (gate < 0.5)
+    surrogate = 4 / tau * sigmoid * advantages
+    return _Bounded(surrogate, slope, zero, closing & (distance < 0), closing & (distance > 0), zero.bool())
+
+
+def _dppo(ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, objective: Objective) -> _Bounded:
+    p, old, zero = logprobs.exp(), old_logprobs.exp(), torch.zeros_like(ratio)
+    divergence = (p - old).abs()
+    if objective.surrogate == "dppo_kl":
+        # Of the others: 1 - p, which rounding can make negative.
+        others, old_others = (torch.expm1(x).neg().clamp(min=0) for x in (logprobs, old_logprobs))
+        odds = (old_others + PROBABILITY_FLOOR).log() - (others + PROBABILITY_FLOOR).log()
+        divergence = old * (old_logprobs - logprobs) + old_others * odds
+    below = (advantages < 0) & (p < old) & (divergence > objective.clip_low)
+    above = (advantages > 0) & (p > old) & (divergence > objective.clip_high)
+    far = zero.bool()
+    if objective.dual_clip:
+        far = (advantages != 0) & (ratio > objective.dual_clip) & ~below & ~above
+        ratio = ratio.clamp(max=objective.dual_clip)
+    direct = torch.where(below | above, 0.0, ratio * advantages)
+    return _Bounded(torch.where(below | above, 0.0, direct * logprobs), zero, direct, below, above, far)
+
+
+def _geometric_mean(
+    ratio: Tensor, log_ratio: Tensor, own: Tensor, advantages: Tensor, objective: Objective
+) -> _Bounded:
+    surrogate, zero = ratio * advantages, torch.zeros_like(ratio)
+    slope = torch.where(log_ratio.abs() > LOG_RATIO_BOUND, 0.0, surrogate)
+    return _Bounded(surrogate, slope, zero, *_beyond(own, advantages, objective), zero.bool())
+
+
+def _pessimistic(log_ratio: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
+    """The log-ratios that enter a response's mean: GMPO's are clipped before."""
+    if objective.ratio != "geometric_mean":
+        return log_ratio
+    below, above = _beyond(log_ratio, advantages, objective)
+    return torch.where(below, -objective.clip_low, torch.where(above, objective.clip_high, log_ratio))
+
+
+def _beyond(log_ratio: Tensor, advantages: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Where GMPO clips a log-ratio below, and above."""
+    return (advantages < 0) & (log_ratio < -objective.clip_low), (advantages > 0) & (log_ratio > objective.clip_high)
 
 
 def _correction(log_ratio: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:

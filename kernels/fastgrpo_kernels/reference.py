@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.group_advantages import Baseline, Scale
-from fastgrpo_kernels.objective import LOG_RATIO_BOUND, Objective
+from fastgrpo_kernels.objective import LOG_RATIO_BOUND, PROBABILITY_FLOOR, Objective
 
 
 def logprobs_from_logits(
@@ -60,12 +60,14 @@ def grpo_loss(
     mask = torch.ones_like(logprobs, dtype=torch.bool) if response_mask is None else response_mask
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     # Masked before exp: a late mask leaves NaN in the gradient.
-    log_ratio = torch.where(mask, logprobs - old, 0.0)
-    if objective.sequence_ratio:
+    log_ratio, advantages = torch.where(mask, logprobs - old, 0.0), torch.where(mask, advantages, 0.0)
+    if objective.ratio == "geometric_mean":
+        log_ratio = _pessimistic(log_ratio, advantages, objective)
+    if objective.ratio != "token":
         assert cu_seqlens is not None
         log_ratio = _mean_of_each_response(log_ratio, mask, cu_seqlens)
     ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-    surrogate = _surrogate(ratio, torch.where(mask, logprobs, 0.0), torch.where(mask, advantages, 0.0), objective)
+    surrogate = _surrogate(ratio, torch.where(mask, logprobs, 0.0), torch.where(mask, old, 0.0), advantages, objective)
     if objective.correction != "none":
         assert rollout_logprobs is not None
         correction_log = torch.where(mask, old - rollout_logprobs, 0.0).detach()
@@ -82,7 +84,25 @@ def grpo_loss(
     return torch.where(mask, loss, 0.0).sum() / num_loss_tokens
 
 
-def _surrogate(ratio: Tensor, logprobs: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
+def _pessimistic(log_ratio: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
+    """The log-ratios of GMPO (arXiv 2507.20673, eq. 4): clipped where that makes the token's surrogate smaller."""
+    clipped = log_ratio.clamp(-objective.clip_low, objective.clip_high)
+    smaller = torch.where(advantages > 0, torch.minimum(log_ratio, clipped), torch.maximum(log_ratio, clipped))
+    return torch.where(advantages == 0, log_ratio, smaller)
+
+
+def _surrogate(
+    ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, objective: Objective
+) -> Tensor:
+    if objective.ratio == "geometric_mean":
+        return ratio * advantages
+    if objective.surrogate == "sapo":
+        tau = torch.full_like(ratio, objective.sapo_positive).where(advantages > 0, objective.sapo_negative)
+        return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
+    if objective.surrogate.startswith("dppo"):
+        weight = ratio.clamp(max=objective.dual_clip) if objective.dual_clip else ratio
+        too_far = _too_far(logprobs.detach(), old_logprobs.detach(), advantages, objective)
+        return torch.where(too_far, 0.0, weight.detach() * advantages * logprobs)
     clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
     if objective.surrogate == "cispo":
         return clipped.detach() * advantages * logprobs
@@ -91,6 +111,20 @@ def _surrogate(ratio: Tensor, logprobs: Tensor, advantages: Tensor, objective: O
         floored = torch.maximum(surrogate, objective.dual_clip * advantages)
         surrogate = torch.where(advantages < 0, floored, surrogate)
     return surrogate
+
+
+def _too_far(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
+    """Where the advantage pushes a token's probability on that is beyond its bound (arXiv 2602.04879, eq. 12-14)."""
+    p, old = logprobs.exp(), old_logprobs.exp()
+    divergence = (p - old).abs()
+    if objective.surrogate == "dppo_kl":
+        # Of the others: 1 - p, which rounding can make negative.
+        others, old_others = (torch.expm1(x).neg().clamp(min=0) for x in (logprobs, old_logprobs))
+        odds = (old_others + PROBABILITY_FLOOR).log() - (others + PROBABILITY_FLOOR).log()
+        divergence = old * (old_logprobs - logprobs) + old_others * odds
+    rising = (advantages > 0) & (p > old) & (divergence > objective.clip_high)
+    falling = (advantages < 0) & (p < old) & (divergence > objective.clip_low)
+    return rising | falling
 
 
 def _correction(log_ratio: Tensor, mask: Tensor, cu_seqlens: Tensor | None, objective: Objective) -> Tensor:

@@ -94,7 +94,7 @@ def test_the_kernels_wait_for_nothing():
     mask = torch.ones(300, dtype=torch.bool, device="cuda")
 
     def every_op() -> None:
-        for objective in (Objective(), Objective(entropy_coef=0.1), Objective(sequence_ratio=True)):
+        for objective in (Objective(), Objective(entropy_coef=0.1), Objective(ratio="sequence")):
             linear_grpo(
                 hidden, weight, ids, advantages, advantages, mask, 300, objective, cu_seqlens=bounds
             ).loss.backward()

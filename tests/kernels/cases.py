@@ -11,8 +11,12 @@ OBJECTIVES = {
     "plain": Objective(),
     "dual_clip": Objective(dual_clip=1.5),
     "cispo": Objective(surrogate="cispo", clip_low=1.0, clip_high=0.3),
-    "gspo": Objective(sequence_ratio=True, clip_low=0.1, clip_high=0.1),
-    "cispo_of_responses": Objective(surrogate="cispo", sequence_ratio=True, kl_coef=0.1),
+    "gspo": Objective(ratio="sequence", clip_low=0.1, clip_high=0.1),
+    "sapo": Objective(surrogate="sapo", sapo_positive=1.5, sapo_negative=3.0),
+    "dppo_tv": Objective(surrogate="dppo_tv", clip_low=0.02, clip_high=0.01),
+    "dppo_kl": Objective(surrogate="dppo_kl", clip_low=0.01, clip_high=0.005, dual_clip=1.4),
+    "gmpo": Objective(ratio="geometric_mean", clip_low=0.1, clip_high=0.2),
+    "gspo_with_k3": Objective(ratio="sequence", kl_coef=0.1),
     "k1": Objective(kl="k1", kl_coef=0.2),
     "k2_capped": Objective(kl="k2", kl_coef=0.2, kl_cap=0.02),
     "k3": Objective(kl="k3", kl_coef=0.2),
@@ -21,8 +25,16 @@ OBJECTIVES = {
     "truncate": Objective(correction="truncate", correction_high=1.2),
     "icepop": Objective(correction="icepop", correction_low=0.7, correction_high=1.4),
     "sequence_mask": Objective(correction="sequence_mask", correction_low=0.8, correction_high=1.25),
+    "everything_of_tokens": Objective(
+        surrogate="dppo_kl", clip_low=0.05, clip_high=0.05, dual_clip=1.5, kl="k2", kl_coef=0.2, entropy_coef=0.1,
+        correction="icepop", correction_low=0.7, correction_high=1.4,
+    ),
+    "everything_of_gmpo": Objective(
+        ratio="geometric_mean", kl="k3", kl_coef=0.2, kl_cap=0.05, entropy_coef=0.1,
+        correction="truncate", correction_high=1.2,
+    ),
     "everything": Objective(
-        dual_clip=1.5, sequence_ratio=True, kl="k3", kl_coef=0.2, kl_cap=0.05, entropy_coef=0.1,
+        dual_clip=1.5, ratio="sequence", kl="k3", kl_coef=0.2, kl_cap=0.05, entropy_coef=0.1,
         correction="sequence_mask", correction_low=0.5, correction_high=2.0,
     ),
 }  # fmt: skip

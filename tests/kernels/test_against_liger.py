@@ -161,7 +161,7 @@ def test_liger_confirms_loss_and_gradients(head: Head, loss_type: str, level: st
     objective = Objective(**CLIP)
     if loss_type == "cispo":
         settings["epsilon_high"], objective = RATIO_CAP, cispo(RATIO_CAP)
-    objective = replace(objective, sequence_ratio=level == "sequence", kl_coef=beta)
+    objective = replace(objective, ratio=level, kl_coef=beta)
     weights = our_weights(head, loss_type)
     assert_confirmed(ours(head, objective, weights), ligers(head, **settings), exact(head, objective, weights))
 
@@ -171,7 +171,7 @@ def test_liger_confirms_truncated_sampler_weights(head: Head, level: str):
     weights = head.case.rollout_ratio().clamp(max=SAMPLER["correction_high"])
     assert ((weights == SAMPLER["correction_high"]) & head.case.mask).any()
     objective = Objective(
-        **CLIP, sequence_ratio=level == "sequence", kl_coef=BETA, correction="truncate", **SAMPLER
+        **CLIP, ratio=level, kl_coef=BETA, correction="truncate", **SAMPLER
     )  # fmt: skip
     theirs = ligers(head, importance_sampling_level=level, beta=BETA, weights=weights)
     assert_confirmed(ours(head, objective), theirs, exact(head, objective))
@@ -201,7 +201,7 @@ def test_ligers_luspo_counts_the_padding_and_ours_does_not(head: Head):
     Liger is right without padding and holes, or if the loss is one number for the whole response, which it is not with
     a divergence.
     """
-    objective = Objective(**CLIP, sequence_ratio=True)
+    objective = Objective(**CLIP, ratio="sequence")
     weights = weights_of(head.case, "response_sum", len(head.case.mask))
     settings = {"loss_type": "luspo", "importance_sampling_level": "sequence"}
     assert_confirmed(ours(head, objective, weights), ligers(head, **settings), exact(head, objective, weights))
@@ -280,7 +280,7 @@ def in_triton(head: Head, tmp_path_factory: pytest.TempPathFactory) -> InTriton:
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_ligers_triton_kernel_confirms_loss_and_gradient_by_logits(head: Head, in_triton: InTriton, level: str):
-    objective = Objective(**CLIP, sequence_ratio=level == "sequence", kl_coef=BETA)
+    objective = Objective(**CLIP, ratio=level, kl_coef=BETA)
     ids, results = head.target_ids.flatten(), []
     for dtype, logprobs_of, loss_of in (
         (torch.float32, logprobs_from_logits, lambda *a, **k: grpo_loss(*a, **k).loss),

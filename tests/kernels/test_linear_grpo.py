@@ -326,7 +326,7 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
         ({"advantages": None}, "rewards and cu_seqlens are needed"),
         ({"objective": Objective(kl_coef=0.1)}, "kl_coef 0.1 needs ref_logprobs"),
         ({"objective": Objective(correction="icepop")}, "needs rollout_logprobs"),
-        ({"objective": Objective(sequence_ratio=True)}, "needs cu_seqlens"),
+        ({"objective": Objective(ratio="sequence")}, "needs cu_seqlens"),
         ({"target_ids": torch.zeros(3, dtype=torch.int64)}, r"need hidden \[T, D\]"),
         ({"target_ids": torch.zeros(10, dtype=torch.int32)}, "must be int64"),
         ({"weight": torch.zeros(5, 4, dtype=torch.float64)}, "one floating dtype"),
@@ -339,7 +339,7 @@ def test_outputs_are_those_of_the_separate_ops(backend, device):
         ({"num_loss_tokens": torch.tensor(-3)}, "num_loss_tokens must be above 0"),
         ({"softcap": float("inf")}, "softcap must be above 0 and finite"),
         (
-            {"objective": Objective(sequence_ratio=True), "cu_seqlens": torch.tensor([0, 5, 3, 10])},
+            {"objective": Objective(ratio="sequence"), "cu_seqlens": torch.tensor([0, 5, 3, 10])},
             "cu_seqlens must run from 0 to 10 and never fall",
         ),
     ],

@@ -50,11 +50,12 @@ def test_gradient_of_grpo_loss_is_that_of_finite_differences(backend, name):
         ).loss  # fmt: skip
 
     inputs = (logprobs, entropy) if objective.entropy_coef else (logprobs, entropy.detach())
-    if objective.surrogate == "cispo":  # whose weight is detached on purpose: not the derivative of its value
+    if objective.surrogate in ("cispo", "dppo_tv", "dppo_kl"):  # whose weight is detached: not the value's derivative
         gradient = torch.autograd.grad(loss(*inputs), logprobs)[0]
         definition = reference.grpo_loss(
             logprobs, case.old_logprobs, case.advantages, 19, objective, response_mask=case.response_mask,
-            ref_logprobs=case.ref_logprobs, cu_seqlens=case.cu_seqlens, token_weights=case.token_weights,
+            ref_logprobs=case.ref_logprobs, rollout_logprobs=case.rollout_logprobs, cu_seqlens=case.cu_seqlens,
+            token_weights=case.token_weights, entropy=entropy,
         )  # fmt: skip
         torch.testing.assert_close(gradient, torch.autograd.grad(definition, logprobs)[0], rtol=1e-10, atol=1e-13)
     else:

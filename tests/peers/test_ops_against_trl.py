@@ -140,7 +140,7 @@ def test_loss_and_gradient_are_trls(
         objective = cispo(RATIO_CAP)
     else:
         objective = Objective(**CLIP, dual_clip=delta or 0.0)
-    objective = replace(objective, sequence_ratio=level == "sequence", kl_coef=beta)
+    objective = replace(objective, ratio=level, kl_coef=beta)
     assert_same(ours(case, objective, our_weights(case, loss_type)), trls(built, case, monkeypatch))
 
 
@@ -262,7 +262,7 @@ def test_token_level_sampler_correction_is_trls(
     theirs = trls(trainer(**SAMPLER_SETTINGS, **{**settings, "beta": beta}), case, monkeypatch,
                   importance_sampling_ratio=weights)  # fmt: skip
     objective = Objective(
-        **CLIP, sequence_ratio=level == "sequence", kl_coef=beta, correction=correction, **SAMPLER
+        **CLIP, ratio=level, kl_coef=beta, correction=correction, **SAMPLER
     )  # fmt: skip
     assert_same(ours(case, objective), theirs)
 

@@ -110,7 +110,7 @@ def tolerance(mode: str) -> float:
 
 LOSSES = {
     "vanilla": (Objective(**CLIP, dual_clip=DUAL_CLIP), {}),
-    "gspo": (Objective(**CLIP, sequence_ratio=True), {}),
+    "gspo": (Objective(**CLIP, ratio="sequence"), {}),
     "cispo": (cispo(RATIO_CAP), {"clip_ratio_low": 1.0, "clip_ratio_high": RATIO_CAP - 1}),
 }
 
@@ -188,7 +188,7 @@ def test_gspos_ratio_stops_at_e_to_the_ten_in_verl_and_at_e_to_the_twenty_here(c
     far = replace(case, logprobs=case.old_logprobs + 12)
     advantages = case.of_tokens(case.advantages)
     worse = case.mask & (advantages < 0)
-    theirs, result = verls(far, "gspo"), ours(far, Objective(**CLIP, sequence_ratio=True))
+    theirs, result = verls(far, "gspo"), ours(far, Objective(**CLIP, ratio="sequence"))
     expected = -advantages * far.ratio(sequence=True) / case.num_tokens
     assert (theirs.by_logprobs[worse] == 0).all()
     torch.testing.assert_close(result.by_logprobs[worse], expected[worse], rtol=1e-12, atol=0)
@@ -200,7 +200,7 @@ def test_a_sampler_weight_stays_with_its_token_in_verls_gspo_and_acts_on_the_who
     bounds = {**SAMPLER, "correction": "truncate"}
     weights = case.rollout_ratio().clamp(max=SAMPLER["correction_high"])
     theirs = verls(case, "gspo", weights=weights)
-    result = ours(case, Objective(**CLIP, sequence_ratio=True, **bounds))
+    result = ours(case, Objective(**CLIP, ratio="sequence", **bounds))
     torch.testing.assert_close(result.loss, theirs.loss, rtol=1e-12, atol=0)
     assert_differ(result, theirs)
     mean = (weights * case.mask).sum(1) / case.lengths.clamp(min=1)

@@ -33,12 +33,15 @@ struct RowGradient {
 // The constants of objective.py's Objective, in its order.
 struct Objective {
   double clip_low, clip_high, dual_clip;
-  bool cispo, sequence_ratio;
+  int surrogate, ratio;
+  double sapo_positive, sapo_negative;
   int kl;
   double kl_coef, kl_cap, entropy_coef;
   int correction;
   double correction_low, correction_high;
 };
+enum SurrogateKind { kClipped, kCispo, kSapo, kDppoTv, kDppoKl };
+enum Ratio { kToken, kSequence, kGeometricMean };
 enum Kl { kK1, kK2, kK3 };
 enum Correction { kNone, kTruncate, kIcepop, kSequenceMask };
 

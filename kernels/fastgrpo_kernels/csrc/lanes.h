@@ -81,6 +81,12 @@ inline Vector<double> exp_of(Vector<double> x) {
   return x;
 }
 
+template <typename T>
+inline Vector<T> log_of(Vector<T> x) {
+  for (int i = 0; i < Lanes<T>::count; ++i) x[i] = std::log(x[i]);
+  return x;
+}
+
 // exp(x) - 1 without the cancellation near 0.
 inline Vector<float> expm1_of(Vector<float> x) {
   const Vector<float> series = x + x * x * (0.5f + x * (1.0f / 6.0f + x * (1.0f / 24.0f + x * (1.0f / 120.0f))));

@@ -125,8 +125,8 @@ void row_gradient(Tensor logits, Tensor target_ids, double inverse_temperature, 
 }
 
 Objective decode(const Tensor& numbers) {
-  const double* x = pointer<double>(numbers, 12, ScalarType::Double, "objective");
-  return {x[0], x[1], x[2], x[3] != 0, x[4] != 0, int(x[5]), x[6], x[7], x[8], int(x[9]), x[10], x[11]};
+  const double* x = pointer<double>(numbers, 14, ScalarType::Double, "objective");
+  return {x[0], x[1], x[2], int(x[3]), int(x[4]), x[5], x[6], int(x[7]), x[8], x[9], x[10], int(x[11]), x[12], x[13]};
 }
 
 // Sums are added up by parts of a fixed size in a fixed order: the same on any number of threads.
@@ -161,7 +161,7 @@ void typed_token_objective(const Tensor& logprobs, const Optional& old_logprobs,
                          floats<T>(grad_logprobs, count, "grad_logprobs"),
                          floats<T>(grad_entropy, count, "grad_entropy"),
                          floats<T>(ratio, count, "ratio")};
-  if (objective.sequence_ratio || objective.correction == kSequenceMask) {
+  if (objective.ratio != kToken || objective.correction == kSequenceMask) {
     STD_TORCH_CHECK(cu_seqlens, "a sequence-level objective needs cu_seqlens");
     STD_TORCH_CHECK(cu_seqlens->numel() > 0, "cu_seqlens must run from 0 to the tokens");
     const int64_t num_responses = cu_seqlens->numel() - 1;

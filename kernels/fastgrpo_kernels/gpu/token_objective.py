@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo_kernels.gpu.rows import expm1, require_single
-from fastgrpo_kernels.objective import METRICS, Correction, Kl, Objective
+from fastgrpo_kernels.objective import METRICS, PROBABILITY_FLOOR, Correction, Kl, Objective, Ratio, Surrogate
 from fastgrpo_kernels.primitives import TokenFields, TokenGradient
 
 _BLOCK = 1024
@@ -18,6 +18,12 @@ _CORRECTIONS = {name: i for i, name in enumerate(get_args(Correction))}
 _KLS = {name: i for i, name in enumerate(get_args(Kl))}
 _NONE, _TRUNCATE = tl.constexpr(_CORRECTIONS["none"]), tl.constexpr(_CORRECTIONS["truncate"])
 _ICEPOP, _SEQUENCE_MASK = tl.constexpr(_CORRECTIONS["icepop"]), tl.constexpr(_CORRECTIONS["sequence_mask"])
+_SURROGATES = {name: i for i, name in enumerate(get_args(Surrogate))}
+_RATIOS = {name: i for i, name in enumerate(get_args(Ratio))}
+_CISPO, _SAPO = tl.constexpr(_SURROGATES["cispo"]), tl.constexpr(_SURROGATES["sapo"])
+_DPPO_TV, _DPPO_KL = tl.constexpr(_SURROGATES["dppo_tv"]), tl.constexpr(_SURROGATES["dppo_kl"])
+_TOKEN, _GEOMETRIC_MEAN = tl.constexpr(_RATIOS["token"]), tl.constexpr(_RATIOS["geometric_mean"])
+_FLOOR = tl.constexpr(PROBABILITY_FLOOR)
 _NO_KL, _K1, _K2 = tl.constexpr(-1), tl.constexpr(_KLS["k1"]), tl.constexpr(_KLS["k2"])
 
 
@@ -41,12 +47,12 @@ def token_objective(
             logprobs, fields.old_logprobs, fields.advantages, None if mask is None else mask.view(torch.uint8),
             fields.ref_logprobs, fields.rollout_logprobs, fields.token_weights, entropy, cu_seqlens, num_loss_tokens,
             grad_logprobs, grad_entropy, ratio, partial_sums, num_tokens, objective.clip_low, objective.clip_high,
-            objective.dual_clip, objective.kl_coef, objective.kl_cap, objective.entropy_coef,
-            objective.correction_low, objective.correction_high,
-            CISPO=objective.surrogate == "cispo", DUAL=objective.dual_clip != 0,
+            objective.dual_clip, objective.sapo_positive, objective.sapo_negative, objective.kl_coef, objective.kl_cap,
+            objective.entropy_coef, objective.correction_low, objective.correction_high,
+            SURROGATE=_SURROGATES[objective.surrogate], DUAL=objective.dual_clip != 0,
             KL=_KLS[objective.kl] if fields.ref_logprobs is not None else _NO_KL.value, CAP=objective.kl_cap != 0,
             CORRECTION=_CORRECTIONS[objective.correction], BY_RESPONSE=objective.needs_whole_responses,
-            SEQUENCE_RATIO=objective.sequence_ratio, BLOCK=_BLOCK,
+            RATIO=_RATIOS[objective.ratio], BLOCK=_BLOCK,
         )  # fmt: skip
     sums = partial_sums.sum(0, dtype=torch.float64)
     return TokenGradient(sums[0].float(), grad_logprobs, grad_entropy, ratio, sums[1:].clone())
@@ -82,13 +88,40 @@ def _bounded_exp(log_ratio):
 
 @triton.jit
 def _surrogate(
-    ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, CISPO: tl.constexpr, DUAL: tl.constexpr
+    ratio,
+    log_ratio,
+    own,  # the token's log-ratio, where log_ratio is its response's
+    logprobs,
+    old_logprobs,
+    advantages,
+    clip_low,
+    clip_high,
+    dual_clip,
+    sapo_positive,
+    sapo_negative,
+    SURROGATE: tl.constexpr,
+    RATIO: tl.constexpr,
+    DUAL: tl.constexpr,
 ):
     """The surrogate, its derivatives to the log-ratio and to the logprob directly, and where which bound was met."""
+    if RATIO == _GEOMETRIC_MEAN:
+        return _geometric_mean(ratio, log_ratio, own, advantages, clip_low, clip_high)
+    elif SURROGATE == _SAPO:
+        return _sapo(ratio, log_ratio, advantages, sapo_positive, sapo_negative)
+    elif SURROGATE == _DPPO_TV or SURROGATE == _DPPO_KL:
+        return _dppo(ratio, logprobs, old_logprobs, advantages, clip_low, clip_high, dual_clip, SURROGATE, DUAL)
+    else:
+        return _clipped(ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, SURROGATE, DUAL)
+
+
+@triton.jit
+def _clipped(
+    ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, SURROGATE: tl.constexpr, DUAL: tl.constexpr
+):
     low, high = 1.0 - clip_low, 1.0 + clip_high
     clipped = tl.where(ratio > high, high, tl.where(ratio < low, low, ratio))  # NaN stays
     zero = ratio * 0.0
-    if CISPO:
+    if SURROGATE == _CISPO:
         below = (advantages != 0) & (ratio < low)
         above = (advantages != 0) & (ratio > high)
         far = below & above
@@ -107,6 +140,60 @@ def _surrogate(
         slope = tl.where(flat, 0.0, ratio * advantages)
         direct = zero
     return surrogate, slope, direct, below, above, far
+
+
+@triton.jit
+def _sapo(ratio, log_ratio, advantages, sapo_positive, sapo_negative):
+    tau = tl.where(advantages > 0, sapo_positive, sapo_negative)
+    distance = tau * (ratio - 1.0)
+    decay = tl.exp(-tl.abs(distance))
+    sigmoid = tl.where(distance < 0, decay, 1.0) / (1.0 + decay)
+    gate = 4.0 * decay / ((1.0 + decay) * (1.0 + decay))  # 4 s (1 - s) without cancellation
+    slope = tl.where(tl.abs(log_ratio) > 20.0, 0.0, gate * ratio * advantages)
+    closing = (advantages != 0) & (gate < 0.5)
+    below = closing & (distance < 0)
+    above = closing & (distance > 0)
+    return 4.0 / tau * sigmoid * advantages, slope, ratio * 0.0, below, above, below & above
+
+
+@triton.jit
+def _dppo(
+    ratio, logprobs, old_logprobs, advantages, clip_low, clip_high, dual_clip,
+    SURROGATE: tl.constexpr, DUAL: tl.constexpr,
+):  # fmt: skip
+    p = tl.exp(logprobs)
+    old = tl.exp(old_logprobs)
+    divergence = tl.abs(p - old)
+    if SURROGATE == _DPPO_KL:
+        # Of the others: 1 - p, which rounding can make negative.
+        others = tl.maximum(-expm1(logprobs), 0.0)
+        old_others = tl.maximum(-expm1(old_logprobs), 0.0)
+        odds = tl.log(old_others + _FLOOR) - tl.log(others + _FLOOR)
+        divergence = old * (old_logprobs - logprobs) + old_others * odds
+    below = (advantages < 0) & (p < old) & (divergence > clip_low)
+    above = (advantages > 0) & (p > old) & (divergence > clip_high)
+    masked = below | above
+    far = below & above
+    if DUAL:
+        far = (advantages != 0) & (ratio > dual_clip) & (masked == 0)
+        ratio = tl.where(ratio > dual_clip, dual_clip, ratio)
+    direct = tl.where(masked, 0.0, ratio * advantages)
+    return tl.where(masked, 0.0, direct * logprobs), ratio * 0.0, direct, below, above, far
+
+
+@triton.jit
+def _geometric_mean(ratio, log_ratio, own, advantages, clip_low, clip_high):
+    """GMPO's, whose ratio is the response's: which tokens were clipped before the mean is seen in their own."""
+    surrogate = ratio * advantages
+    slope = tl.where(tl.abs(log_ratio) > 20.0, 0.0, surrogate)
+    below, above = _beyond(own, advantages, clip_low, clip_high)
+    return surrogate, slope, ratio * 0.0, below, above, below & above
+
+
+@triton.jit
+def _beyond(log_ratio, advantages, clip_low, clip_high):
+    """Where GMPO clips a log-ratio below, and above."""
+    return (advantages < 0) & (log_ratio < -clip_low), (advantages > 0) & (log_ratio > clip_high)
 
 
 @triton.jit
@@ -151,7 +238,8 @@ def _divergence(raw, cap, KL: tl.constexpr, CAP: tl.constexpr):
 
 @triton.jit
 def _response_means(
-    logprobs, old_logprobs, rollout_logprobs, response_mask, begin, end, BLOCK: tl.constexpr
+    logprobs, old_logprobs, advantages, rollout_logprobs, response_mask, begin, end, clip_low, clip_high,
+    RATIO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Means of a response's log-ratios, to the old policy and to the sampler, and the number of its tokens."""
     summed = tl.zeros([BLOCK], tl.float32)
@@ -162,7 +250,12 @@ def _response_means(
         counted = _counts(response_mask, at, end)
         new = tl.load(logprobs + at, mask=counted, other=0.0)
         old = _field(old_logprobs, at, counted, new)
-        summed += new - old
+        log_ratio = new - old
+        if RATIO == _GEOMETRIC_MEAN:  # clipped before the mean; NaN stays
+            a = tl.load(advantages + at, mask=counted, other=0.0)
+            below, above = _beyond(log_ratio, a, clip_low, clip_high)
+            log_ratio = tl.where(below, -clip_low, tl.where(above, clip_high, log_ratio))
+        summed += log_ratio
         summed_rollout += old - _field(rollout_logprobs, at, counted, old)
         tokens += counted.to(tl.float32)
     length = tl.maximum(tl.sum(tokens, 0), 1.0)
@@ -170,12 +263,20 @@ def _response_means(
 
 
 @triton.jit
-def _add_to_response(gradient, value, response_mask, begin, end, BLOCK: tl.constexpr):
-    """Adds a number to the gradient of each of a response's tokens."""
+def _add_to_response(
+    gradient, value, logprobs, old_logprobs, advantages, response_mask, begin, end, clip_low, clip_high,
+    RATIO: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds a number to the gradient of each of a response's tokens that moves its mean."""
     tl.debug_barrier()  # another thread may have written this one's places
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         counted = _counts(response_mask, at, end)
+        if RATIO == _GEOMETRIC_MEAN:
+            new = tl.load(logprobs + at, mask=counted, other=0.0)
+            a = tl.load(advantages + at, mask=counted, other=0.0)
+            below, above = _beyond(new - _field(old_logprobs, at, counted, new), a, clip_low, clip_high)
+            counted = counted & ((below | above) == 0)
         own = tl.load(gradient + at, mask=counted, other=0.0)
         tl.store(gradient + at, own + value, mask=counted)
 
@@ -200,18 +301,20 @@ def _token_objective(
     clip_low,
     clip_high,
     dual_clip,
+    sapo_positive,
+    sapo_negative,
     kl_coef,
     kl_cap,
     entropy_coef,
     correction_low,
     correction_high,
-    CISPO: tl.constexpr,
+    SURROGATE: tl.constexpr,
     DUAL: tl.constexpr,
     KL: tl.constexpr,
     CAP: tl.constexpr,
     CORRECTION: tl.constexpr,
     BY_RESPONSE: tl.constexpr,
-    SEQUENCE_RATIO: tl.constexpr,
+    RATIO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Loss and derivatives of a block of tokens, or of one response where its tokens share a ratio or a mask."""
@@ -226,8 +329,9 @@ def _token_objective(
         begin = tl.maximum(tl.load(cu_seqlens + program), 0)
         end = tl.minimum(tl.load(cu_seqlens + program + 1), num_tokens)
         mean_log_ratio, mean_rollout, length = _response_means(
-            logprobs, old_logprobs, rollout_logprobs, response_mask, begin, end, BLOCK
-        )
+            logprobs, old_logprobs, advantages, rollout_logprobs, response_mask, begin, end, clip_low, clip_high,
+            RATIO, BLOCK,
+        )  # fmt: skip
 
     inverse_count = 1.0 / tl.load(num_loss_tokens).to(tl.float32)
     sums = tl.zeros([_PADDED_SUMS], tl.float32)
@@ -243,21 +347,22 @@ def _token_objective(
         weight = _field(token_weights, at, counted, one) * inverse_count
         e = _field(entropy, at, counted, one * 0.0)
         log_ratio = new - old
-        if SEQUENCE_RATIO:
+        if RATIO != _TOKEN:
             log_ratio = tl.where(counted, mean_log_ratio, 0.0)
         rollout_log_ratio = old - _field(rollout_logprobs, at, counted, old)
         if CORRECTION == _SEQUENCE_MASK:
             rollout_log_ratio = tl.where(counted, mean_rollout, 0.0)
         ratio = _bounded_exp(log_ratio)
         surrogate, slope, direct, below, above, far = _surrogate(
-            ratio, log_ratio, new, a, clip_low, clip_high, dual_clip, CISPO, DUAL
-        )
+            ratio, log_ratio, new - old, new, old, a, clip_low, clip_high, dual_clip, sapo_positive, sapo_negative,
+            SURROGATE, RATIO, DUAL,
+        )  # fmt: skip
         correction, corrected = _correction(rollout_log_ratio, correction_low, correction_high, CORRECTION)
         kl, kl_slope = _divergence(new - _field(ref_logprobs, at, counted, new), kl_cap, KL, CAP)
         loss = weight * (kl_coef * kl - correction * surrogate - entropy_coef * e)
         through = -correction * slope * weight
         straight = (kl_coef * kl_slope - correction * direct) * weight
-        if SEQUENCE_RATIO:
+        if RATIO != _TOKEN:
             through_ratio += tl.sum(through, 0)
             through = through * 0.0
         tl.store(grad_logprobs + at, through + straight, mask=inside)
@@ -275,9 +380,12 @@ def _token_objective(
         sums = _add(sums, 8, e)
         sums = _add(sums, 9, one * correction)
         sums = _add(sums, 10, one * corrected.to(tl.float32))
-    if SEQUENCE_RATIO:
+    if RATIO != _TOKEN:
         # Each token moves the mean by one over the length.
-        _add_to_response(grad_logprobs, through_ratio / length, response_mask, begin, end, BLOCK)
+        _add_to_response(
+            grad_logprobs, through_ratio / length, logprobs, old_logprobs, advantages, response_mask, begin, end,
+            clip_low, clip_high, RATIO, BLOCK,
+        )  # fmt: skip
     places = tl.arange(0, _PADDED_SUMS)
     tl.store(partial_sums + program * _NUM_SUMS + places, sums, mask=places < _NUM_SUMS)
 
