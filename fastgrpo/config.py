@@ -40,9 +40,13 @@ def setting(default: T, **rules: Unpack[Rules]) -> T:
     return cast(T, field(default=default, metadata=rules))
 
 
+OF_LOSS: Any = None
+"""Default of a part of the loss: what the published loss has."""
+
+
 def part(**rules: Unpack[Rules]) -> Any:
-    """A field of `ObjectiveConfig` that its ``loss`` has a value for."""
-    return field(default=None, metadata=rules)
+    """A field with this default and these rules."""
+    return field(default=OF_LOSS, metadata=rules)
 
 
 _DEADLINE: Rules = {"above": 0, "at_most": 10_000_000, "free_on_resume": True}
@@ -207,18 +211,18 @@ class ObjectiveConfig:
     loss: Loss = "grpo"
     """Published loss that the parts below come from, unless they are given too: grpo (JustRL's), dr_grpo, dapo, gspo,
     cispo, rloo, reinforce_pp, reinforce_pp_baseline, sapo, gmpo, luspo or dppo. docs/losses.md has their parts."""
-    surrogate: Surrogate = part()
+    surrogate: Surrogate = OF_LOSS
     """What a token's ratio and advantage are worth. clipped: PPO's bound. cispo: the clipped ratio, without gradient,
     times the logprob. sapo: a sigmoid of the ratio, no clipping. dppo_tv, dppo_kl: the ratio, without gradient, times
     the logprob, where the divergence of the token's probability from its old one is within clip_low and clip_high."""
-    ratio: Ratio = part()
+    ratio: Ratio = OF_LOSS
     """Whose probability ratio. token: each token's own. sequence: the geometric mean of a response's.
     geometric_mean: the same of ratios that were clipped before the mean, each in log space, and not after it."""
-    advantage: Advantage = part()
+    advantage: Advantage = OF_LOSS
     """How rewards become advantages. group_normalised: less the group's mean, over its standard deviation.
     group_centred: less its mean. leave_one_out: less the mean of the others in the group.
     batch_whitened: without groups, over all response tokens. batch_normalised: group_centred, then the same."""
-    aggregation: Aggregation = part()
+    aggregation: Aggregation = OF_LOSS
     """How an update's loss is made of its tokens' losses. token_mean: their mean over all response tokens.
     sequence_mean: the mean of the responses' means. sequence_mean_constant: the mean of the responses' sums, over
     max_response_tokens. sequence_sum: the mean of their sums.
@@ -239,9 +243,9 @@ class ObjectiveConfig:
     clip_cov: float = part(at_least=0, below=1)
     """Share of an update's response tokens whose advantages do not act, drawn from those whose logprob and advantage
     deviate from their means by a product within clip_cov_low and clip_cov_high; 0: none. The paper takes 0.0002."""
-    clip_cov_low: float = 1.0
+    clip_cov_low: float = setting(1.0, at_least=0)
     """Lower bound of that product."""
-    clip_cov_high: float = 5.0
+    clip_cov_high: float = setting(5.0, at_least=0)
     """Upper bound of that product."""
     kl_cov: float = part(at_least=0, below=1)
     """Share of an update's response tokens, those of the highest such product, whose log-ratios are penalised in the

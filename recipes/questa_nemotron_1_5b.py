@@ -33,7 +33,12 @@ config = Config(
     reward=RewardConfig(correct=5.0, wrong=0.0, timeout_s=15.0),
     objective=ObjectiveConfig(
         advantage="batch_whitened",
-        clip_low=0.2, clip_high=0.2, dual_clip=0.0, correction="icepop", correction_low=0.0, correction_high=5.0
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=0.0,
+        correction="icepop",
+        correction_low=0.0,
+        correction_high=5.0,
     ),
     optimizer=OptimizerConfig(
         learning_rate=2e-5,

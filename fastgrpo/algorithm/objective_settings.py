@@ -62,7 +62,7 @@ def _refuse_choice(config: ObjectiveConfig) -> None:
     names = [f"--objective.{name} {getattr(config, name):g}" for name, is_given in given.items() if is_given]
     if config.ratio != "token":
         raise ValueError(
-            f"{names[0]} chooses tokens, and --objective.ratio {config.ratio} gives all tokens of a response one ratio: "
+            f"{names[0]} chooses tokens, and --objective.ratio {config.ratio} gives a whole response one ratio: "
             f"take --objective.ratio token"
         )
     if config.old_logprobs == "rollout":
@@ -74,8 +74,8 @@ def _refuse_choice(config: ObjectiveConfig) -> None:
         raise ValueError(f"{names[-2]} and {names[-1]} are two answers to one question: take one of them")
     if config.kl_cov and config.surrogate != "clipped":
         raise ValueError(
-            f"{names[-1]} stands in the place of clipping, which --objective.surrogate {config.surrogate} has not: take "
-            f"--objective.surrogate clipped"
+            f"{names[-1]} stands in the place of clipping, which --objective.surrogate {config.surrogate} has not: "
+            f"take --objective.surrogate clipped"
         )
     if config.clip_cov and config.clip_cov_low >= config.clip_cov_high:
         raise ValueError(

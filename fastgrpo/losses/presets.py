@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 Loss = Literal[
-    "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "sapo", "gmpo", "luspo",
-    "dppo",
+    "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "sapo", "gmpo",
+    "luspo", "dppo",
 ]  # fmt: skip
 Surrogate = Literal["clipped", "cispo", "sapo", "dppo_tv", "dppo_kl"]
 Ratio = Literal["token", "sequence", "geometric_mean"]

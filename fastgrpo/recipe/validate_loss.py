@@ -1,6 +1,6 @@
 """Losses that have no meaning, or not with this recipe, are refused with the reason before anything is loaded."""
 
-from fastgrpo.algorithm import Algorithm, some_right_and_some_wrong
+from fastgrpo.algorithm import Algorithm, TokenLoss, some_right_and_some_wrong
 from fastgrpo.algorithm.advantages import NEED_NO_GROUP
 from fastgrpo.algorithm.objective_settings import chooses_tokens, refuse_meaningless
 from fastgrpo.config import Config
@@ -16,7 +16,7 @@ def validate_loss(config: Config, algorithm: Algorithm) -> None:
     refuse_meaningless(config.objective)
     _validate_advantages(config, algorithm)
     if algorithm.loss is not None:
-        _validate_own_loss(config, algorithm.loss.__qualname__ if hasattr(algorithm.loss, "__qualname__") else "its own")
+        _validate_own_loss(config, algorithm.loss)
     elif config.objective.kl_cov and config.objective.loss_path == "fused":
         raise ValueError(
             f"--objective.kl_cov {config.objective.kl_cov:g} adds a penalty that the LM head's fused loss does not "
@@ -29,8 +29,8 @@ def _validate_advantages(config: Config, algorithm: Algorithm) -> None:
     chosen = objective.advantage != PRESETS[objective.loss].advantage or objective.loss in NAMED_BY_THEIR_ADVANTAGES
     if algorithm.advantages is not None and chosen:
         raise ValueError(
-            f"--objective.advantage {objective.advantage} has no effect: the recipe's algorithm brings advantages of its "
-            f"own. Leave one of them"
+            f"--objective.advantage {objective.advantage} has no effect: the recipe's algorithm brings advantages of "
+            f"its own. Leave one of them"
         )
     if group_size == 1 and algorithm.advantages is None and objective.advantage not in NEED_NO_GROUP:
         raise ValueError(
@@ -45,22 +45,20 @@ def _validate_advantages(config: Config, algorithm: Algorithm) -> None:
         )
 
 
-def _validate_own_loss(config: Config, name: str) -> None:
-    objective = config.objective
-    usual = PRESETS["grpo"]
-    differing = [p for p in NOT_OF_ONE_S_OWN if getattr(objective, p) != getattr(usual, p)]
-    if objective.loss != "grpo":
-        differing = ["loss", *differing]
-    if differing:
+def _validate_own_loss(config: Config, function: TokenLoss) -> None:
+    objective, usual, name = config.objective, PRESETS["grpo"], getattr(function, "__qualname__", "its own")
+    given = [p for p in NOT_OF_ONE_S_OWN if getattr(objective, p) != getattr(usual, p)]
+    given = ["loss", *given] if objective.loss != "grpo" else given
+    if given:
         raise ValueError(
-            f"--objective.{differing[0]} {getattr(objective, differing[0])} has no effect: the recipe's algorithm brings "
-            f"a loss of its own, {name}. Leave one of them"
+            f"--objective.{given[0]} {getattr(objective, given[0])} has no effect: the recipe's algorithm brings a "
+            f"loss of its own, {name}. Leave one of them"
         )
     if chooses_tokens(objective) or objective.correction != "none":
-        found = f"correction {objective.correction}" if objective.correction != "none" else "top_entropy, clip_cov or kl_cov"
+        part = "top_entropy, clip_cov or kl_cov" if chooses_tokens(objective) else f"correction {objective.correction}"
         raise ValueError(
-            f"--objective.{found} changes what a token counts in a published loss; the recipe's own loss, {name}, says "
-            f"that itself: leave it out"
+            f"--objective.{part} changes what a token counts in a published loss, and the recipe brings its own, "
+            f"{name}, which has to do that itself: leave it out"
         )
     if objective.loss_path == "fused":
         raise ValueError(
