@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from fastgrpo.train import main
 from tests.recipes.shrunk import run_shrunk
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "losses.md").read_text()
 
 
 def objective(recipe: str, *settings: str) -> ObjectiveConfig:
@@ -51,6 +53,19 @@ def test_parts_that_are_given_beside_it_win_wherever_they_stand():
     config = with_settings(Config(), {"objective.clip_high": 0.1, "objective.loss": "gspo"})
     assert parts(config.objective) == parts(found) == parts(ObjectiveConfig(loss="gspo", clip_high=0.1))
     assert with_settings(config, {"objective.loss": "gspo"}).objective.clip_high == 4e-4
+
+
+def test_the_page_has_the_parts_of_every_loss():
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")
+    ]
+    shown = {row[0]: row[1:7] for row in rows if len(row) == 9}
+    assert shown.keys() == PRESETS.keys()
+    for loss, cells in shown.items():
+        own = PRESETS[loss]
+        clip = "none" if loss == "sapo" else f"{own.clip_low:g}, {own.clip_high:g}"
+        dual = f"{own.dual_clip:g}" if own.dual_clip else "-"
+        assert cells == [own.surrogate, own.ratio, own.advantage, own.aggregation, clip, dual], loss
 
 
 def test_without_a_word_the_loss_is_justrl_s():
@@ -177,9 +192,11 @@ def test_a_loss_takes_three_matmuls_wherever_it_can():
 FAST = ["--optimizer.learning_rate", "1e-3", "--optimizer.warmup_steps", "0"]
 
 
-def test_a_clip_of_four_lines_trains_as_the_fused_one(tmp_path):
-    fused = run_shrunk("justrl_deepseek_1_5b", tmp_path / "fused", *FAST)
-    own = run_shrunk("justrl_deepseek_1_5b", tmp_path / "own", *FAST, loss=clip)
+def test_the_clip_of_the_docs_trains_as_the_fused_one(tmp_path):
+    example: dict[str, Any] = {}
+    exec(PAGE.split("```python\n")[1].split("```")[0], example)
+    fused = run_shrunk("justrl_deepseek_1_5b", tmp_path / "fused", *FAST, "--objective.dual_clip", "0")
+    own = run_shrunk("justrl_deepseek_1_5b", tmp_path / "own", *FAST, loss=example["algorithm"].loss)
     norms = [[r["grad_norm"] for r in records] for records in (fused, own)]
     assert len(norms[0]) == 3 and min(norms[0]) > 0 and max(r["clip_frac"] for r in fused) > 0
     assert norms[1] == pytest.approx(norms[0], rel=1e-6)
