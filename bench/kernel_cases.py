@@ -191,8 +191,12 @@ _OBJECTIVES = {
     "icepop, k3": Objective(correction="icepop", correction_low=0.7, correction_high=1.4, kl="k3", kl_coef=0.2),
     "truncate": Objective(correction="truncate", correction_high=1.2),
     "sequence_mask": Objective(correction="sequence_mask", correction_low=0.8, correction_high=1.25),
-    "SEQUENCE_RATIO": Objective(ratio="sequence", clip_low=0.1, clip_high=0.1),
-    "SEQUENCE_RATIO, everything": Objective(
+    "sapo": Objective(surrogate="sapo", sapo_negative=3.0),
+    "dppo_tv": Objective(surrogate="dppo_tv", clip_low=0.05, clip_high=0.04),
+    "dppo_kl, capped": Objective(surrogate="dppo_kl", clip_low=0.02, clip_high=0.01, dual_clip=1.5),
+    "RATIO geometric_mean": Objective(ratio="geometric_mean"),
+    "RATIO sequence": Objective(ratio="sequence", clip_low=0.1, clip_high=0.1),
+    "RATIO sequence, everything": Objective(
         dual_clip=1.5, ratio="sequence", kl="k3", kl_coef=0.2, kl_cap=0.05, entropy_coef=0.1,
         correction="sequence_mask", correction_low=0.5, correction_high=2.0,
     ),

@@ -10,7 +10,7 @@ float32 and at smaller shapes.
         python -m bench kernel_launches --device cuda                  # memcheck: each tensor is its own allocation
     compute-sanitizer --tool racecheck --error-exitcode 1 \\
         python -m bench kernel_launches --device cuda --uncompared     # only shared memory
-    python -m bench kernel_launches --device cuda --repeats 100 --only NARROW --only SEQUENCE_RATIO
+    python -m bench kernel_launches --device cuda --repeats 100 --only NARROW --only RATIO
 
 The last command is for the two kernels that order global memory by a barrier, which racecheck does not check: every run
 must give the bits of the first.

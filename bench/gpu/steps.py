@@ -103,7 +103,7 @@ def _correctness(processes: int) -> list[Step]:
                  needs=SANITIZER, PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
         # For global memory that is ordered by a barrier, which racecheck does not check.
         _subject("correctness", 40, "kernel_launches", "--repeats", "100", "--only", "NARROW", "--only",
-                 "SEQUENCE_RATIO", name="equal bits in 100 launches"),
+                 "RATIO", name="equal bits in 100 launches"),
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ The loss of response token t is, with ``n = num_loss_tokens`` and ``A`` the adva
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,12 @@ Ratio = Literal["token", "sequence", "geometric_mean"]
 Kl = Literal["k1", "k2", "k3"]
 Correction = Literal["none", "truncate", "icepop", "sequence_mask"]
 
-_CHOICES = {"surrogate": Surrogate, "ratio": Ratio, "kl": Kl, "correction": Correction}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "surrogate": get_args(Surrogate),
+    "ratio": get_args(Ratio),
+    "kl": get_args(Kl),
+    "correction": get_args(Correction),
+}
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to +-20 before `exp`, which overflows in float32 at 88; beyond that no gradient goes
@@ -52,28 +57,31 @@ class Objective:
     """The constants of the token objective. The defaults are PPO's clip with DAPO's upper width, and nothing else."""
 
     clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low. With ratio geometric_mean a log-ratio counts down to -clip_low. With dppo_*
-    it is the largest divergence of a token whose probability has fallen. sapo has no bounds."""
+    """The ratio counts down to 1 - clip_low. With ratio geometric_mean a log-ratio counts down to -clip_low; with
+    dppo_* this is the largest divergence of a token whose probability falls; sapo has no bounds."""
     clip_high: float = 0.28
-    """The ratio counts up to 1 + clip_high, a log-ratio up to clip_high; the largest divergence where it has risen."""
+    """The ratio counts up to 1 + clip_high; a log-ratio up to clip_high; the largest divergence where it rises."""
     dual_clip: float = 0.0
     """clipped: a negative advantage counts at most this many times in a token's surrogate (Ye 2020, eq. 5). dppo_*: the
-    ratio of any token counts at most this (DPPO, section 5.4). 0: unbounded."""
+    ratio of any token counts at most this (its section 5.4). 0: unbounded."""
     surrogate: Surrogate = "clipped"
     """clipped: PPO's pessimistic bound.
 
     cispo: the clipped ratio, detached, times the logprob (MiniMax-M1, arXiv 2506.13585, eq. 4).
-    sapo: a sigmoid of the ratio, ``4 / tau * sigmoid(tau * (ratio - 1))``, in the place of its bounds (arXiv 2511.20347).
-    dppo_tv, dppo_kl: the ratio, detached, times the logprob, where the divergence of the sampled token against all others,
-    total variation or KL of old from new, is within its bound or shrinks (DPPO, arXiv 2602.04879, eq. 11-14)."""
+    sapo: ``4 / tau * sigmoid(tau * (ratio - 1))``, a soft gate in the place of bounds (arXiv 2511.20347).
+    dppo_tv, dppo_kl: the ratio, detached, times the logprob, and nothing for tokens whose probability has moved in the
+    direction of their advantage so far that the divergence of this token against all others, total variation or
+    KL(old || new), is above its bound (arXiv 2602.04879, eq. 11-14)."""
     ratio: Ratio = "token"
-    """token: each token's own. sequence: one for a response, the geometric mean of its tokens' (GSPO, arXiv 2507.18071,
-    eq. 7). geometric_mean: the same, of ratios that were clipped pessimistically before the mean and are not clipped
-    after it (GMPO, arXiv 2507.20673, eq. 4). The last two need `cu_seqlens`, and every token carries its response's
-    loss: by `token_weights` of 1 over the length it counts once. Where they differ inside a response, the gradient
-    goes to all its tokens by their mean."""
+    """token: each token's own.
+
+    sequence: one for a response, the geometric mean of its tokens' (GSPO, arXiv 2507.18071, eq. 7).
+    geometric_mean: the same of ratios that were clipped pessimistically before it and not after (GMPO, arXiv
+    2507.20673, eq. 4).
+    The last two need `cu_seqlens`. Every token then carries the loss of its response, which `token_weights` of one over
+    the length count once; where weights differ inside a response, the gradient of its tokens has their mean."""
     sapo_positive: float = 1.0
-    """SAPO's temperature tau where the advantage is positive: the higher, the faster the gate closes."""
+    """SAPO's tau where the advantage is positive: the higher, the faster the gate closes."""
     sapo_negative: float = 1.05
     """... and where it is not."""
     kl: Kl = "k3"
@@ -99,17 +107,17 @@ class Objective:
         self._check_combination()
 
     def _check_choices(self) -> None:
-        for name, known in _CHOICES.items():
-            got, choices = getattr(self, name), get_args(known)
+        for name, choices in _CHOICES.items():
+            got = getattr(self, name)
             if got not in choices:
                 near = get_close_matches(str(got), choices, n=1)
                 guess = f", did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {got!r}{guess}")
 
     def _check_numbers(self) -> None:
-        for name in (f.name for f in fields(self) if f.name not in _CHOICES):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            if name not in _CHOICES and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
         bounds_a_ratio = self.surrogate in ("clipped", "cispo") and self.ratio != "geometric_mean"
         if self.clip_low < 0 or self.clip_high < 0 or (bounds_a_ratio and self.clip_low > 1):
             raise ValueError(f"need 0 <= clip_low <= 1 and clip_high >= 0, got {self.clip_low} and {self.clip_high}")
@@ -154,15 +162,14 @@ class Objective:
 
     def encode(self) -> list[float]:
         """The constants as a custom op's schema takes them: floats, a choice by its place in its list."""
-        values = zip(fields(self), astuple(self), strict=True)
-        return [float(get_args(_CHOICES[f.name]).index(v)) if f.name in _CHOICES else float(v) for f, v in values]
+        return [float(_CHOICES[name].index(value) if name in _CHOICES else value) for name, value in vars(self).items()]
 
     @classmethod
     def decode(cls, numbers: Sequence[float]) -> "Objective":
         """The inverse of `encode`."""
+        names = (f.name for f in fields(cls))
         values: dict[str, Any] = {
-            f.name: get_args(_CHOICES[f.name])[int(x)] if f.name in _CHOICES else x
-            for f, x in zip(fields(cls), numbers, strict=True)
+            name: _CHOICES[name][int(x)] if name in _CHOICES else x for name, x in zip(names, numbers, strict=True)
         }
         return cls(**values)
 
@@ -188,7 +195,7 @@ def sapo(positive: float = 1.0, negative: float = 1.05) -> Objective:
 
 
 def dppo(divergence: Literal["tv", "kl"] = "tv", bound: float | None = None, ratio_cap: float = 0.0) -> Objective:
-    """The objective of DPPO (Qi 2026) with its binary divergence; None: its authors' bound, 0.15 for TV, 0.05 for KL."""
+    """The objective of DPPO (Qi 2026) by a binary divergence; None: its authors' bound, 0.15 for TV and 0.05 for KL."""
     if bound is None:
         bound = 0.15 if divergence == "tv" else 0.05
     surrogate: Any = f"dppo_{divergence}"

@@ -13,7 +13,7 @@ from fastgrpo_kernels import (
     logprobs_from_logits,
 )
 
-from tests.kernels.cases import make_case, value_and_gradients
+from tests.kernels.cases import OBJECTIVES, make_case, value_and_gradients
 
 OBJECTIVE = Objective(kl_coef=0.1, entropy_coef=0.1)
 NUMBERS = OBJECTIVE.encode()
@@ -50,6 +50,14 @@ def op_inputs():
 @pytest.mark.parametrize("name", op_inputs())
 def test_torch_finds_nothing_wrong_with_the_op(name):
     torch.library.opcheck(getattr(torch.ops.fastgrpo, name).default, op_inputs()[name])
+
+
+@pytest.mark.parametrize("name", ["sapo", "dppo_tv", "dppo_kl", "gmpo", "gspo"])
+def test_torch_finds_nothing_wrong_with_any_objective(name):
+    _, entropy, *fields, count, _ = op_inputs()["grpo_loss"]
+    fields[-1] = torch.tensor([0, 2, 6]) if OBJECTIVES[name].needs_whole_responses else None
+    op = torch.ops.fastgrpo.grpo_loss.default
+    torch.library.opcheck(op, (leaf(6), entropy.detach(), *fields, count, OBJECTIVES[name].encode()))
 
 
 def test_every_op_of_the_library_is_checked():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import inf
 
@@ -10,11 +11,13 @@ import torch
 from fastgrpo_kernels import (
     Objective,
     cispo,
+    gmpo,
     group_advantages,
     grpo_loss,
     linear_logprobs,
     logprobs_from_logits,
     reference,
+    sapo,
 )
 from torch import Tensor
 
@@ -38,6 +41,7 @@ from tests.peers.op_cases import (
 
 trl = pytest.importorskip("trl")
 trl_utils = pytest.importorskip("trl.trainer.utils")
+trl_gmpo = pytest.importorskip("trl.experimental.gmpo")
 trl_kernels = pytest.importorskip("trl.kernels")
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")]
@@ -50,8 +54,12 @@ MEANS = {
     "dapo": "token_mean",
     "luspo": "response_sum",
     "cispo": "token_mean",
+    "sapo": "response_mean",
 }
+SAPO = {"positive": 1.25, "negative": 2.125}  # which float32 holds: TRL's temperatures are of that dtype
 LEVELS = ["token", "sequence"]
+# TRL also weighs tokens by a response's ratio in cispo and sapo, which their papers do not and Objective refuses.
+LOSSES = [s for s in product(MEANS, LEVELS, [0.0, 0.04]) if s[1] == "token" or s[0] not in ("cispo", "sapo")]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,8 @@ def trainer(built, monkeypatch: pytest.MonkeyPatch):
     def configure(delta: float | None = None, corrected_kl: bool = False, **settings):
         monkeypatch.setattr(built.args, "delta", delta)
         monkeypatch.setattr(built.args, "use_bias_correction_kl", corrected_kl)
+        for sign, temperature in SAPO.items():
+            monkeypatch.setattr(built.args, f"sapo_temperature_{sign[:3]}", temperature)
         for name, value in {"loss_type": "dapo", "beta": 0.0, **settings}.items():
             monkeypatch.setattr(built, name, value)
         return built
@@ -126,22 +136,37 @@ def our_weights(case: OffPolicy, loss_type: str) -> Tensor | None:
     return weights_of(case, MEANS[loss_type], len(case.mask), HORIZON)
 
 
-@pytest.mark.parametrize(("loss_type", "level", "beta"), list(product(MEANS, LEVELS, [0.0, 0.04])))
+@pytest.mark.parametrize(("loss_type", "level", "beta"), LOSSES)
 @pytest.mark.parametrize("delta", [None, DUAL_CLIP])
 def test_loss_and_gradient_are_trls(
     trainer, monkeypatch, case: OffPolicy, loss_type: str, level: str, beta: float, delta: float | None
 ):
-    """TRL's cispo takes the cap of the ratio in `epsilon_high`; its `delta` is dual clip, and cispo has none."""
+    """TRL's cispo takes the cap of the ratio in `epsilon_high`; its `delta` is dual clip: cispo and sapo have none."""
     assert_every_branch_occurs(case, level == "sequence")
     settings = {"loss_type": loss_type, "importance_sampling_level": level, "beta": beta, "delta": delta}
     built = trainer(**settings)
     if loss_type == "cispo":
         monkeypatch.setattr(built, "epsilon_high", RATIO_CAP)
         objective = cispo(RATIO_CAP)
+    elif loss_type == "sapo":
+        objective = sapo(**SAPO)
     else:
         objective = Objective(**CLIP, dual_clip=delta or 0.0)
     objective = replace(objective, ratio=level, kl_coef=beta)
     assert_same(ours(case, objective, our_weights(case, loss_type)), trls(built, case, monkeypatch))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_gmpo_is_trls(trainer, monkeypatch, case: OffPolicy, beta: float):
+    """Its trainer replaces `_compute_loss` alone. There a response without tokens has the loss of a ratio of 1, which
+    has no gradient."""
+    built = trainer(beta=beta)
+    monkeypatch.setattr(built, "_compute_loss", partial(trl_gmpo.GMPOTrainer._compute_loss, built))
+    objective = replace(gmpo(CLIP["clip_low"], CLIP["clip_high"]), kl_coef=beta)
+    theirs = trls(built, case, monkeypatch)
+    of_empty = -case.advantages[case.lengths == 0].sum() / len(case.mask)
+    assert of_empty != 0
+    assert_same(ours(case, objective, our_weights(case, "grpo")), replace(theirs, loss=theirs.loss - of_empty))
 
 
 def test_trl_multiplies_the_divergence_by_the_ratio_unless_told_not_to_and_we_do_not(

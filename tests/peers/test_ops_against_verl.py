@@ -10,11 +10,14 @@ import torch
 from fastgrpo_kernels import (
     Objective,
     cispo,
+    dppo,
+    gmpo,
     group_advantages,
     grpo_loss,
     linear_logprobs,
     logprobs_from_logits,
     reference,
+    sapo,
 )
 from torch import Tensor
 
@@ -121,6 +124,83 @@ def test_loss_and_gradient_are_verls(case: OffPolicy, name: str, mode: str):
     assert_every_branch_occurs(case, sequence=name == "gspo")
     objective, settings = LOSSES[name]
     assert_same(ours(case, objective, our_weights(case, mode)), verls(case, name, mode, **settings), tolerance(mode))
+
+
+def test_sapo_is_verls(case: OffPolicy):
+    """Whatever the mode, verl takes the mean of each response's mean."""
+    objective, weights = sapo(1.3, 2.1), our_weights(case, "seq-mean-token-mean")
+    for mode in MEANS:
+        theirs = verls(case, "sapo", mode, tau_pos=1.3, tau_neg=2.1)
+        assert_same(ours(case, objective, weights), theirs, tolerance("seq-mean-token-mean"))
+
+
+def with_probabilities(case: OffPolicy) -> OffPolicy:
+    """None above 1, as in `case` some are: a divergence of probabilities sees that."""
+    return replace(case, logprobs=case.logprobs - 4, old_logprobs=case.old_logprobs - 4)
+
+
+@pytest.mark.parametrize("mode", list(MEANS))
+@pytest.mark.parametrize(("divergence", "low", "high"), [("tv", 0.002, 0.004), ("kl", 0.001, 0.002)])
+def test_dppo_is_verls(case: OffPolicy, divergence: str, low: float, high: float, mode: str):
+    case = with_probabilities(case)
+    assert (case.logprobs < 0).all()
+    objective = replace(dppo(divergence), clip_low=low, clip_high=high, dual_clip=DUAL_CLIP)
+    theirs = verls(case, f"dppo_{divergence}", mode, clip_ratio_low=low, clip_ratio_high=high)
+    assert_same(ours(case, objective, our_weights(case, mode)), theirs, tolerance(mode))
+    advantages = case.of_tokens(case.advantages)
+    for masked in (theirs.by_logprobs == 0, theirs.by_logprobs != 0):
+        assert all((masked & case.mask & sign).any() for sign in (advantages > 0, advantages < 0))
+    assert (case.mask & (case.ratio() > DUAL_CLIP) & (theirs.by_logprobs != 0)).any()
+
+
+@pytest.mark.parametrize("divergence", ["tv", "kl"])
+def test_sampler_correction_of_dppo_is_verls(case: OffPolicy, divergence: str):
+    case = with_probabilities(case)
+    sampler = replace(case, rollout_logprobs=case.rollout_logprobs - 4)
+    weights = sampler.rollout_ratio().clamp(max=SAMPLER["correction_high"])
+    objective = replace(dppo(divergence, 0.002), correction="truncate", **SAMPLER)
+    theirs = verls(case, f"dppo_{divergence}", weights=weights, clip_ratio_low=0.002, clip_ratio_high=0.002,
+                   clip_ratio_c=1e9)  # fmt: skip
+    assert_same(ours(sampler, objective), theirs)
+
+
+GMPO_CLIP = {"clip_low": 0.4, "clip_high": 0.3}
+
+
+def test_gmpo_is_verls(case: OffPolicy):
+    """verl takes the mean over all rows, the empty one among them, and adds 1e-8 to a length."""
+    theirs = verls(case, "geo_mean", clip_ratio_low=0.4, clip_ratio_high=0.3)
+    weights = weights_of(case, "response_mean", len(case.mask))
+    assert_same(ours(case, gmpo(**GMPO_CLIP), weights), theirs, tolerance("seq-mean-token-mean"))
+    advantages, log_ratio = case.of_tokens(case.advantages), case.logprobs - case.old_logprobs
+    clipped = case.mask & (((advantages > 0) & (log_ratio > 0.3)) | ((advantages < 0) & (log_ratio < -0.4)))
+    taught = case.mask & (advantages != 0)
+    assert clipped.any() and ((theirs.by_logprobs == 0) == (clipped | ~taught)).all()
+
+
+def test_gmpo_far_from_the_old_policy_stops_at_e_to_the_twenty_here(case: OffPolicy):
+    """verl's mean of log-ratios has no bound."""
+    far = replace(case, logprobs=case.old_logprobs - 30)
+    weights = weights_of(case, "response_mean", len(case.mask))
+    theirs, result = verls(far, "geo_mean"), ours(far, gmpo(0.2, 0.28), weights)
+    better = case.mask & (case.of_tokens(case.advantages) > 0)
+    assert (theirs.by_logprobs[better] != 0).all() and (result.by_logprobs[better] == 0).all()
+
+
+def test_a_sampler_weight_of_gmpo_is_averaged_geometrically_by_verl_and_arithmetically_here(case: OffPolicy):
+    """Here every token's loss has its own weight, as with each other ratio; verl gives the response one."""
+    weights = case.rollout_ratio().clamp(max=SAMPLER["correction_high"])
+    even = weights_of(case, "response_mean", len(case.mask))
+    theirs = verls(case, "geo_mean", weights=weights, clip_ratio_low=0.4, clip_ratio_high=0.3)
+    corrected = replace(gmpo(**GMPO_CLIP), correction="truncate", **SAMPLER)
+    result = ours(case, corrected, even)
+    assert_differ(result, theirs)
+    lengths = case.lengths.clamp(min=1)
+    arithmetic = (weights * case.mask).sum(1) / lengths
+    geometric = ((weights.log() * case.mask).sum(1) / lengths).exp()
+    assert even is not None
+    assert_same(result, ours(case, gmpo(**GMPO_CLIP), even * case.of_tokens(arithmetic)))
+    assert_same(ours(case, gmpo(**GMPO_CLIP), even * case.of_tokens(geometric)), theirs, 1e-7)
 
 
 def test_a_lower_bound_of_cispo_is_verls_too(case: OffPolicy):

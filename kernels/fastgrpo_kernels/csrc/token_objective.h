@@ -128,17 +128,9 @@ class TokenBlock {
 
   Surrogate<T> surrogate(V ratio, V log_ratio) const {
     if (objective_.ratio == kGeometricMean) return geometric_mean(ratio, log_ratio);
-    switch (objective_.surrogate) {
-      case kCispo:
-        return cispo(ratio);
-      case kSapo:
-        return sapo(ratio, log_ratio);
-      case kDppoTv:
-      case kDppoKl:
-        return dppo(ratio);
-      default:
-        return clipped(ratio, log_ratio);
-    }
+    if (objective_.surrogate == kClipped) return clipped(ratio, log_ratio);
+    if (objective_.surrogate == kCispo) return cispo(ratio);
+    return objective_.surrogate == kSapo ? sapo(ratio, log_ratio) : dppo(ratio);
   }
 
   static V beyond_exp(V log_ratio) {  // 1 where a ratio has no gradient

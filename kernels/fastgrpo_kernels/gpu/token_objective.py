@@ -108,7 +108,7 @@ def _surrogate(
         return _geometric_mean(ratio, log_ratio, own, advantages, clip_low, clip_high)
     elif SURROGATE == _SAPO:
         return _sapo(ratio, log_ratio, advantages, sapo_positive, sapo_negative)
-    elif SURROGATE == _DPPO_TV or SURROGATE == _DPPO_KL:
+    elif SURROGATE >= _DPPO_TV:  # the last two
         return _dppo(ratio, logprobs, old_logprobs, advantages, clip_low, clip_high, dual_clip, SURROGATE, DUAL)
     else:
         return _clipped(ratio, log_ratio, logprobs, advantages, clip_low, clip_high, dual_clip, SURROGATE, DUAL)
