@@ -206,7 +206,10 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """A part of the loss that is not given is that of ``loss``; one that is given wins."""
+    """A part of the loss that is not given is that of ``loss``; one that is given wins.
+
+    To change the loss of one that is there, use `with_settings`: `dataclasses.replace` gives all the parts it has.
+    """
 
     loss: Loss = "grpo"
     """Published loss that the parts below come from, unless they are given too: grpo (JustRL's), dr_grpo, dapo, gspo,

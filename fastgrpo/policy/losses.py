@@ -83,8 +83,11 @@ def of_recipe(function: TokenLoss) -> Loss:
 
 def _nothing_is_clipped(metrics: Tensor) -> Tensor:
     """What a recipe's own loss clips, nobody knows."""
-    unknown = [i for i, name in enumerate(METRICS) if name in CLIPPED]
-    return metrics.index_fill(0, torch.tensor(unknown, device=metrics.device), math.nan)
+    known = metrics.clone()
+    for i, name in enumerate(METRICS):
+        if name in CLIPPED:
+            known[i] = math.nan
+    return known
 
 
 def weighted_sum(values: Tensor, batch: PackedBatch) -> Tensor:  # [R] -> []
