@@ -7,12 +7,15 @@ hyper-parameters, plain GRPO. A recipe states what differs, the command line ove
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, cast, get_args, get_origin, get_type_hints
+
+from fastgrpo.command_line import did_you_mean
+from fastgrpo.losses import PARTS, PRESETS, Advantage, Aggregation, Loss, Ratio, Surrogate
 
 T = TypeVar("T")
 
@@ -35,6 +38,15 @@ class Rules(TypedDict, total=False):
 def setting(default: T, **rules: Unpack[Rules]) -> T:
     """A dataclass field with this default and its rules."""
     return cast(T, field(default=default, metadata=rules))
+
+
+OF_LOSS: Any = None
+"""Default of a part of the loss: what the published loss has."""
+
+
+def part(**rules: Unpack[Rules]) -> Any:
+    """A field with this default and these rules."""
+    return field(default=OF_LOSS, metadata=rules)
 
 
 _DEADLINE: Rules = {"above": 0, "at_most": 10_000_000, "free_on_resume": True}
@@ -124,8 +136,9 @@ class RolloutConfig:
     """Groups whose responses are all right or all wrong: keep them, drop them, or replace them by further prompts."""
     max_rounds: int = setting(10, at_least=1)
     """Where groups are replaced: most rounds of sampling in a step, which then trains on the groups that it has."""
-    group_size: int = setting(8, at_least=2, because="a response is compared with its group", may_change=True)
-    """Responses sampled for each problem; advantages compare them with each other."""
+    group_size: int = setting(8, at_least=1, may_change=True)
+    """Responses sampled for each problem; advantages compare them with each other. 1 needs advantages without groups,
+    --objective.advantage batch_whitened."""
     max_response_tokens: int = setting(15360, at_least=1, may_change=True)
     """Longest response, in tokens; a longer one is cut and judged as it is."""
     temperature: float = setting(1.0, above=0, may_change=True)
@@ -193,12 +206,55 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    clip_low: float = setting(0.2, at_least=0, below=1, may_change=True)
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: float = setting(0.28, at_least=0, may_change=True)
+    """A part of the loss that is not given is that of ``loss``; one that is given wins.
+
+    To change the loss of one that is there, use `with_settings`: `dataclasses.replace` gives all the parts it has.
+    """
+
+    loss: Loss = "grpo"
+    """Published loss that the parts below come from, unless they are given too: grpo (JustRL's), dr_grpo, dapo, gspo,
+    cispo, rloo, reinforce_pp, reinforce_pp_baseline, sapo, gmpo, luspo or dppo. docs/losses.md has their parts."""
+    surrogate: Surrogate = OF_LOSS
+    """What a token's ratio and advantage are worth. clipped: PPO's bound. cispo: the clipped ratio, without gradient,
+    times the logprob. sapo: a sigmoid of the ratio, no clipping. dppo_tv, dppo_kl: the ratio, without gradient, times
+    the logprob, where the divergence of the token's probability from its old one is within clip_low and clip_high."""
+    ratio: Ratio = OF_LOSS
+    """Whose probability ratio. token: each token's own. sequence: the geometric mean of a response's.
+    geometric_mean: the same of ratios that were clipped before the mean, each in log space, and not after it."""
+    advantage: Advantage = OF_LOSS
+    """How rewards become advantages. group_normalised: less the group's mean, over its standard deviation.
+    group_centred: less its mean. leave_one_out: less the mean of the others in the group.
+    batch_whitened: without groups, over all response tokens. batch_normalised: group_centred, then the same."""
+    aggregation: Aggregation = OF_LOSS
+    """How an update's loss is made of its tokens' losses. token_mean: their mean over all response tokens.
+    sequence_mean: the mean of the responses' means. sequence_mean_constant: the mean of the responses' sums, over
+    max_response_tokens. sequence_sum: the mean of their sums.
+    microbatch_mean, as verl 0.4: means of micro-batches, by their shares of the responses; depends on the packing."""
+    clip_low: float = part(at_least=0, at_most=1, may_change=True)
+    """The probability ratio is clipped below at 1 - clip_low; 1: not at all."""
+    clip_high: float = part(at_least=0, may_change=True)
     """The probability ratio is clipped above at 1 + clip_high."""
-    dual_clip: float = setting(10.0, at_least=0, may_change=True)
-    """For a negative advantage: the loss of a token is at most this many times the advantage's size; 0: no limit."""
+    dual_clip: float = part(at_least=0, may_change=True)
+    """For a negative advantage: the loss of a token is at most this many times the advantage's size; 0: no limit.
+    With the surrogates of dppo: the largest ratio of any token."""
+    sapo_positive: float = part(above=0)
+    """Temperature of sapo's sigmoid where the advantage is positive: the higher, the narrower."""
+    sapo_negative: float = part(above=0)
+    """Temperature of sapo's sigmoid elsewhere."""
+    top_entropy: float = part(above=0, at_most=1)
+    """Share of an update's response tokens whose advantages act, those of the highest entropy; 1: all of them."""
+    clip_cov: float = part(at_least=0, below=1)
+    """Share of an update's response tokens whose advantages do not act, drawn from those whose logprob and advantage
+    deviate from their means by a product within clip_cov_low and clip_cov_high; 0: none. The paper takes 0.0002."""
+    clip_cov_low: float = setting(1.0, at_least=0)
+    """Lower bound of that product."""
+    clip_cov_high: float = setting(5.0, at_least=0)
+    """Upper bound of that product."""
+    kl_cov: float = part(at_least=0, below=1)
+    """Share of an update's response tokens, those of the highest such product, whose log-ratios are penalised in the
+    place of clipping; 0: none. The paper takes 0.0002 to 0.002."""
+    kl_cov_coef: float = setting(1.0, at_least=0)
+    """Weight of that penalty, the size of the token's log-ratio."""
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL divergence from the reference model in the loss.
     k1: the log-ratio of policy to reference. k2: half its square. k3: unbiased as k1, and never negative."""
@@ -208,11 +264,8 @@ class ObjectiveConfig:
     """Largest KL divergence that counts for a token, in either sign; 0: no limit."""
     entropy_coef: float = setting(0.0, at_least=0, may_change=True)
     """Weight of the entropy bonus in the loss, per nat."""
-    aggregation: Literal["token_mean", "microbatch_mean"] = "token_mean"
-    """How an update's loss is made of its tokens' losses. token_mean: their mean over all response tokens.
-    microbatch_mean, as verl 0.4: means of micro-batches, by their shares of the responses; depends on the packing."""
-    loss_path: Literal["fused", "logprobs", "definition"] = setting("fused", free_on_resume=True)
-    """How the loss is computed; the loss is the same each time.
+    loss_path: Literal["auto", "fused", "logprobs", "definition"] = setting("auto", free_on_resume=True)
+    """How the loss is computed; the loss is the same each time. auto: fused, or logprobs where that cannot be.
     fused: with its gradient in the LM head, in three matmuls. logprobs: from logprobs that are made first, in four.
     definition: from all logits of a micro-batch at one time, to check the others."""
     old_logprobs: Literal["recomputed", "rollout"] = "recomputed"
@@ -228,6 +281,14 @@ class ObjectiveConfig:
     """Upper bound of the correction's weight."""
     rollout_kl_alarm: float = setting(0.02, at_least=0, free_on_resume=True)
     """Warn, with the usual causes, about a step whose rollout_kl is further from 0 than this; 0: never."""
+
+    def __post_init__(self) -> None:
+        if self.loss not in PRESETS:
+            near = did_you_mean(str(self.loss), list(PRESETS))
+            raise ValueError(f"there is no loss {self.loss!r}, there are {', '.join(PRESETS)}{near}")
+        for name in PARTS:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(PRESETS[self.loss], name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,11 +439,28 @@ def refuse_old_names(given: Iterable[tuple[str, Any]]) -> None:
 
 
 def refuse_old_arguments(arguments: Sequence[str]) -> None:
-    """`refuse_old_names` for a command line, in each of its spellings: ``--a.b_c x``, ``--a.b-c=x``."""
+    """`refuse_old_names` for a command line."""
+    refuse_old_names(given_on(arguments))
+
+
+def given_on(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The settings of a command line with their first words, in each of its spellings: ``--a.b_c x``, ``--a.b-c=x``."""
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, is_whole, value = argument.partition("=")
         if name.startswith("--"):
-            refuse_old_names([(name[2:].replace("-", "_"), value if is_whole else following)])
+            yield name[2:].replace("-", "_"), value if is_whole else following
+
+
+def refuse_unknown_choices(arguments: Sequence[str]) -> None:
+    """Raises ValueError, with the near ones, where a command line gives a setting a value that is none of its choices.
+
+    For settings that have choices and nothing else; other values are the parser's to refuse.
+    """
+    for name, value in given_on(arguments):
+        section, _, field_name = name.rpartition(".")
+        hint = get_type_hints(_SECTIONS.get(section, Config)).get(field_name)
+        if name in RULES and get_origin(hint) is Literal and value not in map(str, get_args(hint)):
+            raise ValueError(f"--{name} cannot be {value!r}: it is {_said(hint)}{_near(value, hint)}")
 
 
 def _refusing_old_names(init: Callable[..., None], prefix: str) -> Callable[..., None]:
@@ -413,18 +491,21 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with some settings changed, by their command-line names: ``{"rollout.group_size": 16}``.
 
+    A loss brings all its parts, whatever they were before; those that are given beside it win.
+
     Raises ValueError for a name that there is not, and for a value of another type.
     """
     refuse_old_names(settings.items())
-    for name, value in settings.items():
+    for name, value in sorted(settings.items(), key=lambda given: given[0] != "objective.loss"):
         section, _, field_name = name.rpartition(".")
         owner: Any = getattr(config, section, None) if section else config
         if field_name not in getattr(owner, "__dataclass_fields__", ()):
             raise ValueError(f"there is no setting --{name}")
         hint = get_type_hints(type(owner))[field_name]
         if not _fits(value, hint):
-            raise ValueError(f"--{name} cannot be {value!r}: it is {_said(hint)}")
-        changed: Any = dataclasses.replace(owner, **{field_name: value})
+            raise ValueError(f"--{name} cannot be {value!r}: it is {_said(hint)}{_near(value, hint)}")
+        parts = dict.fromkeys(PARTS) if name == "objective.loss" else {}
+        changed: Any = dataclasses.replace(owner, **{field_name: value}, **parts)
         config = dataclasses.replace(config, **{section: changed}) if section else changed
     return config
 
@@ -444,6 +525,11 @@ def _said(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     return str(hint) if get_origin(hint) is tuple else "None" if hint is NoneType else str(hint.__name__)
+
+
+def _near(value: Any, hint: Any) -> str:
+    """The choices that may have been meant, in words, where there are any."""
+    return did_you_mean(str(value), list(map(str, get_args(hint)))) if get_origin(hint) is Literal else ""
 
 
 def _fits(value: Any, hint: Any) -> bool:

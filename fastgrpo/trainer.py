@@ -103,7 +103,7 @@ class Trainer:
         """Goes on with the settings of the phase that begins with the next step."""
         rollout = config.rollout
         self.config = config
-        self.learner.set_config(config.objective, config.optimizer, rollout.temperature)
+        self.learner.set_config(config.objective, config.optimizer, rollout.temperature, rollout.max_response_tokens)
         sampling = replace(
             self.rollouts.sampling,
             group_size=rollout.group_size,
@@ -169,9 +169,11 @@ class Trainer:
 
     def with_old_logprobs(self, updates: list[Update]) -> list[Update]:
         """The updates with the denominators of their ratios; the first has none, for they are the current logprobs."""
+        updates = [replace(u, is_first=i == 0) for i, u in enumerate(updates)]
         if self.config.objective.old_logprobs == "rollout":
-            with_theirs = (self.learner.with_rollout_logprobs(u) for u in updates)
-            return [replace(u, is_first=i == 0) for i, u in enumerate(with_theirs)]
+            return [self.learner.with_rollout_logprobs(u) for u in updates]
+        if self.learner.chooses_tokens:
+            return [self.learner.with_chosen_tokens(u, self.config.seed, self.progress.step) for u in updates]
         return [*updates[:1], *(self.learner.with_old_logprobs(u) for u in updates[1:])]
 
     def update(self, update: Update, sums: TokenSums) -> float:
@@ -220,7 +222,9 @@ class Trainer:
         kept, sampled = samples.kept, [*samples.kept, *samples.dropped]
         responses = [s.response for s in sampled]
         num_tokens = sum(r.num_sampled_tokens for r in responses)
-        tokens = TokenSums.metrics(self.ranks.sum(sums.values), sum(s.response.num_sampled_tokens for s in kept))
+        tokens = TokenSums.metrics(
+            self.ranks.sum(sums.values), sum(s.response.num_sampled_tokens for s in kept if s.teaches)
+        )
         staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
         rewards = rewards_of(sampled)
         progress = self.progress

@@ -29,7 +29,7 @@ config = with_settings(
 )
 reward = prorl.reward
 self_test = prorl.self_test
-algorithm = Algorithm(advantages=prorl.algorithm.advantages, shaping=prorl.algorithm.shaping[:1])
+algorithm = Algorithm(shaping=prorl.algorithm.shaping[:1])
 row = prorl.row
 source = "BroRL, arXiv 2510.01180"
 cost = "11,123 H100-hours (64 GPUs, 173.8 hours)"

@@ -11,7 +11,6 @@ from fastgrpo.algorithm import (
     Phase,
     ReferenceReset,
     StopProperly,
-    batch_normalised,
 )
 from fastgrpo.config import (
     Config,
@@ -35,6 +34,7 @@ config = Config(
     ),
     reward=RewardConfig(correct=1.0, wrong=0.0),
     objective=ObjectiveConfig(
+        advantage="batch_normalised",
         clip_low=0.2,
         clip_high=0.27,
         dual_clip=0.0,
@@ -50,7 +50,6 @@ config = Config(
 reward = prime_union
 self_test = self_test_of(reward)
 algorithm = Algorithm(
-    advantages=batch_normalised,
     shaping=(StopProperly(factor=0.0), Cycled(CosineLengthPenalty(), on_steps=100, off_steps=500)),
     reference_reset=ReferenceReset(every_steps=300, clear_optimizer=False),  # the first ProRL cleared it
     phases=(

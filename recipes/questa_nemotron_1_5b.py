@@ -4,7 +4,7 @@ The original is asynchronous, at most 4 versions behind; here a step follows the
 problems are held out.
 """
 
-from fastgrpo.algorithm import Algorithm, Phase, SuccessBetween, batch_whitened
+from fastgrpo.algorithm import Algorithm, Phase, SuccessBetween
 from fastgrpo.config import (
     Config,
     DataConfig,
@@ -32,7 +32,13 @@ config = Config(
     rollout=RolloutConfig(engine="vllm", group_size=16, max_response_tokens=24000, zero_signal_groups="replace"),
     reward=RewardConfig(correct=5.0, wrong=0.0, timeout_s=15.0),
     objective=ObjectiveConfig(
-        clip_low=0.2, clip_high=0.2, dual_clip=0.0, correction="icepop", correction_low=0.0, correction_high=5.0
+        advantage="batch_whitened",
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=0.0,
+        correction="icepop",
+        correction_low=0.0,
+        correction_high=5.0,
     ),
     optimizer=OptimizerConfig(
         learning_rate=2e-5,
@@ -61,7 +67,6 @@ def with_hint(problem: Prompt, data: DataConfig) -> str | None:
 
 
 algorithm = Algorithm(
-    advantages=batch_whitened,
     has_signal=SuccessBetween(0.05, 0.95),
     problem_text=with_hint,
     phases=(Phase(100, {"data.train": HARDEST.format(percent=25), "data.hint_percent": 25}),),

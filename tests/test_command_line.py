@@ -221,7 +221,7 @@ def named_in(text: str) -> list[str]:
 
 def test_help_begins_with_the_settings_that_are_changed_most_and_ends_with_the_rare_ones(fastgrpo):
     _, said, _ = fastgrpo("train", "--help")
-    assert named_in(said)[: len(CHANGED_MOST)] == list(CHANGED_MOST) and len(CHANGED_MOST) == 12
+    assert named_in(said)[: len(CHANGED_MOST)] == list(CHANGED_MOST) and len(CHANGED_MOST) == 13
     sections = re.findall(r"^╭─ (\w+)", said, re.MULTILINE)
     assert tuple(sections[-3:]) == RARE_SECTIONS
     assert said.count("Dashes are accepted where underscores are shown") == 1
@@ -307,7 +307,7 @@ def test_a_dry_run_of_a_recipe_in_small_shows_its_algorithm_and_its_phases(fastg
     code, said, _ = fastgrpo("train", "prorl_v2_1_5b", "--shrink", "--rollout.group_size", "6", "--dry_run")
     assert code == 0
     for line in (
-        "algorithm.advantages: batch_normalised", "'first_step': 1", "--rollout.group_size 6", "--steps 4",
+        '--objective.advantage "batch_normalised"', "'first_step': 1", "--rollout.group_size 6", "--steps 4",
         "verifier fastgrpo.rewards.prime_union:prime_union", "shown on 1 rank,",
     ):  # fmt: skip
         assert line in said, line

@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"fastgrpo_kernels", "fastgrpo.config", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line"},
+    {"fastgrpo_kernels", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line", "fastgrpo.losses"},
+    {"fastgrpo.config"},
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
     {"fastgrpo.algorithm"},
     {"fastgrpo.recipe", "fastgrpo.policy", "fastgrpo.rollout"},

@@ -1,8 +1,15 @@
 """What a recipe may put in the place of plain GRPO's parts: advantages, shaping, choice of groups, phases."""
 
-from fastgrpo.algorithm.advantages import batch_normalised, batch_whitened, group_normalised
+from fastgrpo.algorithm.advantages import (
+    batch_normalised,
+    batch_whitened,
+    group_centred,
+    group_normalised,
+    leave_one_out,
+)
 from fastgrpo.algorithm.algorithm import Algorithm, Phase, ProblemText, ReferenceReset
 from fastgrpo.algorithm.outcomes import Outcomes, RewardFunction
+from fastgrpo.algorithm.own_loss import TokenLoss, Tokens
 from fastgrpo.algorithm.selection import SuccessBetween, some_right_and_some_wrong
 from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, OverlongPenalty, StopProperly
 
@@ -18,8 +25,12 @@ __all__ = [
     "RewardFunction",
     "StopProperly",
     "SuccessBetween",
+    "TokenLoss",
+    "Tokens",
     "batch_normalised",
     "batch_whitened",
+    "group_centred",
     "group_normalised",
+    "leave_one_out",
     "some_right_and_some_wrong",
 ]

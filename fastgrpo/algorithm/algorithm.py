@@ -12,11 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastgrpo.algorithm.advantages import group_normalised
+from fastgrpo.algorithm.advantages import ADVANTAGES
 from fastgrpo.algorithm.outcomes import RewardFunction
+from fastgrpo.algorithm.own_loss import TokenLoss
 from fastgrpo.algorithm.selection import some_right_and_some_wrong
 from fastgrpo.algorithm.shaping import scaled
-from fastgrpo.config import RULES, Config, DataConfig, refuse_old_names, with_run_dir, with_settings
+from fastgrpo.config import RULES, Config, DataConfig, ObjectiveConfig, refuse_old_names, with_run_dir, with_settings
 from fastgrpo.types import Prompt
 
 HasSignal = Callable[[np.ndarray], bool]
@@ -71,8 +72,11 @@ class ReferenceReset:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    advantages: RewardFunction = group_normalised
-    """(rewards [N], outcomes) -> advantages [N]."""
+    advantages: RewardFunction | None = None
+    """(rewards [N], outcomes) -> advantages [N]; None: what --objective.advantage names."""
+    loss: TokenLoss | None = None
+    """(`Tokens`) -> loss of each response token [R], in the place of the surrogate that the settings name; the settings
+    say how an update's loss is made of it, and may add a divergence and a bonus for entropy."""
     shaping: tuple[RewardFunction, ...] = ()
     """What is done to the verifier's rewards, in this order."""
     has_signal: HasSignal = some_right_and_some_wrong
@@ -90,12 +94,17 @@ class Algorithm:
             raise ValueError(f"shaping must be a tuple of functions, got {self.shaping!r}")
         if not isinstance(self.phases, tuple) or not all(isinstance(p, Phase) for p in self.phases):
             raise ValueError(f"phases must be a tuple of Phase(first_step, settings), got {self.phases!r}")
-        for name in ("advantages", "has_signal", "problem_text"):
+        for name in ("advantages", "loss", "has_signal", "problem_text"):
             value = getattr(self, name)
-            if not _is_function(value) and not (value is None and name == "problem_text"):
+            if not _is_function(value) and not (value is None and name != "has_signal"):
                 raise ValueError(f"{name} must be a function, got {value!r}")
         for part, function in (("advantages", self.advantages), *(("shaping", shape) for shape in self.shaping)):
-            _require_signature(part, function)
+            if function is not None:
+                _require_signature(part, function)
+
+    def advantages_of(self, objective: ObjectiveConfig) -> RewardFunction:
+        """The recipe's own function, or the one that the setting names."""
+        return self.advantages or ADVANTAGES[objective.advantage]
 
     def config_at(self, config: Config, step: int) -> Config:
         """The settings after ``step`` steps."""

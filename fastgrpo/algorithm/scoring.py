@@ -48,7 +48,8 @@ def with_advantages(samples: Sequence[Sample], algorithm: Algorithm, config: Con
     if not samples:
         return []
     outcomes = Outcomes.of(samples, config, step)
-    advantages = of_recipe("advantages", algorithm.advantages, rewards_of(samples), outcomes)
+    function = algorithm.advantages_of(config.objective)
+    advantages = of_recipe("advantages", function, rewards_of(samples), outcomes)
     return [replace(s, advantage=float(a)) for s, a in zip(samples, advantages, strict=True)]
 
 

@@ -35,6 +35,8 @@ class PackedBatch:
     shared: SharedPrompts | None = None
     old_logprobs: Tensor | None = None  # [R] float32 at the R response tokens; None stands for the current ones
     ref_logprobs: Tensor | None = None  # [R] float32, of the reference, where there is one
+    token_weights: Tensor | None = None  # [R] float64, what each token's loss counts; None: 1
+    log_ratio_penalties: Tensor | None = None  # [R] float64, weights of the sizes of log-ratios in the loss
 
     @property
     def num_loss_tokens(self) -> int:

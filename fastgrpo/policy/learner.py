@@ -6,15 +6,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastgrpo.algorithm.objective_settings import objective_of
+from fastgrpo.algorithm import TokenLoss
+from fastgrpo.algorithm.objective_settings import chooses_tokens, objective_of
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.losses import LOSSES
+from fastgrpo.policy.aggregation import denominator, token_weights, verl_denominator
+from fastgrpo.policy.losses import loss_of
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import accumulate, reshard
+from fastgrpo.policy.token_choice import choose, keys_of, statistics_of, with_choice
+from fastgrpo.policy.token_masks import TokenKey
 from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
 from fastgrpo.types import Sample
@@ -28,13 +32,7 @@ class Update:
     denominators: list[int | float]  # of each, what its loss is divided by: the loss tokens of all ranks together
     is_first: bool = True  # of its step: the weights are still those that sampled
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
-
-
-def verl_denominator(microbatch: Sequence[Sample], num_responses: int) -> float:
-    """What a micro-batch's loss is divided by where verl 0.4's weights hold: its own token mean counts by its share of
-    the responses of the update (thunlp/JustRL train/verl/workers/actor/dp_actor.py). One without any counts as 1."""
-    num_tokens = max(1, sum(s.response.num_sampled_tokens for s in microbatch))
-    return num_tokens * num_responses / len(microbatch) if microbatch else 1.0
+    keys: Sequence[Sequence[TokenKey]] = ()  # of each batch's responses, where tokens are chosen
 
 
 class Learner:
@@ -49,19 +47,24 @@ class Learner:
         optimizer: OptimizerConfig,
         need_entropy: bool = True,
         reference: Reference | None = None,
+        own_loss: TokenLoss | None = None,
+        max_response_tokens: int = 0,
     ) -> None:
-        self.policy, self.ranks, self.cost, self.reference = policy, ranks, cost, reference
-        self.set_config(objective, optimizer, policy.temperature)
+        self.policy, self.ranks, self.cost, self.reference, self.own_loss = policy, ranks, cost, reference, own_loss
+        self.set_config(objective, optimizer, policy.temperature, max_response_tokens)
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, optimizer)
 
-    def set_config(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, temperature: float) -> None:
+    def set_config(
+        self, objective: ObjectiveConfig, optimizer: OptimizerConfig, temperature: float, max_response_tokens: int = 0
+    ) -> None:
         """Goes on with other constants; what the optimizer was made with, but its learning rate, stays."""
         for policy in (self.policy, *((self.reference.policy,) if self.reference else ())):
             policy.temperature = temperature
-        self.objective, self.loss, self.config = objective_of(objective), LOSSES[objective.loss_path], optimizer
-        self.by_microbatch = objective.aggregation == "microbatch_mean"
+        assert max_response_tokens or objective.aggregation != "sequence_mean_constant"
+        self.settings, self.objective, self.config = objective, objective_of(objective), optimizer
+        self.loss, self.max_response_tokens = loss_of(objective, self.own_loss), max_response_tokens
 
     def clear_optimizer(self) -> None:
         """Lets the optimizer's moments start anew."""
@@ -69,24 +72,54 @@ class Learner:
 
     def pack(self, samples: Sequence[Sample]) -> Update:
         """This rank's share of one update. Every rank must be given the same samples."""
-        num_tokens, num_responses = sum(s.response.num_sampled_tokens for s in samples), len(samples)
+        teaching = samples = [s for s in samples if s.teaches]
         if self.config.skip_zero_advantage and self._only_advantages_act:
             samples = [s for s in samples if s.advantage != 0]
         share = self.config.share_prompts and self.policy.can_share_prompts
         budget = self.config.tokens_per_microbatch
         plan = plan_microbatches(samples, self.ranks.count, budget, self.cost, share_prompts=share)
         mine = plan[self.ranks.rank]
-        batches = [pack(chosen, share_prompts=share).to(self.ranks.device) for chosen in mine]
+        batches = [self._packed(chosen, share).to(self.ranks.device) for chosen in mine]
         if self.reference is not None and self.objective.kl_coef > 0:
             batches = self.reference.with_ref_logprobs(batches)
-        if self.by_microbatch:
-            return Update(batches, [verl_denominator(chosen, num_responses) for chosen in mine])
-        return Update(batches, [max(1, num_tokens)] * len(batches))
+        keys = keys_of(mine, samples) if self.chooses_tokens else ()
+        return Update(batches, self._denominators(mine, teaching), keys=keys)
+
+    def _packed(self, samples: Sequence[Sample], share: bool) -> PackedBatch:
+        batch = pack(samples, share_prompts=share)
+        return replace(batch, token_weights=token_weights(self.settings.aggregation, batch))
+
+    def _denominators(self, mine: Sequence[Sequence[Sample]], update: Sequence[Sample]) -> list[int | float]:
+        """Of each of this rank's micro-batches."""
+        if self.settings.aggregation == "microbatch_mean":
+            return [verl_denominator(chosen, len(update)) for chosen in mine]
+        return [denominator(self.settings.aggregation, update, self.max_response_tokens)] * len(mine)
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether `with_chosen_tokens` has something to do."""
+        return chooses_tokens(self.settings)
 
     @property
     def _only_advantages_act(self) -> bool:
-        """Whether a response without advantage has no gradient and is in nobody's mean."""
-        return self.objective.kl_coef == 0 and self.objective.entropy_coef == 0 and not self.by_microbatch
+        """Whether a response without advantage has no gradient, and no say in what others count."""
+        without_them = self.objective.kl_coef == 0 and self.objective.entropy_coef == 0 and self.own_loss is None
+        return without_them and self.settings.aggregation != "microbatch_mean" and not self.chooses_tokens
+
+    @torch.no_grad()
+    def with_chosen_tokens(self, update: Update, seed: int, step: int) -> Update:
+        """The update with the tokens chosen that act in it, by the policy as it is and over all ranks, and with its old
+        logprobs. In a step's first update these stay the current ones: the pass is one more than without a choice."""
+        passes = [self.policy(batch, entropy=self.settings.top_entropy < 1) for batch in update.batches]
+        reshard(self.policy)
+        statistics = [statistics_of(*known) for known in zip(update.keys, update.batches, passes, strict=True)]
+        everyone = self.ranks.gather([one for batch in statistics for one in batch])
+        chosen = choose(everyone, self.settings, seed, step)
+        batches = [
+            with_choice(batch if update.is_first else replace(batch, old_logprobs=logprobs), keys, chosen)
+            for batch, keys, (logprobs, _) in zip(update.batches, update.keys, passes, strict=True)
+        ]
+        return replace(update, batches=batches)
 
     @torch.no_grad()
     def with_old_logprobs(self, update: Update) -> Update:
@@ -102,9 +135,9 @@ class Learner:
 
     def backward(self, update: Update, sums: TokenSums) -> None:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
-        for i, (batch, denominator) in enumerate(zip(update.batches, update.denominators, strict=True)):
+        for i, (batch, count) in enumerate(zip(update.batches, update.denominators, strict=True)):
             accumulate(self.policy, i == len(update.batches) - 1, self.config.reduce_every_microbatch)
-            output = self.loss(self.policy, batch, denominator, self.objective, self.need_entropy)
+            output = self.loss(self.policy, batch, count, self.objective, self.need_entropy)
             output.loss.backward()
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:

@@ -6,8 +6,14 @@ from itertools import pairwise
 import torch
 import tyro
 
-from fastgrpo.algorithm.objective_settings import objective_of
-from fastgrpo.config import Config, refuse_old_arguments, with_run_dir
+from fastgrpo.config import (
+    Config,
+    given_on,
+    refuse_old_arguments,
+    refuse_unknown_choices,
+    with_run_dir,
+    with_settings,
+)
 from fastgrpo.recipe.find import find_recipe, recipe_names
 from fastgrpo.recipe.help import print_help
 from fastgrpo.recipe.recipe import Recipe, load_recipe
@@ -60,19 +66,24 @@ def resolve(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> t
 
 def require_valid(recipe: Recipe, config: Config, num_trainers: int) -> None:
     """Raises ValueError, with the numbers, for what cannot run on so many ranks, now or in a later phase."""
-    validate(config, num_trainers)
+    validate(config, num_trainers, recipe.algorithm)
     validate_phases(recipe.algorithm, config, num_trainers)
-    objective_of(config.objective)
 
 
 def parse(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> Config:
-    """The recipe's configuration with what the command line says otherwise. Exits on unknown flags."""
+    """The recipe's configuration with what the command line says otherwise. Exits on unknown flags.
+
+    A loss that it names brings its parts in the place of the recipe's, and the parts that it names win over those.
+    """
     refuse_old_arguments(settings)
+    refuse_unknown_choices(settings)
+    losses = [value for name, value in given_on(settings) if name == "objective.loss"]
+    default = with_settings(recipe.config, {"objective.loss": losses[-1]}) if losses else recipe.config
     parsed = tyro.cli(
         Config,
         prog="fastgrpo train",
         args=settings,
-        default=recipe.config,
+        default=default,
         config=(tyro.conf.AvoidSubcommands,),
         use_underscores=True,
         console_outputs=is_first,

@@ -18,7 +18,7 @@ from fastgrpo.recipe.recipe import Recipe
 
 CHANGED_MOST = (
     "model.path", "data.train", "data.held_out", "data.prompts_per_step", "rollout.group_size",
-    "rollout.max_response_tokens", "optimizer.learning_rate", "optimizer.updates_per_step",
+    "rollout.max_response_tokens", "objective.loss", "optimizer.learning_rate", "optimizer.updates_per_step",
     "optimizer.tokens_per_microbatch", "rollout.engine", "rollout.gpus", "steps",
 )  # fmt: skip
 RARE_SECTIONS = ("parallel", "sync", "deadline")

@@ -7,7 +7,9 @@ import re
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import RULES, Config, flatten
+from fastgrpo.recipe.validate_loss import validate_loss
 
+PLAIN = Algorithm()
 _BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
@@ -25,7 +27,7 @@ def require_ranges(config: Config) -> None:
             raise ValueError(f"--{name} must be {wanted}{each}, got {value!r}{because}")
 
 
-def validate(config: Config, num_ranks: int) -> None:
+def validate(config: Config, num_ranks: int, algorithm: Algorithm = PLAIN) -> None:
     """Refuses what cannot run, before anything is loaded. Raises ValueError with the range or the numbers."""
     require_ranges(config)
     values = flatten(config)
@@ -41,6 +43,7 @@ def validate(config: Config, num_ranks: int) -> None:
     require("objective.dual_clip", config.objective.dual_clip == 0 or config.objective.dual_clip > 1, "above 1, or 0")
     require("data.template", not config.data.template or config.data.template.count("{problem}") == 1,
             "empty, or text with {problem} in it once")  # fmt: skip
+    validate_loss(config, algorithm)
     _validate_arithmetic(config, num_ranks)
     _validate_rollouts(config, num_ranks)
 
@@ -101,7 +104,7 @@ def validate_phases(algorithm: Algorithm, config: Config, num_ranks: int) -> Non
     json.dumps(algorithm.describe())  # what a run folder will hold of it
     for number, later in enumerate(algorithm.configs(config)[1:], start=1):
         try:
-            validate(later, num_ranks)
+            validate(later, num_ranks, algorithm)
         except ValueError as error:
             first_step = algorithm.phases[number - 1].first_step
             raise ValueError(f"the recipe's phase from step {first_step} on: {error}") from error

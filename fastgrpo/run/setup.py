@@ -145,6 +145,8 @@ def setup(
         config.optimizer,
         need_entropy=not engine_kind(config.rollout.engine).tells_entropy,
         reference=load_reference(config, ranks) if algorithm.needs_reference(config) else None,
+        own_loss=algorithm.loss,
+        max_response_tokens=config.rollout.max_response_tokens,
     )
     rollouts = start_rollouts(
         algorithm.widest(config),

@@ -1,8 +1,13 @@
+from dataclasses import replace
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
-from fastgrpo.algorithm import batch_normalised, batch_whitened, group_normalised
+from fastgrpo.algorithm import batch_normalised, batch_whitened, group_centred, group_normalised, leave_one_out
+from fastgrpo.algorithm.advantages import ADVANTAGES, NEED_NO_GROUP
+from fastgrpo.losses import Advantage
 from tests.tiny import groups_of
 
 
@@ -55,3 +60,45 @@ def test_equal_rewards_and_no_rewards_are_no_division_by_zero():
     for advantages in (batch_normalised, batch_whitened):
         assert not advantages(np.full(8, 0.3), groups_of(4, np.arange(1, 9))).any()
         assert advantages(np.zeros(0), groups_of(4, np.zeros(0, np.int64))).shape == (0,)
+
+
+def test_centred_advantages_are_without_the_group_s_mean_or_that_of_its_others():
+    rewards = np.random.default_rng(2).normal(size=12)
+    groups = rewards.reshape(3, 4)
+    centred = groups - groups.mean(1, keepdims=True)
+    others = np.stack([groups[:, [j for j in range(4) if j != i]].mean(1) for i in range(4)], axis=1)
+    np.testing.assert_allclose(group_centred(rewards, groups_of(4)), centred.flatten(), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(leave_one_out(rewards, groups_of(4)), (groups - others).flatten(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_a_sample_that_does_not_teach_is_in_no_mean_and_has_no_advantage(name):
+    """Its reward and its length may be anything; the others have the advantages that they have without it."""
+    random = np.random.default_rng(3)
+    rewards, lengths = random.normal(size=20), random.integers(1, 90, 20)
+    teaches = np.ones(20, bool)
+    teaches[[1, 4, 6, 7, 15, 16, 17, 18, 19]] = False  # groups of 4, 2, 4, 1 and 0
+    outcomes = replace(groups_of(4, lengths), teaches=teaches)
+    found = ADVANTAGES[name](rewards, outcomes)
+    assert found.dtype == np.float32 and not found[~teaches].any()
+    other = ADVANTAGES[name](
+        np.where(teaches, rewards, random.normal(size=20)), replace(outcomes, num_sampled=np.where(teaches, lengths, 7))
+    )
+    assert (found == other).all()
+    sizes = teaches.reshape(5, 4).sum(1)
+    groups = np.split(rewards[teaches], np.cumsum(sizes)[:-1])
+    if name == "group_normalised":
+        alone = [group_normalised(g, groups_of(len(g), np.ones(len(g), np.int64))) for g in groups if len(g)]
+        np.testing.assert_allclose(found[teaches], np.concatenate(alone), rtol=1e-6, atol=1e-7)
+    if name in NEED_NO_GROUP:
+        alone = batch_whitened(rewards[teaches], groups_of(1, lengths[teaches]))
+        np.testing.assert_allclose(found[teaches], alone, rtol=1e-6)
+    if name == "batch_normalised":
+        centred = np.concatenate([g - g.mean() if len(g) > 1 else np.zeros(len(g)) for g in groups])
+        tokens = at_every_token(centred, lengths[teaches])
+        expected = (tokens - tokens.mean()) / tokens.std(correction=0)
+        torch.testing.assert_close(at_every_token(found[teaches], lengths[teaches]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_name_of_the_setting_is_a_function():
+    assert ADVANTAGES.keys() == set(get_args(Advantage))

@@ -1,6 +1,7 @@
 """One off-policy batch for all peers, and what our own code makes of it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,9 +9,14 @@ from fastgrpo_kernels import Objective, grpo_loss
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from fastgrpo.algorithm.objective_settings import chooses_tokens, objective_of
+from fastgrpo.config import ObjectiveConfig
 from fastgrpo.models.packed_batch import PackedBatch
+from fastgrpo.policy.aggregation import denominator, token_weights, verl_denominator
+from fastgrpo.policy.losses import from_logprobs
 from fastgrpo.policy.packing import pack
 from fastgrpo.policy.policy import Policy
+from fastgrpo.policy.token_choice import choose, keys_of, statistics_of, with_choice
 from fastgrpo.types import Prompt, Response, Sample
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0}
@@ -52,12 +58,46 @@ class OffPolicyBatch:
         loss.backward()
         return loss.detach(), torch.zeros_like(self.log_ratio).masked_scatter(self.mask, logprobs.grad)
 
-    def packed(self, old_logprobs: Tensor) -> PackedBatch:  # old_logprobs [R]
+    def drifted(self, scale: float, old_logprobs: Tensor) -> "OffPolicyBatch":
+        """With so much of the drift, and no probability above 1."""
+        return replace(self, log_ratio=(old_logprobs + scale * self.log_ratio).clamp(max=-1e-3) - old_logprobs)
+
+    def published(self, objective: ObjectiveConfig, old_logprobs: Tensor, longest: int = 1) -> tuple[Tensor, Tensor]:
+        """Loss and gradient by logprob, [] and [N, L], as the trainer's settings have them, in one micro-batch."""
+        logprobs, samples = (old_logprobs + self.log_ratio)[self.mask].requires_grad_(), self.samples()
+        batch = self.packed(old_logprobs[self.mask])
+        batch = replace(batch, advantages=batch.advantages.double().index_put(
+            (batch.response_rows,), self.advantages_of_tokens()))  # fmt: skip
+        if chooses_tokens(objective):
+            keys = keys_of([samples], samples)[0]
+            chosen = choose(statistics_of(keys, batch, (logprobs.detach(), self.entropies())), objective, 0, 0)
+            batch = with_choice(batch, keys, chosen)
+        batch = replace(batch, token_weights=token_weights(objective.aggregation, batch))
+        count = denominator(objective.aggregation, samples, longest)
+        if objective.aggregation == "microbatch_mean":
+            count = verl_denominator(samples, len(samples))
+        given: Any = lambda batch, entropy: (logprobs, None)  # noqa: E731
+        from_logprobs(given, batch, count, objective_of(objective), False).loss.backward()
+        assert logprobs.grad is not None
+        return self.loss_of(objective, logprobs, batch, count), torch.zeros_like(self.log_ratio).masked_scatter(
+            self.mask, logprobs.grad
+        )
+
+    def loss_of(self, objective: ObjectiveConfig, logprobs: Tensor, batch: PackedBatch, count: float) -> Tensor:
+        given: Any = lambda batch, entropy: (logprobs.detach(), None)  # noqa: E731
+        return from_logprobs(given, batch, count, objective_of(objective), False).loss
+
+    def entropies(self) -> Tensor:  # [R] some, all different
+        return torch.linspace(0.1, 2.0, self.num_tokens, dtype=torch.float64).cos().abs()
+
+    def samples(self) -> list[Sample]:
         zeros = [np.zeros(len(r), dtype=np.float32) for r in self.responses]
         drawn = [Response(r, z, "stop", 0) for r, z in zip(self.responses, zeros, strict=True)]
         rows = zip(self.prompts, drawn, self.advantages.tolist(), strict=True)
-        batch = pack([Sample(Prompt.of_ids(p), r, advantage=a) for p, r, a in rows])
-        return replace(batch, old_logprobs=old_logprobs)
+        return [Sample(Prompt.of_ids(p, i), r, advantage=a) for i, (p, r, a) in enumerate(rows)]
+
+    def packed(self, old_logprobs: Tensor) -> PackedBatch:  # old_logprobs [R]
+        return replace(pack(self.samples()), old_logprobs=old_logprobs)
 
 
 def make_batch() -> OffPolicyBatch:

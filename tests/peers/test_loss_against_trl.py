@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fastgrpo.algorithm.advantages import group_normalised
+from fastgrpo.algorithm.advantages import ADVANTAGES, group_normalised
+from fastgrpo.config import ObjectiveConfig
 from tests.peers.off_policy import (
     CLIP,
     VOCABULARY,
@@ -246,3 +248,53 @@ def test_advantages_are_trls_up_to_its_larger_constant(make_trainer):
     ours = torch.from_numpy(group_normalised(rewards, groups_of(GROUP_SIZE))).double()
     torch.testing.assert_close(ours * (std + 1e-6) / (std + 1e-4), theirs, rtol=1e-5, atol=1e-6)
     assert (ours[4 * 5 : 4 * 7] == 0).all() and (theirs[4 * 5 : 4 * 7] == 0).all()
+
+
+LONGEST = 14
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our settings, TRL's
+    "grpo": ({"loss": "grpo", "aggregation": "sequence_mean"}, {"loss_type": "grpo"}),
+    "dr_grpo": ({"loss": "dr_grpo"}, {"loss_type": "dr_grpo", "epsilon_high": 0.2, "delta": None}),
+    "dapo": ({"loss": "dapo"}, {"loss_type": "dapo", "delta": None}),
+    "bnpo": ({"loss": "dapo", "aggregation": "microbatch_mean"}, {"loss_type": "bnpo", "delta": None}),
+    "gspo": ({"loss": "gspo"}, {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4,
+                                "epsilon_high": 4e-4, "delta": None}),
+    "cispo": ({"loss": "cispo"}, {"loss_type": "cispo", "epsilon_high": 5.0, "delta": None}),
+    # TRL rounds temperatures to float32, which holds this one exactly.
+    "sapo": ({"loss": "sapo", "sapo_negative": 1.0625},
+             {"loss_type": "sapo", "sapo_temperature_neg": 1.0625, "delta": None}),
+    "luspo": ({"loss": "luspo"}, {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 2e-3,
+                                  "epsilon_high": 2.5e-3, "delta": None}),
+    "top entropy": ({"loss": "dapo", "top_entropy": 0.2},
+                    {"loss_type": "dapo", "top_entropy_quantile": 0.2, "delta": None}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("drift", [1.0, 1e-3])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_losses_are_trls(make_trainer, batch: OffPolicyBatch, old_logprobs: Tensor, name: str, drift: float):
+    ours, theirs = PUBLISHED[name]
+    trainer = make_trainer(max_completion_length=LONGEST, **theirs)
+    moved = batch.drifted(drift, old_logprobs)
+    logprobs = (old_logprobs + moved.log_ratio).requires_grad_()
+    entropies = torch.zeros_like(logprobs).masked_scatter(batch.mask, batch.entropies().float().double())
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logprobs, entropies, None)
+    loss = trainer._compute_loss(trainer.model, trl_inputs(moved, old_logprobs))
+    loss.backward()
+    our_loss, our_gradient = moved.published(ObjectiveConfig(**ours), old_logprobs, LONGEST)
+    torch.testing.assert_close(our_loss, loss.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(our_gradient, logprobs.grad, rtol=1e-9, atol=1e-14)
+    assert 0 < (our_gradient != 0).sum() <= batch.num_tokens
+
+
+@pytest.mark.parametrize("scale_rewards, advantage", [("group", "group_normalised"), ("none", "group_centred")])
+def test_published_advantages_are_trls(make_trainer, scale_rewards: str, advantage: str):
+    rewards = np.random.default_rng(1).normal(size=24)
+    trainer = make_trainer(
+        reward=lambda completions, **_: rewards.tolist(), per_device_train_batch_size=24, scale_rewards=scale_rewards
+    )
+    prompts = [{"prompt": f"w5 w{i // GROUP_SIZE + 6}"} for i in range(24)]
+    theirs = trainer._generate_and_score_completions(prompts)["advantages"].double()
+    std = torch.from_numpy(rewards).view(-1, GROUP_SIZE).std(dim=1).repeat_interleave(GROUP_SIZE)
+    ours = torch.from_numpy(ADVANTAGES[advantage](rewards, groups_of(GROUP_SIZE))).double()
+    constants = (std + 1e-6) / (std + 1e-4) if scale_rewards == "group" else 1.0
+    torch.testing.assert_close(ours * constants, theirs, rtol=1e-5, atol=1e-6)

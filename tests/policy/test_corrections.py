@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastgrpo_kernels.dispatch import forced
 
-from fastgrpo.algorithm.objective_settings import objective_of
+from fastgrpo.algorithm.objective_settings import objective_of, refuse_meaningless
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.learner import Learner
@@ -220,8 +220,8 @@ def test_a_run_without_a_correction_has_no_weights_to_report(ranks):
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_a_correction_between_the_sampler_and_itself_is_refused(name):
     with pytest.raises(ValueError, match=r"every weight is 1: take --objective\.old_logprobs recomputed"):
-        objective_of(replace(CORRECTIONS[name], old_logprobs="rollout"))
-    objective_of(ObjectiveConfig(old_logprobs="rollout"))
+        refuse_meaningless(replace(CORRECTIONS[name], old_logprobs="rollout"))
+    refuse_meaningless(ObjectiveConfig(old_logprobs="rollout"))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.99, 1.0])

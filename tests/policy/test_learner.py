@@ -1,6 +1,7 @@
 """What an update does besides its gradient."""
 
 from dataclasses import replace
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
+from fastgrpo.losses import Aggregation
 from fastgrpo.models.attention import IMPLEMENTATIONS
 from fastgrpo.policy import activations
 from fastgrpo.policy.activations import Needs, fit, layers_of, recompute_first
@@ -113,6 +115,20 @@ def fit_where_rank_1_has_less_memory() -> None:
 
 def test_every_rank_recomputes_what_the_rank_with_the_least_memory_needs():
     run_ranks(f"from {__name__} import fit_where_rank_1_has_less_memory as f; f()", 2)
+
+
+@pytest.mark.parametrize("aggregation", get_args(Aggregation))
+def test_samples_that_do_not_teach_are_in_no_pass_and_in_no_denominator(ranks, aggregation):
+    learner = learner_of(ranks, "qwen2", ModelConfig())
+    learner.set_config(ObjectiveConfig(aggregation=aggregation, kl_coef=0.0), OptimizerConfig(), 1.0, 30)
+    rows = sequences(9)
+    mixed = [replace(s, teaches=n % 3 != 0) for n, s in enumerate(rows)]
+    update, expected = learner.pack(mixed), learner.pack([s for s in mixed if s.teaches])
+    assert update.denominators == expected.denominators
+    assert [b.input_ids.tolist() for b in update.batches] == [b.input_ids.tolist() for b in expected.batches]
+    nobody = learner.pack([replace(s, teaches=False) for s in rows])
+    learner.backward(nobody, TokenSums.zero())
+    assert float(learner.apply(0.0)) == 0.0
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "microbatch_mean"])

@@ -2,12 +2,15 @@
 whether or not shared prompts are computed once and responses without advantage are left out."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from fastgrpo.algorithm import Tokens
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
+from fastgrpo.losses import PRESETS
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.optimizer import gradient_norm, local_gradients
 from fastgrpo.policy.packing import SequenceCost
@@ -30,13 +33,50 @@ PARTITIONS = {  # (ranks, replicas): (tokens per micro-batch, order, what is spa
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
 
+def own_loss(tokens: Tokens) -> torch.Tensor:
+    """Some loss that looks at all it is given."""
+    ratio = (tokens.logprobs - tokens.old_logprobs).exp()
+    return -ratio.sqrt() * tokens.advantages + 0.1 * (tokens.entropy - tokens.rollout_logprobs).square()
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **{
+        loss: {"loss": loss}
+        for loss in PRESETS
+        if loss not in ("grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline")
+    },
+    "top entropy": {"top_entropy": 0.3},
+    "clip-cov": {"clip_cov": 0.05, "clip_cov_low": 0.2},
+    "kl-cov": {"kl_cov": 0.1},
+    "top entropy and clip-cov of sapo": {"loss": "sapo", "top_entropy": 0.5, "clip_cov": 0.05, "clip_cov_low": 0.2},
+    "own": {},
+    "own, by sequences": {"aggregation": "sequence_mean"},
+}
+PARTS_OF_THEM = {  # (ranks, replicas): (tokens per micro-batch, order), the first one to compare with
+    (1, 1): [(4096, "as sampled"), (64, "as sampled")],
+    (2, 1): [(80, "shuffled")],
+}
+
+
 def responses() -> list[Sample]:
     """11 prompts of 3 responses; those of every third prompt have no advantage."""
     rows = sequences(33)
+    prompts = [replace(rows[i - i % 3].prompt, position=i // 3) for i in range(33)]
     return [
-        replace(row, prompt=rows[i - i % 3].prompt, advantage=0.0 if i // 3 % 3 == 2 else row.advantage)
-        for i, row in enumerate(rows)
+        replace(row, prompt=prompt, advantage=0.0 if prompt.position % 3 == 2 else row.advantage)
+        for row, prompt in zip(rows, prompts, strict=True)
     ]
+
+
+def ordered(order: str) -> list[Sample]:
+    """They, group by group in another order. In its group a sample is known by its place."""
+    rows = responses()
+    groups = [rows[i : i + 3] for i in range(0, 33, 3)]
+    if order == "backwards":
+        groups = groups[::-1]
+    if order == "shuffled":
+        groups = [groups[i] for i in torch.randperm(11, generator=torch.Generator().manual_seed(0)).tolist()]
+    return [row for group in groups for row in group]
 
 
 def shifted(dtype: torch.dtype) -> torch.nn.Module:
@@ -64,17 +104,33 @@ def gradient(
         reduce_every_microbatch=spared.startswith("memory"),
     )
     learner = Learner(policy, ranks, SequenceCost(100.0, 1.0), objective, settings, reference=reference)
-    rows = responses()
-    if order == "backwards":
-        rows = rows[::-1]
-    if order == "shuffled":
-        rows = [rows[i] for i in torch.randperm(33, generator=torch.Generator().manual_seed(0)).tolist()]
-    learner.backward(learner.with_rollout_logprobs(learner.pack(rows)), TokenSums.zero())
+    learner.backward(learner.with_rollout_logprobs(learner.pack(ordered(order))), TokenSums.zero())
     gradients = {n: p.grad for n, p in policy.named_parameters()}
     whole = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in gradients.items()}
     norm = float(gradient_norm(local_gradients(learner.parameters), ranks.mesh))
     assert norm == pytest.approx(float(joined(whole).double().norm()), rel=1e-5), "the norm that clips is this one"
     return whole
+
+
+def gradient_of(ranks: Ranks, name: str, tokens_per_microbatch: int, order: str) -> dict[str, torch.Tensor]:
+    """Of the step's second update, whose old logprobs are of other weights, in float64."""
+    dtype, objective = torch.float64, ObjectiveConfig(**OBJECTIVES[name])
+    policy = shard(Policy(shifted(dtype), 1.0, 16), ranks.mesh, dtype)
+    settings = OptimizerConfig(tokens_per_microbatch=tokens_per_microbatch)
+    own = own_loss if name.startswith("own") else None
+    learner = Learner(
+        policy, ranks, SequenceCost(100.0, 1.0), objective, settings, own_loss=own, max_response_tokens=50
+    )
+    update = replace(learner.pack(ordered(order)), is_first=False)
+    if learner.chooses_tokens:
+        update = learner.with_chosen_tokens(update, seed=3, step=5)
+    else:
+        update = learner.with_old_logprobs(update)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.02)
+    learner.backward(update, TokenSums.zero())
+    return {n: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for n, p in policy.named_parameters()}
 
 
 def write_gradients(path: str, replicas: int) -> None:
@@ -83,6 +139,8 @@ def write_gradients(path: str, replicas: int) -> None:
     ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60, replicas=replicas))
     cases = [(dtype, *partition) for dtype in TOLERANCES for partition in PARTITIONS[ranks.count, replicas]]
     results = {case: gradient(ranks, getattr(torch, case[0]), *case[1:]) for case in cases}
+    parts = PARTS_OF_THEM.get((ranks.count, replicas), [])
+    results |= {("objective", name, *part): gradient_of(ranks, name, *part) for name in OBJECTIVES for part in parts}
     if ranks.is_first:
         torch.save(results, path)
     torch.distributed.destroy_process_group()
@@ -97,6 +155,18 @@ def gradients(tmp_path_factory):
         run_ranks(f"from {__name__} import write_gradients; write_gradients({str(path)!r}, {replicas})", num_ranks)
         found |= {(case[0], num_ranks, replicas, *case[1:]): g for case, g in torch.load(path).items()}
     return found
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_neither_does_that_of_any_objective(gradients, name):
+    mine = {case[1:3] + case[4:]: g for case, g in gradients.items() if case[0] == "objective" and case[3] == name}
+    (_, first), *others = mine.items()
+    everything = joined(first)
+    assert len(others) == 2 and float(everything.norm()) > 0
+    for case, other in others:
+        assert float((joined(other) - everything).norm()) <= 1e-12 * float(everything.norm()), case
+    of_others = [g for case, g in gradients.items() if case[0] == "objective" and case[3] != name]
+    assert all(not torch.equal(joined(g), everything) for g in of_others)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items())

@@ -21,7 +21,7 @@ def run_shrunk(name: str, runs: Path, *settings: str, **algorithm: Any) -> Metri
     arguments = ["--shrink", "--runs_dir", str(runs), "--device", "cpu", *settings]
     recipe, config = resolve(load_recipe(find_recipe(name)), arguments)
     recipe = replace(recipe, algorithm=replace(recipe.algorithm, **algorithm))
-    validate(config, 1)
+    validate(config, 1, recipe.algorithm)
     validate_phases(recipe.algorithm, config, 1)
     return run(recipe, config)
 

@@ -17,7 +17,11 @@ TECHNIQUES = {  # file: functions in it, or all of them
     "fastgrpo/policy/reference.py": None,
     "fastgrpo/trainer.py": {"set_config", "reset_reference"},
     "fastgrpo/run/schedule.py": {"_enter"},
-    "fastgrpo/policy/learner.py": {"verl_denominator", "clear_optimizer"},
+    "fastgrpo/policy/learner.py": {"with_chosen_tokens", "clear_optimizer"},
+    "fastgrpo/policy/aggregation.py": {"verl_denominator"},
+    "fastgrpo/policy/own_loss.py": None,
+    "fastgrpo/policy/token_choice.py": None,
+    "fastgrpo/policy/token_masks.py": None,
     "fastgrpo/algorithm/advantages.py": {"batch_normalised", "batch_whitened", "_over_tokens"},
 }
 

@@ -69,7 +69,7 @@ def test_a_run_does_not_go_on_with_another_algorithm(tmp_path):
     with pytest.raises(Exception, match=r"reference_reset: .*every_steps.* there, None now"):
         run(tmp_path, "--steps", "2", "--resume", reference_reset=None)
     facts = json.loads(next(tmp_path.glob("*/run.json")).read_text())
-    assert facts["algorithm"]["advantages"] == "batch_normalised"
+    assert facts["algorithm"]["advantages"] is None and facts["config"]["objective.advantage"] == "batch_normalised"
 
 
 def test_a_bad_constant_of_a_later_phase_is_refused_before_the_first_step_and_on_resume(tmp_path):

@@ -68,12 +68,12 @@ def test_a_number_that_is_not_finite_is_refused(name, number):
 @pytest.mark.parametrize(
     "name, value, complaint",
     [
-        ("rollout.group_size", 1, "at least 2, got 1: a response is compared with its group"),
+        ("rollout.group_size", 0, "at least 1, got 0"),
         ("rollout.oversample", 0.5, "at least 1, got 0.5"),
         ("rollout.stop_token_ids", (7, -1), "at least 0 each, got [7, -1]"),
         ("optimizer.betas", (0.9, 1.0), "at least 0 and below 1 each, got [0.9, 1.0]"),
         ("optimizer.betas", (math.nan, 0.9), "a finite number, got [nan, 0.9]"),
-        ("objective.clip_low", 1, "at least 0 and below 1, got 1"),
+        ("objective.clip_low", 1.1, "at least 0 and at most 1, got 1.1"),
         ("objective.dual_clip", 0.5, "above 1, or 0, got 0.5"),
         ("objective.correction_high", 0.5, "at least 1, got 0.5: where sampler and trainer agree, the weight is 1"),
         ("data.hint_percent", 101, "at least 0 and at most 100, got 101"),

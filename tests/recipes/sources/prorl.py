@@ -17,7 +17,7 @@ SHARED: dict[str, Constant] = {
     **given_by(PRORL_V1, data__train="agentica-org/DeepScaleR-Preview-Dataset"),
     **given_by(f"{PRORL_V1}: DeepScaleR's verifier or math-verify", reward="prime_union"),
     **given_by(f"{BLOG} and {PRORL_V1}", reward__correct=1.0, reward__wrong=0.0, reward__unformatted=None),
-    **given_by(f"{BLOG} and {NEMO_GUIDE}", algorithm__advantages="batch_normalised"),
+    **given_by(f"{BLOG} and {NEMO_GUIDE}", objective__advantage="batch_normalised"),
     **given_by(
         BOTH_SCRIPTS,
         objective__clip_low=0.2,

@@ -77,7 +77,7 @@ NEMOTRON = Run(
             f"{CONFIG}: groups with a success rate outside the bounds are replaced",
             rollout__zero_signal_groups="replace",
         ),
-        **given_by(f"{CONFIG}, group_adv_norm false, and {ACTOR}", algorithm__advantages="batch_whitened"),
+        **given_by(f"{CONFIG}, group_adv_norm false, and {ACTOR}", objective__advantage="batch_whitened"),
         **given_by(f"{PREFIX} and the README", data__train=FILE.format(50), data__hint_percent=50),
         **given_by(f"{PREFIX}: nothing follows the hint", data__suffix="", data__chat_template=True),
         **given_by(
