@@ -153,8 +153,8 @@ class Trainer:
 
     def judge(self, groups: list[Group]) -> list[Group]:
         """Judges this rank's groups; returns those of all ranks. Texts stay on the rank that judged them."""
-        mine = judge(groups, self.tokenizer, self.pool)
-        everyone = self.ranks.gather([[replace(s, text=None) for s in group] for group in mine])
+        mine = judge(groups, self.tokenizer, self.pool, self.config.reward.correct)
+        everyone = self.ranks.gather([[s.without_texts() for s in group] for group in mine])
         with_texts = {group[0].prompt.position: group for group in mine}
         return [with_texts.get(group[0].prompt.position, group) for group in everyone]
 
@@ -272,7 +272,8 @@ class Trainer:
         return self._accuracy(prompts, sampled), self._accuracy(prompts, greedy)
 
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
-        judged = judge(self.rollouts.generate(prompts, sampling), self.tokenizer, self.pool)
+        drawn = self.rollouts.generate(prompts, sampling)
+        judged = judge(drawn, self.tokenizer, self.pool, self.config.reward.correct)
         return float(np.mean(self.ranks.gather([s.correct for group in judged for s in group])))
 
 

@@ -112,7 +112,7 @@ def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
     limits = config.reward
     try:
         return VerifierPool(
-            recipe.reward, limits.workers, limits.timeout_s, limits.memory_limit_gib, self_test=recipe.self_test
+            recipe.reward, limits.workers, limits.timeout_s, limits.memory_limit_gib, recipe.self_test or None
         )
     except RuntimeError as error:
         raise ValueError(str(error)) from error
