@@ -15,7 +15,7 @@ from fastgrpo.rewards.grading.boxes import last_boxed
 from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.judgement import Judgement, KnownAnswer, RewardError, Verdict
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
-from fastgrpo.rewards.pool.verifier_pool import VerifierPool
+from fastgrpo.rewards.pool.verifier_pool import MADE_UP, VerifierPool
 from fastgrpo.rewards.pool.wire import Item
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.signature import Signature
@@ -23,6 +23,7 @@ from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed
 
 __all__ = [
+    "MADE_UP",
     "SELF_TEST",
     "Item",
     "Judgement",

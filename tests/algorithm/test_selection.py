@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.algorithm.selection import Selection, SuccessBetween, some_right_and_some_wrong
+from fastgrpo.algorithm.selection import Selection, SuccessBetween, scores_differ
 from fastgrpo.json_lines import JsonLines
 from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.train import main
@@ -31,7 +31,7 @@ def judged(all_correct: Iterable[list[bool]]) -> list[Group]:
 
 
 def signal(group: Group) -> bool:
-    return some_right_and_some_wrong(np.array([sample.correct for sample in group]))
+    return scores_differ(np.array([sample.correct for sample in group]))
 
 
 def test_a_success_rate_between_bounds_is_signal_and_the_bounds_are_within():
