@@ -45,9 +45,11 @@ class Judge:
     def start(self, call: wire.Call) -> Any:
         """Calls the reward: what it returns, or, if it is async, what is to be awaited."""
         if self.signature.whole_groups:
-            named = {name: [item.named[name] for item in call] for name in self.signature.names}
-            return self.reward([item.response for item in call], [item.answer for item in call], **named)
-        return self.reward(call[0].response, call[0].answer, **call[0].named)
+            responses, answers, named = zip(*call, strict=True)
+            lists = {name: [each[name] for each in named] for name in self.signature.names}
+            return self.reward(list(responses), list(answers), **lists)
+        ((response, answer, its),) = call
+        return self.reward(response, answer, **its) if its else self.reward(response, answer)
 
     def message(self, call: wire.Call, value: Any) -> Message:
         """What the pool is told of what the reward returned. Raises TypeError if that is no judgement."""
