@@ -10,7 +10,7 @@ from fastgrpo.algorithm.advantages import (
 from fastgrpo.algorithm.algorithm import Algorithm, Phase, ProblemText, ReferenceReset
 from fastgrpo.algorithm.outcomes import Outcomes, RewardFunction
 from fastgrpo.algorithm.own_loss import TokenLoss, Tokens
-from fastgrpo.algorithm.selection import SuccessBetween, some_right_and_some_wrong
+from fastgrpo.algorithm.selection import SuccessBetween, scores_differ
 from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, OverlongPenalty, StopProperly
 
 __all__ = [
@@ -32,5 +32,5 @@ __all__ = [
     "group_centred",
     "group_normalised",
     "leave_one_out",
-    "some_right_and_some_wrong",
+    "scores_differ",
 ]

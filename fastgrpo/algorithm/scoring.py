@@ -9,7 +9,7 @@ import numpy as np
 from fastgrpo.algorithm.algorithm import Algorithm
 from fastgrpo.algorithm.outcomes import Outcomes
 from fastgrpo.config import Config
-from fastgrpo.rewards import VerifierPool
+from fastgrpo.rewards import Item, Signature, Verdict, VerifierPool
 from fastgrpo.types import Group, Sample
 
 
@@ -17,40 +17,112 @@ class RecipeError(RuntimeError):
     """A function of the recipe did not do its part; the message names it."""
 
 
-def judge(groups: Sequence[Group], tokenizer: Any, pool: VerifierPool) -> list[Group]:
-    """The groups with their texts and verdicts, in order."""
-    samples = [sample for group in groups for sample in group]
-    ids = [s.response.response_ids.tolist() for s in samples]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # a rank may have no prompt
-    verdicts = pool.score([(text, s.prompt.answer) for text, s in zip(texts, samples, strict=True)])
-    judged = iter(
-        replace(s, text=text, correct=v.correct, score=float(v.correct), unformatted=v.unformatted, failure=v.failure)
-        for s, text, v in zip(samples, texts, verdicts, strict=True)
+def items_of(samples: Sequence[Sample], texts: Sequence[str], signature: Signature) -> list[Item]:
+    """What the pool is asked about samples of one prompt, with what the reward wants to know by its signature.
+
+    They must be the whole group where ``signature.waits_for_group``; else a part of it will do.
+    """
+    return [
+        Item(text, sample.prompt.answer, {name: _asked_for(name, n, sample, texts) for name in signature.names})
+        for n, (sample, text) in enumerate(zip(samples, texts, strict=True))
+    ]
+
+
+def _asked_for(name: str, n: int, sample: Sample, texts: Sequence[str]) -> Any:
+    """What a reward gets by this name for the n-th of these samples."""
+    match name:
+        case "prompt":
+            return sample.prompt.text
+        case "row":
+            return sample.prompt.columns
+        case "response_ids":
+            return sample.response.response_ids.tolist()
+        case "finish_reason":
+            return sample.response.finish_reason
+        case "group":
+            return [*texts[:n], *texts[n + 1 :]]
+    raise AssertionError(f"signature.py offers {name!r}, which is unknown here")
+
+
+def judged(sample: Sample, text: str, verdict: Verdict, right_from: float) -> Sample:
+    """The sample with its text and verdict; a number counts as right from ``right_from`` on."""
+    score, correct = verdict.score, bool(verdict.correct)
+    if score is not None and verdict.correct is None:
+        correct = verdict.teaches and score >= right_from
+    return replace(
+        sample,
+        text=text,
+        correct=correct,
+        score=float(correct) if score is None else score,
+        graded=score is not None,
+        teaches=verdict.teaches,
+        parts=verdict.parts,
+        unformatted=verdict.unformatted,
+        failure=verdict.failure,
     )
-    return [[next(judged) for _ in group] for group in groups]
+
+
+def judge(groups: Sequence[Group], tokenizer: Any, pool: VerifierPool, right_from: float) -> list[Group]:
+    """The groups with their texts and verdicts, in order."""
+    ids = [sample.response.response_ids.tolist() for group in groups for sample in group]
+    texts = iter(tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else [])  # a rank may have no prompt
+    of_groups = [[next(texts) for _ in group] for group in groups]
+    futures = [pool.submit(items_of(*pair, pool.signature)) for pair in zip(groups, of_groups, strict=True)]
+    return [
+        [judged(*each, right_from) for each in zip(group, its_texts, future.result(), strict=True)]
+        for group, its_texts, future in zip(groups, of_groups, futures, strict=True)
+    ]
 
 
 def with_rewards(samples: Sequence[Sample], algorithm: Algorithm, config: Config, step: int) -> list[Sample]:
-    """The samples with what their verdicts are worth, and what the recipe makes of that. Raises RecipeError."""
+    """The samples with what their verdicts are worth, and what the recipe makes of that. Raises RecipeError.
+
+    One that has no reward gets the mean of its group, which moves nothing.
+    """
     if not samples:  # a recipe's functions never see an empty step
         return []
     outcomes, values = Outcomes.of(samples, config, step), config.reward
     rewards = np.where(outcomes.correct, values.correct, values.wrong).astype(np.float32)
     if values.unformatted is not None:
         rewards[[s.unformatted for s in samples]] = values.unformatted
+    rewards = _with_group_means(np.where([s.graded for s in samples], outcomes.scores, rewards), outcomes)
     for shape in algorithm.shaping:
-        rewards = of_recipe("shaping", shape, rewards, outcomes)
+        rewards = _with_group_means(of_recipe("shaping", shape, rewards, outcomes), outcomes)
     return [replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
 
 
 def with_advantages(samples: Sequence[Sample], algorithm: Algorithm, config: Config, step: int) -> list[Sample]:
-    """The samples with their advantages, from their rewards. Raises RecipeError."""
+    """The samples with their advantages, from their rewards; 0 for one that has no reward. Raises RecipeError."""
     if not samples:
         return []
     outcomes = Outcomes.of(samples, config, step)
     function = algorithm.advantages_of(config.objective)
     advantages = of_recipe("advantages", function, rewards_of(samples), outcomes)
-    return [replace(s, advantage=float(a)) for s, a in zip(samples, advantages, strict=True)]
+    return [replace(s, advantage=float(a) if s.teaches else 0.0) for s, a in zip(samples, advantages, strict=True)]
+
+
+def _with_group_means(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # [N] -> [N] float32
+    """The rewards; where a sample has none, the mean of those of its group, or 0 in a group that has none at all."""
+    if outcomes.teaches.all():
+        return rewards.astype(np.float32)
+    teaches = outcomes.teaches.reshape(-1, outcomes.group_size)
+    sums = np.where(teaches, rewards.reshape(teaches.shape), 0.0).sum(axis=1, keepdims=True)
+    means = sums / np.maximum(teaches.sum(axis=1, keepdims=True), 1)
+    return np.where(outcomes.teaches, rewards, np.broadcast_to(means, teaches.shape).reshape(-1)).astype(np.float32)
+
+
+def reward_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """The means of the rewards' named parts, each over the samples that have it, and the counts of those without a
+    reward: None is told from NaN and infinite."""
+    parts: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, value in sample.parts.items():
+            parts.setdefault(f"reward/{name}", []).append(value)
+    return {
+        **{name: float(np.mean(values)) for name, values in sorted(parts.items())},
+        "responses_without_reward": sum(not s.teaches and not s.graded for s in samples),
+        "rewards_not_finite": sum(not s.teaches and s.graded for s in samples),
+    }
 
 
 def rewards_of(samples: Sequence[Sample]) -> np.ndarray:  # [N] float32

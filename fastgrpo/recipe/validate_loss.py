@@ -1,6 +1,6 @@
 """Losses that have no meaning, or not with this recipe, are refused with the reason before anything is loaded."""
 
-from fastgrpo.algorithm import Algorithm, TokenLoss, some_right_and_some_wrong
+from fastgrpo.algorithm import Algorithm, TokenLoss, scores_differ
 from fastgrpo.algorithm.advantages import NEED_NO_GROUP
 from fastgrpo.algorithm.objective_settings import chooses_tokens, refuse_meaningless
 from fastgrpo.config import Config
@@ -38,7 +38,7 @@ def _validate_advantages(config: Config, algorithm: Algorithm) -> None:
             f"--objective.advantage {objective.advantage}; batch_whitened, of --objective.loss reinforce_pp, needs none"
         )
     rule = config.rollout.zero_signal_groups
-    if group_size == 1 and rule != "keep" and algorithm.has_signal is some_right_and_some_wrong:
+    if group_size == 1 and rule != "keep" and algorithm.has_signal is scores_differ:
         raise ValueError(
             f"--rollout.group_size 1 has no group with right and wrong responses, and --rollout.zero_signal_groups "
             f"{rule} would leave nothing: take keep"
