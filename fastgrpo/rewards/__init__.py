@@ -4,7 +4,7 @@ A verifier is a pure function (response text, answer) -> bool, or ``"unformatted
 demanded form. A recipe may have its own; docs/verifiers.md describes those that are here. Another one is
 a file here with ``@known_answers``, its name below, a row and a column there, and a test. ``VerifierPool`` runs a
 verifier in processes of its own: a response on which it hangs, dies or uses all memory costs one verdict and never the
-run. Nothing here imports torch, and nothing evaluates a response as code.
+run. Nothing here imports torch, and nothing runs a response as code but ``run_python``, in a sandbox.
 """
 
 from fastgrpo.rewards.compass import compass_accepts, compass_prompt
@@ -16,11 +16,20 @@ from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
 from fastgrpo.rewards.pool.verifier_pool import Verdict, VerifierPool
 from fastgrpo.rewards.prime_union import prime_union
+from fastgrpo.rewards.run_python import CodeResult, last_code_block, run_python
+from fastgrpo.rewards.sandbox.cases import AssertTest, CallTest, StdinTest, ValueTest, tests_of
+from fastgrpo.rewards.sandbox.command import SandboxError
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed
 
 __all__ = [
     "SELF_TEST",
+    "AssertTest",
+    "CallTest",
+    "CodeResult",
+    "SandboxError",
+    "StdinTest",
+    "ValueTest",
     "Verdict",
     "VerifierPool",
     "compass_accepts",
@@ -30,10 +39,13 @@ __all__ = [
     "format_penalty",
     "known_answers",
     "last_boxed",
+    "last_code_block",
     "math_verify",
     "mathd_or_sympy",
     "prime_union",
+    "run_python",
     "self_test_of",
     "simplerl_mix",
     "strict_boxed",
+    "tests_of",
 ]
