@@ -1,4 +1,4 @@
-"""Tests of a program: what it is given, and whether what it gives back is right. That is decided outside the sandbox."""
+"""Tests of a program: what it is given, and whether what it gives back is right, decided outside the sandbox."""
 
 import ast
 import json

@@ -73,4 +73,29 @@ def visible() -> list[str]:
     return [path for path in paths if os.path.lexists(path)]
 
 
-COMMANDS: dict[SandboxName, Callable[[], list[str]]] = {"bwrap": bwrap}
+def nsjail() -> list[str]:
+    """nsjail with the same view, and without limits of its own: `inside.py` sets them for every test."""
+    options = [
+        "--mode",
+        "o",
+        "--really_quiet",
+        "--disable_rlimits",
+        "--disable_proc",
+        "--iface_no_lo",
+        "--time_limit",
+        "0",
+    ]
+    for path in visible():
+        if os.path.islink(path):
+            options += ["--symlink", f"{os.readlink(path)}:{path}"]
+        else:
+            options += ["--bindmount_ro", path]
+    for path in DEVICES:
+        options += ["--bindmount", path]
+    options += ["--mount", f"none:/tmp:tmpfs:size={TEMPORARY_BYTES},mode=1777", "--cwd", "/tmp"]
+    for name, value in ENVIRONMENT.items():
+        options += ["--env", f"{name}={value}"]
+    return [*options, "--"]
+
+
+COMMANDS: dict[SandboxName, Callable[[], list[str]]] = {"bwrap": bwrap, "nsjail": nsjail}

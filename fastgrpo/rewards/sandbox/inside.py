@@ -35,8 +35,8 @@ FORBIDDEN = {
     "aarch64": (0xC00000B7, 220, 435, (40, 97, 117, 129, 130, 131, 138, 194, 198, 217, 219, 221, 240, 241, 268, 270,
                                        271, 279, 280, 281, 282, 424, 425, 434, 438)),
 }  # fmt: skip
-"""By machine: its audit number, the numbers of clone and clone3, and, in another order on each, those of shmget, socket,
-fork, vfork, execve, kill, ptrace, rt_sigqueueinfo, mount, tkill, tgkill, add_key, keyctl, unshare, rt_tgsigqueueinfo,
+"""By machine: its audit number, the numbers of clone and clone3, and, each in its order, those of shmget, socket, fork,
+vfork, execve, kill, ptrace, rt_sigqueueinfo, mount, tkill, tgkill, add_key, keyctl, unshare, rt_tgsigqueueinfo,
 perf_event_open, setns, process_vm_readv, process_vm_writev, memfd_create, bpf, execveat, userfaultfd,
 pidfd_send_signal, io_uring_setup, pidfd_open and pidfd_getfd, where it has them. With these a program could start
 others, reach the network, end another process or keep memory that no limit counts."""

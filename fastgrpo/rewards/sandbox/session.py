@@ -154,6 +154,8 @@ class Session:
 HINTS = {
     "bwrap": "It needs bubblewrap 0.7 or newer and, in a container, either user namespaces or CAP_SYS_ADMIN. "
     "sandbox='rlimits' does without: read first in its documentation what it does not protect from",
+    "nsjail": "In a container it needs user namespaces or CAP_SYS_ADMIN. sandbox='rlimits' does without: read first in its "
+    "documentation what it does not protect from",
     "rlimits": "",
 }
 
