@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.scoring import judge, rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.judging import Judging
+from fastgrpo.algorithm.scoring import rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
 from fastgrpo.logprob_probe import probe
@@ -98,6 +99,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.longest_response = self.algorithm.widest(self.config).rollout.max_response_tokens
+        self.judging = Judging(self.tokenizer, self.pool)
+        self.rollouts.judging = self.judging
 
     def set_config(self, config: Config) -> None:
         """Goes on with the settings of the phase that begins with the next step."""
@@ -152,9 +155,10 @@ class Trainer:
         return StepSamples(kept, dropped, {**selection.metrics(), **self.rollouts.metrics()})
 
     def judge(self, groups: list[Group]) -> list[Group]:
-        """Judges this rank's groups; returns those of all ranks. Texts stay on the rank that judged them."""
-        mine = judge(groups, self.tokenizer, self.pool)
-        everyone = self.ranks.gather([[replace(s, text=None) for s in group] for group in mine])
+        """This rank's groups, and those of all ranks, once the verdicts are there that were asked for while they were
+        drawn. Texts stay on the rank that judged them."""
+        mine = self.judging.judged(groups, self.rollouts.sampling, self.config.reward.correct)
+        everyone = self.ranks.gather([[s.without_texts() for s in group] for group in mine])
         with_texts = {group[0].prompt.position: group for group in mine}
         return [with_texts.get(group[0].prompt.position, group) for group in everyone]
 
@@ -272,7 +276,8 @@ class Trainer:
         return self._accuracy(prompts, sampled), self._accuracy(prompts, greedy)
 
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
-        judged = judge(self.rollouts.generate(prompts, sampling), self.tokenizer, self.pool)
+        drawn = self.rollouts.generate(prompts, sampling, self.judging)
+        judged = self.judging.judged(drawn, sampling, self.config.reward.correct)
         return float(np.mean(self.ranks.gather([s.correct for group in judged for s in group])))
 
 

@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Prompt:
     solution: str = ""  # how the answer is found, where the data set has it
     prompt_ids: np.ndarray = field(default_factory=lambda: _NO_TOKENS)  # [num_prompt_tokens] int32, once encoded
     position: int = 0
+    columns: Mapping[str, Any] | None = None  # all of its row, where the reward asks for it
 
     @classmethod
     def of_ids(cls, prompt_ids: np.ndarray, position: int = 0) -> Self:
@@ -74,6 +75,7 @@ class Sample:
     text: str | None = None  # of the response, on the rank that judged it: it is only looked at
     correct: bool = False  # the verifier's verdict
     score: float = 0.0  # what the verifier gave before any settings: 1 or 0 for a yes or no
+    graded: bool = False  # whether the score is the reward itself; what a yes or no is worth the settings say
     teaches: bool = True  # whether it has a reward at all; one that has none is in no mean and in no pass
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward was made of, by its own names
     unformatted: bool = False  # wrong, and without an answer in the demanded form
@@ -85,6 +87,10 @@ class Sample:
     def num_input_tokens(self) -> int:
         """Tokens that the model reads: the last token is only ever a target."""
         return len(self.prompt.prompt_ids) + len(self.response) - 1
+
+    def without_texts(self) -> Self:
+        """The sample for other ranks, which do not look at its text nor at the row that its prompt is from."""
+        return replace(self, text=None, prompt=replace(self.prompt, columns=None))
 
 
 Group = list[Sample]

@@ -9,25 +9,57 @@ import numpy as np
 from fastgrpo.algorithm.algorithm import Algorithm
 from fastgrpo.algorithm.outcomes import Outcomes
 from fastgrpo.config import Config
-from fastgrpo.rewards import VerifierPool
-from fastgrpo.types import Group, Sample
+from fastgrpo.rewards import Item, Signature, Verdict
+from fastgrpo.types import Sample
 
 
 class RecipeError(RuntimeError):
     """A function of the recipe did not do its part; the message names it."""
 
 
-def judge(groups: Sequence[Group], tokenizer: Any, pool: VerifierPool) -> list[Group]:
-    """The groups with their texts and verdicts, in order."""
-    samples = [sample for group in groups for sample in group]
-    ids = [s.response.response_ids.tolist() for s in samples]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # a rank may have no prompt
-    verdicts = pool.score([(text, s.prompt.answer) for text, s in zip(texts, samples, strict=True)])
-    judged = iter(
-        replace(s, text=text, correct=v.correct, score=float(v.correct), unformatted=v.unformatted, failure=v.failure)
-        for s, text, v in zip(samples, texts, verdicts, strict=True)
+def items_of(samples: Sequence[Sample], texts: Sequence[str], signature: Signature) -> list[Item]:
+    """What the pool is asked about samples of one prompt, with what the reward wants to know by its signature.
+
+    They must be the whole group where ``signature.waits_for_group``; else a part of it will do.
+    """
+    return [
+        Item(text, sample.prompt.answer, {name: _asked_for(name, n, sample, texts) for name in signature.names})
+        for n, (sample, text) in enumerate(zip(samples, texts, strict=True))
+    ]
+
+
+def _asked_for(name: str, n: int, sample: Sample, texts: Sequence[str]) -> Any:
+    """What a reward gets by this name for the n-th of these samples."""
+    match name:
+        case "prompt":
+            return sample.prompt.text
+        case "row":
+            return sample.prompt.columns
+        case "response_ids":
+            return sample.response.response_ids.tolist()
+        case "finish_reason":
+            return sample.response.finish_reason
+        case "group":
+            return [*texts[:n], *texts[n + 1 :]]
+    raise AssertionError(f"signature.py offers {name!r}, which is unknown here")
+
+
+def judged(sample: Sample, text: str, verdict: Verdict, right_from: float) -> Sample:
+    """The sample with its text and verdict; a number counts as right from ``right_from`` on."""
+    score, correct = verdict.score, bool(verdict.correct)
+    if score is not None and verdict.correct is None:
+        correct = verdict.teaches and score >= right_from
+    return replace(
+        sample,
+        text=text,
+        correct=correct,
+        score=float(correct) if score is None else score,
+        graded=score is not None,
+        teaches=verdict.teaches,
+        parts=verdict.parts,
+        unformatted=verdict.unformatted,
+        failure=verdict.failure,
     )
-    return [[next(judged) for _ in group] for group in groups]
 
 
 def with_rewards(samples: Sequence[Sample], algorithm: Algorithm, config: Config, step: int) -> list[Sample]:

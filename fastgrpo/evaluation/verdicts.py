@@ -10,7 +10,7 @@ from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.rewards import SELF_TEST, VerifierPool, self_test_of
-from fastgrpo.rewards.pool.wire import KnownAnswer
+from fastgrpo.rewards.judgement import KnownAnswer
 
 CHUNK = 64
 """Responses for each worker before the verdicts are written and signals are checked."""
@@ -33,7 +33,9 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
                     verdicts = pool.score([(row["text"], answers[row["problem"]]) for row in rows])
                     if all(v.failure == "raised" for v in verdicts):
                         raise ValueError(f"the rule raised an error on {len(rows)} of {len(rows)}: {pool.last_error}")
-                    file.write(_row(row, v.correct, None, v.failure) for row, v in zip(rows, verdicts, strict=True))
+                    file.write(
+                        _row(row, bool(v.correct), None, v.failure) for row, v in zip(rows, verdicts, strict=True)
+                    )
                     progress.advance(len(rows))
                     check()
 

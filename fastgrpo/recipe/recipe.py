@@ -29,7 +29,7 @@ from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config, check_types, with_settings
 from fastgrpo.data.schemas import verl_row
 from fastgrpo.recipe.find import recipe_name
-from fastgrpo.rewards.pool.wire import KnownAnswer
+from fastgrpo.rewards.judgement import KnownAnswer
 
 
 @dataclass(frozen=True)

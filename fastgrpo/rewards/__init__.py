@@ -13,12 +13,15 @@ from fastgrpo.rewards.deepscaler import deepscaler, mathd_or_sympy
 from fastgrpo.rewards.format_penalty import format_penalty
 from fastgrpo.rewards.grading.boxes import last_boxed
 from fastgrpo.rewards.hf_math_verify import math_verify
+from fastgrpo.rewards.judgement import Judgement, KnownAnswer, RewardError, Verdict
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
-from fastgrpo.rewards.pool.verifier_pool import Verdict, VerifierPool
+from fastgrpo.rewards.pool.verifier_pool import VerifierPool
+from fastgrpo.rewards.pool.wire import Item
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.run_python import CodeResult, last_code_block, run_python
 from fastgrpo.rewards.sandbox.cases import AssertTest, CallTest, StdinTest, ValueTest, tests_of
 from fastgrpo.rewards.sandbox.command import SandboxError
+from fastgrpo.rewards.signature import Signature
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed
 
@@ -27,7 +30,12 @@ __all__ = [
     "AssertTest",
     "CallTest",
     "CodeResult",
+    "Item",
+    "Judgement",
+    "KnownAnswer",
+    "RewardError",
     "SandboxError",
+    "Signature",
     "StdinTest",
     "ValueTest",
     "Verdict",

@@ -1,11 +1,11 @@
 """What a verifier must say of answers that everybody can judge, before it may judge a run."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from fastgrpo.rewards.pool.wire import Judgement, KnownAnswer
+from fastgrpo.rewards.judgement import KnownAnswer
 
-Verifier = TypeVar("Verifier", bound=Callable[[str, str], Judgement])
+Verifier = TypeVar("Verifier", bound=Callable[..., Any])
 
 SELF_TEST: tuple[KnownAnswer, ...] = (
     ("Six times seven is 42, so the answer is \\boxed{42}.", "42", True),
@@ -35,7 +35,7 @@ def known_answers(*cases: KnownAnswer) -> Callable[[Verifier], Verifier]:
     return note
 
 
-def self_test_of(verifier: Callable[[str, str], Judgement]) -> tuple[KnownAnswer, ...]:
+def self_test_of(verifier: Callable[..., Any]) -> tuple[KnownAnswer, ...]:
     """(response, answer, verdict) cases that a verifier was decorated with, as those of this package are.
 
     Raises ValueError for a function without any.

@@ -65,7 +65,7 @@ def start(
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
-    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
+    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks)))
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
     trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
     ends.callback(trainer.rollouts.close)
@@ -107,13 +107,15 @@ def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks
         folder.begin(config, facts)
 
 
-def start_verifiers(recipe: Recipe, config: Config) -> VerifierPool:
-    """The pool of this rank's verifiers. Raises ValueError if one cannot be loaded or fails its self-test."""
+def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks) -> VerifierPool:
+    """The pool of this rank's verifiers. Raises ValueError if one cannot be loaded or fails its self-test.
+
+    Where engines have ranks of their own, responses come to the first trainer rank and it judges all.
+    """
     limits = config.reward
+    workers = limits.workers * ranks.count if config.rollout.gpus and ranks.is_first else limits.workers
     try:
-        return VerifierPool(
-            recipe.reward, limits.workers, limits.timeout_s, limits.memory_limit_gib, self_test=recipe.self_test
-        )
+        return VerifierPool(recipe.reward, workers, limits.timeout_s, limits.memory_limit_gib, recipe.self_test or None)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

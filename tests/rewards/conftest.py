@@ -98,6 +98,9 @@ RECIPE = """
     def reward(answer):
         return -1.0
 
+    def text(answer):
+        return "-1.0"
+
     def no_answer(answer):
         return "unformatted"
 
@@ -113,6 +116,9 @@ RECIPE = """
 
     def always(response, answer):
         return True
+
+    def misspelt(response, answer):
+        return respones == answer
 """
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import fastgrpo.rewards
-from fastgrpo.rewards.pool.wire import Judgement
+from fastgrpo.rewards.judgement import Judgement
 
 
 def in_a_box(answer: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo.rewards import VerifierPool
+from fastgrpo.rewards import SELF_TEST, VerifierPool
 from tests.rewards.test_pool import DIED, RIGHT, STRICT, UNFORMATTED, workers_of
 
 
@@ -49,11 +49,11 @@ def test_a_recipe_that_does_not_load_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("function", "words"), [("always", "needed False .* got True"), ("reward", "takes 1 positional argument")]
+    ("function", "words"), [("always", "needed False .* got True"), ("misspelt", "NameError: .*, line \\d+\\)")]
 )
 def test_a_verifier_that_fails_the_self_test_is_refused(recipe: str, function: str, words: str) -> None:
     with pytest.raises(RuntimeError, match=f"(?s){words}"):
-        VerifierPool(f"{recipe}:{function}", workers=1, timeout_s=1, memory_limit_gib=1)
+        VerifierPool(f"{recipe}:{function}", workers=1, timeout_s=1, memory_limit_gib=1, self_test=SELF_TEST)
 
 
 def test_an_unformatted_answer_may_be_a_known_one(recipe: str) -> None:

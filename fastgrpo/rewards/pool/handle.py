@@ -1,4 +1,4 @@
-"""One verifier process as the pool sees it. The methods do not wait for the process, except for its end."""
+"""One worker process as the pool sees it. The methods do not wait for the process, except for its end."""
 
 import contextlib
 import math
@@ -9,14 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from itertools import islice
 from typing import IO
 
 from fastgrpo.rewards.pool import wire
+from fastgrpo.rewards.pool.calls import QueuedCall
 
 READ_BYTES = 1 << 16
 REAP_TIMEOUT_S = 10.0
+ASYNC_GRACE_S = 2.0
+"""An async reward's own loop ends a call after timeout_s; a loop that does not is hanging after this time."""
+PREFETCH_S = 0.05
+"""Calls that a worker may have in hand, by the time that they take: what it has got no other worker can take."""
 
 # Like -m fastgrpo.rewards.pool.worker, but with this process's import path: every name means the same there.
 START_WORKER = "import sys; sys.path[:] = sys.argv[1:]; from fastgrpo.rewards.pool.worker import main; main()"
@@ -27,22 +31,27 @@ WORKER_ENVIRONMENT = {
 
 
 class WorkerHandle:
-    """A verifier process and its pipes.
+    """A worker process and its pipes.
 
-    ``pending`` has the numbers of the items that the worker has and has not judged; it works on the first one.
-    ``deadline`` (``time.monotonic``) is the time by which it must send the next message; infinite while it has nothing
-    to do. ``gone`` becomes true when its end of the pipe closes. ``printed`` is the end of what it printed before it
-    was ready, and is known after it is killed.
+    ``pending`` has the calls that the worker has and has not judged, by their numbers; it works on the first one, or on
+    all of them if its reward is async. ``gone`` becomes true when its end of the pipe closes. ``printed`` is the end of
+    what it printed before it was ready, and is known after it is killed.
     """
 
     def __init__(self, setup: wire.Setup, start_timeout_s: float) -> None:
         self.starting = True
         self.gone = False
         self.printed = ""
-        self.pending: deque[int] = deque()
-        self._num_sending = 0  # pending items that may still be in the outbox
-        self.deadline = time.monotonic() + start_timeout_s
+        self.is_async = False
+        self.pending: dict[int, QueuedCall] = {}
+        self.started_at = time.monotonic()
+        self._next_number = 0
+        self._sending: list[QueuedCall] = []  # calls that may still be in the outbox
+        self._start_timeout_s = start_timeout_s
         self._timeout_s = setup.timeout_s
+        self._concurrency = setup.concurrency
+        self._seconds_a_call = PREFETCH_S
+        self._judged_at = 0.0  # when it last had something new to work on
         self._outbox = memoryview(wire.frame(wire.SETUP, pickle.dumps(setup)))
         self._inbox = bytearray()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # a pipe would fill up; closing deletes the file
@@ -54,43 +63,67 @@ class WorkerHandle:
         os.set_blocking(self.reply_fd, False)
 
     @property
-    def can_take(self) -> bool:
-        return not (self.starting or self.gone or self.wants_to_write)
+    def deadline(self) -> float:
+        """``time.monotonic`` by which it must send the next message; infinite while it has nothing to do."""
+        if self.starting:
+            return self.started_at + self._start_timeout_s
+        return next((call.due for call in self.pending.values()), math.inf)
 
     @property
     def wants_to_write(self) -> bool:
         return len(self._outbox) > 0 and not self.gone
 
-    def mark_started(self) -> None:
+    def room(self, share: int) -> int:
+        """The number of calls that it takes now, of its share of those that wait."""
+        if self.starting or self.gone or self.wants_to_write or any(c.alone for c in self._in_hand()):
+            return 0
+        if self.is_async:
+            return min(share, self._concurrency - len(self.pending))
+        most = min(share, max(1, int(PREFETCH_S / self._seconds_a_call)))
+        return most if 2 * len(self.pending) <= most else 0
+
+    def mark_started(self, is_async: bool) -> None:
         """Notes that the worker is ready; it has nothing to do yet."""
         self.starting = False
-        self.deadline = math.inf
+        self.is_async = is_async
 
-    def assign(self, numbers: Sequence[int], items: list[wire.Item]) -> None:
-        """Sends a chunk of items. ``can_take`` must be true."""
-        assert self.can_take
-        was_idle = not self.pending
-        self.pending.extend(numbers)
-        self._num_sending = len(numbers)
-        self._outbox = memoryview(wire.frame(wire.ITEMS, pickle.dumps(items)))
-        if was_idle:
-            self._restart_clock()
+    def assign(self, calls: list[QueuedCall]) -> None:
+        """Sends calls, of which it must have room for one or more."""
+        assert not self.wants_to_write
+        if not self.pending:
+            self._judged_at = time.monotonic()
+        for call in calls:
+            call.due = math.inf
+            self.pending[self._next_number] = call
+            self._next_number += 1
+        self._sending = calls
+        self._outbox = memoryview(wire.frame(wire.CALLS, pickle.dumps([call.items for call in calls])))
+        self._start_clocks()
         self._write()
 
-    def next_judged(self) -> int:
-        """The number of the item to which the next verdict belongs; the time of the following item starts."""
-        number = self.pending.popleft()
-        self._restart_clock()
-        return number
+    def awaits(self, number: int) -> bool:
+        """Whether the next message may be about this call."""
+        return number in self.pending if self.is_async else number == next(iter(self.pending), None)
 
-    def give_up_pending(self) -> list[int]:
-        """The numbers of the items that a worker did not judge before it leaves."""
+    def take_judged(self, number: int) -> QueuedCall:
+        """The call of this number, which it has judged; the time of the following one starts."""
+        call = self.pending.pop(number)
+        if not self.is_async:
+            now = time.monotonic()
+            self._seconds_a_call = max(1e-6, 0.8 * self._seconds_a_call + 0.2 * (now - self._judged_at))
+            self._judged_at = now
+            for following in self._in_hand():
+                following.due = now + self._timeout_s
+        return call
+
+    def give_up_pending(self) -> tuple[list[QueuedCall], list[QueuedCall]]:
+        """The calls that the worker had not judged before it left: those that it had in hand, and the others."""
         self.gone = True
-        numbers = list(self.pending)
+        in_hand, calls = self._in_hand(), list(self.pending.values())
         self.pending.clear()
-        return numbers
+        return in_hand, calls[len(in_hand) :]
 
-    def exchange(self) -> list[tuple[bytes, bytes]]:
+    def exchange(self) -> list[tuple[bytes, int, bytes]]:
         """Writes and reads as much as is possible without waiting; returns the frames that came.
 
         It reads to the end, so that a process that died after its last message does not look alive.
@@ -122,8 +155,16 @@ class WorkerHandle:
             self.printed = _tail(self._stderr)
             self._stderr.close()
 
-    def _restart_clock(self) -> None:
-        self.deadline = time.monotonic() + self._timeout_s if self.pending else math.inf
+    def _in_hand(self) -> list[QueuedCall]:
+        """The calls that it is judging now."""
+        return list(islice(self.pending.values(), None if self.is_async else 1))
+
+    def _start_clocks(self) -> None:
+        """Lets the time of the calls run that it was just given and can begin with; again while they are being sent."""
+        due = time.monotonic() + self._timeout_s + (ASYNC_GRACE_S if self.is_async else 0.0)
+        for call in self._in_hand():
+            if call in self._sending:
+                call.due = due
 
     def _write(self) -> None:
         while self.wants_to_write:
@@ -133,8 +174,7 @@ class WorkerHandle:
                 return
             except BrokenPipeError:  # it is gone: the end of the other pipe shows it, after its last messages
                 self._outbox = memoryview(b"")
-            if self.pending and len(self.pending) <= self._num_sending:
-                self._restart_clock()  # the time of sending an item is not part of its time limit
+            self._start_clocks()  # the time of sending an item is not part of its time limit
 
 
 def _spawn(stderr: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -1,51 +1,67 @@
 """The messages between the pool and its workers, which travel over two pipes.
 
-A frame is one byte of code, eight bytes of length, and a body. Bodies to a worker are pickles, because a pickle can
-carry every str, lone surrogates included. Bodies from a worker are text, because the trainer must not unpickle what a
-verifier may have written.
+A frame is one byte of code, eight bytes of a call's number, eight bytes of length, and a body. A worker and its handle
+number the calls alike, from 0 on. Bodies to a worker are pickles, because a pickle can carry every str, lone surrogates
+included. Bodies from a worker are text, because the trainer must not unpickle what a reward may have written.
 """
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, NamedTuple
 
-Item = tuple[str, str]  # response text, answer
-Judgement = bool | Literal["unformatted"]  # what a verifier returns
-KnownAnswer = tuple[str, str, Judgement]  # response text, answer, what the verifier must return
+from fastgrpo.rewards.judgement import KnownAnswer
+
+
+class Item(NamedTuple):
+    """A response to be judged. A pair of texts will do where the reward asks for nothing else."""
+
+    response: str
+    answer: str
+    named: Mapping[str, Any] = {}  # what the reward asks for by name
+
+
+Call = Sequence[Item]
+"""What a reward judges at once: one response, or a group where it takes whole ones."""
 
 # To a worker.
 SETUP = b"S"  # pickled Setup
-ITEMS = b"I"  # pickled list of Item
+CALLS = b"C"  # pickled list of Call
 
-# From a worker: one of the first three after SETUP, then one verdict for each item, in order.
-READY = b"Y"
-NOT_LOADED = b"L"  # why the verifier could not be loaded
-NOT_PASSED = b"P"  # which known answer it judged wrongly
+# From a worker: one of the first three after SETUP, then one message for each call. A worker that is not async answers
+# in order.
+READY = b"Y"  # how the reward is called, as JSON
+NOT_LOADED = b"L"  # why the reward could not be loaded
+NOT_PASSED = b"P"  # which known answer it judged wrongly, or how it failed on a made-up response
 ACCEPTED = b"1"
 REJECTED = b"0"
-UNFORMATTED = b"U"  # wrong, and without an answer in the demanded form
+JUDGED = b"J"  # a judgement as JSON, in a list with one for each item where the call is a group
 RAISED = b"R"  # end of the traceback
+TIMED_OUT = b"T"  # an async reward took too long, and the others go on
 RETIRED = b"M"  # as RAISED, and the worker ends: it is out of memory and may not get it back
+BROKEN = b"B"  # the reward must not go on: why
 
 MAX_MESSAGE_CHARS = 4000
 
-_HEADER = struct.Struct("<cQ")
+_HEADER = struct.Struct("<cQQ")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that a worker must know before the first item."""
+    """Everything that a worker must know before the first call."""
 
-    verifier: str  # "package.module:function" or "/path/to/file.py:function"
+    reward: str  # "package.module:function" or "/path/to/file.py:function"
     source: bytes | None  # of that file
-    self_test: tuple[KnownAnswer, ...]
+    self_test: tuple[KnownAnswer, ...] | None  # None: the reward's own, else a call on a made-up response
+    example: Item  # for what the reward asks for by name in these tests
     parent_pid: int
     timeout_s: float
     memory_limit_gib: float
+    concurrency: int  # calls of an async reward that run at once
 
 
-def frame(code: bytes, body: bytes = b"") -> bytes:
-    return _HEADER.pack(code, len(body)) + body
+def frame(code: bytes, body: bytes = b"", number: int = 0) -> bytes:
+    return _HEADER.pack(code, number, len(body)) + body
 
 
 def text_frame(code: bytes, text: str) -> bytes:
@@ -58,21 +74,21 @@ def read_frame(stream: BinaryIO) -> tuple[bytes, bytes] | None:
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None
-    code, length = _HEADER.unpack(header)
+    code, _, length = _HEADER.unpack(header)
     body = stream.read(length)
     return (code, body) if len(body) == length else None
 
 
-def take_frames(inbox: bytearray) -> list[tuple[bytes, bytes]]:
-    """Removes the complete frames from the front of ``inbox`` and returns them as (code, body)."""
+def take_frames(inbox: bytearray) -> list[tuple[bytes, int, bytes]]:
+    """Removes the complete frames from the front of ``inbox`` and returns them as (code, number, body)."""
     frames = []
     start = 0
     while len(inbox) - start >= _HEADER.size:
-        code, length = _HEADER.unpack_from(inbox, start)
+        code, number, length = _HEADER.unpack_from(inbox, start)
         end = start + _HEADER.size + length
         if end > len(inbox):
             break
-        frames.append((code, bytes(inbox[end - length : end])))
+        frames.append((code, number, bytes(inbox[end - length : end])))
         start = end
     del inbox[:start]
     return frames

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from fastgrpo.rewards.judgement import RewardError
+
 SandboxName = Literal["auto", "bwrap", "nsjail", "rlimits"]
 
 TEMPORARY_BYTES = 64 * 2**20
@@ -17,8 +19,11 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HOME": "/tmp", "LANG": "C.UTF-8"}
 """All that a program sees. The order of sets is the same in every run, or a resumed run would judge otherwise."""
 
 
-class SandboxError(RuntimeError):
+class SandboxError(RewardError):
     """There is no sandbox, or it does not start; the message says what to do."""
+
+
+NO_SANDBOX = "sandbox='rlimits' does without: read first in its documentation what it does not protect from"
 
 
 def interpreter() -> str:
@@ -45,8 +50,7 @@ def command_of(sandbox: SandboxName) -> tuple[SandboxName, list[str]]:
             return name, [path, *COMMANDS[name](), *python_command()]
     wanted = "bwrap or nsjail" if sandbox == "auto" else sandbox
     raise SandboxError(
-        f"run_python needs {wanted} on the PATH: `apt install bubblewrap`, or `dnf install bubblewrap`. "
-        f"sandbox='rlimits' does without: read first in its documentation what it does not protect from"
+        f"run_python needs {wanted} on the PATH: `apt install bubblewrap`, or `dnf install bubblewrap`. {NO_SANDBOX}"
     )
 
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from fastgrpo.rewards.sandbox import inside
-from fastgrpo.rewards.sandbox.command import ENVIRONMENT, SandboxError, SandboxName, command_of
+from fastgrpo.rewards.sandbox.command import ENVIRONMENT, NO_SANDBOX, SandboxError, SandboxName, command_of
 
 MAX_BYTES = 16 * 2**20
 """Most that a test's output, errors or value may be, and a file that it writes."""
 START_S = 20.0
 ANSWER_S = 1.0  # beyond the test's own time
+
+_started: set[str] = set()  # sandboxes that have worked in this process
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,15 @@ class Session:
         try:
             self._write(pickle.dumps(setup), until)
             if self._read(len(inside.READY), until) == inside.READY:
+                _started.add(self._sandbox)
                 return
         except Ended:
             pass
         self._end()
         errors.seek(0)
         said = errors.read(4000).decode("utf-8", "replace").strip()
-        raise SandboxError(
+        # One that has started before costs a verdict and not the run: the machine may be out of something for a moment.
+        raise (RuntimeError if self._sandbox in _started else SandboxError)(
             f"the sandbox {self._sandbox} did not start: {said or 'it said nothing'}. {HINTS[self._sandbox]}"
         )
 
@@ -152,11 +156,9 @@ class Session:
 
 
 HINTS = {
-    "bwrap": "It needs bubblewrap 0.7 or newer and, in a container, either user namespaces or CAP_SYS_ADMIN. "
-    "sandbox='rlimits' does without: read first in its documentation what it does not protect from",
-    "nsjail": "In a container it needs user namespaces or CAP_SYS_ADMIN. sandbox='rlimits' does without: read first in its "
-    "documentation what it does not protect from",
-    "rlimits": "",
+    "bwrap": f"It needs bubblewrap 0.7 or newer and, in a container, user namespaces or CAP_SYS_ADMIN. {NO_SANDBOX}",
+    "nsjail": f"In a container it needs user namespaces or CAP_SYS_ADMIN. {NO_SANDBOX}",
+    "rlimits": "Run as another user, or install bubblewrap",
 }
 
 

@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fastgrpo.config import DeadlineConfig
+from fastgrpo.rollout.generate import OnFinished
 from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.remote.channel import Channel
-from fastgrpo.rollout.generate import OnFinished
 from fastgrpo.types import Request, Response
 
 log = logging.getLogger(__name__)

@@ -88,7 +88,7 @@ class RemoteRollouts:
         def submit() -> None:
             groups = [requests_of([p], sampling, self._ids(sampling.group_size)) for p in prompts]
             ids.extend(r.id for group in groups for r in group)
-            self.pool.submit(groups, first=True, on_finished=judging and judging.begin)
+            self.pool.submit(groups, first=True, on_finished=None if judging is None else judging.begin)
 
         self._lead(submit)
 
@@ -202,7 +202,7 @@ class RemoteRollouts:
         self._counts["prompts_started"] += count
 
     def _submit(self, groups: list[list[Request]]) -> None:
-        self.pool.submit(groups, on_finished=self.judging and self.judging.begin)
+        self.pool.submit(groups, on_finished=None if self.judging is None else self.judging.begin)
 
     def _next_groups(self, num_groups: int) -> list[Group] | None:
         if self.queue.num_to_start(num_groups) > 0 and len(self.queue.started) < num_groups:

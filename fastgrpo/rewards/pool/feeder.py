@@ -1,0 +1,267 @@
+"""The thread of a pool that feeds its workers. All that is known of workers and calls is known to it alone."""
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from fastgrpo.rewards.judgement import Failure, RewardError, Verdict, verdict_of
+from fastgrpo.rewards.pool import wire
+from fastgrpo.rewards.pool.calls import Job, Queue, QueuedCall
+from fastgrpo.rewards.pool.handle import WorkerHandle
+from fastgrpo.rewards.signature import Signature
+
+MAX_CHUNK_CALLS = 128
+MAX_FAILED_STARTS = 3
+MAX_DEATHS = 2
+BATCHING_S = 0.0002
+
+VERDICTS = {wire.ACCEPTED: Verdict(True), wire.REJECTED: Verdict(False)}
+FAILURES: dict[bytes, Failure] = {wire.RAISED: "raised", wire.RETIRED: "raised", wire.TIMED_OUT: "timeout"}
+
+
+class Feeder:
+    """Workers and the calls that wait for them, in order of arrival; any thread may add some.
+
+    ``signature`` is how the reward is called, once ``start`` has returned. Linux ends a worker when the thread that
+    started it ends: so this thread starts all of them, and lives as long as the pool.
+    """
+
+    def __init__(self, setup: wire.Setup, num_workers: int, start_timeout_s: float) -> None:
+        self.signature = Signature()
+        self.last_error = ""
+        self._setup = setup
+        self._num_workers = num_workers
+        self._start_timeout_s = start_timeout_s
+        self._failed_starts = 0
+        self._last_failed_start = -math.inf
+        self._max_failed_starts = 1  # until the first workers are ready: a reward that does not load never will
+        self._workers: list[WorkerHandle] = []
+        self._arrived: deque[tuple[Job, Sequence[wire.Call]]] = deque()
+        self._lock = threading.RLock()  # of what follows; a signal handler may end the pool while it is held
+        self._ended = False
+        self._finish_begun = False
+        self._jobs: set[Job] = set()
+        self._queue = Queue()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="reward-pool", daemon=True)
+
+    def start(self) -> None:
+        """Returns when every worker is ready. Raises what `VerifierPool` says."""
+        self._thread.start()
+        self._started.result()
+
+    def add(self, calls: Sequence[wire.Call]) -> "Future[list[Verdict]]":
+        """The future verdicts of these calls; cancelled if the feeder has ended."""
+        job = Job(len(calls))
+        if not calls:
+            job.future.set_result([])
+            return job.future
+        with self._lock:
+            if self._ended:
+                job.future.cancel()
+            self._arrived.append((job, calls))
+        self._wake()
+        return job.future
+
+    def end(self, *, finish_begun: bool) -> None:
+        """Ends thread and workers: at once, or after the jobs of which a worker has got calls; others are cancelled."""
+        with self._lock:
+            self._ended = True
+            self._finish_begun = finish_begun
+        self._wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):  # it is full: there is enough to wake for; or closed
+            os.write(self._wake_write, b"w")
+
+    def _run(self) -> None:
+        try:
+            self._start_workers()
+            while not self._is_over():
+                self._do_a_round()
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+        finally:
+            _kill_all(self._workers)
+            with self._lock:
+                self._ended = True
+                self._take_arrivals()
+            for job in self._jobs:
+                job.future.cancel()
+            os.close(self._wake_read)
+
+    def _start_workers(self) -> None:
+        self._fill()
+        while any(worker.starting for worker in self._workers) and not self._ended:
+            self._wait()
+            self._advance()
+        self._max_failed_starts = MAX_FAILED_STARTS
+        self._started.set_result(None)
+
+    def _is_over(self) -> bool:
+        if not self._ended:
+            return False
+        for job in self._jobs:
+            if not (job.has_begun and self._finish_begun):
+                job.future.cancel()
+        return all(job.future.done() for job in self._jobs)
+
+    def _do_a_round(self) -> None:
+        try:
+            self._take_arrivals()
+            if len(self._queue):
+                self._fill()
+                self._assign()
+            self._wait()
+            self._advance()
+            self._jobs = {job for job in self._jobs if not job.future.done()}
+        except (RuntimeError, ValueError, OSError) as error:  # a worker cannot be replaced
+            _kill_all(self._workers)
+            for job in self._jobs:
+                job.fail(error)
+
+    def _take_arrivals(self) -> None:
+        while self._arrived:
+            job, calls = self._arrived.popleft()
+            self._jobs.add(job)
+            self._queue.add(job, calls)
+
+    def _fill(self) -> None:
+        """Starts the workers that are missing."""
+        while len(self._workers) < self._num_workers:
+            self._workers.append(WorkerHandle(self._setup, self._start_timeout_s))
+
+    def _assign(self) -> None:
+        """Gives each worker its next calls before it runs out; fewer towards the end, so that no worker is idle."""
+        for worker in self._workers:
+            share = min(MAX_CHUNK_CALLS, math.ceil(len(self._queue) / (2 * self._num_workers - 1)))
+            if (room := worker.room(share)) and (chunk := self._queue.take_chunk(room, not worker.pending)):
+                for call in chunk:
+                    call.job.has_begun = True
+                worker.assign(chunk)
+
+    def _wait(self) -> None:
+        """Waits until a worker has sent something, can take more, or is late, or until there is more to judge."""
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        for worker in self._workers:
+            poll.register(worker.reply_fd, select.POLLIN)
+            if worker.wants_to_write:
+                poll.register(worker.request_fd, select.POLLOUT)
+        now = time.monotonic()
+        left_s = min((worker.deadline for worker in self._workers), default=math.inf) - now
+        poll.poll(max(0, math.ceil(min(left_s, 3600.0) * 1000)))
+        time.sleep(BATCHING_S)  # quick verdicts come one by one; reading several together is cheaper
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _advance(self) -> None:
+        """Handles the messages of the workers, and ends those that are late or gone."""
+        now = time.monotonic()  # before reading: a worker that answered while this process was stopped is not late
+        for worker in list(self._workers):
+            for code, number, body in worker.exchange():
+                self._handle(worker, code, number, body)
+            if worker.gone or worker.deadline < now:
+                self._remove(worker)
+
+    def _handle(self, worker: WorkerHandle, code: bytes, number: int, body: bytes) -> None:
+        if worker.starting:
+            self._handle_start(worker, code, body)
+        elif not worker.awaits(number) or (verdicts := self._verdicts(code, body)) is None:
+            worker.gone = True  # a message that a worker never sends: the reward has written into the pipe
+        else:
+            call = worker.take_judged(number)
+            if code == wire.BROKEN:
+                call.job.fail(RewardError(body.decode("utf-8", "replace")))
+            else:
+                call.decide(verdicts)
+            if code == wire.RETIRED:
+                in_hand, others = worker.give_up_pending()
+                self._queue.give_back([*in_hand, *others])
+
+    def _verdicts(self, code: bytes, body: bytes) -> list[Verdict] | None:
+        """What a message says of a call: a verdict for each item, or one for all; None if no worker sends it."""
+        if code in VERDICTS:
+            return [VERDICTS[code]]
+        if code == wire.JUDGED:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                found = json.loads(body)
+                return [verdict_of(each) for each in (found if self.signature.whole_groups else [found])]
+            return None
+        if code in FAILURES:
+            self.last_error = body.decode("utf-8", "replace")
+            return [Verdict(False, FAILURES[code])]
+        return [] if code == wire.BROKEN else None
+
+    def _handle_start(self, worker: WorkerHandle, code: bytes, body: bytes) -> None:
+        """Raises if the worker cannot use the reward: another one could not either."""
+        reason = body.decode("utf-8", "replace")
+        if code == wire.NOT_LOADED:
+            raise ValueError(f"cannot load the reward {self._setup.reward!r}: {reason}{_memory_hint(reason)}")
+        if code == wire.NOT_PASSED:
+            raise RuntimeError(f"the reward {self._setup.reward!r} {reason}")
+        self.signature = Signature.from_json(json.loads(reason))
+        worker.mark_started(self.signature.is_async)
+        self._failed_starts = 0
+
+    def _remove(self, worker: WorkerHandle) -> None:
+        """Ends a worker, and gives back its calls.
+
+        A call that it had in hand counts as wrong if it took too long or has killed `MAX_DEATHS` workers. Where there
+        are several of them, each is judged once more and alone, to see which it was.
+        """
+        self._workers.remove(worker)
+        late = not worker.gone
+        status = worker.kill()
+        if worker.starting:
+            self._count_failed_start(worker, late, status)
+        elif worker.pending:
+            late = late or status == -signal.SIGXCPU
+            self.last_error = f"no verdict in {self._setup.timeout_s} s" if late else f"exit status {status}"
+            in_hand, others = worker.give_up_pending()
+            self._queue.give_back([*(call for call in in_hand if not self._is_lost(call, late, len(in_hand))), *others])
+
+    def _is_lost(self, call: QueuedCall, late: bool, num_in_hand: int) -> bool:
+        """Whether a call that a removed worker had in hand gets no other one."""
+        call.deaths += not late
+        is_lost = num_in_hand == 1 if late else call.deaths >= MAX_DEATHS
+        if is_lost:
+            call.decide([Verdict(False, "timeout" if late else "died")])
+        call.alone = num_in_hand > 1
+        return is_lost
+
+    def _count_failed_start(self, worker: WorkerHandle, late: bool, status: int | None) -> None:
+        if worker.started_at > self._last_failed_start:  # if all are killed while they start, that counts once
+            self._failed_starts += 1
+            self._last_failed_start = time.monotonic()
+        if self._failed_starts >= self._max_failed_starts:
+            how = f"was not ready after {self._start_timeout_s} s" if late else f"ended with exit status {status}"
+            raise RuntimeError(
+                f"a process of the reward {self._setup.reward!r} {how} before its first item, "
+                f"{self._failed_starts} time(s) in a row. It printed: {worker.printed or 'nothing'}"
+            )
+
+
+def _kill_all(workers: list[WorkerHandle]) -> None:
+    while workers:
+        workers.pop().kill()
+
+
+def _memory_hint(reason: str) -> str:
+    memory = "MemoryError" in reason or "failed to map segment" in reason or "Cannot allocate memory" in reason
+    return "\nIts imports may need more address space: raise memory_limit_gib." if memory else ""
