@@ -178,17 +178,21 @@ class DeadlineConfig:
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     correct: float = setting(1.0, may_change=True)
-    """Reward of a response that the verifier accepts."""
+    """Reward of a response that is right. A reward function that returns numbers gives the reward itself, and then a
+    response counts as right if it gets at least this."""
     wrong: float = setting(-1.0, may_change=True)
-    """Reward of any other response, also of one on which the verifier hung or died."""
+    """Reward of a response that is wrong, also of one on which the reward function hung, died or raised an error."""
     unformatted: float | None = None
     """Reward of a response whose answer lacks the required form, where the verifier checks the form; None: as wrong."""
     workers: int = setting(1, at_least=1, free_on_resume=True)
-    """Verifier processes per rank."""
+    """Processes per rank that judge."""
+    concurrency: int = setting(32, at_least=1, at_most=100_000, free_on_resume=True)
+    """Responses that an async reward function judges at once in each process."""
     timeout_s: float = setting(10.0, above=0, at_most=1_000_000, free_on_resume=True)
-    """Longest time to judge one response, in seconds; then the verifier's process is killed."""
+    """Longest time to judge one response, in seconds; then the process is killed, or an async call cancelled.
+    A reward function that takes whole groups may take it for each group."""
     memory_limit_gib: float = setting(4.0, above=0, at_most=1_000_000, free_on_resume=True)
-    """Address space that one verifier process may use, in GiB."""
+    """Address space that one of these processes may use, in GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.algorithm.judging import Judging
-from fastgrpo.algorithm.scoring import rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.scoring import reward_metrics, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
 from fastgrpo.logprob_probe import probe
@@ -23,7 +23,7 @@ from fastgrpo.policy.packing import split_updates
 from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
 from fastgrpo.ranks.watchdog import Watchdog
-from fastgrpo.rewards import VerifierPool
+from fastgrpo.rewards import RewardError, VerifierPool
 from fastgrpo.rollout.engine_spec import engine_dtype
 from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.types import Group, Prompt, Response, Sample, Sampling
@@ -157,10 +157,32 @@ class Trainer:
     def judge(self, groups: list[Group]) -> list[Group]:
         """This rank's groups, and those of all ranks, once the verdicts are there that were asked for while they were
         drawn. Texts stay on the rank that judged them."""
-        mine = self.judging.judged(groups, self.rollouts.sampling, self.config.reward.correct)
+        mine = self._judge(groups, self.rollouts.sampling)
         everyone = self.ranks.gather([[s.without_texts() for s in group] for group in mine])
         with_texts = {group[0].prompt.position: group for group in mine}
         return [with_texts.get(group[0].prompt.position, group) for group in everyone]
+
+    def _judge(self, groups: list[Group], sampling: Sampling) -> list[Group]:
+        """This rank's groups with their verdicts. Raises TrainingError, on every rank, if the reward cannot go on."""
+        reasons = []
+        try:
+            judged = self.judging.judged(groups, sampling, self.config.reward.correct)
+        except RewardError as error:
+            reasons = [str(error)]
+        if reasons := self.ranks.gather(reasons):
+            raise TrainingError(f"the reward cannot go on: {reasons[0]}")
+        return judged
+
+    def last_error(self, failures: Sequence[str]) -> str:
+        """The last line of what a reward's process said of a failure, the same on every rank; empty if there is none.
+        Raises TrainingError if there are nothing but failures: nothing can be learned so."""
+        if not any(failures):
+            return ""
+        mine = [self.pool.last_error.split("\n")[0]] if self.pool.last_error else []
+        last = next(iter(self.ranks.gather(mine)), "unknown")
+        if all(failures):
+            raise TrainingError(f"the reward failed on all {len(failures)} responses of a step: {last}")
+        return last
 
     def with_rewards(self, groups: list[Group]) -> list[Sample]:
         """The samples of these groups with their rewards, in which no other group has a say."""
@@ -226,7 +248,8 @@ class Trainer:
         num_tokens = sum(r.num_sampled_tokens for r in responses)
         tokens = TokenSums.metrics(self.ranks.sum(sums.values), sum(s.response.num_sampled_tokens for s in kept))
         staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
-        rewards = rewards_of(sampled)
+        rewards = rewards_of([s for s in sampled if s.teaches])
+        last_error = self.last_error([s.failure for s in sampled])
         progress = self.progress
         progress.step += 1
         progress.total_tokens += num_tokens
@@ -235,8 +258,8 @@ class Trainer:
         progress.verifier_failures += failures
         return {
             "step": progress.step,
-            "reward": float(rewards.mean()),
-            "reward_std": float(rewards.std()),
+            "reward": float(rewards.mean()) if len(rewards) else math.nan,
+            "reward_std": float(rewards.std()) if len(rewards) else math.nan,
             "accuracy": float(np.mean([s.correct for s in sampled])),  # before any shaping
             "response_length": num_tokens / len(responses),
             "truncated_frac": float(np.mean([r.finish_reason == "length" for r in responses])),
@@ -250,6 +273,8 @@ class Trainer:
             "staleness_max": int(staleness.max()),
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
             "verifier_failures": failures,
+            **({"last_verifier_error": last_error} if last_error else {}),
+            **reward_metrics(sampled),
             "engine_busy_s": clock.phases["rollout_s"],
             **samples.counts,  # engines with ranks of their own know better
             "total_tokens": progress.total_tokens,
@@ -262,8 +287,9 @@ class Trainer:
         groups = np.array([s.advantage for s in samples]).reshape(-1, self.config.rollout.group_size)
         return float((groups == 0).all(axis=1).mean()) if len(groups) else math.nan
 
-    def accuracy(self, prompts: list[Prompt]) -> tuple[float, float]:
-        """Sampled (avg@k) and greedy accuracy on held-out problems, from draws that training never uses."""
+    def held_out(self, prompts: list[Prompt]) -> dict[str, float]:
+        """Sampled (avg@k) and greedy accuracy on held-out problems, from draws that training never uses; where rewards
+        are numbers also their means."""
         settings, training = self.config.evaluation, self.rollouts.sampling
         sampled = replace(
             training,
@@ -272,13 +298,23 @@ class Trainer:
             temperature=settings.temperature,
             seed=training.seed + 2**32,
         )
-        greedy = replace(sampled, group_size=1, temperature=0.0)
-        return self._accuracy(prompts, sampled), self._accuracy(prompts, greedy)
+        accuracy, score = self._accuracy(prompts, sampled)
+        greedy, greedy_score = self._accuracy(prompts, replace(sampled, group_size=1, temperature=0.0))
+        scores = {"held_out_score": score, "held_out_greedy_score": greedy_score}
+        return {
+            "held_out_accuracy": accuracy,
+            "held_out_greedy": greedy,
+            **{name: mean for name, mean in scores.items() if mean is not None},
+        }
 
-    def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> float:
-        drawn = self.rollouts.generate(prompts, sampling, self.judging)
-        judged = self.judging.judged(drawn, sampling, self.config.reward.correct)
-        return float(np.mean(self.ranks.gather([s.correct for group in judged for s in group])))
+    def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> tuple[float, float | None]:
+        """The share of right responses, and the mean of the rewards that are numbers, if any are."""
+        judged = self._judge(self.rollouts.generate(prompts, sampling, self.judging), sampling)
+        mine = [(s.correct, s.failure, s.score if s.graded and s.teaches else None) for group in judged for s in group]
+        correct, failures, scores = zip(*self.ranks.gather(mine), strict=True)
+        self.last_error(failures)
+        graded = [score for score in scores if score is not None]
+        return float(np.mean(correct)), float(np.mean(graded)) if graded else None
 
 
 def _mean_entropy(responses: list[Response], otherwise: float) -> float:

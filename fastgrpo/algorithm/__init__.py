@@ -3,7 +3,7 @@
 from fastgrpo.algorithm.advantages import batch_normalised, batch_whitened, group_normalised
 from fastgrpo.algorithm.algorithm import Algorithm, Phase, ProblemText, ReferenceReset
 from fastgrpo.algorithm.outcomes import Outcomes, RewardFunction
-from fastgrpo.algorithm.selection import SuccessBetween, some_right_and_some_wrong
+from fastgrpo.algorithm.selection import SuccessBetween, scores_differ
 from fastgrpo.algorithm.shaping import CosineLengthPenalty, Cycled, OverlongPenalty, StopProperly
 
 __all__ = [
@@ -21,5 +21,5 @@ __all__ = [
     "batch_normalised",
     "batch_whitened",
     "group_normalised",
-    "some_right_and_some_wrong",
+    "scores_differ",
 ]

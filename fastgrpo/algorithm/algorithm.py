@@ -14,7 +14,7 @@ import numpy as np
 
 from fastgrpo.algorithm.advantages import group_normalised
 from fastgrpo.algorithm.outcomes import RewardFunction
-from fastgrpo.algorithm.selection import some_right_and_some_wrong
+from fastgrpo.algorithm.selection import scores_differ
 from fastgrpo.algorithm.shaping import scaled
 from fastgrpo.config import RULES, Config, DataConfig, refuse_old_names, with_run_dir, with_settings
 from fastgrpo.types import Prompt
@@ -75,9 +75,10 @@ class Algorithm:
     """(rewards [N], outcomes) -> advantages [N]."""
     shaping: tuple[RewardFunction, ...] = ()
     """What is done to the verifier's rewards, in this order."""
-    has_signal: HasSignal = some_right_and_some_wrong
-    """Whether a group, from its raw verdicts [group_size] bool, has something to teach. What becomes of one that has
-    not is the setting --rollout.zero_signal_groups."""
+    has_signal: HasSignal = scores_differ
+    """Whether a group has something to teach, from the scores [group_size] float64 that its responses got, 1 or 0 for
+    right or wrong, without those that got no reward. What becomes of one that has not is the setting
+    --rollout.zero_signal_groups."""
     reference_reset: ReferenceReset | None = None
     """When the reference of --objective.kl_coef becomes the policy; None: it stays the run's first weights."""
     problem_text: ProblemText | None = None

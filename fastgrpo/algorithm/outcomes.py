@@ -17,7 +17,7 @@ class Outcomes:
     """
 
     correct: np.ndarray  # [N] bool, the verifier's verdicts
-    scores: np.ndarray  # [N] float64, what the verifier gave: 1 or 0 for a yes or no
+    scores: np.ndarray  # [N] float64, what the reward gave: 1 or 0 for a yes or no, and 0 where it gave none
     teaches: np.ndarray  # [N] bool; where it is false there is no reward, and what stands there is its group's mean
     parts: Mapping[str, np.ndarray]  # name -> [N] float64, what the rewards were made of; NaN where a sample has none
     lengths: np.ndarray  # [N] int64, response tokens
@@ -32,7 +32,7 @@ class Outcomes:
     def of(cls, samples: Sequence[Sample], config: Config, step: int) -> "Outcomes":
         return cls(
             correct=np.array([s.correct for s in samples], dtype=bool),
-            scores=np.array([s.score for s in samples], dtype=np.float64),
+            scores=np.array([s.score if s.teaches else 0.0 for s in samples], dtype=np.float64),
             teaches=np.array([s.teaches for s in samples], dtype=bool),
             parts=_parts(samples),
             lengths=np.array([len(s.response) for s in samples], dtype=np.int64),

@@ -63,25 +63,53 @@ def judged(sample: Sample, text: str, verdict: Verdict, right_from: float) -> Sa
 
 
 def with_rewards(samples: Sequence[Sample], algorithm: Algorithm, config: Config, step: int) -> list[Sample]:
-    """The samples with what their verdicts are worth, and what the recipe makes of that. Raises RecipeError."""
+    """The samples with what their verdicts are worth, and what the recipe makes of that. Raises RecipeError.
+
+    One that has no reward gets the mean of its group, which moves nothing.
+    """
     if not samples:  # a recipe's functions never see an empty step
         return []
     outcomes, values = Outcomes.of(samples, config, step), config.reward
     rewards = np.where(outcomes.correct, values.correct, values.wrong).astype(np.float32)
     if values.unformatted is not None:
         rewards[[s.unformatted for s in samples]] = values.unformatted
+    rewards = _with_group_means(np.where([s.graded for s in samples], outcomes.scores, rewards), outcomes)
     for shape in algorithm.shaping:
-        rewards = of_recipe("shaping", shape, rewards, outcomes)
+        rewards = _with_group_means(of_recipe("shaping", shape, rewards, outcomes), outcomes)
     return [replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
 
 
 def with_advantages(samples: Sequence[Sample], algorithm: Algorithm, config: Config, step: int) -> list[Sample]:
-    """The samples with their advantages, from their rewards. Raises RecipeError."""
+    """The samples with their advantages, from their rewards; 0 for one that has no reward. Raises RecipeError."""
     if not samples:
         return []
     outcomes = Outcomes.of(samples, config, step)
     advantages = of_recipe("advantages", algorithm.advantages, rewards_of(samples), outcomes)
-    return [replace(s, advantage=float(a)) for s, a in zip(samples, advantages, strict=True)]
+    return [replace(s, advantage=float(a) if s.teaches else 0.0) for s, a in zip(samples, advantages, strict=True)]
+
+
+def _with_group_means(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  # [N] -> [N] float32
+    """The rewards; where a sample has none, the mean of those of its group, or 0 in a group that has none at all."""
+    if outcomes.teaches.all():
+        return rewards.astype(np.float32)
+    teaches = outcomes.teaches.reshape(-1, outcomes.group_size)
+    sums = np.where(teaches, rewards.reshape(teaches.shape), 0.0).sum(axis=1, keepdims=True)
+    means = sums / np.maximum(teaches.sum(axis=1, keepdims=True), 1)
+    return np.where(outcomes.teaches, rewards, np.broadcast_to(means, teaches.shape).reshape(-1)).astype(np.float32)
+
+
+def reward_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """The means of the rewards' named parts, each over the samples that have it, and the counts of those without a
+    reward: None is told from NaN and infinite."""
+    parts: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, value in sample.parts.items():
+            parts.setdefault(f"reward/{name}", []).append(value)
+    return {
+        **{name: float(np.mean(values)) for name, values in sorted(parts.items())},
+        "responses_without_reward": sum(not s.teaches and not s.graded for s in samples),
+        "rewards_not_finite": sum(not s.teaches and s.graded for s in samples),
+    }
 
 
 def rewards_of(samples: Sequence[Sample]) -> np.ndarray:  # [N] float32

@@ -11,33 +11,34 @@ from fastgrpo.types import Group
 Rule = Literal["keep", "drop", "replace"]
 
 
-def some_right_and_some_wrong(correct: np.ndarray) -> bool:  # [group_size] bool
-    """Whether a group has right and wrong responses: DAPO's rule (arXiv 2503.14476, eq. 11)."""
-    return 0 < int(correct.sum()) < len(correct)
+def scores_differ(scores: np.ndarray) -> bool:  # [num_teaching] float64
+    """Whether the responses of a group have different scores: where they are right or wrong, whether there are both,
+    which is DAPO's rule (arXiv 2503.14476, eq. 11)."""
+    return len(scores) > 0 and bool(scores.min() < scores.max())
 
 
 @dataclass(frozen=True)
 class SuccessBetween:
-    """Whether a group's share of right responses is within both bounds (QuestA: 0.05 and 0.95)."""
+    """Whether a group's mean score, its share of right responses, is within both bounds (QuestA: 0.05 and 0.95)."""
 
     low: float
     high: float
 
-    def __call__(self, correct: np.ndarray) -> bool:  # [group_size] bool
-        return bool(self.low <= correct.mean() <= self.high)
+    def __call__(self, scores: np.ndarray) -> bool:  # [num_teaching] float64
+        return len(scores) > 0 and bool(self.low <= scores.mean() <= self.high)
 
 
 @dataclass
 class Selection:
     """The groups that a step trains on, of those that were judged for it.
 
-    ``has_signal`` sees raw verdicts, whatever a recipe adds to the reward.
+    ``has_signal`` sees raw scores, whatever a recipe adds to the reward, of the responses that have a reward at all.
     """
 
     rule: Rule
     wanted: int
     max_rounds: int
-    has_signal: Callable[[np.ndarray], bool] = some_right_and_some_wrong
+    has_signal: Callable[[np.ndarray], bool] = scores_differ
     kept: list[Group] = field(default_factory=list)
     dropped: list[Group] = field(default_factory=list)
     num_rounds: int = 0
@@ -45,7 +46,7 @@ class Selection:
     def add(self, groups: Sequence[Group]) -> None:
         self.num_rounds += 1
         for group in groups:
-            (self.kept if self.rule == "keep" or self.has_signal(_correct(group)) else self.dropped).append(group)
+            (self.kept if self.rule == "keep" or self.has_signal(_scores(group)) else self.dropped).append(group)
 
     @property
     def num_missing(self) -> int:
@@ -64,6 +65,10 @@ class Selection:
             "groups_dropped_all_wrong": len(self.dropped) - dropped_right,
             "sampling_rounds": self.num_rounds,
         }
+
+
+def _scores(group: Group) -> np.ndarray:  # [num_teaching] float64
+    return np.array([sample.score for sample in group if sample.teaches], dtype=np.float64)
 
 
 def _correct(group: Group) -> np.ndarray:  # [group_size] bool

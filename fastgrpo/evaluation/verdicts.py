@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fastgrpo import rewards
 from fastgrpo.evaluation.folder import EvaluationFolder, Key, RowFile
 from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.rewards import SELF_TEST, VerifierPool, self_test_of
-from fastgrpo.rewards.judgement import KnownAnswer
+from fastgrpo.rewards import VerifierPool
 
 CHUNK = 64
 """Responses for each worker before the verdicts are written and signals are checked."""
@@ -48,19 +46,9 @@ def start_pool(settings: Settings, rule: str) -> VerifierPool:
             num_workers(settings),
             settings.verifier_timeout_s,
             settings.verifier_memory_gib,
-            self_test=known_answers(rule),
         )
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-
-
-def known_answers(rule: str) -> tuple[KnownAnswer, ...]:
-    """The self-test of a verifier that comes with fastgrpo; empty for one of the user's."""
-    module, _, function = rule.rpartition(":")
-    if module == "fastgrpo.rewards":
-        known = getattr(rewards, function, None)
-        return self_test_of(known) if known is not None else ()
-    return SELF_TEST if module.startswith("fastgrpo.") else ()
 
 
 def num_workers(settings: Settings) -> int:

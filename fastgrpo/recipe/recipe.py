@@ -1,11 +1,11 @@
 """A recipe: one Python file that says what a run is.
 
-It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function of response text and answer that says
-whether the response is right, or where it is, as ``"module:function"``: its processes then load only that). It may
-define
+It defines ``config`` (a ``fastgrpo.config.Config``) and ``reward`` (a function of response text and answer, and of what
+else its signature asks for, that returns a `fastgrpo.rewards.Judgement`; or where it is, as ``"module:function"``: its
+processes then load only that). It may define
 
-- ``self_test``: (response, answer, verdict) triples that every verifier process must get right before training starts;
-  left out, those that the reward was decorated with (``known_answers``), as all of ``fastgrpo.rewards`` are;
+- ``self_test``: (response, answer, judgement) triples that every process must get right before training starts; left
+  out, those that the reward was decorated with (``known_answers``), as all of ``fastgrpo.rewards`` are;
 - ``prepare(config, base, say)``: makes what the run starts from in the folder ``base``, on the first rank and before
   anything is loaded;
 - ``algorithm`` (a ``fastgrpo.algorithm.Algorithm``): the functions that take the place of plain GRPO's parts;
@@ -36,10 +36,10 @@ from fastgrpo.rewards.judgement import KnownAnswer
 class Recipe:
     path: Path
     config: Config
-    reward: str  # the verifier as its processes import it
+    reward: str  # as its processes import it
     prepare: Callable[[Config, Path, Callable[[str], None]], None] | None = None
     published: dict[str, Any] = field(default_factory=dict)
-    self_test: Sequence[KnownAnswer] = ()
+    self_test: Sequence[KnownAnswer] = ()  # empty: the reward's own
     algorithm: Algorithm = field(default_factory=Algorithm)
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     row: Callable[[str, str, str], dict[str, Any]] = verl_row
@@ -73,14 +73,14 @@ def load_recipe(path: Path) -> Recipe:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(reward := getattr(module, "reward", None), str) and not callable(reward):
-        raise ValueError(f"{path} must define `reward`, a function (response text, answer) -> bool or 'unformatted'")
+        raise ValueError(f"{path} must define `reward`, a function of response text and answer")
     return Recipe(
         path,
         config,
         _verifier(path, module),
         prepare=getattr(module, "prepare", None),
         published=getattr(module, "published", {}),
-        self_test=getattr(module, "self_test", getattr(module.reward, "known_answers", ())),
+        self_test=getattr(module, "self_test", ()),
         algorithm=_algorithm(path, module),
         fidelity=getattr(module, "fidelity", {}),
         row=getattr(module, "row", verl_row),

@@ -12,11 +12,12 @@ KnownAnswer = tuple[str, str, Judgement]  # response text, answer, what the rewa
 
 Failure = Literal["", "timeout", "died", "raised"]
 
+MAX_REWARD = float.fromhex("0x1.fffffep127")  # float32's, in which rewards are computed
 ALLOWED = 'a bool, a number, None, "unformatted" or a dict of named numbers'
 
 
 class RewardError(RuntimeError):
-    """What a reward raises to stop the run: it cannot go on, whatever the response. The message says why."""
+    """A reward cannot go on, whatever the response; the message says why. A reward may raise it to stop the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def verdict_of(judgement: Any) -> Verdict:
 
 
 def _number(score: float, correct: bool | None, parts: Mapping[str, float]) -> Verdict:
-    return Verdict(correct, score=score, teaches=math.isfinite(score), parts=parts)
+    return Verdict(correct, score=score, teaches=abs(score) <= MAX_REWARD, parts=parts)
 
 
 def _plain(value: Any) -> bool | float | str | None:

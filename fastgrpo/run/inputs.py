@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.algorithm import ProblemText
 from fastgrpo.config import Config, DataConfig
-from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer
+from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer, with_columns
 from fastgrpo.models.attention import choose_attention
 from fastgrpo.models.load import check_model, find_model
 from fastgrpo.run.checkpoint import require_space
@@ -23,6 +23,14 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     train: list[list[Prompt]]  # of every phase of the run
     held_out: list[Prompt]
+
+    def with_columns(self, configs: list[Config]) -> "Inputs":
+        """The same with every column of the prompts' rows."""
+        found: dict[int, list[Prompt]] = {}  # phases may share their prompts
+        for config, prompts in zip(configs, self.train, strict=True):
+            found[id(prompts)] = found.get(id(prompts)) or with_columns(prompts, config.data.train)
+        held_out = with_columns(self.held_out, configs[0].data.held_out) if self.held_out else []
+        return replace(self, train=[found[id(prompts)] for prompts in self.train], held_out=held_out)
 
 
 def load_inputs(

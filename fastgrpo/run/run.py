@@ -19,6 +19,9 @@ from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.trainer import Progress, Trainer
 from fastgrpo.types import Prompt, Sample
 
+MANY_FAILURES = 0.01
+"""A reward that fails on a larger share of a step's responses is worth a warning."""
+
 
 @dataclass
 class Run:
@@ -71,10 +74,11 @@ class Run:
 
     def _evaluate_before(self) -> None:
         if self.held_out:
-            accuracy, greedy = self._accuracy()
+            found = self._held_out()
+            accuracy, greedy = found["held_out_accuracy"], found["held_out_greedy"]
             self.trainer.progress.accuracy_before, self.trainer.progress.greedy_before = accuracy, greedy
             self.display.say(f"before: held-out accuracy {accuracy:.3f} sampled, {greedy:.3f} greedy")
-            self._write({"step": 0, "held_out_accuracy": accuracy, "held_out_greedy": greedy})
+            self._write({"step": 0, **found})
 
     def steps(self) -> None:
         """Does the steps that are left. Raises Interrupted, after a save, if a signal asked for the end."""
@@ -86,8 +90,8 @@ class Run:
                     self.display.say(f"step {progress.step + 1}: {event}")
                 metrics, samples = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
-                    metrics["held_out_accuracy"], metrics["held_out_greedy"] = self._accuracy()
-                self._warn(metrics)
+                    metrics |= self._held_out()
+                self._warn(metrics, len(samples.kept) + len(samples.dropped))
                 self._write(metrics, samples.kept)
                 self.display.show(metrics)
                 self.checkpointer.commit_if_written()
@@ -103,17 +107,22 @@ class Run:
         with self._phase("checkpoint", self.config.deadline.checkpoint_s):
             self.checkpointer.finish()
 
-    def _warn(self, metrics: dict[str, Any]) -> None:
+    def _warn(self, metrics: dict[str, Any], num_responses: int) -> None:
         if metrics["groups_kept"] == 0:
             self.display.say(f"warning, step {metrics['step']}: no group had anything to teach, so nothing was trained")
         elif metrics["zero_advantage_frac"] == 1.0:
             self.display.say(f"warning, step {metrics['step']}: in every group all rewards are equal: nothing to learn")
+        if (failures := metrics["verifier_failures"]) > MANY_FAILURES * num_responses:
+            self.display.say(
+                f"warning, step {metrics['step']}: the reward failed on {failures} of {num_responses} responses, the "
+                f"last time so: {metrics['last_verifier_error']}"
+            )
         if warning := mismatch_warning(metrics, self.config.objective.rollout_kl_alarm):
             self.display.say(f"warning, step {metrics['step']}: {warning}")
 
-    def _accuracy(self) -> tuple[float, float]:
+    def _held_out(self) -> dict[str, float]:
         with self._phase("evaluate", self.config.deadline.generate_s + self.config.deadline.judge_s):
-            return self.trainer.accuracy(self.held_out)
+            return self.trainer.held_out(self.held_out)
 
     def _save(self) -> None:
         progress = self.trainer.progress

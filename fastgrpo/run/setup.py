@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config
-from fastgrpo.data import PromptStream
+from fastgrpo.data import PromptStream, with_columns
 from fastgrpo.models.load import compute_dtype
 from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner
@@ -19,14 +19,14 @@ from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
-from fastgrpo.rewards import VerifierPool
+from fastgrpo.rewards import MADE_UP, Item, VerifierPool
 from fastgrpo.rollout.engines import check_engine, engine_kind
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.start_rollouts import start_rollouts
 from fastgrpo.run.checkpoint import Checkpointer
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
-from fastgrpo.run.inputs import load_inputs
+from fastgrpo.run.inputs import Inputs, load_inputs
 from fastgrpo.run.run import Run
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.trainer import Trainer
@@ -65,7 +65,10 @@ def start(
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
-    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks)))
+    example = ranks.together(lambda: example_of(inputs, config))
+    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
+    if "row" in pool.signature.names:
+        inputs = ranks.together(partial(inputs.with_columns, configs))
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
     trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
     ends.callback(trainer.rollouts.close)
@@ -107,15 +110,30 @@ def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks
         folder.begin(config, facts)
 
 
-def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks) -> VerifierPool:
-    """The pool of this rank's verifiers. Raises ValueError if one cannot be loaded or fails its self-test.
+def example_of(inputs: Inputs, config: Config) -> Item:
+    """What the reward is tried on: a made-up response to the first problem of the data."""
+    first = with_columns(inputs.train[0][:1], config.data.train)[0]
+    return MADE_UP._replace(answer=first.answer, named={**MADE_UP.named, "prompt": first.text, "row": first.columns})
 
-    Where engines have ranks of their own, responses come to the first trainer rank and it judges all.
+
+def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks, example: Item) -> VerifierPool:
+    """The pool of this rank's rewards. Raises ValueError if the reward cannot be loaded, fails its self-test, or does
+    not return a judgement on the example.
+
+    Where engines have ranks of their own, responses come to the first trainer rank, and it judges all.
     """
-    limits = config.reward
-    workers = limits.workers * ranks.count if config.rollout.gpus and ranks.is_first else limits.workers
+    settings = config.reward
+    judges_all = config.rollout.gpus > 0 and ranks.is_first
     try:
-        return VerifierPool(recipe.reward, workers, limits.timeout_s, limits.memory_limit_gib, recipe.self_test or None)
+        return VerifierPool(
+            recipe.reward,
+            settings.workers * (ranks.count if judges_all else 1),
+            settings.timeout_s,
+            settings.memory_limit_gib,
+            recipe.self_test or None,
+            example=example,
+            concurrency=settings.concurrency,
+        )
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

@@ -1,6 +1,7 @@
 """Groups without signal: kept, left out, or replaced, and what becomes of every prompt."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.algorithm.selection import Selection, SuccessBetween, some_right_and_some_wrong
+from fastgrpo.algorithm.selection import Selection, SuccessBetween, scores_differ
 from fastgrpo.json_lines import JsonLines
 from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.train import main
@@ -27,11 +28,12 @@ NOTHING = Response(np.zeros(0, np.int32), np.zeros(0, np.float32), "stop", 0)
 
 def judged(all_correct: Iterable[list[bool]]) -> list[Group]:
     prompts = (Prompt.of_ids(np.zeros(1, np.int32), i) for i in count())
-    return [[Sample(p, NOTHING, correct=c) for c in correct] for p, correct in zip(prompts, all_correct, strict=False)]
+    groups = zip(prompts, all_correct, strict=False)
+    return [[Sample(p, NOTHING, correct=c, score=float(c)) for c in correct] for p, correct in groups]
 
 
 def signal(group: Group) -> bool:
-    return some_right_and_some_wrong(np.array([sample.correct for sample in group]))
+    return scores_differ(np.array([sample.score for sample in group]))
 
 
 def test_a_success_rate_between_bounds_is_signal_and_the_bounds_are_within():
@@ -48,6 +50,15 @@ def test_a_selection_follows_the_rule_that_it_is_given():
 
 def test_a_group_has_signal_if_some_responses_are_right_and_some_wrong():
     assert [signal(group) for group in judged([RIGHT, WRONG, MIXED])] == [False, False, True]
+
+
+def test_scores_that_are_numbers_have_signal_where_they_differ_and_those_that_teach_nothing_have_none():
+    (group,) = judged([RIGHT])
+    graded = [replace(s, score=0.1 * i, graded=True) for i, s in enumerate(group)]
+    silent = [replace(s, teaches=False) for s in graded[1:]]
+    selection = Selection("drop", 4, 1)
+    selection.add([graded, [graded[0], *silent], [replace(s, teaches=False) for s in graded], group])
+    assert selection.kept == [graded] and len(selection.dropped) == 3
 
 
 def test_keep_trains_on_all_and_drop_on_those_with_signal_in_one_round():

@@ -23,8 +23,8 @@ def test_a_rule_that_raises_on_everything_is_told_and_one_on_some_is_counted(tin
     with_rule = (*SETTINGS, "--rule", f"{rule}:judge")
     assert evaluate(tiny_base, tmp_path, *with_rule) == 2
     assert "oh dear" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "e")
-    rule.write_text("def judge(response, answer):\n    return bool(1 / (len(response) % 5))\n")
+    assert not (tmp_path / "e").exists()
+    rule.write_text("def judge(response, answer):\n    return bool(1 / ((len(response) + 1) % 5))\n")
     assert evaluate(tiny_base, tmp_path, *with_rule) == 0
     failed = [row for row in rows(tmp_path / "e", "verdicts") if row["failure"]]
     assert failed and any(f"{len(failed)} raised" in note for note in read_evaluation(tmp_path / "e").about["notes"])

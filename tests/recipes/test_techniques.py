@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastgrpo.algorithm.advantages import group_normalised
-from fastgrpo.algorithm.selection import some_right_and_some_wrong
+from fastgrpo.algorithm.selection import scores_differ
 from tests.recipes.shrunk import Metrics, run_shrunk
 
 CLOCK = ("_s", "tokens_per_s")
@@ -95,4 +95,4 @@ def test_a_group_whose_success_is_out_of_bounds_is_what_dapos_rule_drops_at_sixt
 
     for right in range(17):
         verdicts = np.arange(16) < right
-        assert SuccessBetween(0.05, 0.95)(verdicts) == some_right_and_some_wrong(verdicts)
+        assert SuccessBetween(0.05, 0.95)(verdicts) == scores_differ(verdicts)

@@ -133,7 +133,7 @@ class Feeder:
         except (RuntimeError, ValueError, OSError) as error:  # a worker cannot be replaced
             _kill_all(self._workers)
             for job in self._jobs:
-                job.fail(error)
+                job.fail(RewardError(str(error)))
 
     def _take_arrivals(self) -> None:
         while self._arrived:

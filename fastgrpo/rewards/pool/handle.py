@@ -17,7 +17,7 @@ from fastgrpo.rewards.pool.calls import QueuedCall
 
 READ_BYTES = 1 << 16
 REAP_TIMEOUT_S = 10.0
-ASYNC_GRACE_S = 2.0
+ASYNC_GRACE_S = 1.0
 """An async reward's own loop ends a call after timeout_s; a loop that does not is hanging after this time."""
 PREFETCH_S = 0.05
 """Calls that a worker may have in hand, by the time that they take: what it has got no other worker can take."""

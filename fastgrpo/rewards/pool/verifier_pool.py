@@ -127,8 +127,8 @@ class VerifierPool:
         Where the reward takes whole groups (``signature.whole_groups``), the items are one group. An item whose process
         dies is judged once more by another one, so a process killed from outside changes no verdict. Takes at most
         about ``len(items) * timeout_s / workers``, twice that for items that kill their processes, and the restart of a
-        process for each failure. The future raises RuntimeError if a process could not be replaced, and RewardError if
-        a reward that takes groups returned a list of another length.
+        process for each failure. The future raises RewardError if a process could not be replaced, if the reward raised
+        one, and if one that takes groups returned a list of another length.
         """
         if not self._finalize.alive or os.getpid() != self._owner_pid:
             raise RuntimeError("this VerifierPool is closed or belongs to the parent process; make another one")
