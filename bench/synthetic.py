@@ -120,6 +120,10 @@ class SyntheticPrompts:
 class SyntheticTrainer(Trainer):
     """The trainer with random verdicts: nothing is decoded or judged."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rollouts.judging = None
+
     def judge(self, groups: list[Group]) -> list[Group]:
         coin = np.random.default_rng(self.progress.step)
         everything = self.ranks.gather(groups)

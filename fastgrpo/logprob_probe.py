@@ -27,7 +27,7 @@ def probe(prompt: Prompt, rollouts: Rollouts, learner: Learner, dtype: torch.dty
     # Positions that no run reaches: the draws are the probe's own.
     prompts = [replace(prompt, position=-1 - i) for i in range(ranks.count)]
     sampling = replace(rollouts.sampling, group_size=1, max_response_tokens=PROBE_TOKENS)
-    groups = rollouts.generate(prompts, sampling)
+    groups = ranks.share_of(ranks.gather(rollouts.generate(prompts, sampling)))
     batch = pack([sample for group in groups for sample in group]).to(ranks.device)
     logprobs, _ = learner.policy(batch, entropy=False)
     reshard(learner.policy)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.scoring import judge, reward_metrics, rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.judging import Judging
+from fastgrpo.algorithm.scoring import reward_metrics, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
 from fastgrpo.logprob_probe import probe
@@ -98,6 +99,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.longest_response = self.algorithm.widest(self.config).rollout.max_response_tokens
+        self.judging = Judging(self.tokenizer, self.pool)
+        self.rollouts.judging = self.judging
 
     def set_config(self, config: Config) -> None:
         """Goes on with the settings of the phase that begins with the next step."""
@@ -152,17 +155,18 @@ class Trainer:
         return StepSamples(kept, dropped, {**selection.metrics(), **self.rollouts.metrics()})
 
     def judge(self, groups: list[Group]) -> list[Group]:
-        """Judges this rank's groups; returns those of all ranks. Texts stay on the rank that judged them."""
-        mine = self._judge(groups)
+        """This rank's groups, and those of all ranks, once the verdicts are there that were asked for while they were
+        drawn. Texts stay on the rank that judged them."""
+        mine = self._judge(groups, self.rollouts.sampling)
         everyone = self.ranks.gather([[s.without_texts() for s in group] for group in mine])
         with_texts = {group[0].prompt.position: group for group in mine}
         return [with_texts.get(group[0].prompt.position, group) for group in everyone]
 
-    def _judge(self, groups: list[Group]) -> list[Group]:
+    def _judge(self, groups: list[Group], sampling: Sampling) -> list[Group]:
         """This rank's groups with their verdicts. Raises TrainingError, on every rank, if the reward cannot go on."""
         reasons = []
         try:
-            judged = judge(groups, self.tokenizer, self.pool, self.config.reward.correct)
+            judged = self.judging.judged(groups, sampling, self.config.reward.correct)
         except RewardError as error:
             reasons = [str(error)]
         if reasons := self.ranks.gather(reasons):
@@ -309,7 +313,7 @@ class Trainer:
 
     def _accuracy(self, prompts: list[Prompt], sampling: Sampling) -> tuple[float, float | None]:
         """The share of right responses, and the mean of the rewards that are numbers, if any are."""
-        judged = self._judge(self.rollouts.generate(prompts, sampling))
+        judged = self._judge(self.rollouts.generate(prompts, sampling, self.judging), sampling)
         mine = [(s.correct, s.failure, s.score if s.graded and s.teaches else None) for group in judged for s in group]
         correct, failures, scores = zip(*self.ranks.gather(mine), strict=True)
         self.last_error(failures)

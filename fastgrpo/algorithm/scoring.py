@@ -9,8 +9,8 @@ import numpy as np
 from fastgrpo.algorithm.algorithm import Algorithm
 from fastgrpo.algorithm.outcomes import Outcomes
 from fastgrpo.config import Config
-from fastgrpo.rewards import Item, Signature, Verdict, VerifierPool
-from fastgrpo.types import Group, Sample
+from fastgrpo.rewards import Item, Signature, Verdict
+from fastgrpo.types import Sample
 
 
 class RecipeError(RuntimeError):
@@ -60,18 +60,6 @@ def judged(sample: Sample, text: str, verdict: Verdict, right_from: float) -> Sa
         unformatted=verdict.unformatted,
         failure=verdict.failure,
     )
-
-
-def judge(groups: Sequence[Group], tokenizer: Any, pool: VerifierPool, right_from: float) -> list[Group]:
-    """The groups with their texts and verdicts, in order."""
-    ids = [sample.response.response_ids.tolist() for group in groups for sample in group]
-    texts = iter(tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else [])  # a rank may have no prompt
-    of_groups = [[next(texts) for _ in group] for group in groups]
-    futures = [pool.submit(items_of(*pair, pool.signature)) for pair in zip(groups, of_groups, strict=True)]
-    return [
-        [judged(*each, right_from) for each in zip(group, its_texts, future.result(), strict=True)]
-        for group, its_texts, future in zip(groups, of_groups, futures, strict=True)
-    ]
 
 
 def with_rewards(samples: Sequence[Sample], algorithm: Algorithm, config: Config, step: int) -> list[Sample]:

@@ -4,7 +4,8 @@ A reward is a function of response text and answer, and of what else its signatu
 `Judgement` (docs/rewards.md). A verifier is one that says right or wrong; docs/verifiers.md describes those that are
 here. Another one is a file here with ``@known_answers``, its name below, a row and a column there, and a test.
 ``VerifierPool`` calls a reward in processes of its own: a response on which it hangs, dies or uses all memory costs one
-verdict and never the run. Nothing here imports torch, and nothing evaluates a response as code.
+verdict and never the run. Nothing here imports torch, and nothing but ``run_python`` runs a response as code, in a
+sandbox.
 """
 
 from fastgrpo.rewards.compass import compass_accepts, compass_prompt
@@ -20,6 +21,9 @@ from fastgrpo.rewards.pool.verifier_pool import MADE_UP, VerifierPool
 from fastgrpo.rewards.pool.wire import Item
 from fastgrpo.rewards.prime_union import prime_union
 from fastgrpo.rewards.reward_model import reward_model
+from fastgrpo.rewards.run_python import CodeResult, last_code_block, run_python
+from fastgrpo.rewards.sandbox.cases import AssertTest, CallTest, StdinTest, ValueTest, tests_of
+from fastgrpo.rewards.sandbox.command import SandboxError
 from fastgrpo.rewards.signature import Signature
 from fastgrpo.rewards.simplerl_mix import simplerl_mix
 from fastgrpo.rewards.strict_boxed import strict_boxed
@@ -28,11 +32,17 @@ from fastgrpo.rewards.weighted import weighted
 __all__ = [
     "MADE_UP",
     "SELF_TEST",
+    "AssertTest",
+    "CallTest",
+    "CodeResult",
     "Item",
     "Judgement",
     "KnownAnswer",
     "RewardError",
+    "SandboxError",
     "Signature",
+    "StdinTest",
+    "ValueTest",
     "Verdict",
     "VerifierPool",
     "compass_accepts",
@@ -43,12 +53,15 @@ __all__ = [
     "from_trl",
     "known_answers",
     "last_boxed",
+    "last_code_block",
     "math_verify",
     "mathd_or_sympy",
     "prime_union",
     "reward_model",
+    "run_python",
     "self_test_of",
     "simplerl_mix",
     "strict_boxed",
+    "tests_of",
     "weighted",
 ]

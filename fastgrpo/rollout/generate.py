@@ -1,10 +1,13 @@
 """From prompts to groups of samples, by one engine in this process."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import count
 
 from fastgrpo.rollout.engine_protocol import RolloutEngine
 from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
+
+OnFinished = Callable[[Request, Response], None]
+"""What is called with every response as soon as it is finished."""
 
 
 def requests_of(prompts: Sequence[Prompt], sampling: Sampling, first_id: int = 0) -> list[Request]:
@@ -19,6 +22,7 @@ def generate(
     sampling: Sampling,
     num_groups: int | None = None,
     must: Container[int] = (),
+    on_finished: OnFinished | None = None,
 ) -> list[Group]:
     """The groups of these prompts, in their order: all, or the first ``num_groups`` that are complete.
 
@@ -36,6 +40,8 @@ def generate(
     while engine.is_unfinished() and (num_complete < wanted or awaited):
         for i, response in engine.step():
             drawn[i] = response
+            if on_finished is not None:
+                on_finished(requests[i], response)
             n = i // sampling.group_size
             missing[n] -= 1
             if missing[n] == 0:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrpo.algorithm.judging import Judging
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, share_of
 from fastgrpo.rollout.compare_weights import added, require_equal, with_checksums
 from fastgrpo.rollout.engine_protocol import RolloutEngine
-from fastgrpo.rollout.generate import generate
+from fastgrpo.rollout.generate import OnFinished, generate
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.types import Group, Prompt, Sampling
+from fastgrpo.types import Group, Prompt, Request, Response, Sampling
 
 
 class LocalRollouts:
@@ -42,6 +43,7 @@ class LocalRollouts:
         self.num_shards, self.num_engines = tensor_parallel, ranks.count // tensor_parallel
         self.num_syncs, self.just_compared = 0, False
         self.counts: dict[str, int] = {}
+        self.judging: Judging | None = None
 
     def set_config(self, config: Config, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -55,17 +57,23 @@ class LocalRollouts:
         prompts = self.prompts.take(max(ceil(num_groups * self.oversample), min(len(again), num_groups)))
         # Every engine has its part of what is needed, and its part of what is started beyond that.
         share = [*self._share_of(prompts[:num_groups]), *self._share_of(prompts[num_groups:])]
-        groups = generate(self.engine, share, self.sampling, len(self._share_of(prompts[:num_groups])), again)
+        num_needed = len(self._share_of(prompts[:num_groups]))
+        on_finished = self._on_finished(share, self.judging)
+        groups = generate(self.engine, share, self.sampling, num_needed, again, on_finished)
         unfinished = {p.position for p in share} - {group[0].prompt.position for group in groups}
+        if self.judging is not None:
+            self.judging.forget(unfinished, self.sampling)
         put_back = set(self.ranks.gather(sorted(unfinished))) if self.oversample > 1 else set()
         self.prompts.give_back(sorted(put_back))
         self.counts["prompts_started"] += len(prompts)
         self.counts["prompts_put_back"] += len(put_back)
-        return self._part_of(groups)
+        return self._part_of(groups, share)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, judging: Judging | None = None) -> list[Group]:
         """This rank's part of the groups of these prompts, beside the training's."""
-        return self._part_of(generate(self.engine, self._share_of(prompts), sampling))
+        share = self._share_of(prompts)
+        groups = generate(self.engine, share, sampling, on_finished=self._on_finished(share, judging))
+        return self._part_of(groups, share)
 
     def release_memory(self) -> None:
         self.engine.release_memory()
@@ -116,6 +124,21 @@ class LocalRollouts:
     def _share_of(self, items: Sequence[Any]) -> Sequence[Any]:
         return share_of(items, self.engine_index, self.num_engines)
 
-    def _part_of(self, groups: list[Group]) -> list[Group]:
-        """This rank's part of what every rank of the engine has drawn."""
-        return list(share_of(groups, self.shard, self.num_shards))
+    def _positions(self, share: Sequence[Prompt]) -> set[int]:
+        """Of the prompts whose groups this rank gets, of those that its engine draws for all its ranks."""
+        return {p.position for p in share_of(share, self.shard, self.num_shards)}
+
+    def _part_of(self, groups: list[Group], share: Sequence[Prompt]) -> list[Group]:
+        mine = self._positions(share)
+        return [group for group in groups if group[0].prompt.position in mine]
+
+    def _on_finished(self, share: Sequence[Prompt], judging: Judging | None) -> OnFinished | None:
+        if judging is None:
+            return None
+        mine, begin = self._positions(share), judging.begin
+
+        def on_finished(request: Request, response: Response) -> None:
+            if request.prompt.position in mine:
+                begin(request, response)
+
+        return on_finished

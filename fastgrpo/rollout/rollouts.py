@@ -3,16 +3,22 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from fastgrpo.algorithm.judging import Judging
 from fastgrpo.config import Config
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.types import Group, Prompt, Sampling
 
 
 class Rollouts(Protocol):
-    """All ranks call every method, in the same order; each gets its own part of the groups."""
+    """All ranks call every method, in the same order; each gets the groups that it judges.
+
+    ``judging`` is told of every response of a step as soon as it is finished, on the rank that gets its group, and of
+    groups that no step will take.
+    """
 
     prompts: PromptsInOrder
     sampling: Sampling
+    judging: Judging | None
 
     def set_config(self, config: Config, sampling: Sampling) -> None:
         """Goes on, between two steps, with another number, size, length and temperature of groups."""
@@ -23,11 +29,11 @@ class Rollouts(Protocol):
         ...
 
     def take(self, num_groups: int) -> list[Group]:
-        """This rank's part of the next groups; over all ranks they are ``num_groups``."""
+        """The next groups that this rank judges; over all ranks they are ``num_groups``."""
         ...
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
-        """This rank's part of groups of these prompts, apart from the training's."""
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, judging: Judging | None = None) -> list[Group]:
+        """The groups of these prompts that this rank judges, apart from the training's."""
         ...
 
     def release_memory(self) -> None:

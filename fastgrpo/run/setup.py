@@ -66,7 +66,7 @@ def start(
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
     example = ranks.together(lambda: example_of(inputs, config))
-    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, example)))
+    pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     if "row" in pool.signature.names:
         inputs = ranks.together(partial(inputs.with_columns, configs))
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
@@ -116,14 +116,18 @@ def example_of(inputs: Inputs, config: Config) -> Item:
     return MADE_UP._replace(answer=first.answer, named={**MADE_UP.named, "prompt": first.text, "row": first.columns})
 
 
-def start_verifiers(recipe: Recipe, config: Config, example: Item) -> VerifierPool:
+def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks, example: Item) -> VerifierPool:
     """The pool of this rank's rewards. Raises ValueError if the reward cannot be loaded, fails its self-test, or does
-    not return a judgement on the example."""
+    not return a judgement on the example.
+
+    Where engines have ranks of their own, responses come to the first trainer rank, and it judges all.
+    """
     settings = config.reward
+    judges_all = config.rollout.gpus > 0 and ranks.is_first
     try:
         return VerifierPool(
             recipe.reward,
-            settings.workers,
+            settings.workers * (ranks.count if judges_all else 1),
             settings.timeout_s,
             settings.memory_limit_gib,
             recipe.self_test or None,

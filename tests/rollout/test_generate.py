@@ -70,6 +70,21 @@ def test_of_more_prompts_the_first_that_are_complete_come_and_those_waited_for_a
     assert engine.cancelled == set(engine.held)  # what is not drawn to its end is forgotten
 
 
+def test_every_response_is_handed_on_when_it_is_finished():
+    engine, told = FakeEngine([5, 3, 4, 0, 2, 1]), []
+    groups = generate(
+        engine,
+        prompts([7, 8, 9]),
+        SAMPLING,
+        2,
+        on_finished=lambda *finished: told.append((*finished, engine.num_steps)),
+    )
+    assert [(r.prompt.position, r.index, step) for r, _, step in told] == [(8, 1, 1), (9, 1, 2), (9, 0, 3), (7, 1, 4),
+                                                                           (8, 0, 5)]  # fmt: skip
+    handed = {(r.prompt.position, r.index): response for r, response, _ in told}
+    assert all(s.response is handed[g[0].prompt.position, k] for g in groups for k, s in enumerate(g))
+
+
 def test_nothing_more_is_drawn_once_enough_groups_are_complete():
     engine = FakeEngine(list(range(8)))
     assert positions(generate(engine, prompts(range(4)), SAMPLING, 1)) == [0]
@@ -133,6 +148,40 @@ def test_prompts_put_back_come_first_and_every_prompt_is_trained_on_once(train, 
     assert train(*settings, "--steps", "2", "--overwrite") == 0
     assert train(*settings, "--steps", "6", "--resume") == 0
     assert taken == whole
+
+
+class Noted:
+    """Notes what is begun and not forgotten."""
+
+    def __init__(self) -> None:
+        self.begun: set[tuple[int, int]] = set()
+
+    def begin(self, request, response) -> None:
+        assert (request.prompt.position, request.index) not in self.begun
+        self.begun.add((request.prompt.position, request.index))
+
+    def forget(self, positions, sampling) -> None:
+        assert sampling == SAMPLING
+        self.begun = {place for place in self.begun if place[0] not in positions}
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+@pytest.mark.parametrize("oversample", [1.0, 1.5])
+def test_a_rank_judges_what_it_gets_and_forgets_what_is_put_back(oversample, tensor_parallel):
+    for num_groups in range(1, 10):
+        taken = []
+        for rank in range(2):
+            ranks = SimpleNamespace(rank=rank, count=2, gather=list)
+            rollouts = LocalRollouts(
+                FakeEngine([3, 1, 2]), ranks, PromptsInOrder(Stream()), SAMPLING, dict, None,
+                tensor_parallel=tensor_parallel, oversample=oversample,
+            )  # fmt: skip
+            rollouts.judging = Noted()
+            rollouts.begin_step(0)
+            groups = rollouts.take(num_groups)
+            assert rollouts.judging.begun == {(p, k) for p in positions(groups) for k in range(2)}
+            taken += positions(groups)
+        assert len(taken) == len(set(taken)) == num_groups
 
 
 @pytest.mark.parametrize("oversample", [1.0, 1.05, 1.5, 3.0])

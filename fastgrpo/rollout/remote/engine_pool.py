@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fastgrpo.config import DeadlineConfig
+from fastgrpo.rollout.generate import OnFinished
 from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.remote.channel import Channel
 from fastgrpo.types import Request, Response
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 WATCH_S = 0.1
 CLOSE_S = 2.0  # for the last messages to be sent: they are lost if the process ends first
+
+
+Asked = tuple[Request, OnFinished | None]
 
 
 class EngineFailure(RuntimeError):
@@ -78,7 +82,7 @@ class EnginePool:
         self._changed = threading.Condition()
         self._closing = False
         self._listener = listener
-        self._known: set[int] = set()  # ids of the requests that are not collected yet
+        self._known: dict[int, Asked] = {}  # requests that are not collected yet
         self._threads = [
             threading.Thread(target=self._accept, name="engine pool: accept", daemon=True),
             threading.Thread(target=self._watch, name="engine pool: watch", daemon=True),
@@ -86,10 +90,16 @@ class EnginePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, groups: Sequence[Sequence[Request]], *, first: bool = False) -> None:
-        """Takes groups of requests, whose ids must be new. ``first``: they go before those that wait."""
+    def submit(
+        self, groups: Sequence[Sequence[Request]], *, first: bool = False, on_finished: OnFinished | None = None
+    ) -> None:
+        """Takes groups of requests, whose ids must be new. ``first``: they go before those that wait.
+
+        ``on_finished`` is called at once, on a thread of the pool and under its lock, with a response that has come
+        and that nobody has cancelled.
+        """
         with self._changed:
-            self._known.update(r.id for group in groups for r in group)
+            self._known.update({r.id: (r, on_finished) for group in groups for r in group})
             if self.pinned:
                 share = _shares(groups, len(self.engines))
                 for engine, part in zip(self.engines, share, strict=True):
@@ -109,7 +119,8 @@ class EnginePool:
         """Removes requests, whether they wait, are being drawn or have finished."""
         ids = set(ids)
         with self._changed:
-            self._known -= ids
+            for i in ids:
+                self._known.pop(i, None)
             self.waiting = deque(g for g in self.waiting if not ids.intersection(r.id for r in g))
             for engine in self.engines:
                 mine = [i for i in engine.pending if i in ids]
@@ -126,7 +137,8 @@ class EnginePool:
         with self._changed:
             self.check()
             done, self.finished = self.finished, {}
-            self._known -= done.keys()
+            for i in done:
+                self._known.pop(i, None)
             return done
 
     def wait(self, is_over: Callable[[], bool], timeout_s: float) -> bool:
@@ -275,6 +287,9 @@ class EnginePool:
                     engine.pending.pop(i, None)
                     if i in self._known and i not in self.finished:
                         self.finished[i] = response
+                        request, on_finished = self._known[i]
+                        if on_finished is not None:
+                            on_finished(request, response)
                     elif self.pinned:  # if not pinned, nothing is drawn twice: this response was cancelled
                         self.num_redrawn += 1
                 self._assign_waiting()

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastgrpo.algorithm.judging import Judging
 from fastgrpo.config import Config
-from fastgrpo.ranks import Ranks, share_of
+from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.compare_weights import WeightMismatch, require_equal, with_checksums
 from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
@@ -30,7 +31,7 @@ Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class RemoteRollouts:
-    """All trainer ranks call every method together; the pool is the first rank's.
+    """All trainer ranks call every method together; the pool is the first rank's, and so is every group: it judges.
 
     The queue says which groups a step takes. With ``max_staleness`` 0 engines draw a fixed share each and wait while
     the trainer trains; with 1 they draw the next step's meanwhile, and are done before weights change; from 2 on
@@ -59,6 +60,7 @@ class RemoteRollouts:
         self._training: dict[int, tuple[int, int]] = {}  # request id -> position, index in the group
         self._other: dict[int, Response] = {}  # responses to requests that no step asked for
         self._counts: dict[str, float] = {}
+        self.judging: Judging | None = None
 
     @property
     def pool(self) -> EnginePool:
@@ -78,15 +80,15 @@ class RemoteRollouts:
         self._lead(lambda: self._start(self.config.data.prompts_per_step))
 
     def take(self, num_groups: int) -> list[Group]:
-        return self._scatter(self._when_ready(lambda: self._next_groups(num_groups)))
+        return self._when_ready(lambda: self._next_groups(num_groups))
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, judging: Judging | None = None) -> list[Group]:
         ids: list[int] = []
 
         def submit() -> None:
             groups = [requests_of([p], sampling, self._ids(sampling.group_size)) for p in prompts]
             ids.extend(r.id for group in groups for r in group)
-            self.pool.submit(groups, first=True)
+            self.pool.submit(groups, first=True, on_finished=None if judging is None else judging.begin)
 
         self._lead(submit)
 
@@ -97,7 +99,7 @@ class RemoteRollouts:
             responses = iter([self._other.pop(i) for i in ids])
             return [[Sample(p, next(responses)) for _ in range(sampling.group_size)] for p in prompts]
 
-        return self._scatter(self._when_ready(drawn))
+        return self._when_ready(drawn)
 
     def release_memory(self) -> None:
         if self.config.rollout.max_staleness == 0:
@@ -131,7 +133,7 @@ class RemoteRollouts:
             self.queue.started[position] = Started(prompt, version, is_awaited, responses)
             missing = set(range(self.sampling.group_size)) - responses.keys()
             if self._pool is not None and missing:
-                self.pool.submit([self._requests(prompt, missing)])
+                self._submit([self._requests(prompt, missing)])
 
     def close(self) -> None:
         if self._pool is not None:
@@ -157,8 +159,8 @@ class RemoteRollouts:
         while not self._lead(lambda: self.pool.wait(is_over, BEAT_S)):
             pass
 
-    def _when_ready(self, attempt: Callable[[], list[Group] | None]) -> list[Group] | None:
-        """Asks until there are groups; engines that come back meanwhile get the weights. None on other ranks."""
+    def _when_ready(self, attempt: Callable[[], list[Group] | None]) -> list[Group]:
+        """Asks until there are groups; engines that come back meanwhile get the weights. Other ranks get none."""
         found: list[list[Group]] = []
 
         def look() -> str:
@@ -173,15 +175,7 @@ class RemoteRollouts:
         while (word := self._lead(look)) != "ready":
             if word == "sync":
                 self._sync(with_checksums=True, only_unsynced=True)
-        return found[0] if found else None
-
-    def _scatter(self, groups: list[Group] | None) -> list[Group]:
-        """Each rank's part of what the first one has."""
-        count = self.ranks.count
-        parts = None if groups is None else [list(share_of(groups, i, count)) for i in range(count)]
-        mine: list[Any] = [None]
-        dist.scatter_object_list(mine, parts, src=0, group=self.ranks.control)
-        return mine[0]
+        return found[0] if found else []
 
     # On the first rank.
 
@@ -204,8 +198,11 @@ class RemoteRollouts:
         prompts = self.prompts.take(count)
         for prompt in prompts:
             self.queue.start(prompt, again=prompt.position in again)
-        self.pool.submit([self._requests(p) for p in prompts])
+        self._submit([self._requests(p) for p in prompts])
         self._counts["prompts_started"] += count
+
+    def _submit(self, groups: list[list[Request]]) -> None:
+        self.pool.submit(groups, on_finished=None if self.judging is None else self.judging.begin)
 
     def _next_groups(self, num_groups: int) -> list[Group] | None:
         if self.queue.num_to_start(num_groups) > 0 and len(self.queue.started) < num_groups:
@@ -228,6 +225,8 @@ class RemoteRollouts:
         self.pool.cancel(ids)
         for i in ids:
             del self._training[i]
+        if self.judging is not None:
+            self.judging.forget(positions, self.sampling)
         self.prompts.give_back(positions)
         self._counts["prompts_put_back"] = self._counts.get("prompts_put_back", 0.0) + len(positions)
 

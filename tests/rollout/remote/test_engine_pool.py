@@ -120,6 +120,22 @@ def test_pinned_shares_are_drawn_whole_again_after_a_loss_and_count_once(pool_of
     assert peers[1].ids == [4, 5, 6, 7]
 
 
+def test_a_response_is_handed_on_at_once_and_once(pool_of):
+    pool, told = pool_of(1, pinned=True), []
+    peer = ready(pool, 0)
+    requests = [group(p) for p in range(3)]
+    pool.submit(requests, on_finished=lambda request, response: told.append((request, response)))
+    pool.cancel([4, 5])
+    peer.finish(1, 4)  # one of them cancelled
+    until(lambda: 1 in pool.finished)
+    assert [request for request, _ in told] == [requests[0][1]] and told[0][1] is pool.finished[1]
+    peer.die()
+    until(lambda: pool.engines[0].channel is None)
+    ready(pool, 0, "its successor").finish(0, 1, 2)  # drawn again
+    until(lambda: len(pool.finished) == 3)
+    assert [request.id for request, _ in told] == [1, 0, 2]
+
+
 def test_a_pinned_share_waits_for_its_own_engine(pool_of):
     pool = pool_of(pinned=True)
     there = ready(pool, 1)
