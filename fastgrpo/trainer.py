@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.algorithm.metrics import recipe_metrics
 from fastgrpo.algorithm.scoring import judge, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
@@ -224,6 +225,7 @@ class Trainer:
         staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
         rewards = rewards_of(sampled)
         progress = self.progress
+        of_recipe = recipe_metrics(sampled, self.algorithm, self.config, progress.step)
         progress.step += 1
         progress.total_tokens += num_tokens
         progress.train_s += step_s
@@ -252,6 +254,7 @@ class Trainer:
             "tokens_per_s": num_tokens / step_s,
             "step_s": step_s,
             **clock.phases,
+            **of_recipe,
         }
 
     def _share_without_advantage(self, samples: list[Sample]) -> float:

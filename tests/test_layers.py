@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"fastgrpo_kernels", "fastgrpo.config", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line"},
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
-    {"fastgrpo.algorithm"},
+    {"fastgrpo.algorithm", "fastgrpo.track"},
     {"fastgrpo.recipe", "fastgrpo.policy", "fastgrpo.rollout"},
     {"fastgrpo.logprob_probe", "fastgrpo.evaluation"},
     {"fastgrpo.trainer"},
