@@ -134,9 +134,10 @@ class Run:
             self.folder.rollouts.append(rollout_rows(samples, metrics["step"], count))
             self.folder.metrics.append([metrics])  # trackers look here first: then all of the step is there
 
-    def close_trackers(self) -> dict[str, Any]:
-        """Gives the trackers some seconds to take what is left. Returns what became of the steps, by tracker."""
-        return self.trackers.close() if self.trackers is not None else {}
+    def end_trackers(self, ended_by: type[BaseException] | None, *_: object) -> None:
+        """Closes the trackers however the run ends. Whoever presses Ctrl-C again does not wait for them."""
+        if self.trackers is not None:
+            self.trackers.close(wait=ended_by is not KeyboardInterrupt)
 
     def finish(self) -> None:
         """Writes summary and report and says where everything is."""
@@ -144,8 +145,8 @@ class Run:
             return
         ranks, train_s = self.trainer.ranks, self.trainer.progress.train_s
         summary = summary_of(self.trainer.progress, self.folder.metrics.read(), self.config.seed, ranks)
-        if self.config.track:
-            summary["trackers"] = self.close_trackers()
+        if self.trackers is not None:
+            summary["trackers"] = self.trackers.close()
         write_json(self.folder.summary, summary)
         report = self._report()
         if self.held_out:

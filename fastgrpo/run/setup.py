@@ -64,7 +64,7 @@ def start(
     dtype, algorithm = compute_dtype(config.model, ranks.device), recipe.algorithm
     configs = algorithm.configs(config)
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
-    ranks.together(lambda: require_trackers(config.track))
+    ranks.together(lambda: require_trackers(config.track if ranks.is_first else ()))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config)))
@@ -78,7 +78,7 @@ def start(
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
     schedule = RunSchedule(algorithm, config, streams)
     run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
-    ends.callback(run.close_trackers)
+    ends.push(run.end_trackers)
     return run
 
 

@@ -4,9 +4,8 @@ process beside a run that does so as long as the run goes on."""
 import argparse
 import contextlib
 import os
-import signal
+import select
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -43,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _follow(folder: Path, names: Sequence[str], run_pid: int) -> NoReturn:
     """Feeds the trackers until the run says that it is over, or is not there any more."""
-    os.nice(10)  # the run comes first
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
-    say = _sayer()
-    follow(folder, names, lambda: over.is_set() or os.getppid() != run_pid, say, CLOSE_S)
+    os.nice(5)  # the run comes first
+
+    def run_is_over() -> bool:
+        said_so, _, _ = select.select([sys.stdin], [], [], 0)
+        return bool(said_so) or os.getppid() != run_pid
+
+    follow(folder, names, run_is_over, _sayer(), CLOSE_S)
     sys.stderr.flush()
     os._exit(0)  # a library that hangs would hang the end of the interpreter too
 

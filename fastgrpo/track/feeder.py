@@ -13,7 +13,7 @@ from fastgrpo.track.recorded import POLL_S, RecordedStep, recorded_steps
 from fastgrpo.track.tracker import TrackedRun, Tracker
 
 TRIES = 3  # of one step; what fails that often is dropped, or the steps after it would never be seen
-LONGEST_PAUSE_S = 300.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 SILENCE_S = 60.0
 ROLLOUTS_EVERY = 10  # steps; a table of each would be more than a tracker shows
 
@@ -35,7 +35,7 @@ class Feeder(threading.Thread):
         self.sent = self.dropped = 0
         self.reached = -1  # the last step that was sent, dropped, or there already
         self.complaint = ""
-        self.pause_s = 1.0
+        self.pause_s = FIRST_PAUSE_S
         self.calling_since: float | None = None
 
     @property
@@ -93,7 +93,7 @@ class Feeder(threading.Thread):
             except (Exception, SystemExit) as error:  # whatever the library raises
                 self.complain(f"{type(error).__name__}: {error}")
             else:
-                self.pause_s = 1.0
+                self.pause_s = FIRST_PAUSE_S
                 return True
             finally:
                 self.calling_since = None

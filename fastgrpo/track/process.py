@@ -13,7 +13,7 @@ from typing import Any
 
 from fastgrpo.track.follow import COUNTS
 
-CLOSE_S = 20.0
+CLOSE_S = 30.0
 """Seconds that trackers have, when a run ends, to take what is left."""
 LEAVE_S = 5.0  # more, until the process has ended
 
@@ -31,7 +31,7 @@ class TrackingProcess:
         with (self.counts.parent / "log.txt").open("ab") as log:
             # A session of its own: a Ctrl-C is the run's, and one signal ends what the libraries have started.
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
         threading.Thread(target=self._relay, args=(say,), name="tracker warnings", daemon=True).start()
 
@@ -42,15 +42,22 @@ class TrackingProcess:
         if not self.is_closed:
             say(f"warning: the process of the trackers has ended ({self.counts.parent / 'log.txt'}); the run goes on")
 
-    def close(self) -> dict[str, Any]:
+    def close(self, *, wait: bool = True) -> dict[str, Any]:
         """Gives the trackers some seconds to take what is left. Returns what became of the steps, tracker by tracker;
-        nothing where the process ended before."""
+        nothing where the process ended before. Without ``wait`` it takes these seconds by itself."""
         if not self.is_closed:
             self.is_closed = True
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(CLOSE_S + LEAVE_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            assert self.process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended
+                self.process.stdin.write(b"the run is over\n")
+                self.process.stdin.flush()
+            if wait:
+                self._wait()
         return dict(json.loads(self.counts.read_text())) if self.counts.exists() else {}
+
+    def _wait(self) -> None:
+        try:
+            self.process.wait(CLOSE_S + LEAVE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)  # and what the libraries have started
+            self.process.wait()
