@@ -1,6 +1,7 @@
 """Trackers of one's own, for tests: one that writes what it gets into the run's folder, and some that do not work."""
 
 import json
+import os
 import time
 
 
@@ -37,6 +38,18 @@ class Sleeping(Recording):
 
     def log(self, step, metrics, unix_s):
         time.sleep(10**6)
+
+
+class Dying(Recording):
+    """As a library that takes its process with it."""
+
+    def log(self, step, metrics, unix_s):
+        os._exit(3)
+
+
+class Printing(Recording):
+    def log(self, step, metrics, unix_s):
+        print("a library speaks")
 
 
 def read(path):
