@@ -48,7 +48,7 @@ class Feeder(threading.Thread):
         """Says once that something is wrong with the tracker."""
         if not self.complaint:
             self.complaint = reason
-            self.say(f"warning, tracker {self.tracker_name}: {reason}. The run goes on without it")
+            self.say(f"warning, tracker {self.tracker_name}: {reason}")
 
     def run(self) -> None:
         with only_one(self.tracked.folder / "track" / f"{self.tracker_name}.lock", self.is_over) as is_mine:

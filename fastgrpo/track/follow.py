@@ -54,7 +54,7 @@ def _complain_of_silence(feeders: Sequence[Feeder]) -> None:
 def _counts(feeder: Feeder, folder: Path) -> dict[str, Any]:
     left = sum(record["step"] > feeder.reached for record in Lines(folder / METRICS).new())
     if feeder.is_alive():
-        feeder.complain("it did not answer before the run's end")
+        feeder.complain("the run has ended before it had taken everything, `fastgrpo track` sends the rest")
     return {"sent": feeder.sent, "dropped": feeder.dropped + left, "complaint": feeder.complaint}
 
 

@@ -83,13 +83,13 @@ def test_steps_are_sent_while_the_run_goes_on(folder):
 def test_a_tracker_that_raises_on_every_call_drops_every_step_and_says_so_once(folder):
     counts, said = send(folder, "Raising")
     assert (counts["sent"], counts["dropped"]) == (0, 3)
-    assert said == ["warning, tracker Raising: ConnectionError: no route to step 0. The run goes on without it"]
+    assert said == ["warning, tracker Raising: ConnectionError: no route to step 0"]
 
 
 def test_a_tracker_that_hangs_is_left_at_the_deadline_and_its_steps_are_counted(folder):
     counts, said = send(folder, "Sleeping", close_s=0.2)
     assert (counts["sent"], counts["dropped"]) == (0, 3)
-    assert said == ["warning, tracker Sleeping: it did not answer before the run's end. The run goes on without it"]
+    assert len(said) == 1 and "the run has ended before it had taken everything" in said[0]
     assert json.loads((folder / "track" / "counts.json").read_text()) == {"Sleeping": counts}
 
 
@@ -97,7 +97,7 @@ def test_a_tracker_that_is_silent_is_complained_of_while_the_run_goes_on(folder,
     monkeypatch.setattr(feeder, "SILENCE_S", 0.0)
     said = []
     follow(folder, [f"{OWN}:Sleeping"], lambda: bool(said), said.append, 0.0)
-    assert said == ["warning, tracker Sleeping: it does not answer. The run goes on without it"]
+    assert said == ["warning, tracker Sleeping: it does not answer"]
 
 
 class FailsFor(Recording):

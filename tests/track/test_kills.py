@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from fastgrpo.json_lines import JsonLines
+from fastgrpo.track.follow import follow
 from fastgrpo.track.recorded import numbers_of
 from tests.track import wandb_file
 
@@ -164,3 +165,25 @@ def test_a_run_that_is_over_is_sent_afterwards(run):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"tensorboard: {STEPS + 1} steps sent, 0 dropped\n")
     assert [step for step, _ in in_tensorboard(run)["reward"]] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    "environment, mode",
+    [({}, "offline"), ({"WANDB_API_KEY": "x"}, "online"), ({"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "offline")],
+)
+def test_wandb_is_offline_unless_the_environment_says_otherwise(environment, mode):
+    from fastgrpo.track.wandb import mode_of
+
+    assert mode_of(environment) == mode
+
+
+def test_a_curve_on_an_mlflow_server_goes_on_after_what_it_has(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())  # files stand for a server here
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
+    metrics = JsonLines(run / "metrics.jsonl").read()
+    for last in (12, STEPS):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        JsonLines(tmp_path / "metrics.jsonl").append(metrics[: last + 1])
+        assert follow(tmp_path, ["mlflow"], lambda: True, print, None)["mlflow"]["dropped"] == 0
+    assert [step for step, _ in in_mlflow(tmp_path)["reward"]] == list(range(1, STEPS + 1))

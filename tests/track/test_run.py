@@ -1,6 +1,7 @@
-"""A run with trackers: one that takes everything, and one that is down."""
+"""A run with the metric and the tracker of docs/tracking.md, a tracker that takes everything and one that is down."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fastgrpo.train import main
 from tests.track.trackers import read
 
 HERE = Path(__file__).parent
+METRIC, TRACKER = re.findall(r"```python\n(.*?)```", (HERE.parents[1] / "docs" / "tracking.md").read_text(), re.DOTALL)
+RECIPE = "from tests.tiny_recipe import config, prepare, reward\n"
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +22,10 @@ def run(tmp_path_factory, tiny_base):
     """Folder, exit code and output of a run, and of its continuation."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(tiny_base, runs / "tiny" / "base")
-    trackers = [f"{HERE / 'trackers.py'}:{name}" for name in ("Recording", "Raising")]
-    train = [str(HERE / "recipe_with_metric.py"), "--runs_dir", str(runs), "--name", "tiny", "--track", *trackers]
+    (runs / "recipe.py").write_text(RECIPE + METRIC)
+    (runs / "tracker.py").write_text(TRACKER)
+    trackers = [*(f"{HERE / 'trackers.py'}:{name}" for name in ("Recording", "Raising")), f"{runs}/tracker.py:OneFile"]
+    train = [str(runs / "recipe.py"), "--runs_dir", str(runs), "--name", "tiny", "--track", *trackers]
     assert main([*train, "--steps", "2"]) == 0
     assert main([*train, "--steps", "3", "--resume"]) == 0
     return runs / "tiny"
@@ -44,7 +49,14 @@ def test_a_tracker_that_is_down_stops_no_run_and_is_in_the_summary(run):
     assert trackers["Raising"] == {"sent": 0, "dropped": 4, "complaint": "ConnectionError: no route to step 0"}
 
 
-def test_a_recipes_metric_is_recorded(run):
+def test_the_documented_tracker_shows_the_rewards(run):
+    lines = (run / "curve.txt").read_text().splitlines()
+    steps = [line.split() for line in lines[1:] if "[" not in line]
+    assert lines[0] == f"tiny {(run / 'track' / 'id').read_text().strip()} 1"
+    assert steps == [[str(r["step"]), str(r.get("reward"))] for r in JsonLines(run / "metrics.jsonl").read()]
+
+
+def test_the_documented_metric_is_recorded(run):
     for record in JsonLines(run / "metrics.jsonl").read()[1:]:
         right, wrong = record["recipe/length_right"], record["recipe/length_wrong"]
         mean = record["accuracy"] * right + (1 - record["accuracy"]) * wrong
