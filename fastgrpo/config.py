@@ -367,6 +367,8 @@ class Config:
     fidelity: Literal["paper", "verl"] = setting("paper", free_on_resume=True)
     """What to do where the paper and the code that it was run with differ. paper: as the paper says.
     verl: as the code does."""
+    track: tuple[str, ...] = setting((), free_on_resume=True)
+    """Trackers that show the run too: wandb, tensorboard, trackio, mlflow, or FILE.py:CLASS; several at once."""
     shrink: bool = setting(False, free_on_resume=True)
     """Run the recipe in small, on any machine: three short steps of a tiny random model, all else as in the recipe."""
     model: ModelConfig = field(default_factory=ModelConfig)

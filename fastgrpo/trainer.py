@@ -13,7 +13,8 @@ import torch
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.algorithm.judging import Judging
-from fastgrpo.algorithm.scoring import reward_metrics, rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.metrics import recipe_metrics, reward_metrics
+from fastgrpo.algorithm.scoring import rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
 from fastgrpo.logprob_probe import probe
@@ -255,6 +256,7 @@ class Trainer:
         rewards = rewards_of([s for s in sampled if s.teaches])
         last_error = self.last_error([s.failure for s in sampled])
         progress = self.progress
+        of_recipe = recipe_metrics(sampled, self.algorithm, self.config, progress.step)
         progress.step += 1
         progress.total_tokens += num_tokens
         progress.train_s += step_s
@@ -285,6 +287,7 @@ class Trainer:
             "tokens_per_s": num_tokens / step_s,
             "step_s": step_s,
             **clock.phases,
+            **of_recipe,
         }
 
     def _share_without_advantage(self, samples: list[Sample]) -> float:

@@ -10,7 +10,7 @@ LAYERS = [
     {"fastgrpo_kernels", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line", "fastgrpo.losses"},
     {"fastgrpo.config"},
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
-    {"fastgrpo.algorithm"},
+    {"fastgrpo.algorithm", "fastgrpo.track"},
     {"fastgrpo.recipe", "fastgrpo.policy", "fastgrpo.rollout"},
     {"fastgrpo.logprob_probe", "fastgrpo.evaluation"},
     {"fastgrpo.trainer"},

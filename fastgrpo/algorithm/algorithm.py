@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastgrpo.algorithm.advantages import ADVANTAGES
-from fastgrpo.algorithm.outcomes import RewardFunction
+from fastgrpo.algorithm.outcomes import MetricFunction, RewardFunction
 from fastgrpo.algorithm.own_loss import TokenLoss
 from fastgrpo.algorithm.selection import scores_differ
 from fastgrpo.algorithm.shaping import scaled
@@ -89,8 +89,14 @@ class Algorithm:
     """What a prompt asks, from a problem; None where that row is of no use. Left out: the problem as it stands."""
     phases: tuple[Phase, ...] = ()
     """Settings that change in the run, in the order of their first steps."""
+    metrics: MetricFunction | tuple[MetricFunction, ...] = ()
+    """(rewards [N], outcomes) -> name -> number, of every step; what NAME stands for is recorded as ``recipe/NAME``."""
 
     def __post_init__(self) -> None:
+        if _is_function(self.metrics):
+            object.__setattr__(self, "metrics", (self.metrics,))
+        if not isinstance(self.metrics, tuple) or not all(map(_is_function, self.metrics)):
+            raise ValueError(f"metrics must be a function or a tuple of functions, got {self.metrics!r}")
         if not isinstance(self.shaping, tuple) or not all(map(_is_function, self.shaping)):
             raise ValueError(f"shaping must be a tuple of functions, got {self.shaping!r}")
         if not isinstance(self.phases, tuple) or not all(isinstance(p, Phase) for p in self.phases):
@@ -99,7 +105,8 @@ class Algorithm:
             value = getattr(self, name)
             if not _is_function(value) and not (value is None and name != "has_signal"):
                 raise ValueError(f"{name} must be a function, got {value!r}")
-        for part, function in (("advantages", self.advantages), *(("shaping", shape) for shape in self.shaping)):
+        parts = [("advantages", self.advantages), *(("shaping", shape) for shape in self.shaping)]
+        for part, function in [*parts, *(("metrics", metric) for metric in self.metrics)]:
             if function is not None:
                 _require_signature(part, function)
 
@@ -130,8 +137,9 @@ class Algorithm:
         return with_settings(config, {"rollout.max_response_tokens": longest})
 
     def describe(self) -> dict[str, Any]:
-        """What a run folder records, as JSON holds it, and a resumed run must equal: every function by its name."""
-        return {f.name: _described(getattr(self, f.name)) for f in fields(self)}
+        """What a run folder records, as JSON holds it, and a resumed run must equal: every function by its name, but
+        for metrics, which change nothing of a run."""
+        return {f.name: _described(getattr(self, f.name)) for f in fields(self) if f.name != "metrics"}
 
     def scaled(self, tokens: float, steps: float) -> Self:
         """The algorithm of a run with responses ``tokens`` times as long and ``steps`` times as many steps."""
@@ -147,7 +155,7 @@ def _is_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, type)
 
 
-def _require_signature(part: str, function: RewardFunction) -> None:
+def _require_signature(part: str, function: Callable[..., Any]) -> None:
     """Raises ValueError for a function that cannot be called with rewards and outcomes."""
     try:
         signature(function).bind(None, None)

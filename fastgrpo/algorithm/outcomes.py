@@ -52,3 +52,6 @@ def _parts(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
 
 RewardFunction = Callable[[np.ndarray, Outcomes], np.ndarray]
 """(rewards [N], outcomes) -> [N]: what shapes rewards, and what makes advantages of them."""
+
+MetricFunction = Callable[[np.ndarray, Outcomes], Mapping[str, float]]
+"""(rewards [N], outcomes) -> name -> number: what a recipe measures of a step."""

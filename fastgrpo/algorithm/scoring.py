@@ -99,20 +99,6 @@ def _with_group_means(rewards: np.ndarray, outcomes: Outcomes) -> np.ndarray:  #
     return np.where(outcomes.teaches, rewards, np.broadcast_to(means, teaches.shape).reshape(-1)).astype(np.float32)
 
 
-def reward_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """The means of the rewards' named parts, each over the samples that have it, and the counts of those without a
-    reward: None is told from NaN and infinite."""
-    parts: dict[str, list[float]] = {}
-    for sample in samples:
-        for name, value in sample.parts.items():
-            parts.setdefault(f"reward/{name}", []).append(value)
-    return {
-        **{name: float(np.mean(values)) for name, values in sorted(parts.items())},
-        "responses_without_reward": sum(not s.teaches and not s.graded for s in samples),
-        "rewards_not_finite": sum(not s.teaches and s.graded for s in samples),
-    }
-
-
 def rewards_of(samples: Sequence[Sample]) -> np.ndarray:  # [N] float32
     return np.array([s.reward for s in samples], dtype=np.float32)
 

@@ -16,6 +16,7 @@ from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.records import rollout_rows, summary_of
 from fastgrpo.run.schedule import RunSchedule
+from fastgrpo.track import TrackingProcess
 from fastgrpo.trainer import Progress, Trainer
 from fastgrpo.types import Prompt, Sample
 
@@ -35,6 +36,7 @@ class Run:
     checkpointer: Checkpointer
     held_out: list[Prompt]
     schedule: RunSchedule
+    trackers: TrackingProcess | None = None
 
     def resume_or_start(self) -> None:
         """Loads the newest checkpoint, or compares weights and evaluates before the first step."""
@@ -50,6 +52,8 @@ class Run:
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
             self.folder.rollouts.keep_until(self.trainer.progress.step if path else -1)
+            if self.config.track:
+                self.trackers = TrackingProcess(self.folder.path, self.config.track, self.display.say)
         if path is None:
             with self._phase("start", self.config.deadline.start_s):
                 self.trainer.compare_weights()
@@ -136,8 +140,13 @@ class Run:
     def _write(self, metrics: dict[str, Any], samples: Sequence[Sample] = ()) -> None:
         if self.trainer.ranks.is_first:
             count = self.config.checkpoint.rollouts_per_step
-            self.folder.metrics.append([metrics])
             self.folder.rollouts.append(rollout_rows(samples, metrics["step"], count))
+            self.folder.metrics.append([metrics])  # trackers look here first: then all of the step is there
+
+    def end_trackers(self, ended_by: type[BaseException] | None, *_: object) -> None:
+        """Closes the trackers however the run ends. Whoever presses Ctrl-C again does not wait for them."""
+        if self.trackers is not None:
+            self.trackers.close(wait=ended_by is not KeyboardInterrupt)
 
     def finish(self) -> None:
         """Writes summary and report and says where everything is."""
@@ -145,6 +154,8 @@ class Run:
             return
         ranks, train_s = self.trainer.ranks, self.trainer.progress.train_s
         summary = summary_of(self.trainer.progress, self.folder.metrics.read(), self.config.seed, ranks)
+        if self.trackers is not None:
+            summary["trackers"] = self.trackers.close()
         write_json(self.folder.summary, summary)
         report = self._report()
         if self.held_out:

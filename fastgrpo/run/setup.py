@@ -29,6 +29,7 @@ from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.inputs import Inputs, load_inputs
 from fastgrpo.run.run import Run
 from fastgrpo.run.schedule import RunSchedule
+from fastgrpo.track import require_trackers
 from fastgrpo.trainer import Trainer
 from fastgrpo.types import Sampling
 
@@ -63,6 +64,7 @@ def start(
     dtype, algorithm = compute_dtype(config.model, ranks.device), recipe.algorithm
     configs = algorithm.configs(config)
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
+    ranks.together(lambda: require_trackers(config.track if ranks.is_first else ()))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
     example = ranks.together(lambda: example_of(inputs, config))
@@ -78,7 +80,9 @@ def start(
     ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
     schedule = RunSchedule(algorithm, config, streams)
-    return Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
+    run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
+    ends.push(run.end_trackers)
+    return run
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
