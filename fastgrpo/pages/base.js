@@ -1,0 +1,21 @@
+"use strict";
+
+// What a page holds besides its text, deflated so that it is small. It comes from a run, and its texts from a model: they
+// reach the document as text nodes only.
+async function unpacked(name) {
+  const holder = document.getElementById(`${name}-data`);
+  const packed = Uint8Array.from(atob(holder.textContent), (c) => c.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+}
+
+const text = (value) => (value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value));
+// A response may contain anything: control characters become their visible symbols, half a surrogate pair U+FFFD.
+const visible = (value) => text(value).toWellFormed()
+  .replace(/[\x00-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))).replace(/\x7f/g, "\u2421");
+const oneLine = (value) => value.toWellFormed().replace(/\s+/g, " ").trim(); // an excerpt may begin or end in the middle of a pair
+
+function element(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
