@@ -19,3 +19,18 @@ function element(tag, properties = {}, ...children) {
   node.append(...children);
   return node;
 }
+
+// What a part of a figure that the template wrote says of itself when it is pointed at.
+function showTips() {
+  const tip = element("div", { className: "tip", hidden: true });
+  document.body.append(tip);
+  document.addEventListener("pointermove", ({ target, clientX, clientY }) => {
+    const said = target.closest?.("[data-tip]")?.dataset.tip;
+    tip.hidden = said === undefined;
+    if (tip.hidden) return;
+    tip.textContent = said;
+    const { offsetWidth: width, offsetHeight: height } = tip;
+    tip.style.left = `${Math.max(8, Math.min(clientX + 12, innerWidth - width - 8))}px`;
+    tip.style.top = `${clientY - height - 12 < 8 ? clientY + 16 : clientY - height - 12}px`;
+  });
+}

@@ -20,12 +20,13 @@ function shown(value, percent) {
 // The ticks of an axis: as many digits as tell neighbours apart.
 function ticks(values, step, percent) {
   const most = Math.max(...values.filter((value) => value !== null).map(Math.abs));
-  const digits = (size) => Math.max(0, -Math.floor(Math.log10(size) + 1e-9));
+  const digits = (size) => [0, 1, 2, 3, 4, 5, 6, 7, 8].find((n) => Math.abs(size * 10 ** n - Math.round(size * 10 ** n)) < 1e-6) ?? 8;
   return values.map((value) => {
     if (value === null) return "";
     if (percent) return minus(`${plain(100 * value, digits(100 * step))}%`);
+    if (value === 0) return "0";
     if (most >= 1e5) return minus(compact.format(value));
-    if (most < 1e-3 && value !== 0) return minus(power(value, Math.abs(value) / step >= 10 ? 1 : 0));
+    if (most < 1e-3) return minus(`${Number((value / 10 ** Math.floor(Math.log10(most))).toPrecision(3))}e${Math.floor(Math.log10(most))}`);
     return minus(plain(value, digits(step)));
   });
 }
@@ -53,7 +54,7 @@ class Chart {
   constructor(holder, data, axis, group) {
     Object.assign(this, { holder, data, axis, group, hidden: new Set(), log: false });
     this.x = axis.first.map((first, i) => (axis.last ? (first + axis.last[i]) / 2 : first));
-    this.few = this.x.length <= FEW;
+    this.few = this.x.length <= FEW && data.shaded !== false;
     const width = Math.max(1, Math.round(group.window / (axis.size ?? 1)));
     this.width = data.averaged ? width : 1;
     for (const one of data.series) one.mean = this.width > 1 ? runningMean(one.values, width) : one.values;
@@ -120,9 +121,8 @@ class Chart {
     for (const one of this.data.series.filter((one) => !this.hidden.has(one))) {
       const { colour } = one;
       if (one.low && this.data.shaded !== false) {
-        bands.push({ series: [series.length, series.length + 1], fill: faint(colour, 0.22) });
-        add(one.high, { stroke: faint(colour, 0.3), width: 0.5, hidden: true });
-        add(one.low, { stroke: faint(colour, 0.3), width: 0.5, hidden: true });
+        bands.push({ series: [series.length, series.length + 1], fill: faint(colour, 0.2) });
+        for (const edge of [one.high, one.low]) add(edge, { stroke: faint(colour, 0.32), width: 1, hidden: true }); // a spike must be seen
       } else if (this.width > 1) add(one.values, { stroke: faint(colour, 0.4), width: 1, hidden: true });
       this.shownIn.set(one, series.length);
       add(one.mean, { stroke: colour, width: one.width ?? 2, dash: one.dash, points: this.few ? { show: true, size: 6, fill: colour } : { show: this.isAlone(one.mean), size: 5, fill: colour } });
@@ -197,11 +197,12 @@ class Chart {
 
   // From zero where the values are shares or stacked or come near it: else a small change would look large.
   yRange(low, high) {
-    const { band, line, stacked } = this.data;
+    const { band, line, stacked, zero } = this.data;
     const values = [low, high, ...(band ?? []), ...(line === undefined ? [] : [line])].filter((v) => v !== null && Number.isFinite(v));
     if (!values.length) return [0, 1];
-    const least = Math.min(...values), most = Math.max(...values);
-    if (stacked || (least >= 0 && (least < 0.3 * most || least === most))) return [0, most === 0 ? 1 : most * 1.05];
+    const most = Math.max(...values);
+    const least = most - Math.min(...values) < 1e-9 * Math.abs(most) ? most : Math.min(...values); // else rounding would fill the chart
+    if (stacked || zero || (least >= 0 && (least < 0.3 * most || least === most))) return [0, most === 0 ? 1 : most * 1.05];
     if (least === most) return [least - Math.abs(least), most === 0 ? 1 : 0];
     const room = 0.06 * (most - least);
     return [least - room, most > 0 || most + room < 0 ? most + room : 0];
@@ -226,13 +227,13 @@ class Chart {
     u.ctx.restore();
   }
 
-  // Where the run changed. A label that would lie on the one before is left out.
+  // Where the run changed. A label that would lie on another is left out.
   drawMarks(u) {
     const { ctx } = u, { left, top, width, height } = u.bbox, pixel = devicePixelRatio;
     ctx.save();
-    Object.assign(ctx, { strokeStyle: colours["mark-line"], fillStyle: colours.muted, lineWidth: pixel, textBaseline: "bottom" });
+    Object.assign(ctx, { strokeStyle: colours["mark-line"], fillStyle: colours.muted, lineWidth: pixel, textAlign: "left", textBaseline: "bottom" });
     ctx.font = `${10 * pixel}px ${getComputedStyle(document.body).fontFamily}`;
-    let free = -Infinity;
+    const taken = [];
     for (const { label, after } of this.group.marks) {
       const x = Math.round(u.valToPos(after + 0.5, "x", true)) + 0.5 * (pixel % 2);
       if (x < left || x > left + width) continue;
@@ -242,9 +243,9 @@ class Chart {
       ctx.lineTo(x, top + height);
       ctx.stroke();
       const wide = ctx.measureText(label).width, from = Math.min(x - wide / 2, left + width - wide);
-      if (this.data.small || from < free) continue;
+      if (this.data.small || taken.some(([a, b]) => from < b && from + wide > a)) continue;
       ctx.fillText(label, from, top - 2 * pixel);
-      free = from + wide + 6 * pixel;
+      taken.push([from - 10 * pixel, from + wide + 10 * pixel]);
     }
     ctx.restore();
   }
@@ -261,8 +262,9 @@ class Chart {
 
   valueOf(one, at) {
     const write = (value) => shown(value, this.data.percent);
+    if (this.data.small) return write(one.values[at]);
     if (this.data.stacked) return `${write(one.mean[at])} s`;
-    const range = one.low && one.values[at] !== null ? ` (${write(one.low[at])} to ${write(one.high[at])})` : "";
+    const range = one.low && one.low[at] !== one.high[at] ? ` (${write(one.low[at])} to ${write(one.high[at])})` : "";
     if (this.width > 1 && this.data.series.length === 1) return `${write(one.values[at])}${range}, mean ${write(one.mean[at])}`;
     return write(one.values[at]) + (this.data.series.length === 1 || this.data.shaded === false ? range : "");
   }
@@ -332,12 +334,10 @@ function mixed(colour, paper) {
 
 // The mean of each value with those of the `width` - 1 points before it; null where there is no value.
 function runningMean(values, width) {
-  let sum = 0, count = 0;
   return values.map((value, i) => {
-    if (value !== null) { sum += value; count += 1; }
-    const gone = values[i - width];
-    if (i >= width && gone !== null) { sum -= gone; count -= 1; }
-    return value === null ? null : sum / count;
+    if (value === null) return null;
+    const near = values.slice(Math.max(0, i - width + 1), i + 1).filter((v) => v !== null);
+    return near.reduce((sum, v) => sum + v, 0) / near.length;
   });
 }
 

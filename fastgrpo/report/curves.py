@@ -116,7 +116,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             "only as the model improves.",
         ),
     ),
-    "Rollouts": (
+    "Sampling": (
         Curve(
             metric="verifier_failures",
             title="Failures",

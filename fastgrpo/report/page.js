@@ -4,7 +4,7 @@
 
 function groupsOfSteps(data) {
   const [first, last] = data.range;
-  const marks = data.marks.flatMap(({ label, after }) => after.map((step) => ({ label, after: step }))).sort((a, b) => a.after - b.after);
+  const marks = data.marks.flatMap(({ label, after }) => after.map((step) => ({ label, after: step })));
   const room = Math.max(0.5, (last - first) * 0.01);
   const all = new Group({
     marks,
