@@ -70,7 +70,7 @@ class Chart {
     this.key = element("div", { className: "key" });
     this.at = element("span", { className: "at" });
     this.readouts = this.data.series.map((one) => {
-      const value = element("b"), name = element("span", { textContent: one.name });
+      const value = element("strong"), name = element("span", { textContent: one.name });
       const item = element(this.data.series.length > 1 ? "button" : "span", { className: "item" });
       const swatch = element("i");
       swatch.style.background = one.colour;
@@ -281,21 +281,25 @@ class Chart {
     if (width && width !== this.plot.width) this.plot.setSize({ width, height: this.plot.height });
   }
 
+  point(at) {
+    this.plot.setCursor({ left: this.plot.valToPos(this.x[at], "x"), top: 0 }, true, true);
+  }
+
   // Arrows move along the curve, + and - zoom, Escape returns to the whole.
   onKey(event) {
     const { plot, group } = this, last = this.x.length - 1;
     const at = plot.cursor.idx ?? last, move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 }[event.key];
     if (move !== undefined) {
-      const to = Math.min(last, Math.max(0, at + move));
-      plot.setCursor({ left: plot.valToPos(this.x[to], "x"), top: 0 });
+      this.point(Math.min(last, Math.max(0, at + move)));
     } else if (event.key === "+" || event.key === "-") {
       const [low, high] = group.view ?? group.whole(this), half = ((high - low) / 2) * (event.key === "+" ? 0.5 : 2);
       const [least, most] = group.whole(this);
       const view = [Math.max(least, this.x[at] - half), Math.min(most, this.x[at] + half)];
       group.zoom(view[0] === least && view[1] === most ? null : view);
+      queueMicrotask(() => this.point(at)); // the scale is set in a microtask too
     } else if (event.key === "Escape") {
       group.zoom(null);
-      plot.setCursor({ left: -10, top: -10 });
+      plot.setCursor({ left: -10, top: -10 }, true, true);
     } else return;
     event.preventDefault();
   }

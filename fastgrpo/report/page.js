@@ -59,4 +59,4 @@ async function show() {
   if (records.rollouts.length) showRollouts(records);
 }
 
-show().finally(() => { document.documentElement.dataset.state = "shown"; });
+const shown_ = show();

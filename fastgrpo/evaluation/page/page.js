@@ -44,4 +44,4 @@ async function show() {
   if (records.transcripts.length) showTranscripts(records);
 }
 
-show().finally(() => { document.documentElement.dataset.state = "shown"; });
+const shown_ = show();
