@@ -77,7 +77,7 @@ clean:
 
 # Peers exclude each other, so each has an environment of its own with its own pins. Of verl only its loss code and its
 # engine run, so it comes without its other requirements; what our own package needs is named for the same reason.
-OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
+OURS = tyro rich jinja2 pyarrow pytest pytest-timeout
 
 .venv-trl/ready: constraints/trl.txt
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
