@@ -88,8 +88,8 @@ def open_in_browser(page: Path) -> list[float]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            f"--user-data-dir={profile}", "--enable-logging=stderr", "--window-size=1280,900", "--remote-debugging-port=0",
-            copy.as_uri(),
+            f"--user-data-dir={profile}", "--enable-logging=stderr", "--window-size=1280,900",
+            "--remote-debugging-port=0", copy.as_uri(),
         ]  # fmt: skip
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=end_with_parent
@@ -127,9 +127,11 @@ def _metrics(step: int, num_steps: int, noise: random.Random) -> dict[str, Any]:
     learned = step / num_steps
     shares = ("accuracy", "truncated_frac", "zero_advantage_frac", "clip_frac", "logprob_diff_above_001_frac")
     times = ("rollout_s", "reward_s", "old_logprobs_s", "update_s", "drain_s", "sync_s")
-    others = ("reward_std", "correction", "logprob_diff_p99", "updates", "staleness_mean", "staleness_max", "groups_kept",
-              "groups_dropped_all_right", "groups_dropped_all_wrong", "sampling_rounds", "prompts_started",
-              "engine_busy_s", "recipe/hedges", "recipe/steps", "reward/format", "reward/right")  # fmt: skip
+    others = (
+        "reward_std", "correction", "logprob_diff_p99", "updates", "staleness_mean", "staleness_max", "groups_kept",
+        "groups_dropped_all_right", "groups_dropped_all_wrong", "sampling_rounds", "prompts_started", "engine_busy_s",
+        "recipe/hedges", "recipe/steps", "reward/format", "reward/right",
+    )  # fmt: skip
     spent = {name: abs(noise.gauss(30, 5)) for name in times}
     return {
         "step": step,
@@ -161,7 +163,23 @@ def _rollout(step: int, noise: random.Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_WORDS = "so we have that the sum of all is and then it follows therefore because let check again first next".split()
+_WORDS = (
+    "so",
+    "we",
+    "have",
+    "that",
+    "the",
+    "sum",
+    "of",
+    "all",
+    "is",
+    "then",
+    "it",
+    "follows",
+    "therefore",
+    "let",
+    "check",
+)
 
 
 def report(found: dict[str, Page], *, keep: bool) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"fastgrpo_kernels", "fastgrpo.config", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line", "fastgrpo.pages"},
+    {
+        "fastgrpo_kernels",
+        "fastgrpo.config",
+        "fastgrpo.types",
+        "fastgrpo.json_lines",
+        "fastgrpo.command_line",
+        "fastgrpo.pages",
+    },
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
     {"fastgrpo.algorithm"},
     {"fastgrpo.recipe", "fastgrpo.policy", "fastgrpo.rollout"},

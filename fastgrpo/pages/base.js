@@ -4,9 +4,14 @@
 // reach the document as text nodes only.
 async function unpacked(name) {
   const holder = document.getElementById(`${name}-data`);
-  const packed = Uint8Array.from(atob(holder.textContent), (c) => c.charCodeAt(0));
+  const letters = atob(holder.textContent), packed = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i += 1) packed[i] = letters.charCodeAt(i);
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
 }
+
+// Until the whole page has been read: what is large stands at its end, so that the charts need not wait for it.
+const loaded = () => document.readyState !== "loading" ||
+  new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve); });
 
 const text = (value) => (value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value));
 // A response may contain anything: control characters become their visible symbols, half a surrogate pair U+FFFD.

@@ -13,14 +13,14 @@ from markupsafe import Markup
 
 MAX_TEXT_BYTES = 8_000_000
 """Of a page's rollouts or transcripts, before `embed` compresses them to a quarter or a third."""
-_SCRIPTS = ("uplot/uPlot.iife.min.js", "base.js", "charts.js", "records.js")
+_SCRIPTS = ("uplot/uPlot.iife.min.js", "base.js", "numbers.js", "chart.js", "charts.js", "records.js")
 _STYLES = ("uplot/uPlot.min.css", "base.css")
 
 
-def render(package: str, data: Mapping[str, Any], **context: Any) -> str:
-    """The page of a package that has ``page.html``, which extends ``base.html``, ``page.js`` and perhaps ``page.css``.
+def render(package: str, *, charts: Mapping[str, Any], records: Mapping[str, Any], **context: Any) -> str:
+    """The page of a package that has ``page.html``, which extends ``base.html``, and ``page.js`` and ``page.css``.
 
-    `data` is for the scripts, under its names; `context` is for the template, which escapes it.
+    `charts` and `records`, the long texts, are for the scripts; `context` is for the template, which escapes it.
     """
     # Only these texts are trusted; everything else is escaped.
     scripts = [Markup(_read(__package__, name)) for name in _SCRIPTS] + [Markup(_read(package, "page.js"))]
@@ -29,7 +29,9 @@ def render(package: str, data: Mapping[str, Any], **context: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        loader=jinja2.DictLoader({"base.html": _read(__package__, "base.html"), "page.html": _read(package, "page.html")}),
+        loader=jinja2.DictLoader(
+            {"base.html": _read(__package__, "base.html"), "page.html": _read(package, "page.html")}
+        ),
     )
     return environment.get_template("page.html").render(
         **context,
@@ -37,7 +39,8 @@ def render(package: str, data: Mapping[str, Any], **context: Any) -> str:
         style=Markup("\n".join(styles)),
         scripts=scripts,
         script_hashes=" ".join(map(_hash, scripts)),
-        data={name: Markup(embed(value)) for name, value in data.items()},
+        charts=Markup(embed(charts)),
+        records=Markup(embed(records)),
     )
 
 

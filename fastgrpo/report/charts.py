@@ -17,7 +17,7 @@ FEW = 40
 MAX_CHART_BYTES = 260_000
 """Of the numbers in a page. With the library, the style, the words and the settings it stays below 400,000."""
 _POINTS = (1000, 800, 600, 450, 300, 200, 120, 60, 30)  # a chart's, the first that fits
-_DIGITS, _DIGITS_OF_BAND = 5, 3
+_DIGITS_OF_STEP, _DIGITS_OF_MEAN, _DIGITS_OF_BAND = 6, 5, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ def window(run: Run) -> int:
 def drawn(sections: Mapping[str, Sequence[Chart]], run: Run) -> dict[str, Any]:
     """What the scripts need to draw the charts, with as many points as fit into `MAX_CHART_BYTES`."""
     found = [chart for in_section in sections.values() for chart in in_section if chart.columns]
+    data: dict[str, Any] = {}
     for num_points in _POINTS:
         data = {
             "axes": {"main": _axis(Buckets.at_most(num_points, run.metrics.steps))},
@@ -106,7 +107,7 @@ def _drawn(chart: Chart, run: Run, num_points: int, axes: dict[str, Any]) -> dic
 
 def _points(buckets: Buckets, column: np.ndarray) -> dict[str, Any]:
     mean, low, high = buckets.reduce(column)
-    points = {"values": rounded(mean.tolist(), _DIGITS)}
+    points = {"values": rounded(mean.tolist(), _DIGITS_OF_STEP if buckets.size == 1 else _DIGITS_OF_MEAN)}
     if buckets.size > 1 and np.nanmax(high - low) > 0:
         points |= {"low": rounded(low.tolist(), _DIGITS_OF_BAND), "high": rounded(high.tolist(), _DIGITS_OF_BAND)}
     return points

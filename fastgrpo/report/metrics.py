@@ -104,7 +104,8 @@ class _Table:
 
     def _note_gap(self, name: str, row: int) -> None:
         """A number that is not finite stands as null in the file. A step written again keeps the number it had."""
-        if name in SPARSE or row < len(self.columns.get(name, ())) and not math.isnan(self.columns[name][row]):
+        has_one = row < len(self.columns.get(name, ())) and not math.isnan(self.columns[name][row])
+        if name in SPARSE or has_one:
             return
         self.not_finite.setdefault(name, set()).add(row)
 

@@ -5,12 +5,12 @@
 function groupsOfSteps(data) {
   const [first, last] = data.range;
   const marks = data.marks.flatMap(({ label, after }) => after.map((step) => ({ label, after: step })));
-  const room = Math.max(0.5, (last - first) * 0.01);
+  const room = last - first <= 40 ? [0.5, 0.5] : [0, 0.01 * (last - first)]; // markers and bars are not cut
   const all = new Group({
     marks,
     window: data.window,
     key: "steps",
-    whole: () => [first - (first === last ? 0.5 : 0), last + (first === last ? 0.5 : room * (last - first < 3 ? 0 : 1))],
+    whole: () => [first - room[0], last + room[1]],
     name: (axis, i) => {
       const from = axis.first[i].toLocaleString("en"), to = axis.last?.[i].toLocaleString("en");
       return to === undefined || from === to ? `step ${from}` : `steps ${from}–${to}`;
@@ -29,12 +29,13 @@ function showRollouts({ rollouts, right }) {
     ({ name, head, value: (rollout) => rollout[name], text: (rollout) => text(rollout[name]), ...options });
   const numeric = (name, head, how, options = {}) =>
     column(name, head, { className: "number", text: (rollout) => written(rollout[name], how), ...options });
+  const mood = ({ reward }) => (typeof reward !== "number" ? [] : reward >= right ? ["right"] : ["wrong"]);
   document.querySelector("#filters [name=step]").max = steps.length;
   showRecords({
     records: rollouts,
     columns: [
       column("step", "Step"),
-      numeric("reward", "Reward", signed, { mood: ({ reward }) => (typeof reward === "number" ? [reward >= right ? "right" : "wrong"] : []) }),
+      numeric("reward", "Reward", signed, { mood }),
       numeric("advantage", "Advantage", signed, { unit: " advantage" }),
       numeric("num_response_tokens", "Tokens", (value) => value.toLocaleString("en"), { unit: " tokens" }),
       column("finish_reason", "Finish"),
@@ -55,6 +56,7 @@ function showRollouts({ rollouts, right }) {
 async function show() {
   const data = await unpacked("charts");
   await drawCharts(data, groupsOfSteps(data));
+  await loaded();
   const records = await unpacked("records"); // megabytes of text: after the charts
   if (records.rollouts.length) showRollouts(records);
 }

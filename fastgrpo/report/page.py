@@ -31,10 +31,8 @@ def _page(run: Run) -> str:
     lines = [{"label": mark.label, "text": mark.text, "after": mark.after} for mark in marks if mark.after]
     return render(
         __package__,
-        data={
-            "charts": {**drawn(sections, run), "marks": lines},
-            "records": {"rollouts": run.rollouts.shown, "right": _right(run)},
-        },
+        charts={**drawn(sections, run), "marks": lines},
+        records={"rollouts": run.rollouts.shown, "right": _right(run)},
         title=str(run.about.get("name") or run.folder.resolve().name),
         subtitle=subtitle(run),
         facts=headline(run),

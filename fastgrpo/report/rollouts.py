@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,9 +49,7 @@ def read_rollouts(path: Path, budget: int = MAX_TEXT_BYTES) -> Rollouts:
             lines[step] = [place for place in lines[step] if place not in damaged]
             skipped += len(damaged)
     kept = [step for step, places in lines.items() if places]
-    return Rollouts(
-        shown=shown, num_kept=sum(map(len, lines.values())), num_steps_kept=len(kept), num_skipped=skipped
-    )
+    return Rollouts(shown=shown, num_kept=sum(map(len, lines.values())), num_steps_kept=len(kept), num_skipped=skipped)
 
 
 def _lines_by_step(file: BinaryIO) -> tuple[dict[int, list[tuple[int, int]]], int]:

@@ -84,11 +84,13 @@ def test_histograms_hold_every_response(tmp_path: Path):
     evaluation = synthetic.evaluation(tmp_path / "run", TWO)
     for part in evaluation.benchmarks:
         histogram = lengths(part.judged)
-        counts = [[int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:right|wrong)", b.text)] for b in histogram.bars]
+        counts = [
+            [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:right|wrong)", b.text)] for b in histogram.bars
+        ]
         right, wrong = (sum(column) for column in zip(*counts, strict=True))
         assert (right, wrong) == (part.outcomes().sum(), (~part.outcomes()).sum())
         assert histogram.counts == {"right": right, "wrong": wrong}
-        assert all(0 <= bar.left and bar.left + bar.width <= 100.1 for bar in histogram.bars)
+        assert all(bar.left >= 0 and bar.left + bar.width <= 100.1 for bar in histogram.bars)
         assert max(bar.right + bar.wrong for bar in histogram.bars) <= HISTOGRAM_HEIGHT
 
 

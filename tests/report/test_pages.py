@@ -46,4 +46,6 @@ def test_embedded_values_come_back_and_hold_no_markup() -> None:
 
 
 def test_numbers_are_short_and_gaps_are_none() -> None:
-    assert json.dumps(rounded([0.123456789, 5.0, float("nan"), 123456.0, -1e-7], 4)) == "[0.1235, 5, null, 123500, -1e-07]"
+    assert (
+        json.dumps(rounded([0.123456789, 5.0, float("nan"), 123456.0, -1e-7], 4)) == "[0.1235, 5, null, 123500, -1e-07]"
+    )

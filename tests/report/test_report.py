@@ -195,7 +195,7 @@ def test_hostile_texts_stay_texts(fake_run: FakeRun, text: str) -> None:
     page = page_of(folder)
     tags = Tags()
     tags.feed(page)
-    assert tags.count["script"] == 7, "charts and records, uPlot and our own four"
+    assert tags.count["script"] == 9, "charts and records, uPlot and our own six"
     assert tags.count["img"] == 0
     assert data_of(page)["rollouts"][0]["response"] == text
 
@@ -229,7 +229,14 @@ def test_one_step_too_large_for_the_page_is_thinned_within(tmp_path: Path) -> No
 
 
 def test_rollouts_are_by_step_whatever_their_order_and_their_fields_order(tmp_path: Path) -> None:
-    lines = [b'{"reward": 1.0, "step": 2}', b'{"step": 1, "reward": 0.5}', b'{"step": 1, "reward": }', b"[1]", b"{}", b""]
+    lines = [
+        b'{"reward": 1.0, "step": 2}',
+        b'{"step": 1, "reward": 0.5}',
+        b'{"step": 1, "reward": }',
+        b"[1]",
+        b"{}",
+        b"",
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     rollouts = read_rollouts(tmp_path / "a.jsonl")
     assert [(rollout["step"], rollout["reward"]) for rollout in rollouts.shown] == [(1, 0.5), (2, 1.0)]
@@ -280,8 +287,8 @@ def test_a_long_run_has_a_bounded_page_in_which_spikes_are_seen(fake_run: FakeRu
 def test_everything_that_is_a_number_is_drawn(fake_run: FakeRun) -> None:
     folder = fake_run(num_steps=5)
     new = {
-        "recipe/hedges": 0.1, "reward/format": 0.5, "checkpoint_s": 0.25, "settle_s": 0.125, "oddity": 3, "a flag": True,
-        "a list": [1], "last_verifier_error": "TypeError: no", "verifier_failures": 2,
+        "recipe/hedges": 0.1, "reward/format": 0.5, "checkpoint_s": 0.25, "settle_s": 0.125, "oddity": 3,
+        "a flag": True, "a list": [1], "last_verifier_error": "TypeError: no", "verifier_failures": 2,
     }  # fmt: skip
     write_lines(folder / "metrics.jsonl", [{**record, **new} for record in lines(folder / "metrics.jsonl")])
     page = page_of(folder)

@@ -64,7 +64,9 @@ def acting(page: Path, script: str) -> Path:
     """A copy of the page on which a script acts as its reader, once all is shown. The page itself would refuse it."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
     copy = page.with_name("acting.html")
-    copy.write_text(text.replace("</body>", f"<script>shown_.then(() => {{ {script} }});</script></body>"), encoding="utf-8")
+    copy.write_text(
+        text.replace("</body>", f"<script>shown_.then(() => {{ {script} }});</script></body>"), encoding="utf-8"
+    )
     return copy
 
 
@@ -146,7 +148,7 @@ INK = """
       const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
       let count = 0;
       for (let i = 0; i < data.length; i += 4)
-        count += data[i + 3] > 200 && Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b) < 12;
+        count += data[i + 3] > 200 && [r, g, b].every((value, n) => Math.abs(data[i + n] - value) < 5);
       return count;
     };
     const say = (value) => { document.title = value; };
@@ -172,15 +174,16 @@ def test_reader_zooms_all_charts_reads_values_and_hides_a_series(fake_run: FakeR
     act = """
         const plot = (name) => document.querySelector(`[data-chart="${name}"]`);
         const key = (name) => plot(name).previousElementSibling;
-        const press = (name, keys) => keys.forEach((k) => plot(name).dispatchEvent(new KeyboardEvent("keydown", { key: k })));
-        press("entropy", ["ArrowLeft", "ArrowLeft", "+"]);
+        for (const pressed of ["ArrowLeft", "ArrowLeft", "+"])
+          plot("entropy").dispatchEvent(new KeyboardEvent("keydown", { key: pressed }));
         const zoomed = !document.getElementById("unzoom").hidden;
         const button = key("truncated_frac").querySelector("button.item");
         button.click();
         setTimeout(() => {
           const at = ["reward", "entropy"].map((name) => key(name).querySelector(".at").textContent);
-          document.getElementById("unzoom").click();
-          say([...at, zoomed, button.getAttribute("aria-pressed"), document.getElementById("unzoom").hidden].join(" / "));
+          const unzoom = document.getElementById("unzoom");
+          unzoom.click();
+          say([...at, zoomed, button.getAttribute("aria-pressed"), unzoom.hidden].join(" / "));
         }, 100);
     """
     shown = show(acting(page, INK + act))

@@ -98,7 +98,9 @@ def _facts(summary: Summary, responses: Sequence[int]) -> list[Fact]:
     problems = sum(b.num_problems for b in benchmarks)
     return [
         Fact(
-            label="Average accuracy" if summary.average else "Accuracy", value=f"{with_interval(best.avg)} %", detail=over
+            label="Average accuracy" if summary.average else "Accuracy",
+            value=f"{with_interval(best.avg)} %",
+            detail=over,
         ),
         Fact(label="Responses", value=f"{len(responses):,}", detail=f"to {counted(problems, 'problem')}"),
         Fact(
@@ -134,8 +136,22 @@ def _curves(summary: Summary) -> list[Section]:
     if all(b.samples_per_problem == 1 for b in summary.benchmarks):
         return []
     drawn = [
-        Chart("pass", "pass@k", figures.curves(summary, "pass_at"), "At least one of k responses is right.", "half", "over k"),
-        Chart("maj", "maj@k", figures.curves(summary, "maj_at"), "The answer that most of k box is right.", "half", "over k"),
+        Chart(
+            "pass",
+            "pass@k",
+            figures.curves(summary, "pass_at"),
+            "At least one of k responses is right.",
+            "half",
+            "over k",
+        ),
+        Chart(
+            "maj",
+            "maj@k",
+            figures.curves(summary, "maj_at"),
+            "The answer that most of k box is right.",
+            "half",
+            "over k",
+        ),
     ]
     return [Section("Samples", "Expected over all choices of k responses to a problem.", drawn, [pass_table(summary)])]
 
@@ -162,12 +178,10 @@ def _render(*, sections: Sequence[Section], transcripts: Transcripts | None, **c
     most = max((curve["most"] for curve in curves.values()), default=0)
     return render(
         __package__,
-        data={
-            "charts": {"axes": {"k": {"first": list(range(1, most + 1)), "size": 1}}, "charts": curves},
-            "records": {
-                "problems": transcripts.problems if transcripts else [],
-                "transcripts": transcripts.shown if transcripts else [],
-            },
+        charts={"axes": {"k": {"first": list(range(1, most + 1)), "size": 1}}, "charts": curves},
+        records={
+            "problems": transcripts.problems if transcripts else [],
+            "transcripts": transcripts.shown if transcripts else [],
         },
         **context,
         sections=sections,

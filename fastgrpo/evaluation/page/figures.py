@@ -190,13 +190,14 @@ def lengths(judged: Sequence[Judged]) -> Histogram:
         name: np.histogram([one.num_tokens for one in judged if one.correct == right], edges)[0]
         for name, right in (("right", True), ("wrong", False))
     }
-    highest = ticks_within(0, float(sum(counts.values()).max()), wanted=4, whole=True)
+    highest = ticks_within(0, float((counts["right"] + counts["wrong"]).max()), wanted=4, whole=True)
     tokens = ticks_within(0, longest, end=longest, whole=True)
     pixels = HISTOGRAM_HEIGHT / 100
     bars = [
         Bar(
             left=tokens.place(low), width=tokens.place(high) - tokens.place(low), right=highest.place(right) * pixels,
-            wrong=highest.place(wrong) * pixels, text=f"{low:,.0f} to {high:,.0f} tokens: {right:,} right, {wrong:,} wrong",
+            wrong=highest.place(wrong) * pixels,
+            text=f"{low:,.0f} to {high:,.0f} tokens: {right:,} right, {wrong:,} wrong",
         )
         for low, high, right, wrong in zip(edges[:-1], edges[1:], counts["right"], counts["wrong"], strict=True)
         if right + wrong

@@ -22,15 +22,17 @@ function showTranscripts({ transcripts, problems }) {
   const benchmarks = [...new Set(transcripts.map((one) => one.benchmark))];
   document.querySelector("#filters [name=benchmark]").append(new Option("all", ""), ...benchmarks.map((name) => new Option(name, name)));
   const verdict = (one) => (one.right ? "right" : "wrong") + (one.truncated ? ", cut" : "");
+  const column = (name, head, value, options = {}) => ({ name, head, value, text: value, ...options });
+  const tokens = { text: (one) => one.tokens.toLocaleString("en") };
   showRecords({
     records: transcripts,
     columns: [
-      { name: "benchmark", head: "Benchmark", text: (one) => one.benchmark, value: (one) => one.benchmark },
-      { name: "problem", head: "Problem", text: (one) => `${one.problem} · ${one.sample}`, value: (one) => one.problem },
-      { name: "verdict", head: "Verdict", text: verdict, value: verdict, mood: (one) => [one.right ? "right" : "wrong"] },
-      { name: "tokens", head: "Tokens", text: (one) => one.tokens.toLocaleString("en"), value: (one) => one.tokens, className: "number", unit: " tokens" },
-      { name: "answer", head: "Gold answer", text: (one) => problemOf(one).answer, value: (one) => problemOf(one).answer, className: "text answer" },
-      { name: "response", head: "End of the response", text: (one) => one.response, value: (one) => one.response, className: "text response", tail: true },
+      column("benchmark", "Benchmark", (one) => one.benchmark),
+      column("problem", "Problem", (one) => one.problem, { text: (one) => `${one.problem} · ${one.sample}` }),
+      column("verdict", "Verdict", verdict, { mood: (one) => [one.right ? "right" : "wrong"] }),
+      column("tokens", "Tokens", (one) => one.tokens, { ...tokens, className: "number", unit: " tokens" }),
+      column("answer", "Gold answer", (one) => problemOf(one).answer, { className: "text answer" }),
+      column("response", "End of the response", (one) => one.response, { className: "text response", tail: true }),
     ],
     parts: (one) => [[["Problem", problemOf(one).text], ["Gold answer", problemOf(one).answer]], [["Response", one.response]]],
     matches: (one, form) => kinds[form.kind.value](one) && (form.benchmark.value === "" || one.benchmark === form.benchmark.value),
@@ -40,6 +42,7 @@ function showTranscripts({ transcripts, problems }) {
 async function show() {
   showTips();
   await drawCharts(await unpacked("charts"), groupOfCurves);
+  await loaded();
   const records = await unpacked("records"); // megabytes of text: after the charts
   if (records.transcripts.length) showTranscripts(records);
 }
