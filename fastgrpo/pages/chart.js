@@ -71,7 +71,7 @@ class Chart {
   lines() {
     const columns = [], series = [{}], bands = [];
     this.shownIn = new Map();
-    const add = (values, options) => { columns.push(values); series.push({ points: { show: false }, ...options }); };
+    const add = (values, options) => { columns.push(values); series.push({ pxAlign: 0, points: { show: false }, ...options }); };
     const faintly = (colour, share) => ({ stroke: faint(colour, share), width: 1, hidden: true });
     for (const one of this.data.series.filter((one) => !this.hidden.has(one))) {
       const { colour } = one;
