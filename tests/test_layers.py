@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"fastgrpo_kernels", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line", "fastgrpo.losses"},
-    {"fastgrpo.config"},
+    {"fastgrpo.config", "fastgrpo.pages"},
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
     {"fastgrpo.algorithm", "fastgrpo.track"},
     {"fastgrpo.recipe", "fastgrpo.policy", "fastgrpo.rollout"},

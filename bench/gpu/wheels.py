@@ -24,8 +24,6 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 PIECE_BYTES = 30 * 2**20
 FOR_TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
-LEFT_OUT = {"plotly"}
-"""Packages for reports, which are not written on the GPU machine."""
 
 
 def fetch(folder: Path, extra: Sequence[str], image: Path = IMAGE) -> int:
@@ -34,7 +32,7 @@ def fetch(folder: Path, extra: Sequence[str], image: Path = IMAGE) -> int:
     Returns 1 if one cannot be downloaded, else 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = {canonicalize_name(line) for line in _lines(image)} | LEFT_OUT
+    there = {canonicalize_name(line) for line in _lines(image)}
     wanted = [r for r in _project_requirements() if canonicalize_name(r.name) not in there]
     wanted += [Requirement(name) for name in extra]
     fetched: dict[str, int] = {}  # name -> bytes

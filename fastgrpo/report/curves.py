@@ -1,4 +1,4 @@
-"""The charts of the page, in its order, and what each looks like in a healthy run."""
+"""The charts that the page knows, in its order, and what each looks like in a healthy run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,15 @@ class Curve:
     metric: str  # the first metric; also the chart's name in the page and in run.json's published bands
     title: str
     unit: str
-    healthy: str
+    healthy: str = ""
     about: str = ""
     series: Mapping[str, str] = field(default_factory=dict)  # metric -> name, if there are several
-    hover: str = ".4~r"  # d3-format
-    ticks: str = ""
+    percent: bool = False  # whether values are shares, to be written in percent
     averaged: bool = True
     stacked: bool = False
+    small: bool = False
     optional: bool = False  # whether it is left out if the run did not record it
+    rare: bool = False  # whether it is left out if it is 0 throughout
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -39,8 +40,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             title="Accuracy of the sampled responses",
             unit="share of responses correct",
             about="The verifier's verdicts, before any shaping of rewards.",
-            hover=".1%",
-            ticks=".0%",
+            percent=True,
             optional=True,
             healthy="climbs with the reward. If only the reward climbs, the model exploits the shaping of rewards.",
         ),
@@ -56,7 +56,6 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             metric="response_length",
             title="Response length",
             unit="tokens per response",
-            hover=",.0f",
             healthy="becomes steady well below the limit. Responses that grow up to the limit ramble; very short ones "
             "are guesses.",
         ),
@@ -67,8 +66,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             title="Held-out accuracy",
             unit="share of answers correct",
             series={"held_out_accuracy": "sampled", "held_out_greedy": "greedy"},
-            hover=".1%",
-            ticks=".0%",
+            percent=True,
             averaged=False,
             healthy="follows the reward. If only the reward climbs, the policy overfits or exploits the verifier.",
         ),
@@ -76,8 +74,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             metric="clip_frac",
             title="Clip fraction",
             unit="share of response tokens",
-            hover=".3~%",
-            ticks="~%",
+            percent=True,
             healthy="small and steady. Growth means that updates move far away from the policy that sampled.",
         ),
         Curve(
@@ -92,16 +89,12 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             metric="rollout_kl",
             title="Sampler to trainer KL",
             unit="nats per token",
-            hover=".3~e",
-            ticks=".1~e",
             healthy="flat and close to 0. A rise means that sampler and trainer have different distributions.",
         ),
         Curve(
             metric="reference_kl",
             title="Divergence from the reference",
             unit="nats per token",
-            hover=".3~e",
-            ticks=".1~e",
             optional=True,
             healthy="grows slowly, and falls to 0 when the reference is reset. A sharp rise comes before a collapse.",
         ),
@@ -110,8 +103,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             title="Log-probabilities that differ",
             unit="share of response tokens",
             about="Tokens on which sampler and trainer differ by more than 0.01.",
-            hover=".3~%",
-            ticks="~%",
+            percent=True,
             healthy="constant. A jump points to a weight sync that went wrong.",
         ),
         Curve(
@@ -119,19 +111,30 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             title="Truncated and without signal",
             unit="share of responses",
             series={"truncated_frac": "cut at the limit", "zero_advantage_frac": "zero advantage"},
-            hover=".1%",
-            ticks=".0%",
+            percent=True,
             healthy="truncation falls early. Groups that are all right or all wrong teach nothing; their share grows "
             "only as the model improves.",
         ),
     ),
-    "Rollouts": (
+    "Sampling": (
+        Curve(
+            metric="verifier_failures",
+            title="Failures",
+            unit="per step",
+            series={
+                "verifier_failures": "verifier failed",
+                "rewards_not_finite": "reward not finite",
+                "responses_without_reward": "no reward",
+                "skipped_updates": "update skipped",
+            },
+            rare=True,
+            healthy="0. A response that could not be judged teaches nothing, or the wrong thing.",
+        ),
         Curve(
             metric="staleness_mean",
             title="Staleness",
             unit="steps between sampling and training",
             series={"staleness_mean": "mean", "staleness_max": "most"},
-            hover=".2f",
             healthy="0 if sampling and training take turns; otherwise level, below --rollout.max_staleness.",
         ),
         Curve(
@@ -143,7 +146,6 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
                 "groups_dropped_all_right": "left out, all right",
                 "groups_dropped_all_wrong": "left out, all wrong",
             },
-            hover=",.0f",
             healthy="the groups left out change slowly. If many are all wrong, the problems are too hard; if many are "
             "all right, too easy.",
         ),
@@ -161,14 +163,12 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
             metric="tokens_per_s",
             title="Throughput",
             unit="tokens/s, all ranks",
-            hover=",.0f",
             healthy="level. It changes with the response length, and drops are short.",
         ),
         Curve(
             metric="total_tokens",
             title="Cumulative tokens",
             unit="tokens",
-            hover=",.0f",
             averaged=False,
             healthy="a straight line that bends when the response length changes.",
         ),

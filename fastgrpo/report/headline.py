@@ -1,19 +1,18 @@
 """The few numbers in the page's header that say how a run went."""
 
-from dataclasses import dataclass
-
+from fastgrpo.pages import Fact, amount, counted, duration
 from fastgrpo.report.read import Run, number
-from fastgrpo.report.words import amount, counted, duration
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """A number with its name, and the earlier value `before` if it is a change."""
-
-    label: str
-    value: str
-    before: str = ""
-    detail: str = ""
+_INCIDENTS = {
+    "skipped_updates": "skipped update",
+    "verifier_failures": "verifier failure",
+    "rewards_not_finite": "NaN or infinite reward",
+    "responses_without_reward": "unrewarded response",
+}
+_COUNTED_UP = {"engine_restarts": "engine restart", "responses_redrawn": "redrawn response"}
+"""Metrics that count from the beginning of the process."""
+_TEXTS = {"verifier_failures": "last_verifier_error"}
+"""What a run says of the last incident of a kind."""
 
 
 def headline(run: Run) -> list[Fact]:
@@ -32,8 +31,18 @@ def headline(run: Run) -> list[Fact]:
 
 def incidents(run: Run) -> list[str]:
     """The failures that the run survived, in plain words; empty for a healthy run."""
-    counts = {"skipped update": run.total("skipped_updates"), "verifier failure": run.total("verifier_failures")}
-    return [counted(count, name) for name, count in counts.items() if count]
+    counts = {metric: run.total(metric) for metric in _INCIDENTS}
+    counts |= {metric: float(max(run.known(metric), default=0.0)) for metric in _COUNTED_UP}
+    return [
+        counted(count, (_INCIDENTS | _COUNTED_UP)[metric]) + _last_words(run, metric)
+        for metric, count in counts.items()
+        if count
+    ]
+
+
+def _last_words(run: Run, metric: str) -> str:
+    text = run.metrics.texts.get(_TEXTS.get(metric, ""), "")
+    return f", the last: {text}" if text else ""
 
 
 def subtitle(run: Run) -> list[str]:
@@ -49,12 +58,12 @@ def subtitle(run: Run) -> list[str]:
 
 def _accuracy(run: Run, label: str, name: str, metric: str, how: str) -> Fact | None:
     """The accuracy before and after from the summary or, while the run goes on, from its first and last evaluation."""
-    known = [value for value in run.column(metric) if value is not None]
+    known = run.known(metric)
     before, after = (number(run.summary.get(f"{name}_{when}")) for when in ("before", "after"))
-    if before is None and known:
-        before = known[0]
+    if before is None and len(known):
+        before = float(known[0])
     if after is None and len(known) > 1:
-        after = known[-1]
+        after = float(known[-1])
     if before is None and after is None:
         return None
     if before is None or after is None:

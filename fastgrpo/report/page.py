@@ -1,22 +1,14 @@
 """Builds a run's page: one html file that contains everything and loads nothing."""
 
-import base64
-import hashlib
 import json
 import os
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from fastgrpo.report.figures import Chart, charts, window
+from fastgrpo.pages import counted, render
+from fastgrpo.report.charts import charts, drawn, window
 from fastgrpo.report.headline import headline, incidents, subtitle
+from fastgrpo.report.marks import marks_of
 from fastgrpo.report.read import Run, mapping, number, read_run
-from fastgrpo.report.rollouts import embed
-from fastgrpo.report.words import counted
 
 
 def write_report(run_dir: Path) -> Path:
@@ -35,30 +27,23 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _page(run: Run) -> str:
-    sections = charts(run)
-    scripts = [Markup(get_plotlyjs()), Markup(_resource("page.js"))]  # trusted: everything else is escaped
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_resource("page.html")).render(
-        name=str(run.about.get("name") or run.folder.resolve().name),
+    sections, marks = charts(run), marks_of(run)
+    lines = [{"label": mark.label, "text": mark.text, "after": mark.after} for mark in marks if mark.after]
+    return render(
+        __package__,
+        charts={**drawn(sections, run), "marks": lines},
+        records={"rollouts": run.rollouts.shown, "right": _right(run)},
+        title=str(run.about.get("name") or run.folder.resolve().name),
         subtitle=subtitle(run),
         facts=headline(run),
-        incidents=incidents(run),
-        notes=run.notes,
+        notes=incidents(run) + run.notes,
         sections=sections,
         window=window(run),
+        marks=marks,
         rollouts=run.rollouts,
         counted=counted,
         settings=_settings(run),
-        style=Markup(_resource("page.css")),
-        scripts=scripts,
-        script_hashes=" ".join(map(_hash, scripts)),
-        data=Markup(embed({"figures": _figures(sections), "rollouts": run.rollouts.shown, "right": _right(run)})),
     )
-
-
-def _figures(sections: dict[str, list[Chart]]) -> dict[str, Any]:
-    drawn = {c.curve.metric: c.figure for in_section in sections.values() for c in in_section if c.figure}
-    return {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
 
 
 def _settings(run: Run) -> dict[str, str]:
@@ -70,12 +55,3 @@ def _right(run: Run) -> float:
     """The reward from which a response counts as correct: halfway between the rewards of right and wrong."""
     correct, wrong = number(run.setting("reward.correct")), number(run.setting("reward.wrong"))
     return 0.5 if correct is None or wrong is None else (correct + wrong) / 2
-
-
-def _resource(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    """A script's name in a content security policy: the page runs these scripts and no script in a response."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

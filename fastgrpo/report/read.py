@@ -1,17 +1,19 @@
 """Reads a run folder, of a finished run or an unfinished one.
 
-A killed run leaves incomplete lines, and a resumed run repeats steps. Both are read, and the page says what was
+A killed run leaves incomplete lines, and a resumed run may repeat steps. Both are read, and the page says what was
 skipped.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastgrpo.report.rollouts import Rollouts, thin
-from fastgrpo.report.words import counted
+import numpy as np
+
+from fastgrpo.pages import counted
+from fastgrpo.report.metrics import Metrics, read_metrics
+from fastgrpo.report.rollouts import Rollouts, read_rollouts
 
 Record = dict[str, Any]
 
@@ -23,30 +25,28 @@ class Run:
     folder: Path
     about: Record  # run.json
     summary: Record  # summary.json, empty until the run has finished
-    metrics: list[Record]  # one for each step, in order
+    metrics: Metrics
     rollouts: Rollouts
     notes: list[str]  # what could not be read
 
     @property
-    def steps(self) -> list[int]:
-        return [record["step"] for record in self.metrics]
-
-    @property
     def num_steps(self) -> int:
         """The number of training steps, without step 0, which is the evaluation before them."""
-        return sum(step > 0 for step in self.steps)
+        return int((self.metrics.steps > 0).sum())
 
-    def column(self, metric: str) -> list[float | None]:
-        """The value of each step; None if it was not recorded or is not finite."""
-        return [number(record.get(metric)) for record in self.metrics]
+    def known(self, metric: str) -> np.ndarray:
+        """The finite values of a metric, in the order of the steps."""
+        column = self.metrics.column(metric)
+        return column[~np.isnan(column)]
 
     def last(self, metric: str) -> float | None:
         """The last value of a metric."""
-        return next((value for value in reversed(self.column(metric)) if value is not None), None)
+        known = self.known(metric)
+        return float(known[-1]) if known.size else None
 
     def total(self, metric: str) -> float:
         """The sum of a metric over the steps."""
-        return sum(value for value in self.column(metric) if value is not None)
+        return float(self.known(metric).sum())
 
     def setting(self, name: str) -> Any:
         """A setting by its command-line name, such as rollout.temperature; None if run.json does not have it."""
@@ -60,21 +60,13 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run in a folder. Raises ValueError if there is no folder, no metrics.jsonl, or no step in it."""
     notes: list[str] = []
-    metrics = [_with_names_of_today(record) for record in _read_metrics(folder, notes)]
+    metrics = read_metrics(folder)
     about = _read_object(folder / "run.json", notes)
-    return Run(
-        folder=folder,
-        about=about,
-        summary=_read_object(folder / "summary.json", notes),
-        metrics=metrics,
-        rollouts=thin(lambda: _read_steps(folder / "rollouts.jsonl", notes)),
-        notes=list(dict.fromkeys(notes)),
-    )
-
-
-def _with_names_of_today(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a step; a run of an earlier version called the wait for engines ``settle_s``."""
-    return {**record, "drain_s": record["settle_s"]} if "settle_s" in record else record
+    summary = _read_object(folder / "summary.json", notes)
+    rollouts = read_rollouts(folder / "rollouts.jsonl")
+    for name, skipped in (("metrics.jsonl", metrics.num_skipped), ("rollouts.jsonl", rollouts.num_skipped)):
+        notes += [f"{name}: {counted(skipped, 'unreadable line')} skipped."] if skipped else []
+    return Run(folder=folder, about=about, summary=summary, metrics=metrics, rollouts=rollouts, notes=notes)
 
 
 def number(value: Any) -> float | None:
@@ -88,55 +80,13 @@ def mapping(value: Any) -> Record:
     return value if isinstance(value, dict) else {}
 
 
-def _read_metrics(folder: Path, notes: list[str]) -> list[Record]:
-    path = folder / "metrics.jsonl"
-    if not folder.is_dir():
-        raise ValueError(f"there is no run folder {folder}.")
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no metrics.jsonl: is it a run folder, and has its first step finished?")
-    steps: dict[int, Record] = {}
-    for record in _read_steps(path, notes):
-        # A resumed run writes steps again, and an evaluation may come on a line of its own.
-        known = {name: value for name, value in record.items() if value is not None}
-        steps[record["step"]] = steps.get(record["step"], {}) | known
-    if not steps:
-        raise ValueError(f"{path} holds no step yet: run the report again after the first step.")
-    return [steps[step] for step in sorted(steps)]
-
-
-def _read_steps(path: Path, notes: list[str]) -> Iterator[Record]:
-    """The records of a jsonl file that have a step, one by one; none if the file is missing."""
-    if not path.is_file():
-        return
-    skipped = 0
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            record = _parse(line)
-            if type(mapping(record).get("step")) is int:
-                yield record
-            elif line.strip():
-                skipped += 1
-    if skipped:
-        notes.append(f"{path.name}: {counted(skipped, 'unreadable line')} skipped.")
-
-
 def _read_object(path: Path, notes: list[str]) -> Record:
     if not path.is_file():
         return {}
-    value = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         notes.append(f"{path.name} is unreadable and was left out.")
     return mapping(value)
-
-
-def _parse(text: str) -> Any:
-    """The value of JSON, or None if the text is none. NaN and Infinity become None, since browsers cannot read them."""
-    try:
-        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _finite(text: str) -> float | None:
-    value = float(text)
-    return value if abs(value) < float("inf") else None  # 1e999 is JSON, and infinite

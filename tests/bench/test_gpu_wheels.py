@@ -40,15 +40,15 @@ def test_requirements_are_those_of_the_target_without_extras(tmp_path):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> dict[str, tuple[str, ...]]:
-    """Packages and their requirements, in place of a registry's; the project needs ``there``, ``root`` and plotly."""
-    known = {"root": ("Mid_Dle", "there", "plotly"), "mid-dle": ("leaf", "root"), "leaf": (), "peer": ("leaf",)}
+    """Packages and their requirements, in place of a registry's; the project needs ``there`` and ``root``."""
+    known = {"root": ("Mid_Dle", "there"), "mid-dle": ("leaf", "root"), "leaf": (), "peer": ("leaf",)}
 
     def download(requirement: Requirement, folder: Path) -> Path | None:
         name = wheels.canonicalize_name(requirement.name)
         return made_up_wheel(folder, name.replace("-", "_"), *known[name]) if name in known else None
 
     monkeypatch.setattr(wheels, "_download", download)
-    needs = [Requirement(text) for text in ("There>=1", "root", "plotly")]
+    needs = [Requirement(text) for text in ("There>=1", "root")]
     monkeypatch.setattr(wheels, "_project_requirements", lambda: needs)
     (tmp_path / "image.txt").write_text("# what is there\n\nthere\n")
     return known

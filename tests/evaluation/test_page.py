@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from fastgrpo.evaluation.compare import write_comparison
+from fastgrpo.evaluation.page.figures import HISTOGRAM_HEIGHT, lengths
+from fastgrpo.evaluation.page.ticks import ticks_within
 from fastgrpo.evaluation.page.transcripts import choose, shorten
 from fastgrpo.evaluation.records import BenchmarkResults, Evaluation, ProblemRow
 from fastgrpo.evaluation.results import write_results
-from fastgrpo.report.rollouts import embed
 from tests.evaluation import synthetic
 from tests.report.test_report import HOSTILE, Tags, data_of
 from tests.report.test_report_in_browser import Shown, acting, show  # noqa: F401
@@ -38,6 +39,11 @@ def hostile(tmp_path: Path) -> Evaluation:
     return Evaluation(evaluation.folder, {**evaluation.about, "name": name}, evaluation.benchmarks)
 
 
+def said_of(page: str, name: str) -> list[str]:
+    """The values that the dots of a name say when they are pointed at."""
+    return re.findall(rf'data-tip="{name}: ([\d.]+)', page)
+
+
 def without_scripts(page: str) -> str:
     return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
 
@@ -45,7 +51,8 @@ def without_scripts(page: str) -> str:
 def test_page_holds_charts_tables_and_transcripts(tmp_path: Path):
     page = page_of(synthetic.evaluation(tmp_path / "run", TWO))
     data = data_of(page)
-    assert data["charts"].keys() == {"accuracy", "pass", "maj", "lengths-0", "lengths-1"}
+    assert data["charts"].keys() == {"pass", "maj"}
+    assert page.count('<div class="dots"') == 1 and page.count('<div class="histogram"') == 2
     assert len(data["transcripts"]) == 30 * 32 + 500 * 4
     for text in ("Average accuracy", "2,960", "avg@k", "pass@k", "maj@k", "truncated %", "<td>MATH-500</td>"):
         assert text in page
@@ -53,38 +60,59 @@ def test_page_holds_charts_tables_and_transcripts(tmp_path: Path):
 
 def test_published_rows_of_the_same_protocol_stand_beside_the_run(tmp_path: Path):
     page = page_of(synthetic.evaluation(tmp_path / "run", TWO))
-    traces = {trace["name"]: trace for trace in data_of(page)["charts"]["accuracy"]["data"]}
-    assert (traces["JustRL-DeepSeek-1.5B"]["y"], traces["JustRL-DeepSeek-1.5B"]["x"]) == (
-        ["AIME24", "MATH-500"],
-        [52.60, 91.65],
-    )
+    assert said_of(page, "JustRL-DeepSeek-1.5B") == ["52.60", "91.65"], "of AIME24 and MATH-500"
     assert "JustRL, arXiv 2512.16649, table 3" in page
     assert "Judged there by mathd or sympy, then CompassVerifier-3B; here by fastgrpo.rewards:mathd_or_sympy." in page
     other = synthetic.evaluation(tmp_path / "other", TWO, protocol={**synthetic.JUSTRL, "max_response_tokens": 512})
     page = page_of(other)
-    assert [trace["name"] for trace in data_of(page)["charts"]["accuracy"]["data"]] == ["other"]
+    assert len(said_of(page, "other")) == 3 and said_of(page, "JustRL-DeepSeek-1.5B") == []
     assert "No published result has the temperature" in page
 
 
 def test_interval_bars_reach_from_low_to_high(tmp_path: Path):
     evaluation = synthetic.evaluation(tmp_path / "run", TWO)
-    data = data_of(page_of(evaluation))
+    page = page_of(evaluation)
     found = json.loads((evaluation.folder / "results.json").read_text())["benchmarks"]["AIME24"]["avg"]
-    run = data["charts"]["accuracy"]["data"][0]
-    assert run["x"][0] - run["error_x"]["arrayminus"][0] == pytest.approx(100 * found["low"])
-    assert run["x"][0] + run["error_x"]["array"][0] == pytest.approx(100 * found["high"])
+    places = re.findall(r'<line class="bar" x1="([\d.]+)%" x2="([\d.]+)%"', page)
+    first, last = re.findall(r'<text x="([\d.]+)%" y="14">([\d,]+)</text>', page)[:6:5]
+    assert (first[0], first[1], last[0]) == ("0.0", "0", "100.0")
+    low, high = (float(place) / 100 * float(last[1]) for place in places[0])
+    assert (low, high) == (pytest.approx(100 * found["low"], abs=0.02), pytest.approx(100 * found["high"], abs=0.02))
 
 
 def test_histograms_hold_every_response(tmp_path: Path):
     evaluation = synthetic.evaluation(tmp_path / "run", TWO)
-    for i, part in enumerate(evaluation.benchmarks):
-        right, wrong = data_of(page_of(evaluation))["charts"][f"lengths-{i}"]["data"]
-        assert (sum(right["y"]), sum(wrong["y"])) == (part.outcomes().sum(), (~part.outcomes()).sum())
+    for part in evaluation.benchmarks:
+        histogram = lengths(part.judged)
+        counts = [
+            [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:right|wrong)", b.text)] for b in histogram.bars
+        ]
+        right, wrong = (sum(column) for column in zip(*counts, strict=True))
+        assert (right, wrong) == (part.outcomes().sum(), (~part.outcomes()).sum())
+        assert histogram.counts == {"right": right, "wrong": wrong}
+        assert all(bar.left >= 0 and bar.left + bar.width <= 100.1 for bar in histogram.bars)
+        assert max(bar.right + bar.wrong for bar in histogram.bars) <= HISTOGRAM_HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0, 91.2, ["0", "20", "40", "60", "80", "100"]),
+        (-12.5, 31.0, ["−20", "−10", "0", "10", "20", "30", "40"]),
+        (0, 0.31, ["0.0", "0.1", "0.2", "0.3", "0.4"]),
+        (0, 0, ["0.0", "0.2"]),
+    ],
+)
+def test_ticks_are_round_and_hold_all_values(low: float, high: float, texts: list[str]):
+    axis = ticks_within(low, high)
+    assert [tick.text for tick in axis.ticks] == texts
+    assert axis.ticks[0].place == 0 and axis.ticks[-1].place == 100
+    assert 0 <= axis.place(low) <= axis.place(high) <= 100
 
 
 def test_one_sample_a_problem_draws_no_curve(tmp_path: Path):
     page = page_of(synthetic.evaluation(tmp_path / "run", {"GSM8K": (20, 1, 0.5)}))
-    assert data_of(page)["charts"].keys() == {"accuracy", "lengths-0"}
+    assert data_of(page)["charts"] == {} and page.count('<div class="histogram"') == 1
 
 
 def test_page_loads_nothing(tmp_path: Path):
@@ -99,7 +127,8 @@ def test_no_text_of_a_model_becomes_an_element(hostile: Evaluation, tmp_path: Pa
         parser.feed(page)
         return parser.count
 
-    plain = synthetic.of(tmp_path / "plain", [synthetic.benchmark("AIME24", np.eye(6, dtype=bool))], notes=["a note"])
+    part = synthetic.benchmark("AIME24", np.eye(6, dtype=bool), text=lambda problem, sample, right: "plain")
+    plain = synthetic.of(tmp_path / "plain", [part], notes=["a note"])
     page = page_of(hostile)
     assert tags(page) == tags(page_of(plain))
     assert {one["response"] for one in data_of(page)["transcripts"]} == set(HOSTILE)
@@ -112,7 +141,7 @@ def test_transcripts_stay_within_their_budget_and_are_of_both_kinds(tmp_path: Pa
     ]
     evaluation = synthetic.of(tmp_path / "run", [*parts, synthetic.benchmark("short", np.eye(3, dtype=bool))])
     chosen = choose(evaluation, budget=600_000)
-    assert 300_000 < len(embed({"problems": chosen.problems, "transcripts": chosen.shown})) < 600_000
+    assert 300_000 < len(json.dumps({"problems": chosen.problems, "transcripts": chosen.shown})) < 600_000
     shown = {name: [one for one in chosen.shown if one["benchmark"] == name] for name in ("one", "two", "short")}
     assert len(shown["one"]) == len(shown["two"]) > 10 and len(shown["short"]) == 9
     assert {one["right"] for one in shown["one"]} == {True, False}
@@ -133,7 +162,7 @@ def test_browser_draws_every_chart_and_fills_the_table(tmp_path: Path, show: Cal
     page_of(evaluation)
     shown = show(evaluation.folder / "report.html")
     assert shown.console == []
-    assert shown.num_drawn == 5
+    assert shown.num_drawn == 2, "the curves; the other figures need no script"
     assert len(shown.rows) == 40
     assert shown.count == "2,960 of 2,960 match."
 
@@ -172,5 +201,5 @@ def test_browser_draws_a_comparison(tmp_path: Path, show: Callable[..., Shown]):
     runs = [synthetic.evaluation(tmp_path / name, TWO, seed=seed) for seed, name in enumerate(("a", "b", "c"))]
     write_comparison(runs, tmp_path / "out")
     shown = show(tmp_path / "out" / "compare.html")
-    assert shown.console == [] and shown.num_drawn == 2
+    assert shown.console == [] and shown.dom.count('<div class="dots"') == 2
     assert "Difference to a" in shown.dom

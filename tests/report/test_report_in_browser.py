@@ -11,10 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from fastgrpo.report import write_report
+from tests.report.test_report import PLOTS, SMALL, WITHOUT_FAILURES
 
 FakeRun = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PLOTS = 15
 
 
 class Shown(NamedTuple):
@@ -27,8 +27,8 @@ class Shown(NamedTuple):
 
     @property
     def num_drawn(self) -> int:
-        """Charts with at least one trace on them."""
-        return len(re.findall(r'<g class="(?:scatterlayer|barlayer) mlayer">(?=<g class="trace)', self.dom))
+        """Charts that a script has drawn."""
+        return self.dom.count('<div class="uplot')
 
     @property
     def rows(self) -> list[str]:
@@ -61,17 +61,19 @@ def _show(browser: str, page: Path, profile: Path, *flags: str) -> Shown:
 
 
 def acting(page: Path, script: str) -> Path:
-    """A copy of the page on which a script acts as its reader. The page itself would refuse a script."""
+    """A copy of the page on which a script acts as its reader, once all is shown. The page itself would refuse it."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
     copy = page.with_name("acting.html")
-    copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    copy.write_text(
+        text.replace("</body>", f"<script>shown_.then(() => {{ {script} }});</script></body>"), encoding="utf-8"
+    )
     return copy
 
 
 def test_charts_draw_and_rows_appear(fake_run: FakeRun, show: Callable[..., Shown]) -> None:
     shown = show(write_report(fake_run()))
     assert shown.console == []
-    assert shown.num_drawn == PLOTS
+    assert shown.num_drawn == PLOTS + SMALL
     assert len(shown.rows) == 40
     assert shown.count == "960 of 960 match."
     assert "Show 40 more" in shown.dom
@@ -80,14 +82,14 @@ def test_charts_draw_and_rows_appear(fake_run: FakeRun, show: Callable[..., Show
 def test_one_step_draws(fake_run: FakeRun, show: Callable[..., Shown]) -> None:
     shown = show(write_report(fake_run(num_steps=1, finished=False)))
     assert shown.console == []
-    assert shown.num_drawn == PLOTS
+    assert shown.num_drawn == WITHOUT_FAILURES
     assert len(shown.rows) == 8
 
 
 def test_page_without_rollouts_draws(fake_run: FakeRun, show: Callable[..., Shown]) -> None:
     shown = show(write_report(fake_run(num_steps=3, rollouts=[])))
     assert shown.console == []
-    assert shown.num_drawn == PLOTS
+    assert shown.num_drawn == PLOTS + SMALL
     assert shown.rows == []
 
 
@@ -104,7 +106,7 @@ def test_hostile_texts_do_not_run(fake_run: FakeRun, show: Callable[..., Shown])
     assert shown.console == []
     assert shown.title == "justrl-1.5b · fastgrpo"
     assert len(shown.rows) == len(texts)
-    assert shown.num_drawn == PLOTS
+    assert shown.num_drawn == WITHOUT_FAILURES
     opened = show(acting(page, "for (const b of document.querySelectorAll('.open')) b.closest('tr').click()"))
     assert opened.title == "justrl-1.5b · fastgrpo"
     assert "<pre>&lt;img src=x onerror=" in opened.dom
@@ -140,8 +142,59 @@ def test_filters_sorting_and_reading(fake_run: FakeRun, show: Callable[..., Show
     assert 'aria-expanded="true"' in shown.dom
 
 
+INK = """
+    const inked = (canvas, hex) => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+      let count = 0;
+      for (let i = 0; i < data.length; i += 4)
+        count += data[i + 3] > 200 && [r, g, b].every((value, n) => Math.abs(data[i + n] - value) < 5);
+      return count;
+    };
+    const say = (value) => { document.title = value; };
+"""
+
+
+def test_curves_are_painted_in_their_colours(fake_run: FakeRun, show: Callable[..., Shown]) -> None:
+    page = write_report(fake_run())
+    count = """
+        const bare = [];
+        for (const holder of document.querySelectorAll(".plot[data-chart]")) {
+          const colours = holder.dataset.chart === "step_s" ? ["#5e94df", "#5e94e0"] : ["#3b7dd8", "#d9731a"];
+          const canvas = holder.querySelector("canvas");
+          if (!colours.some((colour) => inked(canvas, colour) > 20)) bare.push(holder.dataset.chart);
+        }
+        say(`bare: ${bare.join(" ")}.`);
+    """
+    assert show(acting(page, INK + count)).title == "bare: ."
+
+
+def test_reader_zooms_all_charts_reads_values_and_hides_a_series(fake_run: FakeRun, show: Callable[..., Shown]) -> None:
+    page = write_report(fake_run(num_steps=60))
+    act = """
+        const plot = (name) => document.querySelector(`[data-chart="${name}"]`);
+        const key = (name) => plot(name).previousElementSibling;
+        for (const pressed of ["ArrowLeft", "ArrowLeft", "+"])
+          plot("entropy").dispatchEvent(new KeyboardEvent("keydown", { key: pressed }));
+        const zoomed = !document.getElementById("unzoom").hidden;
+        const button = key("truncated_frac").querySelector("button.item");
+        button.click();
+        setTimeout(() => {
+          const at = ["reward", "entropy"].map((name) => key(name).querySelector(".at").textContent);
+          const unzoom = document.getElementById("unzoom");
+          unzoom.click();
+          say([...at, zoomed, button.getAttribute("aria-pressed"), unzoom.hidden].join(" / "));
+        }, 100);
+    """
+    shown = show(acting(page, INK + act))
+    assert shown.console == []
+    assert shown.title == "step 58 / step 58 / true / false / true"
+
+
 def test_theme_follows_the_reader(fake_run: FakeRun, show: Callable[..., Shown]) -> None:
     page = write_report(fake_run(num_steps=2, rollouts=[]))
-    light, dark = (show(page, f"--blink-settings=preferredColorScheme={scheme}").dom for scheme in (1, 0))
-    assert "background: rgb(255, 255, 255)" in light
-    assert "background: rgb(27, 30, 34)" in dark
+    act = 'say(getComputedStyle(document.querySelector("figure")).backgroundColor + colours.card)'
+    schemes = (f"--blink-settings=preferredColorScheme={scheme}" for scheme in (1, 0))
+    light, dark = (show(acting(page, INK + act), scheme).title for scheme in schemes)
+    assert light == "rgb(255, 255, 255)#ffffff"
+    assert dark == "rgb(27, 30, 34)#1b1e22"

@@ -1,6 +1,6 @@
 """The page of an evaluation, one self-contained file: accuracies beside published ones, curves, lengths, transcripts.
 
-It needs no network and no server. Its style and its script are those of the run report, `fastgrpo.report`.
+It needs no network and no server. What it shares with the report of a run is in `fastgrpo.pages`.
 """
 
 from fastgrpo.evaluation.page.build import comparison_page, page

@@ -1,17 +1,8 @@
 """Builds a page: one html text that contains everything and loads nothing."""
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal
-
-import jinja2
-import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from fastgrpo.evaluation.page import figures
 from fastgrpo.evaluation.page.transcripts import Transcripts, choose
@@ -32,8 +23,7 @@ from fastgrpo.evaluation.tables import (
     text_table,
     with_interval,
 )
-from fastgrpo.report.rollouts import embed
-from fastgrpo.report.words import amount, counted
+from fastgrpo.pages import Fact, amount, counted, render
 
 
 @dataclass(frozen=True)
@@ -42,9 +32,14 @@ class Chart:
 
     name: str
     title: str
-    figure: go.Figure
+    figure: figures.Dots | figures.Histogram | dict[str, Any]  # the last is a curve, which a script draws
     about: str = ""
     size: Literal["", "wide", "half"] = ""
+    unit: str = ""
+
+    @property
+    def kind(self) -> str:
+        return {figures.Dots: "dots", figures.Histogram: "histogram"}.get(type(self.figure), "curves")
 
 
 @dataclass(frozen=True)
@@ -81,8 +76,10 @@ def comparison_page(
 ) -> str:
     """The page of a comparison of runs with the first of them."""
     first = next(iter(accuracies))
-    drawn = Chart("accuracies", "Accuracy by benchmark", figures.accuracies(accuracies), size="wide")
-    found = Chart("differences", f"Difference to {first}", figures.differences(differences), size="wide")
+    drawn = Chart("accuracies", "Accuracy by benchmark", figures.accuracies(accuracies), "", "wide", "percent")
+    found = Chart(
+        "differences", f"Difference to {first}", figures.differences(differences), "", "wide", "percentage points"
+    )
     sections = [
         Section("Differences", explained, [found], tables[1:]),
         Section("Accuracy", f"Bars are the {INTERVAL}.", [drawn], tables[:1]),
@@ -93,17 +90,25 @@ def comparison_page(
 _SUBTITLE = {"model": "model", "suite": "suite", "judged by": "rule", "then by": "verifier_model", "seed": "seed"}
 
 
-def _facts(summary: Summary, responses: Sequence[int]) -> list[tuple[str, str, str]]:  # label, value, detail
+def _facts(summary: Summary, responses: Sequence[int]) -> list[Fact]:
     benchmarks = summary.benchmarks
     best = summary.average or benchmarks[0].accuracies
     over = f"{len(benchmarks)} benchmarks, equal weight" if summary.average else benchmarks[0].name
     truncated = sum(b.text.truncated * b.num_problems * b.samples_per_problem for b in benchmarks) / len(responses)
     problems = sum(b.num_problems for b in benchmarks)
     return [
-        ("Average accuracy" if summary.average else "Accuracy", f"{with_interval(best.avg)} %", over),
-        ("Responses", f"{len(responses):,}", f"to {counted(problems, 'problem')}"),
-        ("Tokens a response", f"{sum(responses) / len(responses):,.0f}", f"{amount(sum(responses))} in all"),
-        ("Cut at the limit", f"{percent(truncated)} %", "of the responses"),
+        Fact(
+            label="Average accuracy" if summary.average else "Accuracy",
+            value=f"{with_interval(best.avg)} %",
+            detail=over,
+        ),
+        Fact(label="Responses", value=f"{len(responses):,}", detail=f"to {counted(problems, 'problem')}"),
+        Fact(
+            label="Tokens a response",
+            value=f"{sum(responses) / len(responses):,.0f}",
+            detail=f"{amount(sum(responses))} in all",
+        ),
+        Fact(label="Cut at the limit", value=f"{percent(truncated)} %", detail="of the responses"),
     ]
 
 
@@ -117,7 +122,7 @@ def _accuracy(summary: Summary) -> Section:
             f"Published with the same temperature, top-p, token limit, samples and problems: {sources}. "
             f"Judged there by {judges}; here by {_judged_by(summary)}."
         )
-    chart = Chart("accuracy", "Accuracy by benchmark", figures.accuracy(summary, published), about, "wide")
+    chart = Chart("accuracy", "Accuracy by benchmark", figures.accuracy(summary, published), about, "wide", "percent")
     hint = f"Bars are the {INTERVAL}."
     return Section("Accuracy", hint, [chart], [accuracy_table(summary)])
 
@@ -131,15 +136,30 @@ def _curves(summary: Summary) -> list[Section]:
     if all(b.samples_per_problem == 1 for b in summary.benchmarks):
         return []
     drawn = [
-        Chart("pass", "pass@k", figures.curves(summary, "pass_at"), "At least one of k responses is right.", "half"),
-        Chart("maj", "maj@k", figures.curves(summary, "maj_at"), "The answer that most of k box is right.", "half"),
+        Chart(
+            "pass",
+            "pass@k",
+            figures.curves(summary, "pass_at"),
+            "At least one of k responses is right.",
+            "half",
+            "over k",
+        ),
+        Chart(
+            "maj",
+            "maj@k",
+            figures.curves(summary, "maj_at"),
+            "The answer that most of k box is right.",
+            "half",
+            "over k",
+        ),
     ]
     return [Section("Samples", "Expected over all choices of k responses to a problem.", drawn, [pass_table(summary)])]
 
 
 def _lengths(evaluation: Evaluation) -> Section:
     drawn = [
-        Chart(f"lengths-{i}", part.name, figures.lengths(part.judged)) for i, part in enumerate(evaluation.benchmarks)
+        Chart(f"lengths-{i}", part.name, figures.lengths(part.judged), unit="responses over tokens")
+        for i, part in enumerate(evaluation.benchmarks)
     ]
     return Section("Response lengths", "Responses by their number of tokens, right and wrong.", drawn)
 
@@ -153,37 +173,20 @@ def _responses(summary: Summary) -> list[Section]:
 
 
 def _render(*, sections: Sequence[Section], transcripts: Transcripts | None, **context: Any) -> str:
-    drawn = {chart.name: json.loads(chart.figure.to_json()) for section in sections for chart in section.charts}
-    # Only these texts and the style are trusted; everything else is escaped. The report's script has theme(), element()
-    # and visible(), which this page's script uses.
-    scripts = [Markup(text) for text in (get_plotlyjs(), _report("page.js"), _resource("page.js"))]
-    data: Mapping[str, Any] = {
-        "charts": drawn,
-        "rollouts": [],
-        "problems": transcripts.problems if transcripts else [],
-        "transcripts": transcripts.shown if transcripts else [],
-    }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_resource("page.html")).render(
+    charts = [chart for section in sections for chart in section.charts]
+    curves: dict[str, Any] = {chart.name: chart.figure for chart in charts if chart.kind == "curves"}
+    most = max((curve["most"] for curve in curves.values()), default=0)
+    return render(
+        __package__,
+        charts={"axes": {"k": {"first": list(range(1, most + 1)), "size": 1}}, "charts": curves},
+        records={
+            "problems": transcripts.problems if transcripts else [],
+            "transcripts": transcripts.shown if transcripts else [],
+        },
         **context,
         sections=sections,
         average=AVERAGE,
         transcripts=transcripts,
-        style=Markup(_report("page.css") + _resource("page.css")),
-        scripts=scripts,
-        script_hashes=" ".join(map(_hash, scripts)),
-        data=Markup(embed(data)),
+        symbols=figures.SYMBOLS,
+        height=figures.HISTOGRAM_HEIGHT,
     )
-
-
-def _resource(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _report(name: str) -> str:
-    return resources.files("fastgrpo.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    """A script's name in a content security policy: the page runs these scripts and no script in a response."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,136 +1,207 @@
-"""The charts of the page, as plotly figures without a theme: page.js adds light or dark."""
+"""The figures of the page: dots with their intervals and histograms as SVG that the template writes, and curves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-import plotly.graph_objects as go
 
+from fastgrpo.evaluation.page.ticks import Tick, ticks_within
 from fastgrpo.evaluation.records import Judged
 from fastgrpo.evaluation.same_protocol import Published
 from fastgrpo.evaluation.statistics import Difference, Estimate
 from fastgrpo.evaluation.summary import Accuracies, Summary
-from fastgrpo.evaluation.tables import AVERAGE, averages, powers_of_two
-from fastgrpo.report.figures import COLOURS
+from fastgrpo.evaluation.tables import AVERAGE, averages
+from fastgrpo.pages import COLOURS, rounded
 
-_DASHES = ("solid", "dash", "dot")
-_SYMBOLS = ("diamond-open", "square-open", "triangle-up-open", "x-thin-open", "cross-thin-open", "star-open")
+_DASHES: tuple[list[int] | None, ...] = (None, [8, 4], [2, 3])
+SYMBOLS: Mapping[str, str] = {  # paths around (0, 0)
+    "dot": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
+    "diamond": "M0-6 6 0 0 6-6 0z",
+    "square": "M-4.5-4.5h9v9h-9z",
+    "triangle": "M0-6 5.5 4.5h-11z",
+    "x": "M-4.5-4.5 4.5 4.5M-4.5 4.5 4.5-4.5",
+    "plus": "M-6 0H6M0-6V6",
+    "star": "M0-6V6M-5.2-3 5.2 3M-5.2 3 5.2-3",
+}
+_OF_OTHERS = tuple(SYMBOLS)[1:]
+_LINE, _SLOT = 44, 18  # pixels: the least height of a benchmark's line, and of a run in it
 _BINS = 40
+HISTOGRAM_HEIGHT = 160
 
 
-def accuracy(summary: Summary, published: Sequence[Published]) -> go.Figure:
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value in a benchmark's line; places are percentages of the width, `y` are pixels from the line's top."""
+
+    name: str
+    symbol: str
+    colour: str
+    value: float
+    low: float
+    high: float
+    text: str
+    y: float = 0.0
+
+    @property
+    def has_interval(self) -> bool:
+        return self.high > self.low
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A line for each benchmark."""
+
+    lines: Mapping[str, Sequence[Point]]
+    ticks: Sequence[Tick]
+    height: int  # of a line, in pixels
+
+    @property
+    def key(self) -> dict[str, Point]:
+        """Name -> a point that has its colour and its symbol."""
+        found: dict[str, Point] = {}
+        for points in self.lines.values():
+            for point in points:
+                found.setdefault(point.name, point)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Right and wrong responses with so many tokens; `left` and `width` in percent, `right` and `wrong` in pixels."""
+
+    left: float
+    width: float
+    right: float
+    wrong: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    bars: Sequence[Bar]
+    ticks: Sequence[Tick]  # tokens
+    heights: Sequence[Tick]  # responses; places in pixels from the bottom
+    counts: Mapping[str, int]
+    colours: Mapping[str, str]
+
+
+def accuracy(summary: Summary, published: Sequence[Published]) -> Dots:
     """A line for each benchmark: this evaluation's accuracy with its interval, and published ones beside it."""
-    figure = _lines_of_benchmarks([(summary.name, averages(summary))])
+    lines = {name: [_point(summary.name, "dot", COLOURS[0], e)] for name, e in averages(summary).items()}
     for i, model in enumerate(dict.fromkeys(row.model for row in published)):
-        points = [row for row in published if row.model == model]
-        marker = {"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 9, "color": COLOURS[1 + i % (len(COLOURS) - 1)]}
-        figure.add_scatter(
-            x=[row.value for row in points], y=[row.benchmark for row in points], name=model, mode="markers",
-            marker={**marker, "line": {"width": 1.5}}, hovertemplate="%{x:.2f} %",
-        )  # fmt: skip
-    return figure
+        symbol, colour = _OF_OTHERS[i % len(_OF_OTHERS)], COLOURS[1 + i % (len(COLOURS) - 1)]
+        for row in published:
+            if row.model == model and row.benchmark in lines:
+                found = Estimate(row.value / 100, None, None)
+                lines[row.benchmark].append(_point(model, symbol, colour, found))
+    return _dots(lines, beside=False)
 
 
-def accuracies(runs: Mapping[str, Mapping[str, Estimate]]) -> go.Figure:
+def accuracies(runs: Mapping[str, Mapping[str, Estimate]]) -> Dots:
     """A line for each benchmark, a colour for each run."""
-    return _lines_of_benchmarks(list(runs.items()))
+    return _dots(_by_benchmark(runs), beside=True)
 
 
-def differences(runs: Mapping[str, Mapping[str, Difference]]) -> go.Figure:
+def differences(runs: Mapping[str, Mapping[str, Difference]]) -> Dots:
     """The difference of each run to the first, in percentage points, with its interval; by run and benchmark."""
-    figure = _lines_of_benchmarks(
-        [(name, {benchmark: d.estimate for benchmark, d in found.items()}) for name, found in runs.items()], first=1
+    found = {name: {benchmark: d.estimate for benchmark, d in values.items()} for name, values in runs.items()}
+    return _dots(_by_benchmark(found, first=1), beside=True)
+
+
+def _by_benchmark(runs: Mapping[str, Mapping[str, Estimate]], first: int = 0) -> dict[str, list[Point]]:
+    names = dict.fromkeys(name for values in runs.values() for name in values)
+    lines: dict[str, list[Point]] = {name: [] for name in names}
+    for i, (run, values) in enumerate(runs.items(), start=first):
+        for benchmark, estimate in values.items():
+            lines[benchmark].append(_point(run, "dot", COLOURS[i % len(COLOURS)], estimate))
+    return lines
+
+
+def _point(name: str, symbol: str, colour: str, estimate: Estimate) -> Point:
+    """A point whose places are still in percent of the value's own scale."""
+    value = 100 * estimate.value
+    low, high = (value if end is None else 100 * end for end in (estimate.low, estimate.high))
+    bounds = f" ({low:.1f} to {high:.1f})" if high > low else ""
+    return Point(
+        name=name, symbol=symbol, colour=colour, value=value, low=low, high=high, text=f"{name}: {value:.2f}{bounds}"
     )
-    figure.update_xaxes(title_text="percentage points", ticksuffix="", rangemode="normal")
-    figure.add_vline(x=0, line_width=1)
-    return figure
 
 
-def _lines_of_benchmarks(runs: Sequence[tuple[str, Mapping[str, Estimate]]], first: int = 0) -> go.Figure:
-    """Dots with their intervals; several runs side by side within a benchmark's line."""
-    figure = go.Figure(layout={"template": None})
-    for i, (name, values) in enumerate(runs):
-        colour = COLOURS[(first + i) % len(COLOURS)]
-        points = list(values.values())
-        figure.add_scatter(
-            x=[100 * e.value for e in points], y=list(values), name=name, mode="markers", orientation="h",
-            offsetgroup=str(i), marker={"size": 10, "color": colour}, hovertemplate="%{x:.2f} %",
-            error_x=_bars(points, colour),
-        )  # fmt: skip
-    names = list(dict.fromkeys(name for _, values in runs for name in values))
-    figure.update_layout(
-        height=110 + max(44, 18 * len(runs)) * len(names), showlegend=True, hovermode="closest",
-        scattermode="group" if len(runs) > 1 else "overlay", scattergap=0.4,
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
-    )  # fmt: skip
-    figure.update_xaxes(ticksuffix=" %", rangemode="tozero", showgrid=True, showspikes=False)
-    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False, type="category", dtick=1)
-    return figure
+def _dots(lines: Mapping[str, Sequence[Point]], *, beside: bool) -> Dots:
+    """The points at their places; those of a line side by side or on top of each other."""
+    points = [point for line in lines.values() for point in line]
+    ticks = ticks_within(min(0.0, *(p.low for p in points)), max(0.0, *(p.high for p in points)))
+    names = list(dict.fromkeys(point.name for point in points))
+    height = max(_LINE, _SLOT * len(names) + 8) if beside else _LINE
+
+    def placed(point: Point) -> Point:
+        y = height / 2 + (_SLOT * (names.index(point.name) - (len(names) - 1) / 2) if beside else 0)
+        value, low, high = (ticks.place(v) for v in (point.value, point.low, point.high))
+        return replace(point, value=value, low=low, high=high, y=y)
+
+    # Published symbols lie over the run's own dot, which is larger.
+    return Dots({name: [placed(point) for point in line] for name, line in lines.items()}, ticks.ticks, height)
 
 
-def _bars(points: Sequence[Estimate], colour: str) -> dict[str, object]:
-    return {
-        "type": "data", "symmetric": False, "color": colour, "thickness": 2, "width": 0,
-        "array": [100 * ((e.value if e.high is None else e.high) - e.value) for e in points],
-        "arrayminus": [100 * (e.value - (e.value if e.low is None else e.low)) for e in points],
-    }  # fmt: skip
-
-
-def curves(summary: Summary, which: Literal["pass_at", "maj_at"]) -> go.Figure:
+def curves(summary: Summary, which: Literal["pass_at", "maj_at"]) -> dict[str, Any]:
     """Accuracy over k, k on a log axis: a line for each benchmark with more than one sample, and for the average."""
-    figure = go.Figure(layout={"template": None})
     lines: list[tuple[str, Accuracies]] = [(b.name, b.accuracies) for b in summary.benchmarks]
     lines += [(AVERAGE, summary.average)] if summary.average else []
-    most = 1
-    for i, (name, values) in enumerate(lines):
-        estimates: list[Estimate] = getattr(values, which)
-        if len(estimates) == 1:
-            continue
-        most = max(most, len(estimates))
-        line = {"color": COLOURS[-1], "width": 5}  # the average's
-        if name != AVERAGE:
-            turn, colour = divmod(i, len(COLOURS) - 1)
-            line = {"color": COLOURS[colour], "width": 2, "dash": _DASHES[turn % len(_DASHES)]}
-        ks = list(range(1, len(estimates) + 1))
-        figure.add_scatter(
-            x=ks, y=[_round(100 * e.value) for e in estimates], name=name, mode="lines", line=line,
-            customdata=[_bounds(e) for e in estimates], hovertemplate="%{y:.1f} %{customdata}",
-        )  # fmt: skip
-    ticks = powers_of_two(most)
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(k) for k in ticks], title_text="k")
-    figure.update_xaxes(range=[-0.02, float(np.log10(most)) + 0.02], unifiedhovertitle_text="k = %{x}")
-    figure.update_yaxes(ticksuffix=" %", rangemode="tozero")
-    figure.update_layout(
-        height=360, showlegend=True, hovermode="x unified", legend={"orientation": "h", "y": -0.2, "yanchor": "top"}
-    )
-    return figure
+    found = [(i, name, getattr(values, which)) for i, (name, values) in enumerate(lines)]
+    found = [(i, name, estimates) for i, name, estimates in found if len(estimates) > 1]
+    most = max(len(estimates) for _, _, estimates in found)
+    return {
+        "axis": "k",
+        "percent": True,
+        "shaded": False,
+        "zero": True,
+        "most": most,
+        "series": [{**_look(i, name), "name": name, **_values(estimates, most)} for i, name, estimates in found],
+    }
 
 
-def _bounds(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "%"
-    return f"% ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+def _look(i: int, name: str) -> dict[str, Any]:
+    if name == AVERAGE:
+        return {"colour": COLOURS[-1], "width": 4}
+    turn, colour = divmod(i, len(COLOURS) - 1)
+    dash = _DASHES[turn % len(_DASHES)]
+    return {"colour": COLOURS[colour]} | ({"dash": dash} if dash else {})
 
 
-def lengths(judged: Sequence[Judged]) -> go.Figure:
+def _values(estimates: Sequence[Estimate], most: int) -> dict[str, Any]:
+    """The values at 1 to `most`, with their intervals where they are known."""
+
+    def padded(values: Sequence[float | None]) -> list[float | int | None]:
+        known = [np.nan if value is None else value for value in values]
+        return rounded([*known, *[np.nan] * (most - len(known))], 4)
+
+    found = {"values": padded([e.value for e in estimates])}
+    if all(e.low is not None and e.high is not None for e in estimates):
+        found |= {"low": padded([e.low for e in estimates]), "high": padded([e.high for e in estimates])}
+    return found
+
+
+def lengths(judged: Sequence[Judged]) -> Histogram:
     """Stacked histograms of the lengths of right and wrong responses."""
-    figure = go.Figure(layout={"template": None})
-    longest = max(one.num_tokens for one in judged)
-    edges = np.linspace(0, longest, min(_BINS, max(1, longest)) + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    for name, right, colour in (("right", True, COLOURS[2]), ("wrong", False, COLOURS[4])):
-        counts, _ = np.histogram([one.num_tokens for one in judged if one.correct == right], edges)
-        figure.add_bar(
-            x=[_round(c) for c in centres], y=counts.tolist(), name=name, width=float(edges[1]),
-            marker={"color": colour, "line": {"width": 0}}, hovertemplate="%{y:,}",
-        )  # fmt: skip
-    figure.update_layout(barmode="stack", bargap=0, hovermode="x unified", showlegend=True, height=250)
-    figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"})
-    figure.update_xaxes(title_text="tokens", tickformat=",d", hoverformat=",.0f", rangemode="tozero")
-    figure.update_yaxes(title_text="responses", tickformat=",d")
-    return figure
-
-
-def _round(value: float) -> float:
-    """The value to six digits: more than a screen shows, and the page's data is half as large."""
-    return float(f"{value:.6g}")
+    longest = max(1, *(one.num_tokens for one in judged))
+    edges = np.linspace(0, longest, min(_BINS, longest) + 1)
+    counts = {
+        name: np.histogram([one.num_tokens for one in judged if one.correct == right], edges)[0]
+        for name, right in (("right", True), ("wrong", False))
+    }
+    highest = ticks_within(0, float((counts["right"] + counts["wrong"]).max()), wanted=4, whole=True)
+    tokens = ticks_within(0, longest, end=longest, whole=True)
+    pixels = HISTOGRAM_HEIGHT / 100
+    bars = [
+        Bar(
+            left=tokens.place(low), width=tokens.place(high) - tokens.place(low), right=highest.place(right) * pixels,
+            wrong=highest.place(wrong) * pixels,
+            text=f"{low:,.0f} to {high:,.0f} tokens: {right:,} right, {wrong:,} wrong",
+        )
+        for low, high, right, wrong in zip(edges[:-1], edges[1:], counts["right"], counts["wrong"], strict=True)
+        if right + wrong
+    ]  # fmt: skip
+    heights = [replace(tick, place=tick.place * pixels) for tick in highest.ticks]
+    totals = {name: int(found.sum()) for name, found in counts.items()}
+    return Histogram(bars, tokens.ticks, heights, totals, {"right": COLOURS[2], "wrong": COLOURS[4]})

@@ -1,11 +1,12 @@
 """The responses that the page shows: an evaluation has more text than a page can hold."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastgrpo.evaluation.records import BenchmarkResults, Evaluation, Judged
-from fastgrpo.report.rollouts import MAX_EMBEDDED_BYTES, embed, spread
+from fastgrpo.pages import MAX_TEXT_BYTES, spread
 
 _MAX_CHARACTERS = 12_000  # of one text; the page leaves out the middle of a longer one
 _LEFT_OUT = "\n\n[... {:,} characters are left out here ...]\n\n"
@@ -20,7 +21,7 @@ class Transcripts:
     num_responses: int  # of the evaluation
 
 
-def choose(evaluation: Evaluation, budget: int = MAX_EMBEDDED_BYTES) -> Transcripts:
+def choose(evaluation: Evaluation, budget: int = MAX_TEXT_BYTES) -> Transcripts:
     """Right and wrong responses of every benchmark, spread evenly over its problems, within `budget` bytes in all.
 
     Benchmarks have equal shares, and so have right and wrong ones within a benchmark.
@@ -49,7 +50,7 @@ def shorten(text: str, most: int = _MAX_CHARACTERS) -> str:
 
 def _choose(part: BenchmarkResults, budget: int) -> list[Judged]:
     """The chosen responses to a benchmark, by problem and sample."""
-    texts = {row.problem: len(embed([shorten(row.text), shorten(row.answer)])) + 24 for row in part.problems}
+    texts = {row.problem: _bytes([shorten(row.text), shorten(row.answer)]) + 24 for row in part.problems}
     wrong = _fit([one for one in part.judged if not one.correct], texts, budget // 2)
     left = budget - sum(_size(part.name, one, texts) for one in wrong)
     right = _fit([one for one in part.judged if one.correct], texts, left)
@@ -72,7 +73,11 @@ def _fit(judged: Sequence[Judged], texts: dict[int, int], budget: int) -> list[J
 
 def _size(benchmark: str, one: Judged, texts: dict[int, int]) -> int:
     """Bytes of a response in the page, with those of its problem, although several responses may share it."""
-    return len(embed(_record(benchmark, one, 0))) + texts[one.problem] + 8
+    return _bytes(_record(benchmark, one, 0)) + texts[one.problem] + 8
+
+
+def _bytes(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", errors="backslashreplace"))
 
 
 def _record(benchmark: str, one: Judged, place: int) -> dict[str, Any]:
