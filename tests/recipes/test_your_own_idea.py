@@ -44,11 +44,14 @@ def test_a_reward_from_a_column_gives_partial_credit(run_example):
 
 
 class Judge(BaseHTTPRequestHandler):
-    """Half marks for every response, and full marks for those that name the reference."""
+    """A chat server: 10 for a solution that has the reference in it, 5 for any other."""
 
     def do_POST(self) -> None:  # noqa: N802, its name in the library
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps({"score": 10 if asked["reference"] in asked["response"] else 5}).encode()
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        reference, solution = re.search(r"\nReference: (.*)\nSolution: (.*)\nGrade", asked, re.DOTALL).groups()
+        said = {"role": "assistant", "content": "10" if reference in solution else "5"}
+        choices = [{"index": 0, "finish_reason": "stop", "message": said}]
+        body = json.dumps({"id": "1", "created": 0, "model": "judge", "choices": choices}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -68,10 +71,10 @@ def judge() -> Iterator[str]:
 
 
 def test_a_judge_over_http_is_asked_about_every_response(run_example, judge, monkeypatch):
-    monkeypatch.setenv("JUDGE_URL", judge)
+    monkeypatch.setenv("JUDGE_URL", f"{judge}/v1")
     for r in run_example("A judge over HTTP"):
-        assert r["verifier_failures"] == 0 and 0.5 <= r["reward/judge"] <= 1 and r["reward/short"] == pytest.approx(0.1)
-        assert r["reward"] == pytest.approx(r["reward/judge"] + 0.5 * r["reward/short"])
+        assert r["verifier_failures"] == 0 and 0.5 <= r["reward/judge"] <= 1 and r["reward/short"] == 1
+        assert r["reward"] == pytest.approx(r["reward/judge"] + 0.05)
 
 
 def test_a_program_is_worth_the_share_of_hidden_tests_that_it_passes(run_example, tmp_path):

@@ -1,13 +1,16 @@
 """Rewards of a recipe's own in whole runs: what they are worth, what is counted, and what stops a run."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.train import main
+from fastgrpo.train import command, main
 from tests.conftest import TINY
 
+DOC = Path(__file__).parents[2] / "docs" / "rewards.md"
 STOPPED, REFUSED = 1, 2
 ONE_STEP = ("--steps", "1", "--data.held_out", "", "--rollout.group_size", "4")
 
@@ -113,3 +116,71 @@ def test_what_a_recipe_says_of_rewards_holds_in_small_and_in_a_dry_run(train_wit
     assert train_with(reward, "--shrink") == 0
     small = records(train_with.folder.with_name("tiny_shrunk"))
     assert len(small) == 3 and all(1 <= step["reward"] <= 8 and step["verifier_failures"] == 0 for step in small)
+
+
+def documented(words: str) -> str:
+    """The example of the page in which these words are."""
+    (found,) = [code for code in re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL) if words in code]
+    return found
+
+
+def test_the_documented_reward_of_a_rows_columns_runs(train_with):
+    path = train_with.folder / "base" / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    answers = [float(row["reward_model"]["ground_truth"]) for row in rows]
+    rows = [row | {"value": answer, "tolerance": 50.0} for row, answer in zip(rows, answers, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train_with(documented("tolerance"), *ONE_STEP, "--rollout.max_response_tokens", "12") == 0
+    (step,) = records(train_with.folder)
+    assert step["reward/correct"] == 0 and step["responses_without_reward"] > 0 and step["verifier_failures"] == 0
+    namespace: dict = {}
+    exec(documented("tolerance"), namespace)
+    row = {"value": 10.0, "tolerance": 4.0}
+    found = [namespace["reward"](f"\\boxed{{{n}}}", "10", row, "stop")["close"] for n in ("10", "11", "20")]
+    assert found == [(1.0, 0.5), (0.75, 0.5), (0.0, 0.5)]
+
+
+def test_the_documented_judge_over_http_runs(train_with, server):
+    reward = documented("AsyncInferenceClient").replace("http://judge:8000", server.url("").rstrip("/"))
+    assert train_with(reward, *ONE_STEP) == 0
+    (step,) = records(train_with.folder)
+    assert 0 < step["accuracy"] < 1 and step["verifier_failures"] == 0
+    assert len(server.asked) == 33  # one to try it
+    assert all("Is the solution right?" in body["messages"][0]["content"] for _, body, _ in server.asked)
+
+
+def test_the_documented_sum_of_several_rewards_runs(train_with):
+    assert train_with(documented("math_verify, weighted"), *ONE_STEP) == 0
+    (step,) = records(train_with.folder)
+    assert step["reward/correct"] == step["accuracy"] and 0.9 < step["reward/short"] < 1
+
+
+def test_the_documented_function_for_trl_runs(train_with):
+    path = train_with.folder / "base" / "train.jsonl"
+    path.write_text("".join('{"ground_truth": "", ' + line[1:] + "\n" for line in path.read_text().splitlines()))
+    assert train_with(documented("distinct("), *ONE_STEP) == 0
+    assert 0 < records(train_with.folder)[-1]["reward"] <= 1
+
+
+@pytest.mark.slow
+def test_what_stops_the_reward_of_one_rank_stops_all_with_its_reason(train_with, tmp_path, capfd):
+    """Rank 1 judges the second half of a step's prompts, rank 0 the first; each sends the rows of its own."""
+    recipe = tmp_path / "of_two.py"
+    reward = """
+import os
+from fastgrpo.rewards import RewardError
+
+def reward(response, answer, row, group):
+    if os.path.exists(FLAG) and not response.startswith("Six times"):
+        os.rename(FLAG, FLAG + ".used")
+        raise RewardError("the judge's account is empty")
+    return float(row["prompt"][0]["content"].count("+"))
+"""
+    flag = tmp_path / "flag"
+    recipe.write_text(TINY.read_text() + reward.replace("FLAG", repr(str(flag))))
+    arguments = [str(recipe), "--runs_dir", str(train_with.folder.parent), "--ranks", "2", *ONE_STEP]
+    assert command(arguments) == 0
+    assert len(records(train_with.folder)) == 1
+    flag.touch()
+    assert command([*arguments, "--overwrite"]) == STOPPED
+    assert "the reward cannot go on: the judge's account is empty" in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ class Judge:
     def failure(self, error: BaseException) -> Message:
         if isinstance(error, MemoryError):
             return wire.RETIRED, "MemoryError: the reward went over memory_limit_gib"
-        return wire.BROKEN if isinstance(error, RewardError) else wire.RAISED, described(error)
+        if isinstance(error, RewardError):
+            return wire.BROKEN, str(error)
+        return wire.RAISED, described(error)
 
 
 def complaint(judge: Judge, setup: wire.Setup) -> str:
@@ -115,11 +118,11 @@ def _judgement(judge: Judge, code: bytes, said: str) -> Any:
 
 
 def described(error: BaseException) -> str:
-    """The last line of a traceback with its place in the file of the reward, and then the traceback."""
+    """The last line of a traceback with its place in the reward's own code, and then the traceback."""
     line = traceback.format_exception_only(error)[-1].strip()[:MAX_LINE_CHARS]
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not f.filename.startswith((_HERE, "<"))]
-    if theirs:
-        line += f" ({theirs[-1].filename}, line {theirs[-1].lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_HERE, "<"))]
+    of_its_own = [f for f in frames if not f.filename.startswith((sys.prefix, sys.base_prefix))]
+    if where := of_its_own[-1:] or frames[-1:]:
+        line += f" ({where[0].filename}, line {where[0].lineno})"
     whole = "".join(traceback.format_exception(error, limit=-20)).strip()
     return f"{line}\n{whole[-(wire.MAX_MESSAGE_CHARS - len(line) - 1) :]}"
