@@ -30,7 +30,7 @@ class Update:
     """This rank's micro-batches of one optimizer update."""
 
     batches: list[PackedBatch]
-    denominators: list[int | float]  # of each, what its loss is divided by: the loss tokens of all ranks together
+    denominators: list[int | float]  # of each, what its loss is divided by: one number for all ranks, mostly
     is_first: bool = True  # of its step: the weights are still those that sampled
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
     keys: Sequence[Sequence[TokenKey]] = ()  # of each batch's responses, where tokens are chosen
