@@ -13,6 +13,7 @@ from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.aggregation import denominator, token_weights, verl_denominator
 from fastgrpo.policy.losses import loss_of
 from fastgrpo.policy.optimizer import clip, gradient_norm, local_gradients, make_optimizer, step_unless
+from fastgrpo.policy.own_loss import OwnLoss
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
@@ -29,7 +30,7 @@ class Update:
     """This rank's micro-batches of one optimizer update."""
 
     batches: list[PackedBatch]
-    denominators: list[int | float]  # of each, what its loss is divided by: the loss tokens of all ranks together
+    denominators: list[int | float]  # of each, what its loss is divided by: one number for all ranks, mostly
     is_first: bool = True  # of its step: the weights are still those that sampled
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
     keys: Sequence[Sequence[TokenKey]] = ()  # of each batch's responses, where tokens are chosen
@@ -50,7 +51,8 @@ class Learner:
         own_loss: TokenLoss | None = None,
         max_response_tokens: int = 0,
     ) -> None:
-        self.policy, self.ranks, self.cost, self.reference, self.own_loss = policy, ranks, cost, reference, own_loss
+        self.policy, self.ranks, self.cost, self.reference = policy, ranks, cost, reference
+        self.own_loss = None if own_loss is None else OwnLoss(own_loss, ranks.gather)
         self.set_config(objective, optimizer, policy.temperature, max_response_tokens)
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]

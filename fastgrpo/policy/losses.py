@@ -13,10 +13,9 @@ import torch
 from fastgrpo_kernels import METRICS, GrpoOutput, Objective, grpo_loss, linear_grpo, reference
 from torch import Tensor
 
-from fastgrpo.algorithm import TokenLoss
 from fastgrpo.config import ObjectiveConfig
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.own_loss import losses_of_recipe, tokens_of
+from fastgrpo.policy.own_loss import OwnLoss, tokens_of
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.token_sums import CLIPPED
 
@@ -54,22 +53,15 @@ def from_logprobs(
     return GrpoOutput(loss, logprobs.detach(), entropies, ratio, metrics)
 
 
-def of_recipe(function: TokenLoss) -> Loss:
-    """A recipe's own loss of tokens in the place of the surrogate, on logprobs and entropies: four matmuls.
-
-    The loss raises RecipeError for anything but R numbers with a gradient; that they are finite is looked at once, for
-    a GPU has to be waited for.
-    """
-    looked_at = False
+def of_recipe(own: OwnLoss) -> Loss:
+    """A recipe's own loss of tokens in the place of the surrogate, on logprobs and entropies: four matmuls."""
 
     def loss(
         policy: Policy, batch: PackedBatch, num_loss_tokens: int | float, objective: Objective, entropy: bool
     ) -> GrpoOutput:
-        nonlocal looked_at
         logprobs, entropies = policy(batch, True)
         assert entropies is not None
-        each = losses_of_recipe(function, tokens_of(batch, logprobs, entropies), must_be_finite=not looked_at)
-        looked_at = looked_at or len(logprobs) > 0
+        each = own(tokens_of(batch, logprobs, entropies))
         no_advantages = torch.zeros_like(logprobs)
         rest, ratio, metrics = grpo_loss(
             logprobs, batch.old_logprobs, no_advantages, None, num_loss_tokens, objective, entropy=entropies,
@@ -145,7 +137,7 @@ def _known(batch: PackedBatch, objective: Objective) -> _Known:
 LOSSES: dict[str, Loss] = {"fused": fused, "logprobs": from_logprobs, "definition": by_definition}
 
 
-def loss_of(config: ObjectiveConfig, own: TokenLoss | None) -> Loss:
+def loss_of(config: ObjectiveConfig, own: OwnLoss | None) -> Loss:
     """The way that the settings, or a recipe's own loss, take."""
     if own is not None:
         return of_recipe(own)

@@ -1,11 +1,16 @@
 """What a recipe's own loss is given, and what it must give back."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fastgrpo.algorithm import TokenLoss, Tokens
 from fastgrpo.algorithm.scoring import RecipeError
 from fastgrpo.models.packed_batch import PackedBatch
+
+Gather = Callable[[list[str]], list[str]]
+"""The items of all ranks on every rank, as `Ranks.gather` has them."""
 
 
 def tokens_of(batch: PackedBatch, logprobs: Tensor, entropy: Tensor) -> Tokens:
@@ -22,29 +27,47 @@ def tokens_of(batch: PackedBatch, logprobs: Tensor, entropy: Tensor) -> Tokens:
     )
 
 
-def losses_of_recipe(function: TokenLoss, tokens: Tokens, must_be_finite: bool) -> Tensor:  # [R]
-    """The function's losses. Raises RecipeError, which names it, for anything but one number a token with a gradient.
+class OwnLoss:
+    """A recipe's function with checks of what it returns."""
 
-    It is not called where there is no token: a rank may have nothing to learn from.
-    """
-    logprobs = tokens.logprobs
-    if len(logprobs) == 0:
-        return logprobs
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    try:
-        found = function(tokens)
-    except (Exception, SystemExit) as error:  # whatever the recipe's code raises
-        raise RecipeError(f"{name}, the recipe's loss, failed: {type(error).__name__}: {error}") from error
-    if problem := _problem(found, logprobs, must_be_finite):
-        raise RecipeError(
-            f"{name}, the recipe's loss, must return a loss for each of {len(logprobs)} tokens, {logprobs.dtype} on "
-            f"{logprobs.device} with a gradient to the logprobs or the entropy, got {problem}"
+    def __init__(self, function: TokenLoss, gather: Gather) -> None:
+        self.function, self.gather = function, gather
+        self.name = getattr(function, "__qualname__", type(function).__qualname__)
+        self.is_first = True
+
+    def __call__(self, tokens: Tokens) -> Tensor:  # [R]
+        """The losses of these tokens.
+
+        In the first micro-batch all ranks hear of each other's problems, and raise RecipeError together; only there
+        losses are looked at for NaN, for a GPU has to be waited for. Later a rank raises RuntimeError by itself.
+        The function is not called where there is no token: a rank may have nothing to learn from.
+        """
+        losses, problem = self._called(tokens) if len(tokens.logprobs) else (tokens.logprobs, "")
+        if self.is_first:
+            self.is_first = False
+            if problems := self.gather([problem] if problem else []):
+                raise RecipeError(problems[0])
+        if problem:
+            raise RuntimeError(problem)
+        return losses
+
+    def _called(self, tokens: Tokens) -> tuple[Tensor, str]:
+        """What the function makes of the tokens, and what is wrong with that, in words."""
+        logprobs = tokens.logprobs
+        try:
+            found = self.function(tokens)
+        except (Exception, SystemExit) as error:  # whatever the recipe's code raises
+            return logprobs, f"{self.name}, the recipe's loss, failed: {type(error).__name__}: {error}"
+        if not (got := _unlike(found, logprobs, must_be_finite=self.is_first)):
+            return found, ""
+        return logprobs, (
+            f"{self.name}, the recipe's loss, must return a loss for each of {len(logprobs)} tokens, {logprobs.dtype} "
+            f"on {logprobs.device} with a gradient to the logprobs or the entropy, got {got}"
         )
-    return found
 
 
-def _problem(found: object, logprobs: Tensor, must_be_finite: bool) -> str:
-    """What is wrong with the losses, in words; empty if nothing is."""
+def _unlike(found: object, logprobs: Tensor, must_be_finite: bool) -> str:
+    """What was got in the place of a loss for each logprob, in words; empty for such losses."""
     if not isinstance(found, Tensor):
         return type(found).__name__
     if found.shape != logprobs.shape or found.dtype != logprobs.dtype or found.device != logprobs.device:

@@ -10,13 +10,15 @@ import torch
 
 from fastgrpo.algorithm import Algorithm, TokenLoss, Tokens
 from fastgrpo.algorithm.scoring import RecipeError
-from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.policy.learner import Learner, Update
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import shard
 from fastgrpo.policy.token_sums import TokenSums
+from fastgrpo.ranks import Ranks
+from tests.launched import run_ranks
 from tests.tiny import sequences, tiny_model
 
 TEMPERATURE = 0.8
@@ -59,11 +61,10 @@ def gradients(learner: Learner, update: Update, sums: TokenSums | None = None) -
     return found
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first update", "later update"])
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"kl_coef": 0.3, "kl": "k2", "entropy_coef": 0.1}, {"aggregation": "sequence_mean"},
-     {"aggregation": "sequence_sum"}, {"aggregation": "microbatch_mean"}],
+    "settings, first",
+    [({}, True), ({}, False), ({"kl_coef": 0.3, "kl": "k2", "entropy_coef": 0.1}, False),
+     ({"aggregation": "sequence_mean"}, False), ({"aggregation": "microbatch_mean"}, True)],
     ids=str,
 )  # fmt: skip
 def test_a_clip_of_one_s_own_has_the_fused_gradient(ranks, settings, first):
@@ -149,6 +150,35 @@ def test_what_is_no_loss_of_each_token_is_refused_at_the_first_micro_batch(ranks
     with pytest.raises(RecipeError, match=f"{name}, the recipe's loss, .*{complaint}"):
         gradients(learner, learner.pack(rows()))
     assert len(calls) == 1
+
+
+def where_rank_1_alone_has_a_nan() -> None:
+    """What the next test starts as two ranks."""
+    torch.set_num_threads(1)
+    ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
+
+    def own(tokens: Tokens) -> torch.Tensor:
+        return clip(tokens) / (1 - ranks.rank)
+
+    learner = learner_of(ranks, own)
+    with pytest.raises(RecipeError, match=r"own, the recipe's loss, .* got some that are not finite"):
+        learner.backward(learner.pack(rows()), TokenSums.zero())
+
+
+def test_all_ranks_hear_of_a_loss_that_breaks_on_one_of_them():
+    run_ranks(f"from {__name__} import where_rank_1_alone_has_a_nan as f; f()", 2)
+
+
+def test_what_breaks_later_is_told_by_its_rank(ranks):
+    calls = []
+
+    def own(tokens: Tokens) -> torch.Tensor:
+        calls.append(tokens)
+        return clip(tokens) if len(calls) == 1 else clip(tokens).mean()
+
+    learner = learner_of(ranks, own)
+    with pytest.raises(RuntimeError, match=r"own, the recipe's loss, must return .* got torch.float64 \[\]"):
+        learner.backward(learner.pack(rows()), TokenSums.zero())
 
 
 def test_a_rank_that_has_nothing_to_learn_from_does_not_call_it(ranks):
