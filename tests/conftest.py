@@ -1,9 +1,12 @@
 import shutil
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from fastgrpo.train import main
+from tests.rewards.server import Server
 
 TINY = Path(__file__).parent / "tiny_recipe.py"
 
@@ -29,3 +32,16 @@ def train(tmp_path, tiny_base):
 
     run.folder = runs / "tiny"
     return run
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local server that scores and judges responses."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(sys.modules["fastgrpo.rewards.reward_model"], "FIRST_PAUSE_S", 0.001)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -1,11 +1,6 @@
 """A reward model behind HTTP: a small server in the test answers as vLLM does."""
 
 import asyncio
-import json
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +8,7 @@ import pytest
 
 from fastgrpo.rewards import Item, Verdict, VerifierPool, reward_model
 from fastgrpo.rewards.reward_model import NoScore
-
-
-class Server(ThreadingHTTPServer):
-    """Answers with what stands first in ``answers`` (status, body), else with the length of what was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, dict[str, Any], dict[str, str]]] = []
-        self.answers: list[tuple[int, Any]] = []
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, body, dict(self.headers)))
-        of_length = {
-            "/score": {"score": len(body.get("text_2", ""))},
-            "/classify": {"probs": [0.0, len(body.get("messages", [{}])[-1].get("content", ""))]},
-            "/v1/pooling": {"data": [[0.0], [len(body.get("input", ""))]]},
-        }
-        status, found = self.server.answers.pop(0) if self.server.answers else (200, {"data": [of_length[self.path]]})
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(found).encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(sys.modules[NoScore.__module__], "FIRST_PAUSE_S", 0.001)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+from tests.rewards.server import Server
 
 
 def ask(reward: Any) -> float:

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import chain
 
 from fastgrpo.rewards.judgement import Verdict
 from fastgrpo.rewards.pool import wire
@@ -12,30 +13,33 @@ MAX_CHUNK_CHARS = 1 << 20
 
 
 class Job:
-    """The calls of one submission, and the verdicts so far; ``future`` gets them all."""
+    """The calls of one submission, and the verdicts so far; ``future`` gets them all.
+
+    ``is_over``: all are there, or nobody wants them any more.
+    """
 
     def __init__(self, num_calls: int) -> None:
         self.future: Future[list[Verdict]] = Future()
         self.has_begun = False
-        self._verdicts: list[list[Verdict]] = [[] for _ in range(num_calls)]
+        self.is_over = False
+        self._verdicts: list[Sequence[Verdict]] = [()] * num_calls
         self._num_open = num_calls
+        self.future.add_done_callback(self._note_end)
 
-    def decide(self, place: int, verdicts: list[Verdict]) -> None:
+    def decide(self, place: int, verdicts: Sequence[Verdict]) -> None:
         """Notes the verdicts of a call; with the last one the future is done."""
-        assert not self._verdicts[place]
         self._verdicts[place] = verdicts
         self._num_open -= 1
-        if self.is_judged and self.future.set_running_or_notify_cancel():
-            self.future.set_result([verdict for of_call in self._verdicts for verdict in of_call])
+        if self._num_open == 0 and self.future.set_running_or_notify_cancel():
+            self.future.set_result(list(chain.from_iterable(self._verdicts)))
 
     def fail(self, error: BaseException) -> None:
-        """Ends the job with an error, unless it has ended already."""
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
+        """Ends the job with an error, unless it is over."""
+        if not self.is_over and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
-    @property
-    def is_judged(self) -> bool:
-        return self._num_open == 0
+    def _note_end(self, future: "Future[list[Verdict]]") -> None:
+        self.is_over = True
 
 
 class QueuedCall:
@@ -56,46 +60,59 @@ class QueuedCall:
         self.deaths = 0
         self.alone = False
 
-    @property
-    def num_chars(self) -> int:
-        return sum(len(item.response) for item in self.items)
-
     def decide(self, verdicts: Sequence[Verdict]) -> None:
         """Notes the verdicts on its items; one alone is that on all of them."""
-        if not self.job.future.done():
-            of_all = list(verdicts) if len(verdicts) == len(self.items) else [*verdicts] * len(self.items)
-            self.job.decide(self.place, of_all)
+        if not self.job.is_over:
+            self.job.decide(self.place, verdicts if len(verdicts) == len(self.items) else [*verdicts] * len(self.items))
 
 
 class Queue:
-    """The calls that wait, in order of arrival."""
+    """The calls that wait: those that were given back, then the others in order of arrival."""
 
     def __init__(self) -> None:
-        self._calls: deque[QueuedCall] = deque()
+        self._returned: deque[QueuedCall] = deque()
+        self._arrived: deque[tuple[Job, Sequence[wire.Call]]] = deque()
+        self._next_place = 0  # of the first job's calls
+        self._num_arrived = 0
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._returned) + self._num_arrived
 
     def add(self, job: Job, calls: Sequence[wire.Call]) -> None:
-        self._calls.extend(QueuedCall(job, place, items) for place, items in enumerate(calls))
+        self._arrived.append((job, calls))
+        self._num_arrived += len(calls)
 
     def give_back(self, calls: Sequence[QueuedCall]) -> None:
         """Puts calls that a worker did not judge before those that wait."""
-        self._calls.extendleft(reversed(calls))
+        self._returned.extendleft(reversed(calls))
 
     def take_chunk(self, max_calls: int, worker_is_idle: bool) -> list[QueuedCall]:
         """The next calls for one worker, of a limited length together; none if the next one needs an idle worker."""
         chunk: list[QueuedCall] = []
         num_chars = 0
-        while self._calls and len(chunk) < max_calls and num_chars < MAX_CHUNK_CHARS:
-            call = self._calls[0]
-            if call.job.future.done():  # cancelled
-                self._calls.popleft()
-                continue
-            if call.alone and (chunk or not worker_is_idle):
+        while len(chunk) < max_calls and num_chars < MAX_CHUNK_CHARS:
+            if self._returned and self._returned[0].alone and (chunk or not worker_is_idle):
                 break
-            chunk.append(self._calls.popleft())
-            num_chars += call.num_chars
+            call = self._returned.popleft() if self._returned else self._next_arrived()
+            if call is None:
+                break
+            if call.job.is_over:  # cancelled
+                continue
+            chunk.append(call)
+            for item in call.items:
+                num_chars += len(item[0])
             if call.alone:
                 break
         return chunk
+
+    def _next_arrived(self) -> QueuedCall | None:
+        while self._arrived:
+            job, calls = self._arrived[0]
+            place = self._next_place
+            if place < len(calls):
+                self._next_place += 1
+                self._num_arrived -= 1
+                return QueuedCall(job, place, calls[place])
+            self._arrived.popleft()
+            self._next_place = 0
+        return None

@@ -23,7 +23,7 @@ MAX_FAILED_STARTS = 3
 MAX_DEATHS = 2
 BATCHING_S = 0.0002
 
-VERDICTS = {wire.ACCEPTED: Verdict(True), wire.REJECTED: Verdict(False)}
+VERDICTS = {wire.ACCEPTED: [Verdict(True)], wire.REJECTED: [Verdict(False)]}
 FAILURES: dict[bytes, Failure] = {wire.RAISED: "raised", wire.RETIRED: "raised", wire.TIMED_OUT: "timeout"}
 
 
@@ -119,7 +119,7 @@ class Feeder:
         for job in self._jobs:
             if not (job.has_begun and self._finish_begun):
                 job.future.cancel()
-        return all(job.future.done() for job in self._jobs)
+        return all(job.is_over for job in self._jobs)
 
     def _do_a_round(self) -> None:
         try:
@@ -129,7 +129,7 @@ class Feeder:
                 self._assign()
             self._wait()
             self._advance()
-            self._jobs = {job for job in self._jobs if not job.future.done()}
+            self._jobs = {job for job in self._jobs if not job.is_over}
         except (RuntimeError, ValueError, OSError) as error:  # a worker cannot be replaced
             _kill_all(self._workers)
             for job in self._jobs:
@@ -174,8 +174,10 @@ class Feeder:
         """Handles the messages of the workers, and ends those that are late or gone."""
         now = time.monotonic()  # before reading: a worker that answered while this process was stopped is not late
         for worker in list(self._workers):
+            num_pending = len(worker.pending)
             for code, number, body in worker.exchange():
                 self._handle(worker, code, number, body)
+            worker.note_judged(num_pending - len(worker.pending))
             if worker.gone or worker.deadline < now:
                 self._remove(worker)
 
@@ -185,7 +187,7 @@ class Feeder:
         elif not worker.awaits(number) or (verdicts := self._verdicts(code, body)) is None:
             worker.gone = True  # a message that a worker never sends: the reward has written into the pipe
         else:
-            call = worker.take_judged(number)
+            call = worker.pending.pop(number)
             if code == wire.BROKEN:
                 call.job.fail(RewardError(body.decode("utf-8", "replace")))
             else:
@@ -197,7 +199,7 @@ class Feeder:
     def _verdicts(self, code: bytes, body: bytes) -> list[Verdict] | None:
         """What a message says of a call: a verdict for each item, or one for all; None if no worker sends it."""
         if code in VERDICTS:
-            return [VERDICTS[code]]
+            return VERDICTS[code]
         if code == wire.JUDGED:
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 found = json.loads(body)

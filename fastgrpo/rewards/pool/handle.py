@@ -105,16 +105,14 @@ class WorkerHandle:
         """Whether the next message may be about this call."""
         return number in self.pending if self.is_async else number == next(iter(self.pending), None)
 
-    def take_judged(self, number: int) -> QueuedCall:
-        """The call of this number, which it has judged; the time of the following one starts."""
-        call = self.pending.pop(number)
-        if not self.is_async:
+    def note_judged(self, count: int) -> None:
+        """Notes that so many calls of ``pending`` were judged and taken out; the time of the following one starts."""
+        if count and not self.is_async:
             now = time.monotonic()
-            self._seconds_a_call = max(1e-6, 0.8 * self._seconds_a_call + 0.2 * (now - self._judged_at))
+            self._seconds_a_call = max(1e-6, 0.5 * (self._seconds_a_call + (now - self._judged_at) / count))
             self._judged_at = now
             for following in self._in_hand():
                 following.due = now + self._timeout_s
-        return call
 
     def give_up_pending(self) -> tuple[list[QueuedCall], list[QueuedCall]]:
         """The calls that the worker had not judged before it left: those that it had in hand, and the others."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,11 @@ class Judge:
     def start(self, call: wire.Call) -> Any:
         """Calls the reward: what it returns, or, if it is async, what is to be awaited."""
         if self.signature.whole_groups:
-            named = {name: [item.named[name] for item in call] for name in self.signature.names}
-            return self.reward([item.response for item in call], [item.answer for item in call], **named)
-        return self.reward(call[0].response, call[0].answer, **call[0].named)
+            responses, answers, named = zip(*call, strict=True)
+            lists = {name: [each[name] for each in named] for name in self.signature.names}
+            return self.reward(list(responses), list(answers), **lists)
+        ((response, answer, its),) = call
+        return self.reward(response, answer, **its) if its else self.reward(response, answer)
 
     def message(self, call: wire.Call, value: Any) -> Message:
         """What the pool is told of what the reward returned. Raises TypeError if that is no judgement."""
@@ -113,11 +116,11 @@ def _judgement(judge: Judge, code: bytes, said: str) -> Any:
 
 
 def described(error: BaseException) -> str:
-    """The last line of a traceback with its place in the file of the reward, and then the traceback."""
+    """The last line of a traceback with its place in the reward's own code, and then the traceback."""
     line = traceback.format_exception_only(error)[-1].strip()[:MAX_LINE_CHARS]
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if not f.filename.startswith((_HERE, "<"))]
-    if theirs:
-        line += f" ({theirs[-1].filename}, line {theirs[-1].lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_HERE, "<"))]
+    of_its_own = [f for f in frames if not f.filename.startswith((sys.prefix, sys.base_prefix))]
+    if where := of_its_own[-1:] or frames[-1:]:
+        line += f" ({where[0].filename}, line {where[0].lineno})"
     whole = "".join(traceback.format_exception(error, limit=-20)).strip()
     return f"{line}\n{whole[-(wire.MAX_MESSAGE_CHARS - len(line) - 1) :]}"

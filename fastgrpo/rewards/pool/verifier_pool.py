@@ -3,10 +3,10 @@
 import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from fastgrpo.rewards.judgement import KnownAnswer, Verdict
 from fastgrpo.rewards.pool import wire
@@ -14,6 +14,7 @@ from fastgrpo.rewards.pool.feeder import Feeder
 from fastgrpo.rewards.pool.wire import Item
 from fastgrpo.rewards.signature import Signature
 
+NOTHING: Mapping[str, Any] = {}
 MADE_UP = Item(
     "Six times seven is 42, so the answer is \\boxed{42}.",
     "42",
@@ -132,10 +133,10 @@ class VerifierPool:
         """
         if not self._finalize.alive or os.getpid() != self._owner_pid:
             raise RuntimeError("this VerifierPool is closed or belongs to the parent process; make another one")
-        checked = [_checked(number, item, self.signature) for number, item in enumerate(items)]
+        checked = _checked(items, self.signature.names)
         if self.signature.whole_groups:
             return self._feeder.add([checked] if checked else [])
-        return self._feeder.add([[item] for item in checked])
+        return self._feeder.add([(item,) for item in checked])
 
 
 def _end(feeder: Feeder, owner_pid: int) -> None:
@@ -162,12 +163,19 @@ def _check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be more than 0 and finite, got {value}")
 
 
-def _checked(number: int, item: Item | tuple[str, str], signature: Signature) -> Item:
-    text, answer, named = Item(*item)
-    if not (isinstance(text, str) and isinstance(answer, str)):
-        kinds = f"({type(text).__name__}, {type(answer).__name__})"
-        raise ValueError(f"item {number} must be (response text, answer), both str, got {kinds}")
-    if missing := sorted(signature.names - named.keys()):
-        raise ValueError(f"item {number} lacks what the reward asks for: {', '.join(missing)}")
-    # a worker would import numpy for its str
-    return Item(str(text), str(answer), {name: named[name] for name in signature.names} if signature.names else {})
+def _checked(items: Sequence[Item | tuple[str, str]], names: frozenset[str]) -> wire.Call:
+    """What is sent of the items: of what they carry, that which the reward asks for."""
+    checked = []
+    for number, (text, answer, *rest) in enumerate(items):
+        if not (isinstance(text, str) and isinstance(answer, str)):
+            kinds = f"({type(text).__name__}, {type(answer).__name__})"
+            raise ValueError(f"item {number} must be (response text, answer), both str, got {kinds}")
+        if names:
+            named: Mapping[str, Any] = rest[0] if rest else {}
+            if missing := sorted(names - named.keys()):
+                raise ValueError(f"item {number} lacks what the reward asks for: {', '.join(missing)}")
+            named = {name: named[name] for name in names}
+        else:
+            named = NOTHING
+        checked.append((str(text), str(answer), named))  # a worker would import numpy for its str
+    return checked

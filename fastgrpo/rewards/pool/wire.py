@@ -21,8 +21,8 @@ class Item(NamedTuple):
     named: Mapping[str, Any] = {}  # what the reward asks for by name
 
 
-Call = Sequence[Item]
-"""What a reward judges at once: one response, or a group where it takes whole ones."""
+Call = Sequence[tuple[str, str, Mapping[str, Any]]]
+"""What a reward judges at once, one response, or a group where it takes whole ones: items as plain tuples."""
 
 # To a worker.
 SETUP = b"S"  # pickled Setup
@@ -88,7 +88,7 @@ def take_frames(inbox: bytearray) -> list[tuple[bytes, int, bytes]]:
         end = start + _HEADER.size + length
         if end > len(inbox):
             break
-        frames.append((code, number, bytes(inbox[end - length : end])))
+        frames.append((code, number, bytes(inbox[end - length : end]) if length else b""))
         start = end
     del inbox[:start]
     return frames
