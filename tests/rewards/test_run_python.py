@@ -71,6 +71,7 @@ def test_outcomes_are_in_the_order_of_the_tests_with_the_first_failures_reason()
 def test_the_reason_has_the_last_line_of_the_traceback():
     assert run_python("1/0", [StdinTest("", "")]).reason == "test 1: exit code 1: ZeroDivisionError: division by zero"
     assert "SyntaxError" in run_python("def", [StdinTest("", "")]).reason
+    assert run_python("assert False", [StdinTest("", "")]).reason == "test 1: exit code 1: AssertionError"
     assert run_python(None, [StdinTest("", "")]).reason == "there is no program"
 
 
@@ -136,6 +137,8 @@ def test_values_are_compared_as_json_has_them():
 def test_an_expected_value_that_json_has_not_is_refused():
     with pytest.raises(ValueError, match="must be one that JSON has"):
         run_python("def f(): return 1", [CallTest("f", [], Fraction(1, 2))])
+    with pytest.raises(ValueError, match="arguments must be numbers, texts"):
+        run_python("def f(x): return 1", [CallTest("f", [Fraction(1, 2)], 1)])
 
 
 @needs_bwrap
