@@ -36,6 +36,10 @@ class Prompt:
         """A prompt of which only the tokens are known."""
         return cls(row=position, text="", answer="", prompt_ids=prompt_ids, position=position)
 
+    def without_columns(self) -> Self:
+        """The prompt for processes that do not judge: a row may be large."""
+        return self if self.columns is None else replace(self, columns=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -90,7 +94,7 @@ class Sample:
 
     def without_texts(self) -> Self:
         """The sample for other ranks, which do not look at its text nor at the row that its prompt is from."""
-        return replace(self, text=None, prompt=replace(self.prompt, columns=None))
+        return replace(self, text=None, prompt=self.prompt.without_columns())
 
 
 Group = list[Sample]

@@ -7,7 +7,7 @@ import pytest
 # A response is a word that says what the verifier does with it; any other response is judged by strict_boxed.
 RECIPE = """
     import ctypes, os, re, resource, signal, subprocess, sys, time
-    from fastgrpo.rewards import strict_boxed
+    from fastgrpo.rewards import known_answers, strict_boxed
 
     hoard = []
 
@@ -115,6 +115,10 @@ RECIPE = """
         return response == answer
 
     def always(response, answer):
+        return True
+
+    @known_answers(("anything", "1", False))
+    def decorated(response, answer):
         return True
 
     def misspelt(response, answer):

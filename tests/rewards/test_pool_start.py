@@ -56,6 +56,11 @@ def test_a_verifier_that_fails_the_self_test_is_refused(recipe: str, function: s
         VerifierPool(f"{recipe}:{function}", workers=1, timeout_s=1, memory_limit_gib=1, self_test=SELF_TEST)
 
 
+def test_a_reward_by_its_name_has_the_known_answers_that_it_was_decorated_with(recipe: str) -> None:
+    with pytest.raises(RuntimeError, match=r"failed its self-test: needed False .* got True"):
+        VerifierPool(f"{recipe}:decorated", workers=1, timeout_s=1, memory_limit_gib=1)
+
+
 def test_an_unformatted_answer_may_be_a_known_one(recipe: str) -> None:
     with VerifierPool(f"{recipe}:naughty", 1, 1, 1, self_test=[("no_answer", "", "unformatted")]) as pool:
         assert pool.score([("no_answer", "")]) == [UNFORMATTED]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.train import main
+from fastgrpo.train import command, main
 from tests.conftest import TINY
 
 DOC = Path(__file__).parents[2] / "docs" / "rewards.md"
@@ -160,3 +160,27 @@ def test_the_documented_function_for_trl_runs(train_with):
     path.write_text("".join('{"ground_truth": "", ' + line[1:] + "\n" for line in path.read_text().splitlines()))
     assert train_with(documented("distinct("), *ONE_STEP) == 0
     assert 0 < records(train_with.folder)[-1]["reward"] <= 1
+
+
+@pytest.mark.slow
+def test_what_stops_the_reward_of_one_rank_stops_all_with_its_reason(train_with, tmp_path, capfd):
+    """Rank 1 judges the second half of a step's prompts, rank 0 the first; each sends the rows of its own."""
+    recipe = tmp_path / "of_two.py"
+    reward = """
+import os
+from fastgrpo.rewards import RewardError
+
+def reward(response, answer, row, group):
+    if os.path.exists(FLAG) and not response.startswith("Six times"):
+        os.rename(FLAG, FLAG + ".used")
+        raise RewardError("the judge's account is empty")
+    return float(row["prompt"][0]["content"].count("+"))
+"""
+    flag = tmp_path / "flag"
+    recipe.write_text(TINY.read_text() + reward.replace("FLAG", repr(str(flag))))
+    arguments = [str(recipe), "--runs_dir", str(train_with.folder.parent), "--ranks", "2", *ONE_STEP]
+    assert command(arguments) == 0
+    assert len(records(train_with.folder)) == 1
+    flag.touch()
+    assert command([*arguments, "--overwrite"]) == STOPPED
+    assert "the reward cannot go on: the judge's account is empty" in capfd.readouterr().err

@@ -66,7 +66,9 @@ class Judge:
     def failure(self, error: BaseException) -> Message:
         if isinstance(error, MemoryError):
             return wire.RETIRED, "MemoryError: the reward went over memory_limit_gib"
-        return wire.BROKEN if isinstance(error, RewardError) else wire.RAISED, described(error)
+        if isinstance(error, RewardError):
+            return wire.BROKEN, str(error)
+        return wire.RAISED, described(error)
 
 
 def complaint(judge: Judge, setup: wire.Setup) -> str:
