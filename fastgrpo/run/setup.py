@@ -71,6 +71,7 @@ def start(
         inputs = ranks.together(partial(inputs.with_columns, configs))
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
     trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
+    ends.callback(trainer.judging.close)
     ends.callback(trainer.rollouts.close)
     recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":

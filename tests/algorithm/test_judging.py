@@ -100,6 +100,9 @@ def test_what_is_thrown_away_is_cancelled_and_its_successor_judged_anew():
         judging.begin(request, response(7))
     judging.forget([4, 5, 6], SAMPLING)
     assert all(future.cancelled() for future in pool.futures) and judging.num_open == 0
+    judging.begin(asked[0], response(7))
+    judging.close()
+    assert all(future.cancelled() for future in pool.futures) and judging.num_open == 0
     pool.holds = False
     drawn = [response(n) for n in range(3)]
     for request, its in zip(asked, drawn, strict=True):
