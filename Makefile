@@ -24,7 +24,7 @@ $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready .venv-gpu-image/ready
 	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
-	.venv-trl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py)
+	.venv-trl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py rewards_from_trl.py)
 	.venv-verl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
 	.venv-openrlhf/bin/python -m pytest tests/test_environment.py tests/peers/test_adapter_openrlhf.py
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py

@@ -44,7 +44,7 @@ class _FromTrl:
             arguments = self._arguments(prompt, response, response_ids, row)
         else:
             arguments = self._arguments([prompt], [response], [response_ids], [row])
-        found, count = self.function(**arguments), len(arguments["completions"])
+        found, count = self.function(**arguments), len(response) if self.called_as.whole_groups else 1
         return self._awaited(found, count) if self.called_as.is_async else self._checked(found, count)
 
     def _arguments(
@@ -61,8 +61,7 @@ class _FromTrl:
             "completion_ids": list(ids),
             **columns,
         }
-        wanted = given.keys() if self.wanted is None else self.wanted | {"completions"}
-        return {name: values for name, values in given.items() if name in wanted}
+        return {name: values for name, values in given.items() if self.wanted is None or name in self.wanted}
 
     def _message(self, role: str, text: str) -> Any:
         return [{"role": role, "content": text}] if self.conversational else text

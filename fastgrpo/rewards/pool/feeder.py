@@ -45,14 +45,16 @@ class Feeder:
         self._max_failed_starts = 1  # until the first workers are ready: a reward that does not load never will
         self._workers: list[WorkerHandle] = []
         self._arrived: deque[tuple[Job, Sequence[wire.Call]]] = deque()
-        self._lock = threading.RLock()  # of what follows; a signal handler may end the pool while it is held
+        # No lock: a signal handler may end the pool wherever this process is.
         self._ended = False
+        self._is_gone = False
         self._finish_begun = False
         self._jobs: set[Job] = set()
         self._queue = Queue()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        self._wake_read, self._wake_write = open(read, "rb", buffering=0), open(write, "wb", buffering=0)
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="reward-pool", daemon=True)
 
@@ -67,25 +69,23 @@ class Feeder:
         if not calls:
             job.future.set_result([])
             return job.future
-        with self._lock:
-            if self._ended:
-                job.future.cancel()
-            self._arrived.append((job, calls))
+        self._arrived.append((job, calls))
         self._wake()
+        if self._is_gone:  # and may not have seen it
+            job.future.cancel()
         return job.future
 
     def end(self, *, finish_begun: bool) -> None:
         """Ends thread and workers: at once, or after the jobs of which a worker has got calls; others are cancelled."""
-        with self._lock:
-            self._ended = True
-            self._finish_begun = finish_begun
+        self._finish_begun = finish_begun
+        self._ended = True
         self._wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):  # it is full: there is enough to wake for; or closed
-            os.write(self._wake_write, b"w")
+        with contextlib.suppress(ValueError):  # it is closed; if it is full, that wakes as well
+            self._wake_write.write(b"w")
 
     def _run(self) -> None:
         try:
@@ -94,16 +94,18 @@ class Feeder:
                 self._do_a_round()
         except BaseException as error:
             if self._started.done():
+                for job in self._jobs:
+                    job.fail(error)
                 raise
             self._started.set_exception(error)
         finally:
+            self._ended = self._is_gone = True
             _kill_all(self._workers)
-            with self._lock:
-                self._ended = True
-                self._take_arrivals()
+            self._take_arrivals()
             for job in self._jobs:
                 job.future.cancel()
-            os.close(self._wake_read)
+            self._wake_read.close()
+            self._wake_write.close()
 
     def _start_workers(self) -> None:
         self._fill()
@@ -167,8 +169,7 @@ class Feeder:
         left_s = min((worker.deadline for worker in self._workers), default=math.inf) - now
         poll.poll(max(0, math.ceil(min(left_s, 3600.0) * 1000)))
         time.sleep(BATCHING_S)  # quick verdicts come one by one; reading several together is cheaper
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+        self._wake_read.read(4096)
 
     def _advance(self) -> None:
         """Handles the messages of the workers, and ends those that are late or gone."""
