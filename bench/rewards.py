@@ -4,7 +4,8 @@ The same responses are judged repeatedly, in turns by bare calls in this process
 Then the cost to the calling process is measured: the share of a core that the pool takes in it, and how much of a
 loop's rate is left beside a pool that always has a job and one core less. A call of ``strict_boxed`` takes less than a
 microsecond, which is less than sending a response to another process: no pool reaches the bar with it, and its
-microseconds for each item are what counts.
+microseconds for each item are what counts. Last comes the trainer's whole step with a reward of 50 ms beside the same
+step with one of no time (`bench/judged_steps.py`).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from bench import judged_steps
 from bench.harness import (
     ROOT,
     exit_code,
@@ -75,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
         except Exception as error:  # the other verifiers are still measured
             show_traceback(error)
             failed[name] = reason(error)
-    report(found, len(items), options)
+    steps = judged_steps.measure(judged_steps.QUICK if options.quick else judged_steps.FULL)
+    report(found, steps, len(items), options)
     return exit_code("rewards", failed)
 
 
@@ -156,7 +159,7 @@ def loops_per_s(seconds: float) -> float:
     return loops / (time.perf_counter() - started)
 
 
-def report(found: dict[str, Rates], num_cases: int, options: argparse.Namespace) -> None:
+def report(found: dict[str, Rates], steps: judged_steps.Steps, num_cases: int, options: argparse.Namespace) -> None:
     cores = num_cores()
     columns = [
         "verifier",
@@ -182,9 +185,14 @@ def report(found: dict[str, Rates], num_cases: int, options: argparse.Namespace)
         for name, rates in found.items()
     ]
     print_table(f"{num_cases} judged responses repeated, {cores} cores and as many processes", columns, rows)
+    of_steps = judged_steps.rows_of(steps)
+    names = ["reward", "step, s", "sampling", "waiting for verdicts", "step / that of 0 ms", "spread"]
+    print_table(f"steps of {len(steps.lengths)} responses of {steps.described_lengths} tokens", names, of_steps)
     headline = [[f"pool / ({cores} x bare call), {name}", f"{r.ratio:.2f}", f">= {BAR}"] for name, r in found.items()]
+    headline += judged_steps.headline_of(steps)
     if not options.quick:
-        results = {name: vars(rates) | {"ratio": rates.ratio} for name, rates in found.items()}
+        results: dict[str, Any] = {name: vars(rates) | {"ratio": rates.ratio} for name, rates in found.items()}
+        results["judged_steps"] = steps.facts()
         print(f"written to {write_results('rewards', CPU, headline, results)}")
     for what, value, bar in headline:
-        print(f"{what}: {value} (bar {bar})")
+        print(f"{what}: {value}{f' (bar {bar})' if bar else ''}")

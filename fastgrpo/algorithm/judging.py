@@ -62,6 +62,11 @@ class Judging:
             for asked in group.asked.values() if group is not None else ():
                 asked.verdicts.cancel()
 
+    def close(self) -> None:
+        """Takes back all that was asked: the run is over, and nobody will take what was drawn ahead."""
+        for position, sampling in list(self._groups):
+            self.forget([position], sampling)
+
     def judged(self, groups: Sequence[Group], sampling: Sampling, right_from: float) -> list[Group]:
         """The groups with their texts and verdicts, in order, once all are there; asks for those that nobody has.
 

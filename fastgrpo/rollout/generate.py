@@ -13,8 +13,7 @@ OnFinished = Callable[[Request, Response], None]
 def requests_of(prompts: Sequence[Prompt], sampling: Sampling, first_id: int = 0) -> list[Request]:
     """``sampling.group_size`` requests for each prompt, in order, with consecutive ids."""
     ids = count(first_id)
-    bare = [p.without_columns() for p in prompts]
-    return [Request(next(ids), p, index, sampling) for p in bare for index in range(sampling.group_size)]
+    return [Request(next(ids), p, index, sampling) for p in prompts for index in range(sampling.group_size)]
 
 
 def generate(

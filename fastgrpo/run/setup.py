@@ -73,6 +73,7 @@ def start(
         inputs = ranks.together(partial(inputs.with_columns, configs))
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
     trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
+    ends.callback(trainer.judging.close)
     ends.callback(trainer.rollouts.close)
     recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":
@@ -124,14 +125,16 @@ def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks, example: Item)
     """The pool of this rank's rewards. Raises ValueError if the reward cannot be loaded, fails its self-test, or does
     not return a judgement on the example.
 
-    Where engines have ranks of their own, responses come to the first trainer rank, and it judges all.
+    Where engines have ranks of their own, responses come to the first trainer rank, and it judges all; the others only
+    try the reward.
     """
-    settings = config.reward
-    judges_all = config.rollout.gpus > 0 and ranks.is_first
+    settings, workers = config.reward, config.reward.workers
+    if config.rollout.gpus:
+        workers = workers * ranks.count if ranks.is_first else 1
     try:
         return VerifierPool(
             recipe.reward,
-            settings.workers * (ranks.count if judges_all else 1),
+            workers,
             settings.timeout_s,
             settings.memory_limit_gib,
             recipe.self_test or None,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastgrpo.algorithm.judging import Judging
+from fastgrpo.json_lines import JsonLines
 from fastgrpo.rewards import Signature, Verdict, VerifierPool
 from fastgrpo.rollout.generate import generate, requests_of
 from fastgrpo.types import Prompt, Request, Response, Sample, Sampling
@@ -99,6 +100,9 @@ def test_what_is_thrown_away_is_cancelled_and_its_successor_judged_anew():
         judging.begin(request, response(7))
     judging.forget([4, 5, 6], SAMPLING)
     assert all(future.cancelled() for future in pool.futures) and judging.num_open == 0
+    judging.begin(asked[0], response(7))
+    judging.close()
+    assert all(future.cancelled() for future in pool.futures) and judging.num_open == 0
     pool.holds = False
     drawn = [response(n) for n in range(3)]
     for request, its in zip(asked, drawn, strict=True):
@@ -182,3 +186,26 @@ def test_a_response_is_judged_while_the_others_are_still_being_drawn(tmp_path):
         judged = judging.judged(groups, SAMPLING, 1.0)
     assert [s.text for group in judged for s in group] == [f"{n} 7" for n in range(6)]
     assert all(s.correct for group in judged for s in group)
+
+
+def test_a_run_that_judges_early_has_the_figures_of_one_that_judges_late(train, monkeypatch):
+    judged, left = Judging.judged, []
+
+    def noted(self, groups, sampling, right_from):
+        found = judged(self, groups, sampling, right_from)
+        left.append(self.num_open)
+        return found
+
+    def figures() -> list[dict]:
+        records = JsonLines(train.folder / "metrics.jsonl").read()
+        return [{k: v for k, v in r.items() if not k.endswith("_s")} for r in records]
+
+    monkeypatch.setattr(Judging, "judged", noted)
+    settings = ["--steps", "3", "--rollout.oversample", "1.5", "--rollout.zero_signal_groups", "replace"]
+    settings += ["--rollout.max_sequences", "12", "--evaluation.every_steps", "3"]
+    assert train(*settings) == 0
+    early = figures()
+    assert any(r.get("prompts_put_back") for r in early) and set(left) == {0}
+    monkeypatch.setattr(Judging, "begin", lambda self, request, response: None)
+    assert train(*settings, "--overwrite") == 0
+    assert figures() == early

@@ -180,11 +180,11 @@ def trainer(path: str, name: str, num_syncs: int) -> None:
             if pool is not None:
                 num_in_flight += pool.num_drawing > 0
             rollouts.sync(version)  # every engine's checksums are compared with the trainer's
-            num_mixed += sum(bool(s.response.version_changes) for g in rollouts.take(4) for s in g)
+            num_mixed += sum(bool(s.response.version_changes) for g in ranks.gather(rollouts.take(4)) for s in g)
         assert num_mixed > num_syncs, num_mixed
         assert pool is None or num_in_flight > 0.8 * num_syncs, num_in_flight
         prompts = tiny.prompts(4, first=10**6)
-        groups = rollouts.generate(prompts, sampling)
+        groups = ranks.gather(rollouts.generate(prompts, sampling))  # they come to the first rank
         assert {s.response.policy_version for g in groups for s in g} == {num_syncs - 1}
         assert_trainer_agrees(name, weights, groups)
         print(f"{num_syncs} syncs, {num_in_flight} with requests in flight, {num_mixed} responses over several weights")

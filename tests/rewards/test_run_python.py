@@ -17,6 +17,7 @@ import pytest
 from fastgrpo.rewards import (
     AssertTest,
     CallTest,
+    Item,
     SandboxError,
     StdinTest,
     ValueTest,
@@ -71,6 +72,7 @@ def test_outcomes_are_in_the_order_of_the_tests_with_the_first_failures_reason()
 def test_the_reason_has_the_last_line_of_the_traceback():
     assert run_python("1/0", [StdinTest("", "")]).reason == "test 1: exit code 1: ZeroDivisionError: division by zero"
     assert "SyntaxError" in run_python("def", [StdinTest("", "")]).reason
+    assert run_python("assert False", [StdinTest("", "")]).reason == "test 1: exit code 1: AssertionError"
     assert run_python(None, [StdinTest("", "")]).reason == "there is no program"
 
 
@@ -136,6 +138,8 @@ def test_values_are_compared_as_json_has_them():
 def test_an_expected_value_that_json_has_not_is_refused():
     with pytest.raises(ValueError, match="must be one that JSON has"):
         run_python("def f(): return 1", [CallTest("f", [], Fraction(1, 2))])
+    with pytest.raises(ValueError, match="arguments must be numbers, texts"):
+        run_python("def f(x): return 1", [CallTest("f", [Fraction(1, 2)], 1)])
 
 
 @needs_bwrap
@@ -441,6 +445,19 @@ def test_it_is_a_reward_in_the_pool_whose_limits_hold_for_it_too(tmp_path):
         verdicts = pool.score([(text, tests) for text in (wrong, endless, right)])
         assert [(v.correct, v.failure) for v in verdicts] == [(False, ""), (False, "timeout"), (True, "")]
         _until(lambda: len(_descendants(os.getpid())) <= 1)  # a worker: nothing of the endless program
+
+
+@needs_bwrap
+def test_the_documented_reward_gives_the_share_of_hidden_tests(tmp_path):
+    pages = "".join(page.read_text() for page in (Path(__file__).parents[2] / "docs").glob("rewards*.md"))
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", pages, re.DOTALL) if "run_python(last" in code]
+    path = tmp_path / "recipe.py"
+    path.write_text(example)
+    row = {"tests": json.dumps({"inputs": ["1 2", "2 2"], "outputs": ["3", "4"]})}
+    texts = [f"```python\n{code}\n```" for code in (ADD, "print(3)", "print(1)")]
+    with VerifierPool(f"{path}:reward", 1, timeout_s=20.0, memory_limit_gib=2.0, self_test=[]) as pool:
+        verdicts = pool.score([Item(text, "", {"row": row}) for text in texts])
+    assert [v.score for v in verdicts] == [1.0, 0.5, 0.0]
 
 
 @needs_bwrap

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -107,7 +107,7 @@ class EnginePool:
                     engine.share = [*engine.share, *requests] if engine.pending else requests
                     engine.pending.update({r.id: r for r in requests})
                     if requests and engine.version is not None:
-                        self._send(engine, m.Submit(requests))
+                        self._send(engine, _submission(requests))
             elif first:
                 self.waiting.extendleft(list(group) for group in reversed(groups))
                 self._assign_waiting()
@@ -183,7 +183,7 @@ class EnginePool:
                 return
             first, engine.version = engine.version is None, version
             if first and engine.pending:  # pinned: its share is drawn again, all together as before
-                self._send(engine, m.Submit(engine.share))
+                self._send(engine, _submission(engine.share))
             self._assign_waiting()
 
     def lose(self, engine: Engine, channel: Channel, why: str) -> None:
@@ -351,11 +351,16 @@ class EnginePool:
             engine.pending.update({r.id: r for r in group})
             given.setdefault(engine.index, []).extend(group)
         for index, requests in given.items():
-            self._send(self.engines[index], m.Submit(requests))
+            self._send(self.engines[index], _submission(requests))
 
     def _send(self, engine: Engine, message: m.ToEngine) -> None:
         if engine.channel is not None:
             engine.channel.send(message)
+
+
+def _submission(requests: Sequence[Request]) -> m.Submit:
+    """The message to an engine, which does not judge and needs no row."""
+    return m.Submit([replace(r, prompt=r.prompt.without_columns()) for r in requests])
 
 
 def _shares(groups: Sequence[Sequence[Request]], count: int) -> list[Sequence[Sequence[Request]]]:

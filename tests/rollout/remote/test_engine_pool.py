@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,12 +124,14 @@ def test_pinned_shares_are_drawn_whole_again_after_a_loss_and_count_once(pool_of
 def test_a_response_is_handed_on_at_once_and_once(pool_of):
     pool, told = pool_of(1, pinned=True), []
     peer = ready(pool, 0)
-    requests = [group(p) for p in range(3)]
+    row = {"tests": "[]"}
+    requests = [[replace(r, prompt=replace(r.prompt, columns=row)) for r in group(p)] for p in range(3)]
     pool.submit(requests, on_finished=lambda request, response: told.append((request, response)))
     pool.cancel([4, 5])
     peer.finish(1, 4)  # one of them cancelled
     until(lambda: 1 in pool.finished)
     assert [request for request, _ in told] == [requests[0][1]] and told[0][1] is pool.finished[1]
+    assert all(r.prompt.columns is None for submit in peer.told(m.Submit) for r in submit.requests)  # rows stay here
     peer.die()
     until(lambda: pool.engines[0].channel is None)
     ready(pool, 0, "its successor").finish(0, 1, 2)  # drawn again
