@@ -61,7 +61,7 @@ def test_the_version_is_the_packages(fastgrpo):
 
 def test_an_unknown_command_is_refused_with_the_near_one_and_the_known_ones(fastgrpo):
     code, _, complaint = fastgrpo("trian")
-    assert code == 2 and "no command 'trian', did you mean train?" in complaint and "report RUN" in complaint
+    assert code == 2 and "no command 'trian', did you mean train or track?" in complaint and "report RUN" in complaint
 
 
 # Near names

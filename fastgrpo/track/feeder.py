@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import IO
 
-from fastgrpo.track.recorded import POLL_S, RecordedStep, recorded_steps
+from fastgrpo.track.recorded import POLL_S, recorded_steps
 from fastgrpo.track.tracker import TrackedRun, Tracker
 
 TRIES = 3  # of one step; what fails that often is dropped, or the steps after it would never be seen
@@ -66,7 +67,9 @@ class Feeder(threading.Thread):
         for step in recorded_steps(self.tracked.folder, self.is_over):
             if step.number <= self.reached:
                 continue
-            if self._succeeds(partial(self._send, step), range(TRIES)):
+            if step.rows and (step.number == 1 or step.number % ROLLOUTS_EVERY == 0):
+                self._succeeds(partial(self.tracker.rollouts, step.number, step.rows), range(TRIES))
+            if self._succeeds(partial(self.tracker.log, step.number, step.metrics, step.unix_s), range(TRIES)):
                 self.sent += 1
             else:
                 self.dropped += 1
@@ -76,11 +79,6 @@ class Feeder(threading.Thread):
     def _start(self) -> None:
         self.tracker = self.make()
         self.reached = self.tracker.start(self.tracked)
-
-    def _send(self, step: RecordedStep) -> None:
-        if step.rows and (step.number == 1 or step.number % ROLLOUTS_EVERY == 0):
-            self.tracker.rollouts(step.number, step.rows)
-        self.tracker.log(step.number, step.metrics, step.unix_s)
 
     def _succeeds(self, action: Callable[[], None], tries: Iterable[int]) -> bool:
         """Whether one of the tries did not raise. Pauses between them grow until one succeeds; at the run's end there
@@ -106,15 +104,18 @@ class Feeder(threading.Thread):
 
 @contextlib.contextmanager
 def only_one(path: Path, is_over: threading.Event) -> Iterator[bool]:
-    """Whether this process alone holds the file; waits for one that was left behind by a killed run."""
+    """Whether this process alone holds the file; waits for one that a killed run has left behind."""
     with path.open("w") as file:
-        while True:
-            is_last_try = is_over.is_set()
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield True
-                return
-            if is_last_try:
-                yield False
-                return
-            is_over.wait(POLL_S)
+        is_last_try = False
+        while not (is_mine := _is_locked(file)) and not is_last_try:
+            is_last_try = is_over.wait(POLL_S)
+        yield is_mine
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Whether this process could lock the file, which lasts until it closes the file or ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

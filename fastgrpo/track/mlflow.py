@@ -46,7 +46,8 @@ class MlflowTracker:
         self.client.log_dict(self.run_id, content, f"rollouts/step_{step:06d}.json")
 
     def log(self, step: int, metrics: Mapping[str, float], unix_s: float) -> None:
-        values = [Metric(name, value, int(unix_s * 1000), step) for name, value in metrics.items()]
+        ms = int(unix_s * 1000)  # below, a dot: in files reward and reward/NAME would be a file and a folder
+        values = [Metric(name.replace("/", "."), value, ms, step) for name, value in metrics.items()]
         self.client.log_batch(self.run_id, metrics=values, tags=[RunTag(LAST_STEP, str(step))])
 
     def close(self) -> None:

@@ -143,6 +143,17 @@ def test_a_step_that_fails_again_and_again_is_dropped_for_those_after_it(folder,
     assert (fed.sent, fed.dropped, logged(folder, "failsfor")) == (2, 1, [1, 2])
 
 
+class WithoutTables(Recording):
+    def rollouts(self, step, rows):
+        raise TypeError("no tables here")
+
+
+def test_a_table_that_fails_does_not_take_its_step_with_it(folder, monkeypatch):
+    fed = feed(folder, WithoutTables(), monkeypatch, lambda fed: fed.reached == 2)
+    assert (fed.dropped, logged(folder, "withouttables")) == (0, [0, 1, 2])
+    assert fed.complaint == "TypeError: no tables here"
+
+
 def test_two_processes_do_not_send_the_same_run_to_a_tracker(folder):
     (folder / "track").mkdir()
     with (folder / "track" / "Recording.lock").open("w") as held:

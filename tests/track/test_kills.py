@@ -181,9 +181,10 @@ def test_a_curve_on_an_mlflow_server_goes_on_after_what_it_has(run, tmp_path, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())  # files stand for a server here
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     (tmp_path / "run.json").write_bytes((run / "run.json").read_bytes())
-    metrics = JsonLines(run / "metrics.jsonl").read()
+    metrics = [{**record, "reward/style": 0.5} for record in JsonLines(run / "metrics.jsonl").read()]
     for last in (12, STEPS):
         (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
         JsonLines(tmp_path / "metrics.jsonl").append(metrics[: last + 1])
         assert follow(tmp_path, ["mlflow"], lambda: True, print, None)["mlflow"]["dropped"] == 0
     assert [step for step, _ in in_mlflow(tmp_path)["reward"]] == list(range(1, STEPS + 1))
+    assert len(in_mlflow(tmp_path)["reward.style"]) == STEPS + 1
