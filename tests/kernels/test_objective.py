@@ -9,7 +9,9 @@ from typing import get_args
 import pytest
 import torch
 from fastgrpo_kernels import METRICS, Objective, cispo, dispatch, dppo, gmpo, grpo_loss, gspo, reference, sapo
+from fastgrpo_kernels.dispatch import primitives_for
 from fastgrpo_kernels.objective import Ratio, Surrogate
+from fastgrpo_kernels.primitives import TokenFields
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,6 +61,14 @@ def test_bounds_of_a_log_ratio_and_of_a_divergence_may_be_above_1():
 @pytest.mark.parametrize("objective", [*OBJECTIVES.values(), cispo(2.0), gspo(), gmpo(), sapo(), dppo(), dppo("kl")])
 def test_an_op_gets_the_objective_that_its_caller_made(objective):
     assert Objective.decode(objective.encode()) == objective
+
+
+def test_a_library_that_was_built_for_other_constants_says_that_it_must_be_rebuilt(monkeypatch):
+    monkeypatch.setattr(Objective, "encode", lambda self: [0.0] * 12)
+    with dispatch.forced("native"), pytest.raises(RuntimeError, match="got 12: rebuild it"):
+        primitives_for(torch.device("cpu")).token_objective(
+            torch.zeros(3), None, TokenFields(None, torch.zeros(3)), torch.tensor(3.0), Objective()
+        )
 
 
 def test_each_loss_by_its_name_has_its_authors_constants():

@@ -125,7 +125,10 @@ void row_gradient(Tensor logits, Tensor target_ids, double inverse_temperature, 
 }
 
 Objective decode(const Tensor& numbers) {
-  const double* x = pointer<double>(numbers, 14, ScalarType::Double, "objective");
+  constexpr int64_t num_constants = 14;
+  STD_TORCH_CHECK(numbers.numel() == num_constants, "this library was built for an objective of ", num_constants,
+                  " constants, got ", numbers.numel(), ": rebuild it, `python -m fastgrpo_kernels.build`");
+  const double* x = pointer<double>(numbers, num_constants, ScalarType::Double, "objective");
   return {x[0], x[1], x[2], int(x[3]), int(x[4]), x[5], x[6], int(x[7]), x[8], x[9], x[10], int(x[11]), x[12], x[13]};
 }
 
