@@ -103,6 +103,12 @@ def test_jobs_of_several_threads_are_judged_at_the_same_time(pool: VerifierPool)
     assert {future.result()[0].score for future in futures} == {4.0, 3.0, 2.0, 1.0}
 
 
+def test_several_processes_share_what_they_have_room_for(name: str) -> None:
+    with VerifierPool(name, 2, timeout_s=5, memory_limit_gib=1, self_test=(), concurrency=4) as pool:
+        found = judge(pool, *["number_running"] * 8)
+    assert sorted(verdict.score or 0 for verdict in found) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
 def test_each_has_its_own_limit_of_time_and_its_own_error(pool: VerifierPool) -> None:
     found = judge(pool, "nap 30", "complain needle", "nap 0.1", "give_up", "say_exit")
     assert found == [TIMEOUT, RAISED, number(0.1), RAISED, RAISED]

@@ -149,13 +149,27 @@ class Feeder:
             self._workers.append(WorkerHandle(self._setup, self._start_timeout_s))
 
     def _assign(self) -> None:
-        """Gives each worker its next calls before it runs out; fewer towards the end, so that no worker is idle."""
-        for worker in self._workers:
-            share = min(MAX_CHUNK_CALLS, math.ceil(len(self._queue) / (2 * self._num_workers - 1)))
-            if (room := worker.room(share)) and (chunk := self._queue.take_chunk(room, not worker.pending)):
-                for call in chunk:
-                    call.job.has_begun = True
-                worker.assign(chunk)
+        """Gives each worker its next calls before it runs out; fewer towards the end, so that no worker is idle. Async
+        ones share all that they have room for."""
+        if not self.signature.is_async:
+            for worker in self._workers:
+                self._give(worker, math.ceil(len(self._queue) / (2 * self._num_workers - 1)))
+            return
+        took_any = True
+        while took_any:
+            shares = range(len(self._workers), 0, -1)
+            took = [self._give(w, math.ceil(len(self._queue) / n)) for w, n in zip(self._workers, shares, strict=True)]
+            took_any = any(took)
+
+    def _give(self, worker: WorkerHandle, share: int) -> bool:
+        """Sends a worker at most so many calls; returns whether it took any."""
+        room = worker.room(min(MAX_CHUNK_CALLS, share))
+        chunk = self._queue.take_chunk(room, not worker.pending)
+        for call in chunk:
+            call.job.has_begun = True
+        if chunk:
+            worker.assign(chunk)
+        return bool(chunk)
 
     def _wait(self) -> None:
         """Waits until a worker has sent something, can take more, or is late, or until there is more to judge."""
