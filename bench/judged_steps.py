@@ -36,7 +36,7 @@ class Size:
     rounds: int
 
 
-FULL, QUICK = Size(8, 8, 64, 320, 4, 7), Size(2, 2, 16, 32, 1, 1)
+FULL, QUICK = Size(8, 8, 64, 320, 4, 9), Size(2, 2, 16, 32, 1, 1)
 
 
 @dataclass(frozen=True)

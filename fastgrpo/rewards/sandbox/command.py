@@ -47,7 +47,7 @@ def command_of(sandbox: SandboxName) -> tuple[SandboxName, list[str]]:
     names: list[SandboxName] = list(COMMANDS) if sandbox == "auto" else [sandbox]
     for name in names:
         if path := shutil.which(name):
-            return name, [path, *COMMANDS[name](), *python_command()]
+            return name, [*DIES_WITH_PARENT[name], path, *COMMANDS[name](), *python_command()]
     wanted = "bwrap or nsjail" if sandbox == "auto" else sandbox
     raise SandboxError(
         f"run_python needs {wanted} on the PATH: `apt install bubblewrap`, or `dnf install bubblewrap`. {NO_SANDBOX}"
@@ -102,4 +102,5 @@ def nsjail() -> list[str]:
     return [*options, "--"]
 
 
+DIES_WITH_PARENT = {"bwrap": (), "nsjail": ("setpriv", "--pdeathsig", "KILL")}  # of util-linux; bwrap has an option
 COMMANDS: dict[SandboxName, Callable[[], list[str]]] = {"bwrap": bwrap, "nsjail": nsjail}
