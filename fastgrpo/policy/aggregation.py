@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastgrpo.losses import Aggregation
+from fastgrpo.config import Aggregation
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.types import Sample
 

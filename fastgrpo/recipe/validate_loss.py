@@ -3,8 +3,7 @@
 from fastgrpo.algorithm import Algorithm, TokenLoss, scores_differ
 from fastgrpo.algorithm.advantages import NEED_NO_GROUP
 from fastgrpo.algorithm.objective_settings import chooses_tokens, refuse_meaningless
-from fastgrpo.config import Config
-from fastgrpo.losses import PRESETS
+from fastgrpo.config import PRESETS, Config
 
 NOT_OF_ONE_S_OWN = ("surrogate", "ratio", "clip_low", "clip_high", "dual_clip", "sapo_positive", "sapo_negative")
 """The parts that a recipe's own loss takes the place of."""

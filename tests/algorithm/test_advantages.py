@@ -7,7 +7,7 @@ import torch
 
 from fastgrpo.algorithm import batch_normalised, batch_whitened, group_centred, group_normalised, leave_one_out
 from fastgrpo.algorithm.advantages import ADVANTAGES, NEED_NO_GROUP
-from fastgrpo.losses import Advantage
+from fastgrpo.config import Advantage
 from tests.tiny import groups_of
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from fastgrpo.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.losses import Aggregation
+from fastgrpo.config import Aggregation, ModelConfig, ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS
 from fastgrpo.policy import activations
 from fastgrpo.policy.activations import Needs, fit, layers_of, recompute_first

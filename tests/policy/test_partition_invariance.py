@@ -9,8 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.algorithm import Tokens
-from fastgrpo.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
-from fastgrpo.losses import PRESETS
+from fastgrpo.config import PRESETS, ObjectiveConfig, OptimizerConfig, ParallelConfig
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.optimizer import gradient_norm, local_gradients
 from fastgrpo.policy.packing import SequenceCost

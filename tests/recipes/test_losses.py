@@ -13,8 +13,7 @@ import torch
 
 from fastgrpo.algorithm import Algorithm, Phase, Tokens, group_normalised, leave_one_out
 from fastgrpo.algorithm.objective_settings import objective_of
-from fastgrpo.config import Config, ObjectiveConfig, check_types, with_settings
-from fastgrpo.losses import PARTS, PRESETS
+from fastgrpo.config import PARTS, PRESETS, Config, ObjectiveConfig, check_types, with_settings
 from fastgrpo.policy.losses import LOSSES, loss_of
 from fastgrpo.recipe import find_recipe, load_recipe
 from fastgrpo.recipe.arguments import resolve

@@ -46,7 +46,7 @@ def test_a_reward_from_a_column_gives_partial_credit(run_example):
 class Judge(BaseHTTPRequestHandler):
     """A chat server: 10 for a solution that has the reference in it, 5 for any other."""
 
-    def do_POST(self) -> None:  # noqa: N802, its name in the library
+    def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
         reference, solution = re.search(r"\nReference: (.*)\nSolution: (.*)\nGrade", asked, re.DOTALL).groups()
         said = {"role": "assistant", "content": "10" if reference in solution else "5"}

@@ -5,49 +5,12 @@ hyper-parameters, plain GRPO. A recipe states what differs, the command line ove
 """
 
 import dataclasses
-import functools
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from operator import attrgetter
-from types import NoneType, UnionType
-from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from fastgrpo.command_line import did_you_mean
-from fastgrpo.losses import PARTS, PRESETS, Advantage, Aggregation, Loss, Ratio, Surrogate
-
-T = TypeVar("T")
-
-
-class Rules(TypedDict, total=False):
-    """What holds for a setting besides its type. Bounds hold for each number of a tuple."""
-
-    at_least: float
-    above: float
-    at_most: float
-    below: float
-    because: str
-    """Reason for the bounds, where their message needs one."""
-    free_on_resume: bool
-    """May differ between a run and its continuation."""
-    may_change: bool
-    """A phase of a recipe may change it in the middle of a run."""
-
-
-def setting(default: T, **rules: Unpack[Rules]) -> T:
-    """A dataclass field with this default and its rules."""
-    return cast(T, field(default=default, metadata=rules))
-
-
-OF_LOSS: Any = None
-"""Default of a part of the loss: what the published loss has."""
-
-
-def part(**rules: Unpack[Rules]) -> Any:
-    """A field with this default and these rules."""
-    return field(default=OF_LOSS, metadata=rules)
-
+from fastgrpo.config.published_losses import PARTS, PRESETS, Advantage, Aggregation, Loss, Ratio, Surrogate
+from fastgrpo.config.rules import OF_LOSS, Rules, part, setting
 
 _DEADLINE: Rules = {"above": 0, "at_most": 10_000_000, "free_on_resume": True}
 _AGREED = "where sampler and trainer agree, the weight is 1"
@@ -416,143 +379,9 @@ def with_run_dir(config: Config) -> Config:
     )
 
 
-_SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
 
-RULES = {f.name: f.metadata for f in dataclasses.fields(Config) if f.name not in _SECTIONS} | {
-    f"{name}.{f.name}": f.metadata for name, section in _SECTIONS.items() for f in dataclasses.fields(section)
+RULES = {f.name: f.metadata for f in dataclasses.fields(Config) if f.name not in SECTIONS} | {
+    f"{name}.{f.name}": f.metadata for name, section in SECTIONS.items() for f in dataclasses.fields(section)
 }
 """The rules of every setting, by its command-line name."""
-
-RENAMED = {
-    "deadline.verify_s": "deadline.judge_s",
-    "objective.head reference": "objective.loss_path definition",
-    "objective.head": "objective.loss_path",
-    "objective.loss_path reference": "objective.loss_path definition",
-    "rollout.no_signal": "rollout.zero_signal_groups",
-    "rollout.running": "rollout.kv_on_sync",
-    "sync.cpu_layers": "sync.vllm_cpu_layers",
-    "sync.verify_every": "sync.compare_every",
-}
-"""What a setting, or one of its values, was called in earlier versions, and what it is called now."""
-
-
-def refuse_old_names(given: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError with the new name where a setting or its value is given by an old one."""
-    for name, value in given:
-        for old in (f"{name} {value}", name):
-            if old in RENAMED:
-                raise ValueError(f"--{old} is now called --{RENAMED[old]}")
-
-
-def refuse_old_arguments(arguments: Sequence[str]) -> None:
-    """`refuse_old_names` for a command line."""
-    refuse_old_names(given_on(arguments))
-
-
-def given_on(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The settings of a command line with their first words, in each of its spellings: ``--a.b_c x``, ``--a.b-c=x``."""
-    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
-        name, is_whole, value = argument.partition("=")
-        if name.startswith("--"):
-            yield name[2:].replace("-", "_"), value if is_whole else following
-
-
-def refuse_unknown_choices(arguments: Sequence[str]) -> None:
-    """Raises ValueError, with the near ones, where a command line gives a setting a value that is none of its choices.
-
-    For settings that have choices and nothing else; other values are the parser's to refuse.
-    """
-    for name, value in given_on(arguments):
-        section, _, field_name = name.rpartition(".")
-        hint = get_type_hints(_SECTIONS.get(section, Config)).get(field_name)
-        if name in RULES and get_origin(hint) is Literal and value not in map(str, get_args(hint)):
-            raise ValueError(f"--{name} cannot be {value!r}: it is {_said(hint)}{_near(value, hint)}")
-
-
-def _refusing_old_names(init: Callable[..., None], prefix: str) -> Callable[..., None]:
-    @functools.wraps(init)
-    def checked(self: Any, **settings: Any) -> None:
-        refuse_old_names((prefix + name, value) for name, value in settings.items())
-        init(self, **settings)
-
-    return checked
-
-
-for _name, _section in _SECTIONS.items():
-    _section.__init__ = _refusing_old_names(_section.__init__, f"{_name}.")
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Every setting by its command-line name, as JSON holds it."""
-    return dict(json.loads(json.dumps({name: attrgetter(name)(config) for name in RULES})))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What keeps `new` from continuing a run that was started as `old`; both as `flatten` gives them."""
-    free = {name for name, rules in RULES.items() if rules.get("free_on_resume")}
-    names = sorted((old.keys() | new.keys()) - free)
-    return [f"--{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)]
-
-
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The configuration with some settings changed, by their command-line names: ``{"rollout.group_size": 16}``.
-
-    A loss brings all its parts, whatever they were before; those that are given beside it win.
-
-    Raises ValueError for a name that there is not, and for a value of another type.
-    """
-    refuse_old_names(settings.items())
-    for name, value in sorted(settings.items(), key=lambda given: given[0] != "objective.loss"):
-        section, _, field_name = name.rpartition(".")
-        owner: Any = getattr(config, section, None) if section else config
-        if field_name not in getattr(owner, "__dataclass_fields__", ()):
-            raise ValueError(f"there is no setting --{name}")
-        hint = get_type_hints(type(owner))[field_name]
-        if not _fits(value, hint):
-            raise ValueError(f"--{name} cannot be {value!r}: it is {_said(hint)}{_near(value, hint)}")
-        parts = dict.fromkeys(PARTS) if name == "objective.loss" else {}
-        changed: Any = dataclasses.replace(owner, **{field_name: value}, **parts)
-        config = dataclasses.replace(config, **{section: changed}) if section else changed
-    return config
-
-
-def check_types(config: Config) -> None:
-    """Raises ValueError for a setting of another type than it should be: nobody type-checks a recipe."""
-    for name, section in _SECTIONS.items():
-        if type(found := getattr(config, name)) is not section:
-            raise ValueError(f"{name} must be a {section.__name__}, got {type(found).__name__}")
-    with_settings(config, {name: attrgetter(name)(config) for name in RULES})
-
-
-def _said(hint: Any) -> str:
-    """A setting's type in words."""
-    if get_origin(hint) in (UnionType, Union):
-        return " or ".join(_said(h) for h in get_args(hint))
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    return str(hint) if get_origin(hint) is tuple else "None" if hint is NoneType else str(hint.__name__)
-
-
-def _near(value: Any, hint: Any) -> str:
-    """The choices that may have been meant, in words, where there are any."""
-    return did_you_mean(str(value), list(map(str, get_args(hint)))) if get_origin(hint) is Literal else ""
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a setting has; a whole number is a float too."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (UnionType, Union):
-        return any(_fits(value, h) for h in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and _all_fit(value, get_args(hint))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _all_fit(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
-    """Whether the members of a tuple are of the types that it states; ``int, ...`` is any number of them."""
-    if hints[-1] is ...:
-        hints = hints[:1] * len(values)
-    return len(values) == len(hints) and all(map(_fits, values, hints))
