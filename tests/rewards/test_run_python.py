@@ -508,6 +508,21 @@ def test_a_sandbox_that_does_not_start_says_why(monkeypatch, tmp_path):
         run_python(ADD, [StdinTest("", "")])
 
 
+@needs_bwrap
+@pytest.mark.parametrize(("privileges", "words"), [([], "(True,)"), (["-sys_admin"], "not permitted. It needs")])
+def test_without_user_namespaces_it_needs_the_capability(privileges, words):
+    """As root of a container: one that is made here, whose root has no further user namespaces."""
+    program = "from fastgrpo.rewards import *; print(run_python('print(1)', [StdinTest('', '1')]).outcomes)"
+    without = f"setpriv --bounding-set {privileges[0]} --inh-caps {privileges[0]}" if privileges else ""
+    script = f'echo 0 > /proc/sys/user/max_user_namespaces && exec {without} {sys.executable} -c "{program}"'
+    if subprocess.run(["unshare", "--user", "--map-root-user", "true"]).returncode:
+        pytest.skip("this user may not make a user namespace to try it in")
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert words in done.stdout + done.stderr
+
+
 def test_root_runs_no_bare_program_as_itself(monkeypatch, tmp_path):
     if os.getuid() != 0 or _nobody_reads(Path(command.interpreter())):
         pytest.skip("for root, with a Python in its own home")
