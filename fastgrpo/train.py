@@ -101,7 +101,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     is_first = role.index == 0
     objective = config.objective
     is_naive = objective.correction == "none" and objective.old_logprobs == "recomputed"
-    if is_first and is_naive and config.rollout.max_staleness > 0:
+    if is_first and is_naive and recipe.algorithm.loss is None and config.rollout.max_staleness > 0:
         print(NAIVE, flush=True)
     try:
         ranks = Ranks.connect(device, config.parallel, role)

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastgrpo import config as config_module
 from fastgrpo.algorithm import Phase
-from fastgrpo.config import RENAMED, RULES, Config, differences, flatten, with_settings
+from fastgrpo.config import RENAMED, RULES, Config, differences, flatten, settings, with_settings
 from fastgrpo.recipe import load_recipe
 from fastgrpo.recipe.arguments import asked_run
 from fastgrpo.train import main
@@ -101,7 +100,7 @@ def sentences() -> dict[str, str]:
     """The docstring of every field, by the setting's name."""
     found = {}
     sections = {type(value).__name__: f"{name}." for name, value in vars(Config()).items()}
-    for node in ast.parse(inspect.getsource(config_module)).body:
+    for node in ast.parse(inspect.getsource(settings)).body:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
             for field, text in zip(node.body, node.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

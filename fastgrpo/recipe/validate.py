@@ -45,7 +45,7 @@ def validate(config: Config, num_ranks: int, algorithm: Algorithm = PLAIN) -> No
             "empty, or text with {problem} in it once")  # fmt: skip
     validate_loss(config, algorithm)
     _validate_arithmetic(config, num_ranks)
-    _validate_rollouts(config, num_ranks)
+    _validate_rollouts(config, num_ranks, has_own_loss=algorithm.loss is not None)
 
 
 def _validate_arithmetic(config: Config, num_ranks: int) -> None:
@@ -70,14 +70,14 @@ def _validate_arithmetic(config: Config, num_ranks: int) -> None:
         )
 
 
-def _validate_rollouts(config: Config, num_trainers: int) -> None:
+def _validate_rollouts(config: Config, num_trainers: int, has_own_loss: bool) -> None:
     rollout = config.rollout
     if rollout.max_staleness > 0 and rollout.gpus == 0:
         raise ValueError(
             f"--rollout.max_staleness {rollout.max_staleness} needs engines that sample while the trainer trains: give "
             f"them ranks of their own with --rollout.gpus, or take staleness 0"
         )
-    if rollout.max_staleness > 1 and config.objective.correction == "none":
+    if rollout.max_staleness > 1 and config.objective.correction == "none" and not has_own_loss:
         raise ValueError(
             f"--rollout.max_staleness {rollout.max_staleness} with a plain objective trains on tokens of other weights "
             f"as if they were the policy's own (AReaL, arXiv 2505.24298, table 3: 42.0 falls to 23.3 on AIME24): add "
