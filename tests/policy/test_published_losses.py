@@ -14,8 +14,8 @@ from fastgrpo_kernels.dispatch import forced
 from fastgrpo_kernels.objective import Ratio, Surrogate
 from torch import Tensor
 
-from fastgrpo import losses
 from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.config import published_losses as losses
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.policy import Policy
