@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.algorithm.advantages import group_normalised
 from fastgrpo.algorithm.selection import scores_differ
 from tests.recipes.shrunk import Metrics, run_shrunk
 
@@ -40,7 +39,7 @@ TECHNIQUES = {
     ),
     "entropy bonus": Technique("simplerl_zoo_qwen2_5_7b", ["grad_norm"], ["--objective.entropy_coef", "0"]),
     "format reward": Technique("simplerl_zoo_mistral_7b_format_reward", ["reward"], ["--reward.unformatted", "-0.5"]),
-    "batch normalisation": Technique("prorl_v2_1_5b", ["grad_norm"], algorithm={"advantages": group_normalised}),
+    "batch normalisation": Technique("prorl_v2_1_5b", ["grad_norm"], ["--objective.advantage", "group_normalised"]),
     "cosine length penalty and stopping properly": Technique("prorl_v2_1_5b", ["reward"], algorithm={"shaping": ()}),
     "a phase of larger groups": Technique("prorl_v2_1_5b", ["total_tokens"], algorithm={"phases": ()}, step=2),
     "reference reset": Technique(
@@ -49,7 +48,9 @@ TECHNIQUES = {
     "k2 and not k1": Technique("prorl_v2_1_5b", ["reference_kl"], ["--objective.kl", "k1"], step=2),
     "hints": Technique("questa_nemotron_1_5b", ["entropy"], algorithm={"problem_text": None}),
     "a phase of smaller hints": Technique("questa_nemotron_1_5b", ["entropy"], algorithm={"phases": ()}, step=2),
-    "whitened advantages": Technique("questa_nemotron_1_5b", ["grad_norm"], algorithm={"advantages": group_normalised}),
+    "whitened advantages": Technique(
+        "questa_nemotron_1_5b", ["grad_norm"], ["--objective.advantage", "group_normalised"]
+    ),
     "the learning rate of the batch": Technique("brorl_1_5b", ["learning_rate"], ["--optimizer.learning_rate", "1e-6"]),
     "verl's weights": Technique(
         "justrl_deepseek_1_5b",
