@@ -184,12 +184,14 @@ def test_what_breaks_later_is_told_by_its_rank(ranks):
 def test_a_rank_that_has_nothing_to_learn_from_does_not_call_it(ranks):
     learner = learner_of(ranks, boom)
     assert all(float(g.norm()) == 0 for g in gradients(learner, learner.pack([])))
+    with pytest.raises(RecipeError, match="boom, the recipe's loss, failed"):  # the first micro-batch that has tokens
+        learner.backward(learner.pack(rows()), TokenSums.zero())
 
 
 def test_a_run_folder_records_it_by_its_name_and_code():
     assert Algorithm(loss=clip).describe()["loss"] == "clip"
     assert Algorithm().describe()["loss"] is None
     one, other = (Algorithm(loss=lambda t, w=w: w * clip(t)).describe()["loss"] for w in (1.0, 2.0))
-    assert one["code"] == other["code"]
+    assert one["code"] == other["code"] and one != other
     with pytest.raises(ValueError, match="loss must be a function, got 3"):
         Algorithm(loss=3)  # type: ignore[arg-type]
