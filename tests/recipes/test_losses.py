@@ -113,6 +113,14 @@ def test_what_has_no_meaning_is_refused_with_the_reason_and_no_setting_alone_is(
     assert "Traceback" not in said
 
 
+def test_another_loss_does_not_undo_what_the_code_of_a_recipe_did_unsaid(capfd):
+    command = ["justrl_deepseek_1_5b", "--dry_run", "--fidelity", "verl"]
+    assert main([*command, "--objective.loss", "grpo"]) == 2
+    assert "--fidelity verl changes --objective.aggregation of the recipe's" in capfd.readouterr().err
+    assert main([*command, "--objective.clip_high", "0.3"]) == 0
+    assert '--objective.aggregation "microbatch_mean"' in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("loss", ["grop", 7])
 def test_an_unknown_loss_in_a_recipe_is_refused_with_the_near_ones(loss):
     with pytest.raises(ValueError, match=f"there is no loss {loss!r}, there are grpo, .*dppo"):
@@ -150,6 +158,7 @@ def clip(tokens: Tokens) -> torch.Tensor:
         ({"top_entropy": 0.2}, "changes what a token counts in a published loss"),
         ({"correction": "truncate"}, r"--objective\.correction truncate changes what a token counts"),
         ({"loss_path": "fused"}, r"--objective\.loss_path fused knows the published losses alone"),
+        ({"loss_path": "definition"}, r"--objective\.loss_path definition knows the published losses alone"),
     ],
 )
 def test_settings_that_a_loss_of_one_s_own_takes_the_place_of_are_refused(settings, reason):
@@ -246,6 +255,26 @@ def test_a_loss_that_breaks_ends_the_run_with_its_name(tmp_path):
 def test_a_run_takes_the_loss_that_it_is_given(tmp_path, settings):
     records = run_shrunk("justrl_deepseek_1_5b", tmp_path, *FAST, *settings.split())
     assert len(records) == 3 and all(0 < r["grad_norm"] < 1e4 for r in records)
+
+
+def test_a_constant_divisor_is_the_longest_response_of_the_phase(tmp_path):
+    """At a learning rate that moves nothing: both runs have the same samples."""
+    still = ["--optimizer.learning_rate", "1e-12", "--objective.aggregation"]
+    phases = (Phase(1, {"rollout.max_response_tokens": 24}),)
+    sums, constants = (
+        run_shrunk("justrl_deepseek_1_5b", tmp_path / name, *still, name, phases=phases)
+        for name in ("sequence_sum", "sequence_mean_constant")
+    )
+    ratios = [a["grad_norm"] / b["grad_norm"] for a, b in zip(sums, constants, strict=True)]
+    assert ratios == pytest.approx([48, 24, 24], rel=1e-4)
+
+
+def test_a_run_trains_on_the_tokens_that_it_chooses(tmp_path):
+    first = [
+        run_shrunk("justrl_deepseek_1_5b", tmp_path / share, "--steps", "1", "--objective.top_entropy", share)[0]
+        for share in ("1", "0.05")
+    ]
+    assert first[1]["reward"] == first[0]["reward"] and 0 < first[1]["grad_norm"] < 0.7 * first[0]["grad_norm"]
 
 
 @pytest.mark.slow
