@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from fastgrpo.algorithm import Algorithm
-from fastgrpo.algorithm.scoring import items_of, judged, reward_metrics, with_advantages, with_rewards
+from fastgrpo.algorithm.metrics import reward_metrics
+from fastgrpo.algorithm.scoring import items_of, judged, with_advantages, with_rewards
 from fastgrpo.config import Config, RewardConfig, RolloutConfig
 from fastgrpo.rewards import Signature, Verdict
 from fastgrpo.types import Prompt, Response, Sample
