@@ -14,7 +14,8 @@ from fastgrpo_kernels.dispatch import forced
 from fastgrpo_kernels.objective import Ratio, Surrogate
 from torch import Tensor
 
-from fastgrpo.config import PRESETS, ObjectiveConfig, OptimizerConfig, published_losses
+from fastgrpo.config import ObjectiveConfig, OptimizerConfig
+from fastgrpo.config import published_losses as losses
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.policy import Policy
@@ -177,9 +178,8 @@ def learner_of(ranks, objective: ObjectiveConfig, **settings) -> Learner:
 
 
 def test_the_names_of_the_parts_are_the_kernels_and_every_loss_is_here():
-    names = published_losses
-    assert get_args(names.Surrogate) == get_args(Surrogate) and get_args(names.Ratio) == get_args(Ratio)
-    assert PUBLISHED.keys() == PRESETS.keys() == set(get_args(names.Loss))
+    assert get_args(losses.Surrogate) == get_args(Surrogate) and get_args(losses.Ratio) == get_args(Ratio)
+    assert PUBLISHED.keys() == losses.PRESETS.keys() == set(get_args(losses.Loss))
 
 
 @pytest.mark.parametrize(
