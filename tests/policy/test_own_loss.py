@@ -112,13 +112,17 @@ def test_it_is_given_the_tokens_of_whole_responses(ranks):
     assert sum(len(t.cu_seqlens) - 1 for t in seen) == 2 * len(rows())  # those without advantage are among them
 
 
-def test_without_a_divergence_there_is_no_reference(ranks):
+def test_without_a_divergence_there_is_no_reference_and_responses_without_advantage_are_given_too(ranks):
+    seen: list[Tokens] = []
+
     def look(tokens: Tokens) -> torch.Tensor:
-        assert tokens.ref_logprobs is None
+        seen.append(tokens)
         return clip(tokens)
 
     learner = learner_of(ranks, look)
     gradients(learner, learner.pack(rows()))
+    assert all(tokens.ref_logprobs is None for tokens in seen)
+    assert sum(len(t.cu_seqlens) - 1 for t in seen) == len(rows()) and any((t.advantages == 0).any() for t in seen)
 
 
 def boom(tokens: Tokens) -> torch.Tensor:
