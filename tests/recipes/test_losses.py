@@ -15,6 +15,7 @@ from fastgrpo.algorithm import Algorithm, Phase, Tokens, group_normalised, leave
 from fastgrpo.algorithm.objective_settings import objective_of
 from fastgrpo.config import PARTS, PRESETS, Config, ObjectiveConfig, check_types, with_settings
 from fastgrpo.policy.losses import LOSSES, loss_of
+from fastgrpo.policy.token_choice import choose
 from fastgrpo.recipe import find_recipe, load_recipe
 from fastgrpo.recipe.arguments import resolve
 from fastgrpo.recipe.validate import validate, validate_phases
@@ -45,6 +46,7 @@ def test_parts_that_are_given_beside_it_win_wherever_they_stand():
     for settings in (
         ["--objective.clip_high", "0.1", "--objective.loss", "gspo"],
         ["--objective.loss=gspo", "--objective.clip-high=0.1"],
+        ["--objective.loss", "dapo", "--objective.clip_high", "0.1", "--objective.loss", "gspo"],
     ):
         found = objective("quickstart", *settings)
         assert (found.loss, found.ratio, found.clip_low, found.clip_high) == ("gspo", "sequence", 3e-4, 0.1)
@@ -275,6 +277,24 @@ def test_a_run_trains_on_the_tokens_that_it_chooses(tmp_path):
         for share in ("1", "0.05")
     ]
     assert first[1]["reward"] == first[0]["reward"] and 0 < first[1]["grad_norm"] < 0.7 * first[0]["grad_norm"]
+
+
+def test_a_choice_of_all_tokens_changes_nothing_and_is_asked_for_by_seed_and_step(tmp_path, monkeypatch):
+    """Later updates of a step have the old logprobs that they have without a choice."""
+    asked = []
+
+    def noted(everyone, settings, seed, step):
+        asked.append((seed, step))
+        return choose(everyone, settings, seed, step)
+
+    monkeypatch.setattr("fastgrpo.policy.learner.choose", noted)
+    plain = run_shrunk("justrl_deepseek_1_5b", tmp_path / "plain", *FAST, "--seed", "7")
+    nowhere = ["--objective.clip_cov", "0.1", "--objective.clip_cov_low", "1e6", "--objective.clip_cov_high", "2e6"]
+    chosen = run_shrunk("justrl_deepseek_1_5b", tmp_path / "chosen", *FAST, "--seed", "7", *nowhere)
+    assert asked == [(7, step) for step in range(3) for _ in range(4)]
+    assert max(r["clip_frac"] for r in plain) > 0
+    for name in ("grad_norm", "clip_frac", "reward"):
+        assert [r[name] for r in chosen] == pytest.approx([r[name] for r in plain], rel=1e-4), name
 
 
 @pytest.mark.slow
