@@ -156,7 +156,7 @@ def test_what_is_no_loss_of_each_token_is_refused_at_the_first_micro_batch(ranks
     assert len(calls) == 1
 
 
-def where_rank_1_alone_has_a_nan() -> None:
+def where_rank_1_alone_has_a_nan_and_then_one_has_no_token() -> None:
     """What the next test starts as two ranks."""
     torch.set_num_threads(1)
     ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
@@ -167,10 +167,13 @@ def where_rank_1_alone_has_a_nan() -> None:
     learner = learner_of(ranks, own)
     with pytest.raises(RecipeError, match=r"own, the recipe's loss, .* got some that are not finite"):
         learner.backward(learner.pack(rows()), TokenSums.zero())
+    learner = learner_of(ranks, boom)
+    with pytest.raises(RecipeError, match="boom, the recipe's loss, failed"):
+        learner.backward(learner.pack(rows()[1:2]), TokenSums.zero())
 
 
 def test_all_ranks_hear_of_a_loss_that_breaks_on_one_of_them():
-    run_ranks(f"from {__name__} import where_rank_1_alone_has_a_nan as f; f()", 2)
+    run_ranks(f"from {__name__} import where_rank_1_alone_has_a_nan_and_then_one_has_no_token as f; f()", 2)
 
 
 def test_what_breaks_later_is_told_by_its_rank(ranks):
