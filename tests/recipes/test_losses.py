@@ -175,6 +175,16 @@ def test_settings_that_it_works_with_are_not(settings):
     validate(Config(objective=ObjectiveConfig(**settings)), 1, Algorithm(loss=clip))
 
 
+def test_stale_tokens_need_a_correction_or_a_loss_of_one_s_own():
+    config = with_settings(Config(), {"rollout.gpus": 1, "rollout.max_staleness": 2})
+    validate(config, 1, Algorithm(loss=clip))
+    with pytest.raises(ValueError, match=r"add --objective\.correction truncate, or take"):
+        validate(config, 1)
+    of_sampler = with_settings(config, {"objective.loss": "dppo", "objective.old_logprobs": "rollout"})
+    with pytest.raises(ValueError, match=r"correction truncate with --objective\.old_logprobs recomputed, or take"):
+        validate(of_sampler, 1)
+
+
 def test_advantages_of_one_s_own_and_by_a_setting_are_refused_together():
     own = Algorithm(advantages=group_normalised)
     for settings in (
