@@ -183,10 +183,10 @@ def _described(value: Any) -> Any:
 
 
 def _described_function(function: FunctionType) -> Any:
-    """The function's name; with its code and what it encloses, if it has none or was made inside another."""
+    """The function's name; with its code, defaults and what it encloses, if it has none or was made inside another."""
     name = function.__qualname__
     if "<" not in name:
         return name
     enclosed = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
     return {"is": name, "code": function.__code__.co_code.hex(), "constants": repr(function.__code__.co_consts),
-            "encloses": enclosed}  # fmt: skip
+            "defaults": _described([function.__defaults__, function.__kwdefaults__]), "encloses": enclosed}  # fmt: skip

@@ -10,7 +10,8 @@ from torch import Tensor
 class Tokens:
     """The R response tokens of a micro-batch, response after response, on the device of the policy.
 
-    Logprobs are those of the sampled tokens, at the sampling temperature over the full vocabulary.
+    Logprobs are those of the sampled tokens, at the sampling temperature over the full vocabulary. With
+    --objective.old_logprobs rollout the sampler's stand for the old ones in every update.
     """
 
     logprobs: Tensor  # [R] under the weights being updated, with gradient

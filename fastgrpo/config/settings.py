@@ -198,9 +198,12 @@ class ObjectiveConfig:
     max_response_tokens. sequence_sum: the mean of their sums.
     microbatch_mean, as verl 0.4: means of micro-batches, by their shares of the responses; depends on the packing."""
     clip_low: float = part(at_least=0, at_most=1, may_change=True)
-    """The probability ratio is clipped below at 1 - clip_low; 1: not at all."""
+    """The probability ratio is clipped below at 1 - clip_low; 1: not at all. With ratio geometric_mean the log-ratio is
+    clipped at -clip_low; with the surrogates of dppo this is the largest divergence of a token whose probability falls.
+    sapo clips nothing."""
     clip_high: float = part(at_least=0, may_change=True)
-    """The probability ratio is clipped above at 1 + clip_high."""
+    """The same above, at 1 + clip_high. With ratio geometric_mean the log-ratio is clipped at clip_high; with the
+    surrogates of dppo this is the largest divergence of a token whose probability rises."""
     dual_clip: float = part(at_least=0, may_change=True)
     """For a negative advantage: the loss of a token is at most this many times the advantage's size; 0: no limit.
     With the surrogates of dppo: the largest ratio of any token."""

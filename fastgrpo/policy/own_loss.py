@@ -38,14 +38,17 @@ class OwnLoss:
     def __call__(self, tokens: Tokens) -> Tensor:  # [R]
         """The losses of these tokens.
 
-        In the first micro-batch all ranks hear of each other's problems, and raise RecipeError together; only there
-        losses are looked at for NaN, for a GPU has to be waited for. Later a rank raises RuntimeError by itself.
-        The function is not called where there is no token: a rank may have nothing to learn from.
+        In the first micro-batch that has tokens on any rank all ranks hear of each other's problems, and raise
+        RecipeError together; only there losses are looked at for NaN, for a GPU has to be waited for. Later a rank
+        raises RuntimeError by itself. The function is not called where there is no token: a rank, or all of them, may
+        have nothing to learn from.
         """
-        losses, problem = self._called(tokens) if len(tokens.logprobs) else (tokens.logprobs, "")
+        has_tokens = len(tokens.logprobs) > 0
+        losses, problem = self._called(tokens) if has_tokens else (tokens.logprobs, "")
         if self.is_first:
-            self.is_first = False
-            if problems := self.gather([problem] if problem else []):
+            told = self.gather([problem] if has_tokens else [])
+            self.is_first = not told
+            if problems := [one for one in told if one]:
                 raise RecipeError(problems[0])
         if problem:
             raise RuntimeError(problem)

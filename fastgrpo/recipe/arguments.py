@@ -7,6 +7,7 @@ import torch
 import tyro
 
 from fastgrpo.config import (
+    PARTS,
     Config,
     given_on,
     refuse_old_arguments,
@@ -59,6 +60,7 @@ def resolve(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> t
         return recipe, config
     if config.fidelity == "verl":
         recipe = recipe.with_fidelity()
+        _refuse_another_loss(recipe, settings)
     if config.shrink:
         recipe = shrink(recipe)
     return recipe, parse(recipe, settings, is_first)
@@ -89,6 +91,16 @@ def parse(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> Con
         console_outputs=is_first,
     )
     return with_run_dir(parsed)
+
+
+def _refuse_another_loss(recipe: Recipe, settings: Sequence[str]) -> None:
+    """Raises ValueError where a loss on the command line would undo what --fidelity verl changes of the recipe's."""
+    changed = [name for name in recipe.fidelity if name.removeprefix("objective.") in PARTS]
+    if changed and any(name == "objective.loss" for name, _ in given_on(settings)):
+        raise ValueError(
+            f"--objective.loss brings a loss of its own, and --fidelity verl changes --{changed[0]} of the recipe's: "
+            f"leave one of them"
+        )
 
 
 def _usual_recipe(settings: Sequence[str], say: bool) -> str:

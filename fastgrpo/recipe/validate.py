@@ -78,10 +78,11 @@ def _validate_rollouts(config: Config, num_trainers: int, has_own_loss: bool) ->
             f"them ranks of their own with --rollout.gpus, or take staleness 0"
         )
     if rollout.max_staleness > 1 and config.objective.correction == "none" and not has_own_loss:
+        recomputed = " with --objective.old_logprobs recomputed" if config.objective.old_logprobs == "rollout" else ""
         raise ValueError(
             f"--rollout.max_staleness {rollout.max_staleness} with a plain objective trains on tokens of other weights "
             f"as if they were the policy's own (AReaL, arXiv 2505.24298, table 3: 42.0 falls to 23.3 on AIME24): add "
-            f"--objective.correction truncate, or take staleness 1 at most"
+            f"--objective.correction truncate{recomputed}, or take staleness 1 at most"
         )
     if rollout.oversample > 1 and rollout.max_staleness > 0:
         raise ValueError(

@@ -59,8 +59,8 @@ def _validate_own_loss(config: Config, function: TokenLoss) -> None:
             f"--objective.{part} changes what a token counts in a published loss, and the recipe brings its own, "
             f"{name}, which has to do that itself: leave it out"
         )
-    if objective.loss_path == "fused":
+    if objective.loss_path in ("fused", "definition"):
         raise ValueError(
-            f"--objective.loss_path fused knows the published losses alone, and the recipe brings its own, {name}, "
-            f"which needs logprobs first: leave auto, or take logprobs"
+            f"--objective.loss_path {objective.loss_path} knows the published losses alone, and the recipe brings its "
+            f"own, {name}, which needs logprobs first: leave auto, or take logprobs"
         )

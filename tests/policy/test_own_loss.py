@@ -112,13 +112,17 @@ def test_it_is_given_the_tokens_of_whole_responses(ranks):
     assert sum(len(t.cu_seqlens) - 1 for t in seen) == 2 * len(rows())  # those without advantage are among them
 
 
-def test_without_a_divergence_there_is_no_reference(ranks):
+def test_without_a_divergence_there_is_no_reference_and_responses_without_advantage_are_given_too(ranks):
+    seen: list[Tokens] = []
+
     def look(tokens: Tokens) -> torch.Tensor:
-        assert tokens.ref_logprobs is None
+        seen.append(tokens)
         return clip(tokens)
 
     learner = learner_of(ranks, look)
     gradients(learner, learner.pack(rows()))
+    assert all(tokens.ref_logprobs is None for tokens in seen)
+    assert sum(len(t.cu_seqlens) - 1 for t in seen) == len(rows()) and any((t.advantages == 0).any() for t in seen)
 
 
 def boom(tokens: Tokens) -> torch.Tensor:
@@ -152,7 +156,7 @@ def test_what_is_no_loss_of_each_token_is_refused_at_the_first_micro_batch(ranks
     assert len(calls) == 1
 
 
-def where_rank_1_alone_has_a_nan() -> None:
+def where_rank_1_alone_has_a_nan_and_then_one_has_no_token() -> None:
     """What the next test starts as two ranks."""
     torch.set_num_threads(1)
     ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
@@ -163,10 +167,13 @@ def where_rank_1_alone_has_a_nan() -> None:
     learner = learner_of(ranks, own)
     with pytest.raises(RecipeError, match=r"own, the recipe's loss, .* got some that are not finite"):
         learner.backward(learner.pack(rows()), TokenSums.zero())
+    learner = learner_of(ranks, boom)
+    with pytest.raises(RecipeError, match="boom, the recipe's loss, failed"):
+        learner.backward(learner.pack(rows()[1:2]), TokenSums.zero())
 
 
 def test_all_ranks_hear_of_a_loss_that_breaks_on_one_of_them():
-    run_ranks(f"from {__name__} import where_rank_1_alone_has_a_nan as f; f()", 2)
+    run_ranks(f"from {__name__} import where_rank_1_alone_has_a_nan_and_then_one_has_no_token as f; f()", 2)
 
 
 def test_what_breaks_later_is_told_by_its_rank(ranks):
@@ -184,12 +191,14 @@ def test_what_breaks_later_is_told_by_its_rank(ranks):
 def test_a_rank_that_has_nothing_to_learn_from_does_not_call_it(ranks):
     learner = learner_of(ranks, boom)
     assert all(float(g.norm()) == 0 for g in gradients(learner, learner.pack([])))
+    with pytest.raises(RecipeError, match="boom, the recipe's loss, failed"):  # the first micro-batch that has tokens
+        learner.backward(learner.pack(rows()), TokenSums.zero())
 
 
 def test_a_run_folder_records_it_by_its_name_and_code():
     assert Algorithm(loss=clip).describe()["loss"] == "clip"
     assert Algorithm().describe()["loss"] is None
     one, other = (Algorithm(loss=lambda t, w=w: w * clip(t)).describe()["loss"] for w in (1.0, 2.0))
-    assert one["code"] == other["code"]
+    assert one["code"] == other["code"] and one != other
     with pytest.raises(ValueError, match="loss must be a function, got 3"):
         Algorithm(loss=3)  # type: ignore[arg-type]

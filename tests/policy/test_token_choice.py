@@ -81,6 +81,13 @@ def test_the_choice_does_not_depend_on_the_order_of_the_responses(settings):
     assert choose([], objective, seed=1, step=2) == {}
 
 
+def test_each_step_of_each_run_draws_anew():
+    known, settings = statistics(), ObjectiveConfig(clip_cov=0.3, clip_cov_low=0.0, clip_cov_high=99.0)
+    chosen = [choose(known, settings, seed=seed, step=step) for seed, step in ((1, 2), (1, 3), (2, 2), (1, 2))]
+    first, *others, again = (np.concatenate([choice.acts for choice in one.values()]) for one in chosen)
+    assert (first == again).all() and not any((first == other).all() for other in others)
+
+
 @pytest.fixture
 def learner(ranks):
     def of(objective: ObjectiveConfig) -> Learner:
@@ -120,7 +127,7 @@ def test_kl_cov_adds_the_size_of_the_log_ratio_in_the_place_of_clipping(learner)
     rows = sequences(9)
     mine = learner(ObjectiveConfig(kl_cov=0.1, kl_cov_coef=0.7))
     update = mine.with_chosen_tokens(replace(mine.pack(rows), is_first=False), seed=1, step=1)
-    moved = [replace(b, old_logprobs=b.old_logprobs - torch.cos(9 * b.old_logprobs)) for b in update.batches]
+    moved = [replace(b, old_logprobs=b.old_logprobs - 3 * torch.cos(9 * b.old_logprobs)) for b in update.batches]
     update = replace(update, batches=moved)
     count = sum(len(r.response) for r in rows)
     chosen = [torch.zeros(b.num_loss_tokens) if b.log_ratio_penalties is None else b.log_ratio_penalties for b in moved]

@@ -15,6 +15,7 @@ from fastgrpo.algorithm import Algorithm, Phase, Tokens, group_normalised, leave
 from fastgrpo.algorithm.objective_settings import objective_of
 from fastgrpo.config import PARTS, PRESETS, Config, ObjectiveConfig, check_types, with_settings
 from fastgrpo.policy.losses import LOSSES, loss_of
+from fastgrpo.policy.token_choice import choose
 from fastgrpo.recipe import find_recipe, load_recipe
 from fastgrpo.recipe.arguments import resolve
 from fastgrpo.recipe.validate import validate, validate_phases
@@ -45,6 +46,7 @@ def test_parts_that_are_given_beside_it_win_wherever_they_stand():
     for settings in (
         ["--objective.clip_high", "0.1", "--objective.loss", "gspo"],
         ["--objective.loss=gspo", "--objective.clip-high=0.1"],
+        ["--objective.loss", "dapo", "--objective.clip_high", "0.1", "--objective.loss", "gspo"],
     ):
         found = objective("quickstart", *settings)
         assert (found.loss, found.ratio, found.clip_low, found.clip_high) == ("gspo", "sequence", 3e-4, 0.1)
@@ -113,6 +115,14 @@ def test_what_has_no_meaning_is_refused_with_the_reason_and_no_setting_alone_is(
     assert "Traceback" not in said
 
 
+def test_another_loss_does_not_undo_what_the_code_of_a_recipe_did_unsaid(capfd):
+    command = ["justrl_deepseek_1_5b", "--dry_run", "--fidelity", "verl"]
+    assert main([*command, "--objective.loss", "grpo"]) == 2
+    assert "--fidelity verl changes --objective.aggregation of the recipe's" in capfd.readouterr().err
+    assert main([*command, "--objective.clip_high", "0.3"]) == 0
+    assert '--objective.aggregation "microbatch_mean"' in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("loss", ["grop", 7])
 def test_an_unknown_loss_in_a_recipe_is_refused_with_the_near_ones(loss):
     with pytest.raises(ValueError, match=f"there is no loss {loss!r}, there are grpo, .*dppo"):
@@ -150,6 +160,7 @@ def clip(tokens: Tokens) -> torch.Tensor:
         ({"top_entropy": 0.2}, "changes what a token counts in a published loss"),
         ({"correction": "truncate"}, r"--objective\.correction truncate changes what a token counts"),
         ({"loss_path": "fused"}, r"--objective\.loss_path fused knows the published losses alone"),
+        ({"loss_path": "definition"}, r"--objective\.loss_path definition knows the published losses alone"),
     ],
 )
 def test_settings_that_a_loss_of_one_s_own_takes_the_place_of_are_refused(settings, reason):
@@ -162,6 +173,16 @@ def test_settings_that_a_loss_of_one_s_own_takes_the_place_of_are_refused(settin
 )
 def test_settings_that_it_works_with_are_not(settings):
     validate(Config(objective=ObjectiveConfig(**settings)), 1, Algorithm(loss=clip))
+
+
+def test_stale_tokens_need_a_correction_or_a_loss_of_one_s_own():
+    config = with_settings(Config(), {"rollout.gpus": 1, "rollout.max_staleness": 2})
+    validate(config, 1, Algorithm(loss=clip))
+    with pytest.raises(ValueError, match=r"add --objective\.correction truncate, or take"):
+        validate(config, 1)
+    of_sampler = with_settings(config, {"objective.loss": "dppo", "objective.old_logprobs": "rollout"})
+    with pytest.raises(ValueError, match=r"correction truncate with --objective\.old_logprobs recomputed, or take"):
+        validate(of_sampler, 1)
 
 
 def test_advantages_of_one_s_own_and_by_a_setting_are_refused_together():
@@ -246,3 +267,41 @@ def test_a_loss_that_breaks_ends_the_run_with_its_name(tmp_path):
 def test_a_run_takes_the_loss_that_it_is_given(tmp_path, settings):
     records = run_shrunk("justrl_deepseek_1_5b", tmp_path, *FAST, *settings.split())
     assert len(records) == 3 and all(0 < r["grad_norm"] < 1e4 for r in records)
+
+
+def test_a_constant_divisor_is_the_longest_response_of_the_phase(tmp_path):
+    """At a learning rate that moves nothing: both runs have the same samples."""
+    still = ["--optimizer.learning_rate", "1e-12", "--objective.aggregation"]
+    phases = (Phase(1, {"rollout.max_response_tokens": 24}),)
+    sums, constants = (
+        run_shrunk("justrl_deepseek_1_5b", tmp_path / name, *still, name, phases=phases)
+        for name in ("sequence_sum", "sequence_mean_constant")
+    )
+    ratios = [a["grad_norm"] / b["grad_norm"] for a, b in zip(sums, constants, strict=True)]
+    assert ratios == pytest.approx([48, 24, 24], rel=1e-4)
+
+
+def test_a_run_trains_on_the_tokens_that_it_chooses(tmp_path):
+    first = [
+        run_shrunk("justrl_deepseek_1_5b", tmp_path / share, "--steps", "1", "--objective.top_entropy", share)[0]
+        for share in ("1", "0.05")
+    ]
+    assert first[1]["reward"] == first[0]["reward"] and 0 < first[1]["grad_norm"] < 0.7 * first[0]["grad_norm"]
+
+
+def test_a_choice_of_all_tokens_changes_nothing_and_is_asked_for_by_seed_and_step(tmp_path, monkeypatch):
+    """Later updates of a step have the old logprobs that they have without a choice."""
+    asked = []
+
+    def noted(everyone, settings, seed, step):
+        asked.append((seed, step))
+        return choose(everyone, settings, seed, step)
+
+    monkeypatch.setattr("fastgrpo.policy.learner.choose", noted)
+    plain = run_shrunk("justrl_deepseek_1_5b", tmp_path / "plain", *FAST, "--seed", "7")
+    nowhere = ["--objective.clip_cov", "0.1", "--objective.clip_cov_low", "1e6", "--objective.clip_cov_high", "2e6"]
+    chosen = run_shrunk("justrl_deepseek_1_5b", tmp_path / "chosen", *FAST, "--seed", "7", *nowhere)
+    assert asked == [(7, step) for step in range(3) for _ in range(4)]
+    assert max(r["clip_frac"] for r in plain) > 0
+    for name in ("grad_norm", "clip_frac", "reward"):
+        assert [r[name] for r in chosen] == pytest.approx([r[name] for r in plain], rel=1e-4), name
