@@ -14,7 +14,7 @@ import torch
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.algorithm.judging import Judging
 from fastgrpo.algorithm.metrics import recipe_metrics, reward_metrics
-from fastgrpo.algorithm.scoring import rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.scoring import RecipeError, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
 from fastgrpo.logprob_probe import probe
@@ -185,6 +185,20 @@ class Trainer:
             raise TrainingError(f"the reward failed on all {len(failures)} responses of {of}: {last}")
         return last
 
+    def measured(self, samples: list[Sample]) -> dict[str, float]:
+        """What the recipe's metrics give. Raises RecipeError, on every rank, if one of them fails on one rank: a metric
+        may do there what it does nowhere else."""
+        if not self.algorithm.metrics:
+            return {}
+        reasons = []
+        try:
+            found = recipe_metrics(samples, self.algorithm, self.config, self.progress.step)
+        except RecipeError as error:
+            reasons = [str(error)]
+        if reasons := self.ranks.gather(reasons):
+            raise RecipeError(reasons[0])
+        return found
+
     def with_rewards(self, groups: list[Group]) -> list[Sample]:
         """The samples of these groups with their rewards, in which no other group has a say."""
         samples = [sample for group in groups for sample in group]
@@ -256,7 +270,7 @@ class Trainer:
         rewards = rewards_of([s for s in sampled if s.teaches])
         last_error = self.last_error([s.failure for s in sampled], "a step")
         progress = self.progress
-        of_recipe = recipe_metrics(sampled, self.algorithm, self.config, progress.step)
+        of_recipe = self.measured(sampled)
         progress.step += 1
         progress.total_tokens += num_tokens
         progress.train_s += step_s

@@ -217,3 +217,21 @@ def reward(response, answer, row, group):
     flag.touch()
     assert command([*arguments, "--overwrite"]) == STOPPED
     assert "the reward cannot go on: the judge's account is empty" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_metric_that_fails_on_one_rank_stops_all_with_its_reason(train_with, tmp_path, capfd):
+    recipe = tmp_path / "of_two.py"
+    metric = """
+import os
+from fastgrpo.algorithm import Algorithm
+
+def mine(rewards, outcomes):
+    return {"mine": 1 / (1 - int(os.environ["RANK"]))}
+
+algorithm = Algorithm(metrics=mine)
+"""
+    recipe.write_text(TINY.read_text() + metric)
+    arguments = [str(recipe), "--runs_dir", str(train_with.folder.parent), "--ranks", "2", *ONE_STEP]
+    assert command(arguments) == STOPPED
+    assert "mine, of the recipe's metrics, failed: ZeroDivisionError" in capfd.readouterr().err
