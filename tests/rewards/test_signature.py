@@ -134,5 +134,5 @@ def test_a_reward_of_groups_that_returns_no_list_is_refused(tmp_path: Path) -> N
             return True
         reward.called_as = Signature(whole_groups=True)
     """
-    with pytest.raises(RuntimeError, match="called once.*TypeError: 'bool' object is not iterable"):
+    with pytest.raises(RuntimeError, match=r"called once.*TypeError: 'bool' object is not iterable"):
         VerifierPool(write(tmp_path, source), 1, timeout_s=5, memory_limit_gib=1)
