@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,21 @@ class JsonLines:
             file.write(lines)
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; a last line that a kill tore is left out."""
+        """All whole records."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The whole records, one at a time; a last line that a kill tore is left out."""
         if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().split(b"\n")
-        records = []
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{self.path}, line {number} is not JSON: {error}") from error
-        return records
+            return
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}, line {number} is not JSON: {error}") from error
 
     def keep_until(self, step: int) -> None:
         """Drops what was written after a step's checkpoint, and a torn last line."""

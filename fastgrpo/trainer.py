@@ -14,7 +14,7 @@ import torch
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.algorithm.judging import Judging
 from fastgrpo.algorithm.metrics import recipe_metrics, reward_metrics
-from fastgrpo.algorithm.scoring import rewards_of, with_advantages, with_rewards
+from fastgrpo.algorithm.scoring import RecipeError, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
 from fastgrpo.logprob_probe import probe
@@ -174,7 +174,7 @@ class Trainer:
             raise TrainingError(f"the reward cannot go on: {reasons[0]}")
         return judged
 
-    def last_error(self, failures: Sequence[str]) -> str:
+    def last_error(self, failures: Sequence[str], of: str) -> str:
         """The last line of what a reward's process said of a failure, the same on every rank; empty if there is none.
         Raises TrainingError if there are nothing but failures: nothing can be learned so."""
         if not any(failures):
@@ -182,8 +182,22 @@ class Trainer:
         mine = [self.pool.last_error.split("\n")[0]] if self.pool.last_error else []
         last = next(iter(self.ranks.gather(mine)), "unknown")
         if all(failures):
-            raise TrainingError(f"the reward failed on all {len(failures)} responses of a step: {last}")
+            raise TrainingError(f"the reward failed on all {len(failures)} responses of {of}: {last}")
         return last
+
+    def measured(self, samples: list[Sample]) -> dict[str, float]:
+        """What the recipe's metrics give. Raises RecipeError, on every rank, if one of them fails on one rank: a metric
+        may do there what it does nowhere else."""
+        if not self.algorithm.metrics:
+            return {}
+        reasons = []
+        try:
+            found = recipe_metrics(samples, self.algorithm, self.config, self.progress.step)
+        except RecipeError as error:
+            reasons = [str(error)]
+        if reasons := self.ranks.gather(reasons):
+            raise RecipeError(reasons[0])
+        return found
 
     def with_rewards(self, groups: list[Group]) -> list[Sample]:
         """The samples of these groups with their rewards, in which no other group has a say."""
@@ -254,9 +268,9 @@ class Trainer:
         )
         staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
         rewards = rewards_of([s for s in sampled if s.teaches])
-        last_error = self.last_error([s.failure for s in sampled])
+        last_error = self.last_error([s.failure for s in sampled], "a step")
         progress = self.progress
-        of_recipe = recipe_metrics(sampled, self.algorithm, self.config, progress.step)
+        of_recipe = self.measured(sampled)
         progress.step += 1
         progress.total_tokens += num_tokens
         progress.train_s += step_s
@@ -319,7 +333,7 @@ class Trainer:
         judged = self._judge(self.rollouts.generate(prompts, sampling, self.judging), sampling)
         mine = [(s.correct, s.failure, s.score if s.graded and s.teaches else None) for group in judged for s in group]
         correct, failures, scores = zip(*self.ranks.gather(mine), strict=True)
-        self.last_error(failures)
+        self.last_error(failures, "an evaluation")
         graded = [score for score in scores if score is not None]
         return float(np.mean(correct)), float(np.mean(graded)) if graded else None
 

@@ -17,12 +17,13 @@ PLAIN = re.compile(r"\w[\w.-]*")
 
 
 def reward_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """``reward/NAME``, the mean of a named part over the samples that have it, and the counts of those without a
-    reward: None is told from NaN and infinite."""
+    """``reward/NAME``, the mean of a named part over the samples in which it is a finite number, and the counts of
+    those without a reward: None is told from NaN and infinite."""
     parts: dict[str, list[float]] = {}
     for sample in samples:
         for name, value in sample.parts.items():
-            parts.setdefault(f"reward/{name}", []).append(value)
+            if math.isfinite(value):
+                parts.setdefault(f"reward/{name}", []).append(value)
     return {
         **{name: float(np.mean(values)) for name, values in sorted(parts.items())},
         "responses_without_reward": sum(not s.teaches and not s.graded for s in samples),

@@ -18,7 +18,7 @@ class Problems:
     num_rows: int
     num_duplicates: int  # rows whose problem came before, with the same answer or another
     num_conflicts: int  # duplicates whose answer differs from the one that was kept
-    num_unanswered: int  # rows with an empty answer
+    num_unanswered: int  # rows that were left out because their answer is empty
     num_unwanted: int = 0  # rows of another level, or of which the recipe makes no statement
 
     def __len__(self) -> int:
@@ -37,6 +37,7 @@ def load_problems(
     template: str = "",
     levels: tuple[int, ...] = (),
     statement: Statement | None = None,
+    need_answers: bool = True,
 ) -> Problems:
     """Reads a .parquet, .jsonl or .json file, a folder of them, or a hub data set (owner/name, owner/name:path).
 
@@ -47,7 +48,8 @@ def load_problems(
 
     ``template`` holds the problem in place of ``{problem}``, and stands for the suffix. ``levels`` keeps rows of these
     difficulties, and those that have none. ``statement`` may put something else in the place of a problem's text, or
-    refuse it with None.
+    refuse it with None. Without ``need_answers`` rows stay that have an empty answer or none: their reward reads them
+    whole.
 
     Raises ValueError, naming file and row, where the source is missing or empty, a file is broken, its columns are
     unknown, or a row lacks an answer, has an empty problem or one that is not a single user message.
@@ -55,12 +57,12 @@ def load_problems(
     first: dict[str, str] = {}  # problem as it was written -> answer
     problems: list[Prompt] = []
     num_rows = num_duplicates = num_conflicts = num_unanswered = num_unwanted = 0
-    for written in _rows(source, suffix, template):
+    for written in _rows(source, suffix, template, need_answers):
         num_rows += 1
         problem = replace(written, text=written.text.strip())
         is_wanted = not levels or problem.level in (None, *levels)
         text = None if not is_wanted else statement(problem) if statement else problem.text
-        if not problem.answer:
+        if need_answers and not problem.answer:
             num_unanswered += 1
         elif text is None:
             num_unwanted += 1
@@ -73,14 +75,16 @@ def load_problems(
             problems.append(replace(problem, text=whole))
     if not problems:
         unwanted = f", {num_unwanted} of another level or unwanted by the recipe" if num_unwanted else ""
-        raise ValueError(f"{source!r} holds no problem with an answer ({num_rows} rows were read{unwanted}).")
+        what = "no problem with an answer" if need_answers else "no problem"
+        hint = " Only a reward that asks for `row` can do without answers." if num_unanswered else ""
+        raise ValueError(f"{source!r} holds {what} ({num_rows} rows were read{unwanted}).{hint}")
     return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered, num_unwanted)
 
 
-def _rows(source: str, suffix: str, template: str) -> Iterator[Prompt]:
+def _rows(source: str, suffix: str, template: str, need_answers: bool) -> Iterator[Prompt]:
     numbers = count()
     for file in find_files(source):
         extract = None
         for row in read_rows(file):
-            extract = extract or schema_of(row)
-            yield parse(row, next(numbers), extract, suffix, template)
+            extract = extract or schema_of(row, need_answers)
+            yield parse(row, next(numbers), extract, suffix, template, need_answers)

@@ -34,9 +34,10 @@ _SEPARATORS = ("\n\n", "\n", " ")
 Extract = Callable[[dict[str, Any]], tuple[Any, Any]]  # the columns of a row -> (problem, answer), unchecked
 
 
-def parse(row: Row, number: int, extract: Extract, suffix: str, template: str = "") -> Prompt:
+def parse(row: Row, number: int, extract: Extract, suffix: str, template: str = "", need_answer: bool = True) -> Prompt:
     """The row, ``number`` in its source, by its schema. Its text is the problem as it was written, its white space
-    included, without anybody's instructions; its answer is empty where the data set has none.
+    included, without anybody's instructions; its answer is empty where the data set has none, and, unless it is needed,
+    where there is one that is neither text nor a number.
 
     Raises ValueError, naming file and row, for what is missing or has the wrong type.
     """
@@ -50,31 +51,45 @@ def parse(row: Row, number: int, extract: Extract, suffix: str, template: str = 
         if not _is_text(body):
             raise ValueError("the problem holds half a surrogate pair, which no tokenizer reads")
         level = level_number(row.values.get("level"))
-        return Prompt(number, body, unwrap_answer(answer_text(answer)), level, solution_text(row.values))
+        return Prompt(number, body, _answer_of(answer, need_answer), level, solution_text(row.values))
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}.") from None
 
 
-def schema_of(row: Row) -> Extract:
+def schema_of(row: Row, need_answer: bool = True) -> Extract:
     """How to get (problem, answer) out of rows like this one. Raises ValueError where no schema fits."""
-    for columns, extract in SCHEMAS.items():
+    for columns, extract in (SCHEMAS if need_answer else SCHEMAS | WITHOUT_ANSWER).items():
         if all(c in row.values for c in columns):
             return extract
     known = "; ".join(" and ".join(columns) for columns in SCHEMAS)
-    raise ValueError(f"{row.where}: no known schema has the columns {', '.join(row.values)}. Known: {known}.")
+    alone = ", ".join(columns[0] for columns in WITHOUT_ANSWER)
+    raise ValueError(
+        f"{row.where}: no known schema has the columns {', '.join(row.values)}. Known: {known}; for a reward that asks "
+        f"for `row` any of {alone} without an answer."
+    )
 
 
 def _verl(values: dict[str, Any]) -> tuple[Any, Any]:
     """verl's rows: ``prompt`` is a chat, ``reward_model.ground_truth`` the answer."""
-    messages, reward_model = values.get("prompt"), values.get("reward_model")
+    problem, reward_model = _user_message(values.get("prompt")), values.get("reward_model")
+    if not isinstance(reward_model, dict):
+        raise ValueError(f"reward_model must be an object with a ground_truth, got {_shown(reward_model)}")
+    return problem, reward_model.get("ground_truth")
+
+
+def _user_message(messages: Any) -> Any:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError(f"prompt must be a list of messages, got {_shown(messages)}")
     roles = [m.get("role") for m in messages]
     if roles != ["user"]:
         raise ValueError(f"prompt must be exactly one user message, got the roles {roles}")
-    if not isinstance(reward_model, dict):
-        raise ValueError(f"reward_model must be an object with a ground_truth, got {_shown(reward_model)}")
-    return messages[0].get("content"), reward_model.get("ground_truth")
+    return messages[0].get("content")
+
+
+def _prompt(values: dict[str, Any]) -> tuple[Any, Any]:
+    """TRL's rows: ``prompt`` is a text or a chat."""
+    prompt = values.get("prompt")
+    return prompt if isinstance(prompt, str) else _user_message(prompt), values.get("answer")
 
 
 def _plain(values: dict[str, Any]) -> tuple[Any, Any]:
@@ -119,6 +134,12 @@ SCHEMAS: dict[tuple[str, ...], Extract] = {
     ("problem", "answer"): _plain,
     ("question", "answer"): _gsm8k,
 }
+WITHOUT_ANSWER: dict[tuple[str, ...], Extract] = {
+    ("problem",): _plain,
+    ("question",): _gsm8k,
+    ("prompt",): _prompt,
+}
+"""What will do besides where the reward asks for the whole row, as one does that runs tests which stand there."""
 
 
 def unwrap_problem(text: str, suffix: str) -> str:
@@ -156,6 +177,15 @@ def unwrap_answer(answer: str) -> str:
         if depth < 0:  # the first box was closed before the end
             return answer
     return inside.strip() if depth == 0 else answer
+
+
+def _answer_of(answer: Any, is_needed: bool) -> str:
+    try:
+        return unwrap_answer(answer_text(answer))
+    except ValueError:
+        if is_needed:
+            raise
+        return ""
 
 
 def answer_text(answer: Any) -> str:

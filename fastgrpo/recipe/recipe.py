@@ -30,6 +30,8 @@ from fastgrpo.config import Config, check_types, with_settings
 from fastgrpo.data.schemas import verl_row
 from fastgrpo.recipe.find import recipe_name
 from fastgrpo.rewards.judgement import KnownAnswer
+from fastgrpo.rewards.pool.load import load_reward, locate_reward
+from fastgrpo.rewards.signature import signature_of
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,19 @@ class Recipe:
     source: str = ""
     cost: str = ""
     ranks: int | None = None
+    function: Callable[..., Any] | None = None  # the reward as this process has it, if it does
 
     @property
     def name(self) -> str:
         return recipe_name(self.path)
+
+    def asks_for_row(self) -> bool:
+        """Whether the reward asks for the rows of the data, which then need no answers. True of one that cannot be
+        loaded too: its processes say why."""
+        try:
+            return "row" in signature_of(self.function or load_reward(*locate_reward(self.reward))).names
+        except (Exception, SystemExit):  # whatever its module raises
+            return True
 
     def with_fidelity(self) -> "Recipe":
         """The recipe as the published code ran, where that is not what the paper says.
@@ -88,6 +99,7 @@ def load_recipe(path: Path) -> Recipe:
         source=getattr(module, "source", ""),
         cost=getattr(module, "cost", ""),
         ranks=_ranks(path, module),
+        function=reward if callable(reward) else None,
     )
 
 

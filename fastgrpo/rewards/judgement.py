@@ -89,16 +89,25 @@ def _summed(parts: Mapping[Any, Any]) -> dict[str, Any] | None:
             raise TypeError(f"the parts of a reward are named by texts, got {name!r}")
         value, weight = part if isinstance(part, tuple | list) and len(part) == 2 else (part, 1.0)
         value, weight = _part(name, value), _part(name, weight)
+        if weight is None:
+            raise _no_part(name, "the weight None")
         if name == "correct" and isinstance(value, bool):
             correct = value
-        if value is not None and weight is not None:
+        if value is not None:
             values[name] = float(value)
             total += weight * value if weight else 0.0
     return {"score": float(total), "correct": correct, "parts": values} if values else None
 
 
 def _part(name: str, value: Any) -> bool | float | None:
-    plain = _plain(value) if not isinstance(value, str) else value
+    try:
+        plain = _plain(value)
+    except TypeError:
+        plain = ""
     if isinstance(plain, str):
-        raise TypeError(f"part {name!r} of a reward must be a number, or a number and its weight, got {plain!r}")
+        raise _no_part(name, f"{type(value).__name__} {value!r:.60}")
     return plain
+
+
+def _no_part(name: str, got: str) -> TypeError:
+    return TypeError(f"part {name!r} of a reward must be a number, or a number and its weight, got {got}")

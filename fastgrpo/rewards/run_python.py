@@ -49,12 +49,13 @@ def run_python(
 
     Args:
         program: Python text, as `last_code_block` finds it; None or "" passes nothing.
-        tests: of `tests_of`, or `StdinTest`, `CallTest` and `AssertTest` of ``fastgrpo.rewards``; at least one.
+        tests: of `tests_of`, or `StdinTest`, `CallTest`, `ValueTest` and `AssertTest` of ``fastgrpo.rewards``; at least
+            one.
         timeout_s: wall-clock seconds for all tests together; those that are left fail. Give --reward.timeout_s some
             seconds more, or the pool ends the reward first.
         test_timeout_s: the same for one test.
         memory_gib: address space of a test's process; at most --reward.memory_limit_gib, which the reward itself has.
-        sandbox: ``"bwrap"`` (bubblewrap); ``"auto"``: what is installed of them; ``"rlimits"``: none.
+        sandbox: ``"bwrap"`` (bubblewrap) or ``"nsjail"``; ``"auto"``: what is installed of them; ``"rlimits"``: none.
         float_tolerance: numbers may differ by it, relative to the expected one if that is above 1; 0: they may not.
         stop_at_failure: the tests after the first failure fail without being run, for a reward that wants all.
 
@@ -69,7 +70,8 @@ def run_python(
 
     ``sandbox="rlimits"`` has the same limits and refuses the same system calls, so the program has no network, and
     starts and signals no process. But it reads every file that this user may read, the data set with its answers among
-    them, and may write and delete what this user may. As root it runs as nobody.
+    them, and may write and delete what this user may; where the kernel allows it (kernel.yama.ptrace_scope 0), the
+    memory of this user's other processes too. As root it runs as nobody.
     """
     if not tests:
         raise ValueError("run_python needs at least one test, got none")

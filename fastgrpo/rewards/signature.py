@@ -53,6 +53,11 @@ def signature_of(reward: Callable[..., Any]) -> Signature:
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if len(positional) < 2 and not takes_any:
         raise TypeError(f"a reward takes (response, answer), got {_shown(reward)}")
+    if misplaced := [p.name for p in positional[:2] if p.name in OFFERED]:
+        raise TypeError(
+            f"a reward gets response and answer first, and {_shown(reward)} has {misplaced[0]!r} in their place: put "
+            f"it after them"
+        )
     others = [*positional[2:], *(p for p in parameters if p.kind is p.KEYWORD_ONLY)]
     for p in others:
         if p.name not in OFFERED and p.default is p.empty:

@@ -39,6 +39,7 @@ def load_inputs(
     display: Display,
     device: torch.device,
     dtype: torch.dtype,
+    need_answers: bool,
 ) -> Inputs:
     """Tokenizer and problems, checked before any weight is loaded."""
     config = configs[0]
@@ -58,10 +59,10 @@ def load_inputs(
     loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
-        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, display)))
+        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, display, need_answers)))
     held_out = []
     if config.data.held_out:  # problems as they stand, whatever training makes of them
-        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, display)
+        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, display, need_answers)
         held_out = held_out_prompts(encoded, config.evaluation.max_problems)
     return Inputs(tokenizer, [encoded for _, encoded in loaded], held_out)
 
@@ -72,10 +73,11 @@ def _load_prompts(
     problem_text: ProblemText | None,
     tokenizer: PreTrainedTokenizerBase,
     display: Display,
+    need_answers: bool,
 ) -> list[Prompt]:
     statement = None if problem_text is None else partial(_statement, problem_text, data)
     levels = data.levels if source == data.train else ()
-    problems = load_problems(source, data.suffix, data.template, levels, statement)
+    problems = load_problems(source, data.suffix, data.template, levels, statement, need_answers)
     encoded = encode(
         problems,
         tokenizer,
@@ -90,7 +92,9 @@ def _load_prompts(
         f"over {data.max_prompt_tokens} tokens": len(problems) - len(encoded),
     }
     notes = ", ".join(f"{n} {what}" for what, n in dropped.items() if n) or "none dropped"
-    display.say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems ({notes})")
+    unanswered = sum(not p.answer for p in encoded)
+    of_them = f", {unanswered} of them without an answer" if unanswered else ""
+    display.say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems{of_them} ({notes})")
     return encoded
 
 

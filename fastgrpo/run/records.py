@@ -1,6 +1,6 @@
 """What a run writes down besides its metrics: some rollouts of every step, and a summary at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,12 @@ def rollout_rows(samples: Sequence[Sample], step: int, count: int) -> list[dict[
     ]
 
 
-def summary_of(progress: Progress, metrics: Sequence[dict[str, Any]], seed: int, ranks: Ranks) -> dict[str, Any]:
+def summary_of(progress: Progress, metrics: Iterable[dict[str, Any]], seed: int, ranks: Ranks) -> dict[str, Any]:
     """The figures of the whole run, from what it has written."""
-    evaluated = [m for m in metrics if m.get("held_out_accuracy") is not None]
-    after: dict[str, Any] = evaluated[-1] if evaluated else {}
+    after: dict[str, Any] = {}
+    for record in metrics:
+        if record.get("held_out_accuracy") is not None:
+            after = record
     return {
         "accuracy_before": progress.accuracy_before,
         "accuracy_after": after.get("held_out_accuracy"),

@@ -1,6 +1,7 @@
 """The steps of a run, and everything around a step that is not the algorithm."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from fastgrpo.json_lines import write_json
 from fastgrpo.policy.mismatch import mismatch_warning
 from fastgrpo.ranks.signals import Interrupted, signals_noted
 from fastgrpo.recipe import Recipe
+from fastgrpo.report import write_report
 from fastgrpo.run.checkpoint import Checkpointer, newest_intact
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
@@ -114,6 +116,12 @@ class Run:
     def _warn(self, metrics: dict[str, Any], num_responses: int) -> None:
         if metrics["groups_kept"] == 0:
             self.display.say(f"warning, step {metrics['step']}: no group had anything to teach, so nothing was trained")
+        elif math.isnan(metrics["reward"]):
+            self.display.say(
+                f"warning, step {metrics['step']}: no response has a reward, so nothing was trained: of "
+                f"{num_responses} {metrics['rewards_not_finite']} are NaN or infinite and "
+                f"{metrics['responses_without_reward']} None"
+            )
         elif metrics["zero_advantage_frac"] == 1.0:
             self.display.say(f"warning, step {metrics['step']}: in every group all rewards are equal: nothing to learn")
         if (failures := metrics["verifier_failures"]) > MANY_FAILURES * num_responses:
@@ -153,11 +161,11 @@ class Run:
         if not self.trainer.ranks.is_first:
             return
         ranks, train_s = self.trainer.ranks, self.trainer.progress.train_s
-        summary = summary_of(self.trainer.progress, self.folder.metrics.read(), self.config.seed, ranks)
+        summary = summary_of(self.trainer.progress, self.folder.metrics, self.config.seed, ranks)
         if self.trackers is not None:
             summary["trackers"] = self.trackers.close()
         write_json(self.folder.summary, summary)
-        report = self._report()
+        report = write_report(self.folder.path)
         if self.held_out:
             self.display.say(
                 f"held-out accuracy: sampled {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f}, "
@@ -165,19 +173,7 @@ class Run:
                 f"in {train_s:.0f} s of training"
             )
         for path in (self.folder.metrics.path, self.folder.summary, report, self.folder.checkpoints):
-            if path is not None:
-                self.display.say(f"  {path}")
-
-    def _report(self) -> Path | None:
-        """The page, or None where what draws it is missing, as on a machine that has only what training needs."""
-        try:
-            from fastgrpo.report import write_report
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("fastgrpo"):
-                raise
-            self.display.say(f"no report: {error.name} is not installed; where it is, `fastgrpo report` makes one")
-            return None
-        return write_report(self.folder.path)
+            self.display.say(f"  {path}")
 
 
 def _due(step: int, every: int, last: int) -> bool:

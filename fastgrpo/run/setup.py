@@ -66,7 +66,11 @@ def start(
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
     ranks.together(lambda: require_trackers(config.track if ranks.is_first else ()))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
-    inputs = ranks.together(lambda: load_inputs(configs, algorithm.problem_text, display, ranks.device, dtype))
+    inputs = ranks.together(
+        lambda: load_inputs(
+            configs, algorithm.problem_text, display, ranks.device, dtype, need_answers=not recipe.asks_for_row()
+        )
+    )
     example = ranks.together(lambda: example_of(inputs, config))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     if "row" in pool.signature.names:

@@ -39,6 +39,13 @@ def require_trackers(names: Sequence[str]) -> None:
                 f"--track {name} needs the library {TRACKERS[name].needs}, which is not installed: "
                 f"pip install 'fastgrpo[{name}]'"
             )
+    called: dict[str, str] = {}
+    for name in names:
+        if called.setdefault(short_name(name), name) != name:
+            raise ValueError(
+                f"--track {called[short_name(name)]} and {name} are both called {short_name(name)}: give one of the "
+                f"classes another name"
+            )
 
 
 def make_tracker(name: str) -> Tracker:

@@ -1,6 +1,7 @@
 """MLflow: files in RUN/mlruns, or the server that MLFLOW_TRACKING_URI names."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from fastgrpo.track.tracker import TrackedRun
 
 EXPERIMENT = "fastgrpo"
 ID, LAST_STEP = "fastgrpo.id", "fastgrpo.last_step"
-MOST_PARAMS, LONGEST_PARAM = 100, 6000  # of one request; of a value
+MOST_PARAMS, LONGEST_PARAM, LONGEST_NAME = 100, 6000, 250  # of one request; of a value; of a metric's name
 
 
 class MlflowTracker:
@@ -46,9 +47,15 @@ class MlflowTracker:
         self.client.log_dict(self.run_id, content, f"rollouts/step_{step:06d}.json")
 
     def log(self, step: int, metrics: Mapping[str, float], unix_s: float) -> None:
-        ms = int(unix_s * 1000)  # below, a dot: in files reward and reward/NAME would be a file and a folder
-        values = [Metric(name.replace("/", "."), value, ms, step) for name, value in metrics.items()]
+        ms = int(unix_s * 1000)
+        values = [Metric(_allowed(name), value, ms, step) for name, value in metrics.items()]
         self.client.log_batch(self.run_id, metrics=values, tags=[RunTag(LAST_STEP, str(step))])
 
     def close(self) -> None:
         self.client.set_terminated(self.run_id, end_time=int(time.time() * 1000))
+
+
+def _allowed(name: str) -> str:
+    """The name as MLflow takes it. A slash becomes a dot: in files reward and reward/NAME would be a file and a
+    folder."""
+    return re.sub(r"[^\w.\- :]", "_", name.replace("/", "."))[:LONGEST_NAME]

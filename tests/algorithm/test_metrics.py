@@ -17,8 +17,8 @@ def samples(*parts):
     ]
 
 
-def measured(*functions, parts=({}, {})):
-    return recipe_metrics(samples(*parts), Algorithm(metrics=functions), CONFIG, step=4)
+def measured(*functions):
+    return recipe_metrics(samples({}, {}), Algorithm(metrics=functions), CONFIG, step=4)
 
 
 def test_metrics_see_the_rewards_and_the_outcomes_of_the_step():
@@ -34,8 +34,9 @@ def test_metrics_see_the_rewards_and_the_outcomes_of_the_step():
 
 
 def test_a_rewards_parts_are_means_over_the_samples_that_have_them():
-    found = reward_metrics(samples({"style": 1.0, "tests": 0.5}, {"style": 0.0}, {}))
-    assert {name: mean for name, mean in found.items() if "/" in name} == {"reward/style": 0.5, "reward/tests": 0.5}
+    parts = ({"style": 1.0, "tests": 0.5}, {"style": 0.0, "tests": float("inf")}, {}, {"none": float("nan")})
+    found = {name: value for name, value in reward_metrics(samples(*parts)).items() if name.startswith("reward/")}
+    assert found == {"reward/style": 0.5, "reward/tests": 0.5}
 
 
 def test_nothing_is_made_where_nothing_is_measured(monkeypatch):

@@ -294,6 +294,35 @@ def test_a_bad_row_is_named_with_what_is_wrong(tmp_path, good, bad, says):
         load_problems(write(tmp_path / "a.jsonl", [good, bad]), "")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"problem": "A", "tests": ["1"]},
+        {"question": "A"},
+        {"prompt": "A"},
+        {"prompt": [{"role": "user", "content": "A"}]},
+        plain_row("A", ""),
+        plain_row("A", None),
+        plain_row("A", ["1"]),
+        chat_row("A", None),
+    ],
+)
+def test_a_row_needs_an_answer_but_where_the_reward_reads_it_whole(tmp_path, row):
+    source = write(tmp_path / "a.jsonl", [row])
+    with pytest.raises(ValueError, match=r"for a reward that asks for `row`|no answer|an answer|must be text or a"):
+        load_problems(source, "")
+    (problem,) = problems = load_problems(source, "", need_answers=False)
+    assert (problem.text, problem.answer, problems.num_unanswered) == ("A", "", 0)
+
+
+def test_without_need_of_answers_those_that_there_are_stay(tmp_path):
+    rows = [plain_row("A", "1"), plain_row("B", ""), plain_row("A", "1"), plain_row(" ", "1")]
+    problems = load_problems(write(tmp_path / "a.jsonl", rows[:3]), "", need_answers=False)
+    assert [(p.text, p.answer) for p in problems] == [("A", "1"), ("B", "")] and problems.num_duplicates == 1
+    with pytest.raises(ValueError, match=r"row 3 .*: the problem is empty"):
+        load_problems(write(tmp_path / "b.jsonl", rows), "", need_answers=False)
+
+
 def test_a_bad_row_of_a_parquet_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.parquet, row 1: the row has no answer"):
         load_problems(write(tmp_path / "a.parquet", [plain_row("A"), plain_row("B", None)]), "")

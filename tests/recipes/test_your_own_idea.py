@@ -43,6 +43,10 @@ def test_a_reward_from_a_column_gives_partial_credit(run_example):
     assert any(r["reward"] != r["accuracy"] for r in records)  # more than right and wrong
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # as many may connect at once
+
+
 class Judge(BaseHTTPRequestHandler):
     """A chat server: 10 for a solution that has the reference in it, 5 for any other."""
 
@@ -63,7 +67,7 @@ class Judge(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def judge() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    server = Server(("127.0.0.1", 0), Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fastgrpo.rewards import (
+    MADE_UP,
     AssertTest,
     CallTest,
     Item,
@@ -119,6 +120,8 @@ def test_tests_beyond_the_programs_time_fail_without_being_run():
         ("0.30000000000000004 x", "0.3  x", 1e-9, True),
         ("1000001", "1000000", 1e-5, True),
         ("nan", "0.3", 1e-9, False),
+        ("7", "inf", 1e-9, False),
+        ("Infinity", "inf", 1e-9, True),
         ("1 2", "1", 1e-9, False),
         ("ä€😀", "ä€😀", 0, True),
     ],
@@ -147,6 +150,8 @@ def test_values_are_compared_as_json_has_them():
     assert run_python(program, tests).outcomes == tuple(right for _, right in values.values())
     near = [CallTest("f", ["[0.1 + 0.2, {'a': 1}]"], [0.3, {"a": 1.0}]), CallTest("f", ["[0.4]"], [0.3])]
     assert run_python(program, near, float_tolerance=1e-9).outcomes == (True, False)
+    far = [CallTest("f", ["10**400"], 0.3), CallTest("f", ["1"], 10**400), CallTest("f", ["1"], float("inf"))]
+    assert run_python(program, far, float_tolerance=1e-9).outcomes == (False, False, False)
 
 
 @needs_bwrap
@@ -471,6 +476,32 @@ def test_the_documented_reward_gives_the_share_of_hidden_tests(tmp_path):
     with VerifierPool(f"{path}:reward", 1, timeout_s=20.0, memory_limit_gib=2.0, self_test=[]) as pool:
         verdicts = pool.score([Item(text, "", {"row": row}) for text in texts])
     assert [v.score for v in verdicts] == [1.0, 0.5, 0.0]
+
+
+@needs_bwrap
+def test_the_trial_of_a_reward_runs_a_program(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(REWARD.replace("(response, answer)", "(response, answer, row)").replace("(answer)", "(row)"))
+    names = {**MADE_UP.named, "row": {"inputs": [""], "outputs": ["42"]}}
+    with VerifierPool(f"{path}:reward", 1, 20.0, 2.0, example=MADE_UP._replace(named=names)):
+        pass
+    path.write_text(path.read_text().replace(".all_passed", ".all_passed or 1 / 0"))
+    with VerifierPool(f"{path}:reward", 1, 20.0, 2.0, example=MADE_UP._replace(named=names)) as pool:
+        assert pool.score([MADE_UP._replace(named=names)])[0].correct is True
+    names["row"] = {"inputs": [""], "outputs": ["41"]}
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        VerifierPool(f"{path}:reward", 1, 20.0, 2.0, example=MADE_UP._replace(named=names))
+
+
+def test_a_sandbox_that_does_not_start_refuses_the_reward(monkeypatch, tmp_path):
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "recipe.py").write_text(
+        REWARD.replace("tests_of(answer)", "tests_of({'inputs': [''], 'outputs': ['']})")
+    )
+    with pytest.raises(RuntimeError, match=r"called once.*the sandbox bwrap did not start: .*No permissions"):
+        VerifierPool(f"{tmp_path / 'recipe.py'}:reward", 1, 20.0, 2.0)
 
 
 @needs_bwrap

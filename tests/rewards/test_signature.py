@@ -60,6 +60,9 @@ def test_a_parameter_that_there_is_not_is_refused_with_what_there_is() -> None:
         signature_of(lambda response, answer, level: True)
     with pytest.raises(TypeError, match="takes \\(response, answer\\)"):
         signature_of(lambda response: True)
+    for reward in (lambda response, row: True, lambda prompt, response: True):
+        with pytest.raises(TypeError, match=r"gets response and answer first, and .* has '(row|prompt)' in"):
+            signature_of(reward)
 
 
 def write(folder: Path, source: str) -> str:
@@ -122,3 +125,14 @@ def test_a_reward_may_stop_the_run(tmp_path: Path) -> None:
         with pytest.raises(RewardError, match="the judge's account is empty"):
             pool.score([("go on", ""), ("stop", "")])
         assert pool.score([("go on", "")]) == [Verdict(None, score=1.0)]
+
+
+def test_a_reward_of_groups_that_returns_no_list_is_refused(tmp_path: Path) -> None:
+    source = """
+        from fastgrpo.rewards import Signature
+        def reward(responses, answers):
+            return True
+        reward.called_as = Signature(whole_groups=True)
+    """
+    with pytest.raises(RuntimeError, match=r"called once.*TypeError: 'bool' object is not iterable"):
+        VerifierPool(write(tmp_path, source), 1, timeout_s=5, memory_limit_gib=1)

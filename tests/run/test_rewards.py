@@ -85,6 +85,19 @@ def test_a_reward_that_fails_on_every_response_of_a_step_stops_the_run(train_wit
     reward = "def reward(r, a):\n    if 'Six times' not in r: raise OSError('no judge')\n    return True"
     assert train_with(reward, *ONE_STEP) == STOPPED
     assert "the reward failed on all 32 responses of a step: OSError: no judge" in capfd.readouterr().err
+    assert train_with(reward, "--steps", "1", "--evaluation.max_problems", "2", "--overwrite") == STOPPED
+    assert "responses of an evaluation: OSError: no judge" in capfd.readouterr().err
+
+
+def test_a_step_in_which_no_response_has_a_reward_is_warned_of_with_the_reason(train_with, capfd):
+    reward = "def reward(r, a):\n    return None if len(r) % 2 else float('nan')"
+    assert train_with(reward, *ONE_STEP) == 0
+    (step,) = records(train_with.folder)
+    nan, none = step["rewards_not_finite"], step["responses_without_reward"]
+    assert step["reward"] is None and nan + none == 32
+    said = capfd.readouterr().out
+    assert f"no response has a reward, so nothing was trained: of 32 {nan} are NaN or infinite and {none} None" in said
+    assert "all rewards are equal" not in said
 
 
 def test_a_reward_that_fails_now_and_then_is_warned_of_with_its_last_error(train_with, capfd):
@@ -116,6 +129,26 @@ def test_what_a_recipe_says_of_rewards_holds_in_small_and_in_a_dry_run(train_wit
     assert train_with(reward, "--shrink") == 0
     small = records(train_with.folder.with_name("tiny_shrunk"))
     assert len(small) == 3 and all(1 <= step["reward"] <= 8 and step["verifier_failures"] == 0 for step in small)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_data_set_of_tests_without_answers_is_for_rewards_that_ask_for_its_rows(
+    train_with, capfd, monkeypatch, by_name
+):
+    path = train_with.folder / "base" / "train.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"Print {n}", "tests": {"n": n}}) + "\n" for n in range(20)))
+    assert train_with("reward = lambda response, answer: True", *ONE_STEP) == REFUSED
+    assert "for a reward that asks for `row` any of problem" in capfd.readouterr().err
+    reward = "def reward(response, answer, row):\n    return {'tests': row['tests']['n'], 'none': float(not answer)}\n"
+    if by_name:
+        module = train_with.folder.parents[1] / "rewards_of_tests.py"
+        module.write_text(reward)
+        monkeypatch.syspath_prepend(str(module.parent))
+        reward = "reward = 'rewards_of_tests:reward'"
+    assert train_with(reward, *ONE_STEP) == 0
+    (step,) = records(train_with.folder)
+    assert step["reward/none"] == 1 and 0 < step["reward/tests"] < 20 and step["verifier_failures"] == 0
+    assert "20 problems, 20 of them without an answer" in capfd.readouterr().out
 
 
 def documented(words: str) -> str:
@@ -184,3 +217,21 @@ def reward(response, answer, row, group):
     flag.touch()
     assert command([*arguments, "--overwrite"]) == STOPPED
     assert "the reward cannot go on: the judge's account is empty" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_metric_that_fails_on_one_rank_stops_all_with_its_reason(train_with, tmp_path, capfd):
+    recipe = tmp_path / "of_two.py"
+    metric = """
+import os
+from fastgrpo.algorithm import Algorithm
+
+def mine(rewards, outcomes):
+    return {"mine": 1 / (1 - int(os.environ["RANK"]))}
+
+algorithm = Algorithm(metrics=mine)
+"""
+    recipe.write_text(TINY.read_text() + metric)
+    arguments = [str(recipe), "--runs_dir", str(train_with.folder.parent), "--ranks", "2", *ONE_STEP]
+    assert command(arguments) == STOPPED
+    assert "mine, of the recipe's metrics, failed: ZeroDivisionError" in capfd.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fastgrpo.json_lines import JsonLines
+from fastgrpo.json_lines import JsonLines, write_json
 from fastgrpo.track.follow import follow
 from fastgrpo.track.recorded import numbers_of
 from tests.track import wandb_file
@@ -188,3 +188,12 @@ def test_a_curve_on_an_mlflow_server_goes_on_after_what_it_has(run, tmp_path, mo
         assert follow(tmp_path, ["mlflow"], lambda: True, print, None)["mlflow"]["dropped"] == 0
     assert [step for step, _ in in_mlflow(tmp_path)["reward"]] == list(range(1, STEPS + 1))
     assert len(in_mlflow(tmp_path)["reward.style"]) == STEPS + 1
+
+
+def test_mlflow_takes_whatever_a_part_of_a_reward_is_called(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_json(tmp_path / "run.json", {"name": "a_run"})
+    JsonLines(tmp_path / "metrics.jsonl").append([{"step": 1, "reward/exact, 100 %": 1.0, "reward/" + 300 * "x": 2.0}])
+    found = follow(tmp_path, ["mlflow"], lambda: True, print, None)["mlflow"]
+    assert found == {"sent": 1, "dropped": 0, "complaint": ""}
+    assert set(in_mlflow(tmp_path)) == {"reward.exact_ 100 _", "reward." + 243 * "x"}

@@ -37,6 +37,15 @@ def test_a_tracker_of_ones_own_that_cannot_work_is_refused(tmp_path, content, na
         require_trackers([f"{path}:{name}"])
 
 
+def test_two_trackers_of_one_name_are_refused_and_one_twice_is_one(tmp_path):
+    methods = "def start(self, run): ...\n    log = rollouts = close = start\n"
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text(f"class Mine:\n    {methods}class wandb:\n    {methods}")
+    require_trackers([f"{tmp_path}/a.py:Mine", f"{tmp_path}/a.py:Mine"])
+    with pytest.raises(ValueError, match=r"a.py:Mine and .*b.py:Mine are both called Mine"):
+        require_trackers([f"{tmp_path}/a.py:Mine", f"{tmp_path}/b.py:Mine"])
+
+
 def test_an_unknown_tracker_is_refused_before_weights_load(train, capfd):
     assert train("--track", "tensorbord") == 2
     assert "did you mean tensorboard?" in capfd.readouterr().err

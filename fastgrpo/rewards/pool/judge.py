@@ -54,10 +54,8 @@ class Judge:
 
     def message(self, call: wire.Call, value: Any) -> Message:
         """What the pool is told of what the reward returned. Raises TypeError if that is no judgement."""
-        if value is True or value is False:
-            return SIMPLE[value]
         if not self.signature.whole_groups:
-            return wire.JUDGED, json.dumps(as_json(value))
+            return SIMPLE[value] if value is True or value is False else (wire.JUDGED, json.dumps(as_json(value)))
         values = list(value)
         if len(values) != len(call):
             return wire.BROKEN, f"the reward got {len(call)} responses of a group and returned a list of {len(values)}"

@@ -3,10 +3,24 @@
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 Reward = Callable[..., Any]
+
+
+def locate_reward(reward: str) -> tuple[str, bytes | None]:
+    """The name with an absolute path, and the file's content if it names a file."""
+    place, _, function = reward.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ValueError(f"a reward is 'package.module:function' or '/path/to/recipe.py:function', got {reward!r}")
+    if not place.endswith(".py"):
+        return reward, None
+    path = Path(place).expanduser().absolute()
+    if not path.is_file():
+        raise ValueError(f"no file {path}, named by the reward {reward!r}")
+    return f"{path}:{function}", path.read_bytes()
 
 
 def load_reward(reward: str, source: bytes | None) -> Reward:

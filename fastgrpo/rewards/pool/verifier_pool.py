@@ -5,18 +5,18 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Self
 
 from fastgrpo.rewards.judgement import KnownAnswer, Verdict
 from fastgrpo.rewards.pool import wire
 from fastgrpo.rewards.pool.feeder import Feeder
+from fastgrpo.rewards.pool.load import locate_reward
 from fastgrpo.rewards.pool.wire import Item
 from fastgrpo.rewards.signature import Signature
 
 NOTHING: Mapping[str, Any] = {}
 MADE_UP = Item(
-    "Six times seven is 42, so the answer is \\boxed{42}.",
+    "Six times seven is 42, so the answer is \\boxed{42}.\n```python\nprint(6 * 7)\n```",
     "42",
     {
         "prompt": "What is six times seven?",
@@ -26,7 +26,7 @@ MADE_UP = Item(
         "group": ["Six times seven is 41, so the answer is \\boxed{41}."],
     },
 )
-"""What a reward is tried on before there is a response."""
+"""What a reward is tried on before there is a response. Its program has one that runs programs start its sandbox."""
 
 
 class VerifierPool:
@@ -68,7 +68,7 @@ class VerifierPool:
         _check_positive(
             workers=workers, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib, concurrency=concurrency
         )
-        reward, source = _locate(reward)
+        reward, source = locate_reward(reward)
         setup = wire.Setup(
             reward,
             source,
@@ -142,19 +142,6 @@ class VerifierPool:
 def _end(feeder: Feeder, owner_pid: int) -> None:
     if os.getpid() == owner_pid:  # in a fork the processes are those of the parent
         feeder.end(finish_begun=False)
-
-
-def _locate(reward: str) -> tuple[str, bytes | None]:
-    """The name with an absolute path, and the file's content if it names a file."""
-    place, _, function = reward.rpartition(":")
-    if not place or not function.isidentifier():
-        raise ValueError(f"a reward is 'package.module:function' or '/path/to/recipe.py:function', got {reward!r}")
-    if not place.endswith(".py"):
-        return reward, None
-    path = Path(place).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"no file {path}, named by the reward {reward!r}")
-    return f"{path}:{function}", path.read_bytes()
 
 
 def _check_positive(**values: float) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -192,19 +193,17 @@ def _lines(text: str) -> list[str]:
 def _near_texts(got: str, expected: str, tolerance: float) -> bool:
     words, wanted = got.split(), expected.split()
     return len(words) == len(wanted) and all(
-        a == b or _near_words(a, b, tolerance) for a, b in zip(words, wanted, strict=True)
+        a == b or _are_near(a, b, tolerance) for a, b in zip(words, wanted, strict=True)
     )
 
 
-def _near_words(a: str, b: str, tolerance: float) -> bool:
+def _are_near(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether both are numbers, or words for them, and near. No float holds an int of very many digits."""
     try:
-        return _near(float(a), float(b), tolerance)
-    except ValueError:
+        got, expected = float(a), float(b)
+    except (ValueError, OverflowError):
         return False
-
-
-def _near(a: float, b: float, tolerance: float) -> bool:
-    return abs(a - b) <= tolerance * max(1.0, abs(b))
+    return got == expected or abs(got - expected) <= tolerance * max(1.0, abs(expected)) < math.inf
 
 
 def _wrong_value(what: str, answer: Answer, expected: Any, tolerance: float) -> str:
@@ -225,7 +224,7 @@ def _equal(got: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(got, dict) and isinstance(expected, dict):
         return got.keys() == expected.keys() and all(_equal(v, expected[k], tolerance) for k, v in got.items())
     if tolerance and isinstance(got, float | int) and isinstance(expected, float | int):
-        return bool(got == expected) or _near(float(got), float(expected), tolerance)
+        return bool(got == expected) or _are_near(got, expected, tolerance)
     return bool(got == expected)
 
 
