@@ -18,6 +18,7 @@ from fastgrpo.recipe.arguments import asked_run, require_valid, take_ranks
 from fastgrpo.recipe.dry_run import print_dry_run
 from fastgrpo.rollout.engines import engine_kind
 from fastgrpo.run.hub import require_inputs
+from fastgrpo.track import require_trackers
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -40,6 +41,7 @@ def command(arguments: Sequence[str]) -> int:
         engine_kind(config.rollout.engine)
         if config.dry_run:
             return _dry_run(recipe, config, num_ranks)
+        require_trackers(config.track)
         num_ranks = num_ranks or default_num_ranks()
         role = Role.of(0, num_ranks, 0, num_ranks, config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
@@ -75,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None = None, per_node: int | None = None) -> int:
+    require_trackers(config.track)
     _say_what_phases_change(recipe, config)
     print_dry_run(recipe, config, num_ranks, per_node)
     return 0

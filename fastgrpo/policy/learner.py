@@ -52,7 +52,7 @@ class Learner:
         max_response_tokens: int = 0,
     ) -> None:
         self.policy, self.ranks, self.cost, self.reference = policy, ranks, cost, reference
-        self.own_loss = None if own_loss is None else OwnLoss(own_loss, ranks.gather)
+        self.own_loss = None if own_loss is None else OwnLoss(own_loss, ranks.gather, is_alone=ranks.count == 1)
         self.set_config(objective, optimizer, policy.temperature, max_response_tokens)
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]

@@ -30,8 +30,8 @@ def tokens_of(batch: PackedBatch, logprobs: Tensor, entropy: Tensor) -> Tokens:
 class OwnLoss:
     """A recipe's function with checks of what it returns."""
 
-    def __init__(self, function: TokenLoss, gather: Gather) -> None:
-        self.function, self.gather = function, gather
+    def __init__(self, function: TokenLoss, gather: Gather, is_alone: bool) -> None:
+        self.function, self.gather, self.is_alone = function, gather, is_alone
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
         self.is_first = True
 
@@ -39,9 +39,9 @@ class OwnLoss:
         """The losses of these tokens.
 
         In the first micro-batch that has tokens on any rank all ranks hear of each other's problems, and raise
-        RecipeError together; only there losses are looked at for NaN, for a GPU has to be waited for. Later a rank
-        raises RuntimeError by itself. The function is not called where there is no token: a rank, or all of them, may
-        have nothing to learn from.
+        RecipeError together; only there losses are looked at for NaN, for a GPU has to be waited for. Later one of
+        several ranks raises RuntimeError by itself. The function is not called where there is no token: a rank, or all
+        of them, may have nothing to learn from.
         """
         has_tokens = len(tokens.logprobs) > 0
         losses, problem = self._called(tokens) if has_tokens else (tokens.logprobs, "")
@@ -51,7 +51,7 @@ class OwnLoss:
             if problems := [one for one in told if one]:
                 raise RecipeError(problems[0])
         if problem:
-            raise RuntimeError(problem)
+            raise RecipeError(problem) if self.is_alone else RuntimeError(problem)
         return losses
 
     def _called(self, tokens: Tokens) -> tuple[Tensor, str]:

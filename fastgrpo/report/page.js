@@ -29,7 +29,9 @@ function showRollouts({ rollouts, right }) {
     ({ name, head, value: (rollout) => rollout[name], text: (rollout) => text(rollout[name]), ...options });
   const numeric = (name, head, how, options = {}) =>
     column(name, head, { className: "number", text: (rollout) => written(rollout[name], how), ...options });
-  const mood = ({ reward }) => (typeof reward !== "number" ? [] : reward >= right ? ["right"] : ["wrong"]);
+  const isRight = ({ correct, reward }) => correct ?? (typeof reward === "number" ? reward >= right : null); // older runs
+  const mood = (rollout) => (isRight(rollout) === null ? [] : isRight(rollout) ? ["right"] : ["wrong"]);
+  const made = ({ parts }) => Object.entries(parts ?? {}).map(([name, value]) => `${name}: ${value}`).join("\n");
   document.querySelector("#filters [name=step]").max = steps.length;
   showRecords({
     records: rollouts,
@@ -43,10 +45,13 @@ function showRollouts({ rollouts, right }) {
       column("prompt", "Prompt", { className: "text prompt" }),
       column("response", "End of the response", { className: "text response", tail: true }),
     ],
-    parts: (rollout) => [[["Prompt", rollout.prompt], ["Answer", rollout.answer]], [["Response", rollout.response]]],
-    matches: ({ step, reward }, form) =>
-      (chosenStep(form) === null || step === chosenStep(form)) &&
-      (form.outcome.value === "all" || (reward !== null && (reward >= right) === (form.outcome.value === "correct"))),
+    parts: (rollout) => [
+      [["Prompt", rollout.prompt], ["Answer", rollout.answer], ...(made(rollout) ? [["Reward", made(rollout)]] : [])],
+      [["Response", rollout.response]],
+    ],
+    matches: (rollout, form) =>
+      (chosenStep(form) === null || rollout.step === chosenStep(form)) &&
+      (form.outcome.value === "all" || isRight(rollout) === (form.outcome.value === "correct")),
     onRender: (form) => {
       form.querySelector("output").value = chosenStep(form) === null ? "all steps" : chosenStep(form).toLocaleString("en");
     },

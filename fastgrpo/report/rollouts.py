@@ -10,7 +10,10 @@ from typing import Any, BinaryIO
 from fastgrpo.pages import MAX_TEXT_BYTES, spread
 
 _FEWEST_STEPS = 8  # so many steps are kept; if they are still too large, some of their rollouts are left out
-_FIELDS = ("step", "prompt", "response", "answer", "reward", "advantage", "num_response_tokens", "finish_reason")
+_FIELDS = (
+    "step", "prompt", "response", "answer", "correct", "reward", "parts", "advantage", "num_response_tokens",
+    "finish_reason",
+)  # fmt: skip
 _STEP_FIRST = re.compile(rb'\s*\{\s*"step"\s*:\s*(-?\d+)\s*[,}]')
 
 Record = dict[str, Any]

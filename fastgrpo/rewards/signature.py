@@ -53,6 +53,8 @@ def signature_of(reward: Callable[..., Any]) -> Signature:
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if len(positional) < 2 and not takes_any:
         raise TypeError(f"a reward takes (response, answer), got {_shown(reward)}")
+    if [p.name for p in parameters[:2]] == ["prompts", "completions"]:
+        raise TypeError(f"{_shown(reward)} has the signature of TRL's rewards: take fastgrpo.rewards.from_trl of it")
     if misplaced := [p.name for p in positional[:2] if p.name in OFFERED]:
         raise TypeError(
             f"a reward gets response and answer first, and {_shown(reward)} has {misplaced[0]!r} in their place: put "

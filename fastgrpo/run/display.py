@@ -81,7 +81,7 @@ class Display:
 
 def _cell(metrics: dict[str, Any], name: str) -> str:
     value = metrics.get(name)
-    return "-" if value is None else COLUMNS[name].format(value)
+    return "-" if value is None or value != value else COLUMNS[name].format(value)
 
 
 def _duration(seconds: float) -> str:

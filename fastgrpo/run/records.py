@@ -20,7 +20,9 @@ def rollout_rows(samples: Sequence[Sample], step: int, count: int) -> list[dict[
             "prompt": s.prompt.text,
             "response": s.text,
             "answer": s.prompt.answer,
+            "correct": s.correct,
             "reward": s.reward,
+            **({"parts": dict(s.parts)} if s.parts else {}),
             "advantage": s.advantage,
             "num_response_tokens": len(s.response),
             "finish_reason": s.response.finish_reason,
@@ -31,15 +33,18 @@ def rollout_rows(samples: Sequence[Sample], step: int, count: int) -> list[dict[
 
 def summary_of(progress: Progress, metrics: Iterable[dict[str, Any]], seed: int, ranks: Ranks) -> dict[str, Any]:
     """The figures of the whole run, from what it has written."""
+    before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     for record in metrics:
         if record.get("held_out_accuracy") is not None:
-            after = record
+            before, after = before or record, record
+    scores = {"score_before": before.get("held_out_score"), "score_after": after.get("held_out_score")}
     return {
         "accuracy_before": progress.accuracy_before,
         "accuracy_after": after.get("held_out_accuracy"),
         "greedy_before": progress.greedy_before,
         "greedy_after": after.get("held_out_greedy"),
+        **{name: score for name, score in scores.items() if score is not None},
         "train_s": progress.train_s,
         "tokens_per_s": progress.total_tokens / progress.train_s if progress.train_s else None,
         "steps": progress.step,

@@ -124,6 +124,11 @@ class Run:
             )
         elif metrics["zero_advantage_frac"] == 1.0:
             self.display.say(f"warning, step {metrics['step']}: in every group all rewards are equal: nothing to learn")
+        elif metrics["rewards_not_finite"]:
+            self.display.say(
+                f"warning, step {metrics['step']}: {metrics['rewards_not_finite']} of {num_responses} rewards are NaN "
+                f"or infinite, and these responses teach nothing"
+            )
         if (failures := metrics["verifier_failures"]) > MANY_FAILURES * num_responses:
             self.display.say(
                 f"warning, step {metrics['step']}: the reward failed on {failures} of {num_responses} responses, the "
@@ -172,6 +177,8 @@ class Run:
                 f"greedy {summary['greedy_before']:.3f} -> {summary['greedy_after']:.3f}, "
                 f"in {train_s:.0f} s of training"
             )
+        if "score_after" in summary and "score_before" in summary:
+            self.display.say(f"held-out score: {summary['score_before']:.3f} -> {summary['score_after']:.3f}")
         for path in (self.folder.metrics.path, self.folder.summary, report, self.folder.checkpoints):
             self.display.say(f"  {path}")
 

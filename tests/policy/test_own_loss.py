@@ -176,7 +176,7 @@ def test_all_ranks_hear_of_a_loss_that_breaks_on_one_of_them():
     run_ranks(f"from {__name__} import where_rank_1_alone_has_a_nan_and_then_one_has_no_token as f; f()", 2)
 
 
-def test_what_breaks_later_is_told_by_its_rank(ranks):
+def test_what_breaks_later_is_told_too(ranks):
     calls = []
 
     def own(tokens: Tokens) -> torch.Tensor:
@@ -184,7 +184,7 @@ def test_what_breaks_later_is_told_by_its_rank(ranks):
         return clip(tokens) if len(calls) == 1 else clip(tokens).mean()
 
     learner = learner_of(ranks, own)
-    with pytest.raises(RuntimeError, match=r"own, the recipe's loss, must return .* got torch.float64 \[\]"):
+    with pytest.raises(RecipeError, match=r"own, the recipe's loss, must return .* got torch.float64 \[\]"):
         learner.backward(learner.pack(rows()), TokenSums.zero())
 
 

@@ -60,6 +60,8 @@ def test_a_parameter_that_there_is_not_is_refused_with_what_there_is() -> None:
         signature_of(lambda response, answer, level: True)
     with pytest.raises(TypeError, match="takes \\(response, answer\\)"):
         signature_of(lambda response: True)
+    with pytest.raises(TypeError, match=r"TRL's rewards: take fastgrpo.rewards.from_trl of it"):
+        signature_of(lambda prompts, completions, **kwargs: [0.0])
     for reward in (lambda response, row: True, lambda prompt, response: True):
         with pytest.raises(TypeError, match=r"gets response and answer first, and .* has '(row|prompt)' in"):
             signature_of(reward)

@@ -71,6 +71,10 @@ def reward(response: str, answer: str, row: dict, prompt: str):
         assert step["reward/correct"] == step["accuracy"] == 0 and 0 <= step["reward/odd"] <= 1
         assert step["responses_without_reward"] > 0 and step["rewards_not_finite"] > 0
         assert step["verifier_failures"] == 0 and "last_verifier_error" not in step
+    rollouts = [json.loads(line) for line in (train_with.folder / "rollouts.jsonl").read_text().splitlines()]
+    with_parts = [r for r in rollouts if "parts" in r]
+    assert with_parts and not any(r["correct"] for r in rollouts)
+    assert all(r["reward"] == pytest.approx(0.01 * r["parts"]["length"]) for r in with_parts)
 
 
 def test_a_number_counts_as_right_from_reward_correct_on(train_with):

@@ -47,8 +47,9 @@ def test_two_trackers_of_one_name_are_refused_and_one_twice_is_one(tmp_path):
 
 
 def test_an_unknown_tracker_is_refused_before_weights_load(train, capfd):
-    assert train("--track", "tensorbord") == 2
-    assert "did you mean tensorboard?" in capfd.readouterr().err
+    for also in ([], ["--dry_run"]):
+        assert train("--track", "tensorbord", *also) == 2
+        assert "did you mean tensorboard?" in capfd.readouterr().err
     assert not (train.folder / "run.json").exists()
 
 
