@@ -77,7 +77,12 @@ def main(argv: Sequence[str]) -> int:
         except Exception as error:  # the other verifiers are still measured
             show_traceback(error)
             failed[name] = reason(error)
-    steps = judged_steps.measure(judged_steps.QUICK if options.quick else judged_steps.FULL)
+    steps: judged_steps.Steps | None = None
+    try:
+        steps = judged_steps.measure(judged_steps.QUICK if options.quick else judged_steps.FULL)
+    except Exception as error:
+        show_traceback(error)
+        failed["judged_steps"] = reason(error)
     report(found, steps, len(items), options)
     return exit_code("rewards", failed)
 
@@ -159,7 +164,9 @@ def loops_per_s(seconds: float) -> float:
     return loops / (time.perf_counter() - started)
 
 
-def report(found: dict[str, Rates], steps: judged_steps.Steps, num_cases: int, options: argparse.Namespace) -> None:
+def report(
+    found: dict[str, Rates], steps: judged_steps.Steps | None, num_cases: int, options: argparse.Namespace
+) -> None:
     cores = num_cores()
     columns = [
         "verifier",
@@ -185,14 +192,16 @@ def report(found: dict[str, Rates], steps: judged_steps.Steps, num_cases: int, o
         for name, rates in found.items()
     ]
     print_table(f"{num_cases} judged responses repeated, {cores} cores and as many processes", columns, rows)
-    of_steps = judged_steps.rows_of(steps)
-    names = ["reward", "step, s", "sampling", "waiting for verdicts", "step / that of 0 ms", "spread"]
-    print_table(f"steps of {len(steps.lengths)} responses of {steps.described_lengths} tokens", names, of_steps)
+    if steps is not None:
+        names = ["reward", "step, s", "sampling", "waiting for verdicts", "step / that of 0 ms", "spread"]
+        title = f"steps of {len(steps.lengths)} responses of {steps.described_lengths} tokens"
+        print_table(title, names, judged_steps.rows_of(steps))
     headline = [[f"pool / ({cores} x bare call), {name}", f"{r.ratio:.2f}", f">= {BAR}"] for name, r in found.items()]
-    headline += judged_steps.headline_of(steps)
+    headline += judged_steps.headline_of(steps) if steps is not None else []
     if not options.quick:
         results: dict[str, Any] = {name: vars(rates) | {"ratio": rates.ratio} for name, rates in found.items()}
-        results["judged_steps"] = steps.facts()
+        if steps is not None:
+            results["judged_steps"] = steps.facts()
         print(f"written to {write_results('rewards', CPU, headline, results)}")
     for what, value, bar in headline:
         print(f"{what}: {value}{f' (bar {bar})' if bar else ''}")

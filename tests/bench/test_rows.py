@@ -371,6 +371,9 @@ def test_a_verifier_that_fails_hides_no_other(results, tmp_path, monkeypatch, ca
     cases.write_text(json.dumps({"solutions": ["\\boxed{1}"], "generateds": ["1"]}))
     rates = rewards.Rates([1.0], [1.0], 0.1, 1.0)
     monkeypatch.setattr(rewards, "measure", lambda name, *_: raises() if name == "strict_boxed" else rates)
+    monkeypatch.setattr(rewards.judged_steps, "measure", lambda _: raises())
     assert main(["rewards", "--cases", str(cases)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "bench rewards: strict_boxed failed: RuntimeError: it broke"
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"bench rewards: {name} failed: RuntimeError: it broke" for name in ("strict_boxed", "judged_steps")
+    ]
     assert list(json.loads((results / "rewards.json").read_text())["results"]) == ["math_verify"]

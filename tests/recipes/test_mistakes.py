@@ -48,7 +48,7 @@ def test_a_function_that_does_not_fit_is_named(part, function, complaint, tmp_pa
         ({"shaping": OverlongPenalty()}, "shaping must be a tuple"),
         ({"shaping": (OverlongPenalty,)}, "shaping must be a tuple"),
         ({"phases": ({},)}, "phases must be a tuple of Phase"),
-        ({"advantages": None}, "advantages must be a function"),
+        ({"advantages": "mean"}, "advantages must be a function"),
     ],
 )
 def test_a_part_of_another_kind_is_refused(broken, complaint):

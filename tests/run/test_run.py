@@ -168,6 +168,8 @@ def test_a_verifier_that_hangs_or_dies_costs_its_response_and_never_the_run(trai
 def reward(response: str, answer: str) -> bool:
     import os, time
 
+    if "```" in response:  # the one on which it is tried before the run
+        return False
     if len(response) % 7 == 0:
         time.sleep(1000)
     if len(response) % 7 == 1:
