@@ -38,4 +38,4 @@ def test_the_quickstart_learns_and_its_report_shows_it(tmp_path, show):  # noqa:
     assert "step 40/40" in printed.stdout and "Traceback" not in printed.stderr
     page = show(tmp_path / "quickstart" / "report.html")
     assert page.console == []
-    assert page.num_drawn == 16 and len(page.rows) == 40
+    assert page.num_drawn == 27 and len(page.rows) == 40
