@@ -4,6 +4,8 @@ import textwrap
 
 import pytest
 
+from tests.rewards.sandboxes import sandbox  # noqa: F401
+
 # A response is a word that says what the verifier does with it; any other response is judged by strict_boxed.
 RECIPE = """
     import ctypes, os, re, resource, signal, subprocess, sys, time
