@@ -1,8 +1,9 @@
 """The messages between the pool and its workers, which travel over two pipes.
 
-A frame is one byte of code, eight bytes of a call's number, eight bytes of length, and a body. A worker and its handle
-number the calls alike, from 0 on. Bodies to a worker are pickles, because a pickle can carry every str, lone surrogates
-included. Bodies from a worker are text, because the trainer must not unpickle what a reward may have written.
+A frame is one byte of code, eight bytes of a call's number, eight bytes of length, and a body. A worker and its
+handle number the calls alike, from 0 on. Bodies to a worker are pickles, because a pickle can carry every str, lone
+surrogates included: the pipe has no name, and the pool alone has its other end. Bodies from a worker are text,
+because the trainer must not unpickle what a reward may have written.
 """
 
 import struct
