@@ -11,7 +11,7 @@ train: .venv/ready
 
 test: .venv/ready-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	.venv/bin/python -m pytest -m "not slow and not peers and not gpu"
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not peers and not gpu"
 
 # Slow tests that keep one core busy go two at a time.
 ON_A_CORE_EACH = rewards evaluation recipes kernels
