@@ -7,6 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.config import ModelConfig
+from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.head import measure_head
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -42,29 +44,26 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
     """The number of parameters, from the model's configuration alone: no weight is loaded.
 
     Raises ValueError if the tokenizer can make ids that the model has no row for, or a sequence can outgrow its
-    positions.
+    positions, or fastgrpo cannot compute the model's head or find its layers.
     """
     model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    if tokenizer_size > model_config.vocab_size:
+    text_config = model_config.get_text_config()
+    if tokenizer_size > text_config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {model_config.vocab_size} "
+            f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {text_config.vocab_size} "
             f"rows: use the tokenizer that belongs to the model, or resize the model's embeddings"
         )
-    positions = getattr(model_config, "max_position_embeddings", None)
+    positions = getattr(text_config, "max_position_embeddings", None)
     if positions is not None and longest_sequence > positions:
         raise ValueError(
             f"{config.path} has {positions} positions, and prompt and response may take {longest_sequence} tokens: "
             f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
         )
-    _refuse_position_scaling(model_config, longest_sequence)
+    _refuse_position_scaling(text_config, longest_sequence)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    if not hasattr(model.base_model, "layers") or not hasattr(model_config, "intermediate_size"):
-        raise ValueError(
-            f"{config.path} is a {type(model).__name__}, whose parts have other names than those of the decoders that "
-            f"fastgrpo knows (Llama, Mistral, Qwen2, Qwen3 and their kind)"
-        )
-    refuse_scaled_logits(model_config)
+    layers_of(model)
+    measure_head(model)
     if config.activation_checkpointing is True and (rates := dropout_rates(model_config)):
         raise ValueError(
             f"the model's config has dropout ({rates}), and transformers recomputes in training mode only, in which "
@@ -92,14 +91,6 @@ def apply_liger(model: PreTrainedModel) -> None:
 
     # Only the layers: our own head takes the place of its fused losses.
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-def refuse_scaled_logits(model_config: PretrainedConfig) -> None:
-    """Raises ValueError for a model that changes its logits, which the policy's head cannot do."""
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(model_config, name, None)
-        if value not in (None, 1, 1.0):
-            raise ValueError(f"this model transforms its logits ({name} = {value}), which the policy's head lacks")
 
 
 def _refuse_position_scaling(model_config: PretrainedConfig, longest_sequence: int) -> None:

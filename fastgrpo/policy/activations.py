@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastgrpo.config import ModelConfig, OptimizerConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS
+from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.load import dropout_rates
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.packing import pack
@@ -156,11 +157,6 @@ def _kept_bytes(policy: _Policy, num_tokens: int, device: torch.device) -> int:
     for parameter in policy.parameters():
         parameter.grad = None
     return sum(storages.values())
-
-
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """A decoder's layers, in the order of the forward pass."""
-    return model.base_model.layers  # type: ignore[return-value]
 
 
 def _layers_decide(model: PreTrainedModel) -> bool:

@@ -101,9 +101,12 @@ def by_definition(
     """All logits of the micro-batch at once, and autograd: the kernels' reference."""
 
     def definition(
-        hidden: Tensor, weight: Tensor, target_ids: Tensor, /, *, bias: Tensor | None, temperature: float, **_: object
-    ) -> tuple[Tensor, Tensor]:
-        return reference.linear_logprobs(hidden, weight, target_ids, bias=bias, temperature=temperature)
+        hidden: Tensor, weight: Tensor, target_ids: Tensor, /, *, bias: Tensor | None, temperature: float,
+        softcap: float | None, **_: object,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return reference.linear_logprobs(
+            hidden, weight, target_ids, bias=bias, temperature=temperature, softcap=softcap
+        )
 
     logprobs, entropies = policy(batch, entropy, definition)
     advantages = batch.at_responses(batch.advantages).to(logprobs.dtype)

@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
-from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype, refuse_scaled_logits
+from fastgrpo.models.decoder import decoder_of, layers_of
+from fastgrpo.models.head import measure_head
+from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.policy.activations import layers_of, recompute_first
+from fastgrpo.policy.activations import recompute_first
 from fastgrpo.policy.packing import SequenceCost
 
 T = TypeVar("T", covariant=True)
@@ -29,6 +31,7 @@ class HeadOp(Protocol[T]):
         *,
         bias: Tensor | None,  # [V]
         temperature: float,
+        softcap: float | None,
         entropy: bool,
         chunk_tokens: int | None,
     ) -> T: ...
@@ -43,8 +46,8 @@ class Policy(nn.Module):
 
     def __init__(self, model: PreTrainedModel, temperature: float, head_chunk_tokens: int) -> None:
         super().__init__()
-        refuse_scaled_logits(model.config)
         self.model = model
+        self.head = measure_head(model)
         self.temperature = temperature
         self.head_chunk_tokens = head_chunk_tokens
 
@@ -71,7 +74,7 @@ class Policy(nn.Module):
         layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
         if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
             layout.padding(len(input_ids))
-        hidden = self.model.base_model(
+        hidden = decoder_of(self.model)(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
@@ -79,8 +82,7 @@ class Policy(nn.Module):
             hidden.index_select(0, response_rows),
             head.weight,
             batch.at_responses(batch.target_ids),
-            bias=head.bias,
-            temperature=self.temperature,
+            **self.head.options(head.bias, self.temperature),
             entropy=entropy,
             chunk_tokens=self.head_chunk_tokens or None,
         )

@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from fastgrpo.models.decoder import layers_of
 from fastgrpo.policy.policy import Policy
 
 
@@ -20,7 +21,7 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
     """
     axes = mesh if mesh.shape[0] > 1 else mesh["shard"]
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.promote_types(dtype, torch.float32))
-    layers: list[nn.Module] = list(policy.model.base_model.layers)  # type: ignore[arg-type]
+    layers: list[nn.Module] = list(layers_of(policy.model))
     unfilled = all(p.is_meta for p in policy.parameters())
     for module in (*layers, policy):
         if unfilled:

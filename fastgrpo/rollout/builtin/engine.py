@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from fastgrpo.models.decoder import decoder_of
+from fastgrpo.models.head import Head, measure_head
 from fastgrpo.rollout.builtin.kv_cache import Prefill, SlotCache, on_device
 from fastgrpo.rollout.builtin.sampling import sample
 from fastgrpo.rollout.sampling_noise import stream_keys
@@ -38,7 +40,7 @@ class BuiltinEngine:
     def __init__(
         self, model: PreTrainedModel, max_sequences: int, kv_on_sync: Literal["recompute", "keep"] = "recompute"
     ) -> None:
-        self.model = model.eval()
+        self.model, self.head = model.eval(), measure_head(model)
         self.max_sequences = max_sequences
         self.kv_on_sync = kv_on_sync
         self.policy_version = 0
@@ -48,7 +50,9 @@ class BuiltinEngine:
     def submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
             if request.sampling not in self._decodings:
-                self._decodings[request.sampling] = _Decoding(self.model, request.sampling, self.max_sequences)
+                self._decodings[request.sampling] = _Decoding(
+                    self.model, self.head, request.sampling, self.max_sequences
+                )
             self._decodings[request.sampling].waiting.append(request)
 
     @torch.inference_mode()
@@ -152,8 +156,8 @@ class _Slots:
 class _Decoding:
     """Slots that decode, each for a request, and requests that wait; all are drawn alike."""
 
-    def __init__(self, model: PreTrainedModel, sampling: Sampling, max_sequences: int) -> None:
-        self.model, self.sampling, self.max_sequences = model, sampling, max_sequences
+    def __init__(self, model: PreTrainedModel, head: Head, sampling: Sampling, max_sequences: int) -> None:
+        self.model, self.head, self.sampling, self.max_sequences = model, head, sampling, max_sequences
         self.device = next(model.parameters()).device
         self.stop_ids = torch.tensor(sampling.stop_token_ids, device=self.device, dtype=torch.int64)
         self.waiting: deque[Request] = deque()
@@ -281,7 +285,7 @@ class _Decoding:
         return prefill, self._logits(hidden[cu_seqlens[1:].to(self.device) - 1])
 
     def _hidden(self, ids: Tensor, positions: Tensor, kv: Prefill | SlotCache) -> Tensor:
-        output = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, kv=kv)
+        output = decoder_of(self.model)(input_ids=ids, position_ids=positions, use_cache=False, kv=kv)
         return output.last_hidden_state
 
     def _attention(self) -> AbstractContextManager[None]:
@@ -292,7 +296,7 @@ class _Decoding:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
-        return linear_logits(hidden, head.weight, head.bias)
+        return self.head.bend(linear_logits(hidden, head.weight, head.bias))
 
     def _draw(
         self,

@@ -1,23 +1,18 @@
-"""Checkpoints: sharded, written beside training, committed in one rename, and checked before they are trusted."""
+"""Writes and loads checkpoints: sharded, written beside training, committed in one rename."""
 
 import json
 import os
 import pickle
-import random
 import shutil
 import threading
-import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -29,8 +24,12 @@ from torch.distributed.checkpoint.state_dict import (
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.sharding import full_weights
 from fastgrpo.ranks import Ranks
+from fastgrpo.run.checkpoint.export import write_export
+from fastgrpo.run.checkpoint.integrity import STATE, checksum, committed, files_of
+from fastgrpo.run.checkpoint.random_state import load_random_state, save_random_state
+from fastgrpo.run.checkpoint.space import require_space
 
-SHARDS, EXPORT, STATE, ROLLOUTS = "shards", "hf", "state.json", "rollouts.pkl"
+SHARDS, EXPORT, ROLLOUTS = "shards", "hf", "rollouts.pkl"
 
 
 class CheckpointError(RuntimeError):
@@ -88,7 +87,7 @@ class Checkpointer:
         try:
             copies = 2 if learner.reference else 1
             require_space(self.folder, learner.policy.model.num_parameters(), self.export_dtype, copies)
-            _save_random_state(partial, self.ranks.rank)
+            save_random_state(partial, self.ranks.rank)
             if self.ranks.is_first:
                 (partial / ROLLOUTS).write_bytes(pickle.dumps(rollouts))
         except (ValueError, OSError) as caught:
@@ -98,7 +97,7 @@ class Checkpointer:
         weights = {n: _to_cpu(w, self.export_dtype, self.ranks.is_first) for n, w in full_weights(learner.policy)}
         self.under_way = _Write(partial, shards)
         if self.ranks.is_first:
-            export = threading.Thread(target=self._write_export, args=(self.under_way, learner, weights, progress))
+            export = threading.Thread(target=self._write_files, args=(self.under_way, learner, weights, progress))
             self.under_way.export = export
             export.start()
 
@@ -142,27 +141,18 @@ class Checkpointer:
         )
         if learner.reference is not None:
             set_model_state_dict(learner.reference.policy, state["reference"])
-        _load_random_state(path, self.ranks.rank)
+        load_random_state(path, self.ranks.rank)
         rollouts = pickle.loads((path / ROLLOUTS).read_bytes())
         return json.loads((path / STATE).read_text())["progress"], rollouts
 
-    def _write_export(
+    def _write_files(
         self, write: "_Write", learner: Learner, weights: dict[str, Tensor], progress: dict[str, Any]
     ) -> None:
         partial = write.partial
         try:
-            export = partial / EXPORT
-            export.mkdir(parents=True, exist_ok=True)
-            save_torch_state_dict(weights, export, metadata={"format": "pt"})
-            config = type(learner.policy.model.config).from_dict(learner.policy.model.config.to_dict())
-            config.dtype = self.export_dtype
-            config.architectures = [type(learner.policy.model).__name__]
-            config.save_pretrained(export)
-            if learner.policy.model.generation_config is not None:
-                learner.policy.model.generation_config.save_pretrained(export)
-            self.tokenizer.save_pretrained(export)
+            write_export(partial / EXPORT, weights, learner.policy.model, self.tokenizer, self.export_dtype)
             write.shards.result()
-            files = {str(f.relative_to(partial)): [f.stat().st_size, checksum(f)] for f in _files(partial)}
+            files = {str(f.relative_to(partial)): [f.stat().st_size, checksum(f)] for f in files_of(partial)}
             state = {"progress": progress, "files": files}
             (partial / STATE).write_text(json.dumps(state, indent=1))
         except BaseException as error:  # told to every rank by finish()
@@ -177,93 +167,6 @@ def _state_of(learner: Learner) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer, "reference": get_model_state_dict(learner.reference.policy)}
 
 
-def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype, copies: int = 1) -> None:
-    """Raises ValueError if a checkpoint would not fit on the disk that holds the folder. ``copies`` is 2 with a
-    reference."""
-    needed = checkpoint_bytes(num_parameters, export_dtype, copies)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(
-            f"{folder} has {free / 2**30:.2f} GiB free and a checkpoint needs {needed / 2**30:.2f} GiB: make room"
-        )
-
-
-def checkpoint_bytes(num_parameters: int, export_dtype: torch.dtype, copies: int = 1) -> int:
-    """Disk that one checkpoint takes: float32 weights, as often as they are kept, two AdamW moments, the export, and a
-    tenth to spare."""
-    return int(num_parameters * (8 + 4 * copies + export_dtype.itemsize) * 1.1)
-
-
-def committed(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if p.is_dir())
-
-
-def damage(path: Path) -> str:
-    """What is wrong with a checkpoint, or an empty string."""
-    try:
-        state = json.loads((path / STATE).read_text())
-        files = state["files"]
-        if not files or state["progress"]["step"] < 1:
-            return f"{STATE} names no files"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{STATE} cannot be read ({error!r})"
-    for name, (size, crc) in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if checksum(file) != crc:
-            return f"{name} has another checksum than when it was written"
-    return ""
-
-
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from, and a line about each damaged one, which is set aside."""
-    complaints: list[str] = []
-    for path in reversed(committed(folder)):
-        if not (reason := damage(path)):
-            return path, complaints
-        aside = path.with_name(f"damaged_{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        complaints.append(f"checkpoint {path} is damaged: {reason}; it is {aside.name} now")
-    return None, complaints
-
-
-def checksum(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as f:
-        while chunk := f.read(1 << 24):
-            crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (f for f in sorted(folder.rglob("*")) if f.is_file())
-
-
 def _to_cpu(weight: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     """A copy that training does not change; ranks that do not write keep nothing of it."""
     return weight.detach().to("cpu", dtype, copy=True) if keep else torch.empty(0)
-
-
-def _save_random_state(partial: Path, rank: int) -> None:
-    """No draw of ours uses global generators; a model's or a recipe's code may."""
-    partial.mkdir(parents=True, exist_ok=True)
-    state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, partial / f"random_state_{rank}.pt")
-
-
-def _load_random_state(path: Path, rank: int) -> None:
-    file = path / f"random_state_{rank}.pt"
-    if file.exists():  # a rank that the saved run did not have keeps its own
-        state = torch.load(file, weights_only=False)
-        torch.set_rng_state(state["torch"])
-        np.random.set_state(state["numpy"])
-        random.setstate(state["python"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
