@@ -126,7 +126,7 @@ def _kind(module: object) -> str:
 def _calling(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
     """The module's forward pass is this function."""
     before = module.__dict__.get("forward")
-    module.forward = function  # type: ignore[method-assign]
+    module.forward = function
     try:
         yield
     finally:
