@@ -21,5 +21,7 @@ def launch_secret() -> bytes | None:
     what they run would inherit. Raises ValueError if it is easily guessed."""
     text = os.environ.pop(SECRET, "")
     if text and len(text) < MIN_CHARACTERS:
-        raise ValueError(f"{SECRET} must have at least {MIN_CHARACTERS} characters, got {len(text)}: openssl rand -hex 32")
+        raise ValueError(
+            f"{SECRET} must have at least {MIN_CHARACTERS} characters, got {len(text)}: openssl rand -hex 32"
+        )
     return hashlib.sha256(text.encode()).digest() if text else None
