@@ -73,6 +73,6 @@ class Door:
     def _complain(self, error: Exception) -> None:
         self._num_complaints += 1
         if self._num_complaints <= MAX_COMPLAINTS:
-            why = str(error) or type(error).__name__
+            why = str(error) or "its connection ended before it had introduced itself"
             last = "; others will not be named" if self._num_complaints == MAX_COMPLAINTS else ""
             log.warning("fastgrpo: the engine pool refused a connection from an unknown process: %s%s", why, last)
