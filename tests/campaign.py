@@ -30,10 +30,12 @@ from safetensors.torch import load_file
 from fastgrpo.command_line import exit_codes
 from fastgrpo.command_line.ending import ANNOUNCING
 from fastgrpo.json_lines import JsonLines
+from fastgrpo.ranks.secret import SECRET
 from tests import tiny_recipe
 from tests.conftest import TINY
 from tests.forks import Fork, Launch, adopt_orphans, mark_moments
 from tests.run.test_run import results
+from tests.strangers import listening, visit
 
 LIMIT_S = 300.0
 STEPS = 14
@@ -249,6 +251,32 @@ class Campaign:
             self.compare(kind, runs, launch)
             self.done["streams"] += 1
 
+    # Strangers
+
+    def strange_runs(self) -> None:
+        """Hostile peers at every port of a run, which hears of nobody but loopback, executes nothing and goes on."""
+        os.environ[SECRET] = "known to the hostile peers too"
+        for kind in KINDS:
+            runs = self.runs(f"strangers, {kind.name}")
+            launch, executed = self.start(kind, runs), runs / "executed"
+            with contextlib.ExitStack() as visits:
+                if self.wait_for(launch, lambda launch=launch: launch.times("step") >= 2):
+                    for address in listening(launch):
+                        self.done["ports"] += 1
+                        self.expect(address[0] in ("127.0.0.1", "::1"), f"it listens on {address}", launch)
+                        visits.enter_context(visit(address, executed, os.environ[SECRET]))
+                code = self.end(launch, runs)
+            self.expect(code == 0, f"visited by strangers it ended with {code}", launch)
+            self.expect(not executed.exists(), "what a stranger sent was executed", launch)
+            said = launch.log.read_text()
+            self.expect("Traceback" not in said, "it shows a traceback", launch)
+            if "engine" in kind.targets:
+                self.expect(
+                    "pool refused a connection from an unknown process" in said, "it says nothing of them", launch
+                )
+            self.compare(kind, runs, launch)
+        del os.environ[SECRET]
+
 
 def _reap() -> list[psutil.Process]:
     """The processes that are left, orphans too; those that have ended are forgotten."""
@@ -288,6 +316,7 @@ def main() -> int:
     parser.add_argument("--signals", nargs="*", metavar="SIGNAL", help="announced ends: all of them, or these")
     parser.add_argument("--moments", nargs="*", default=["start", "load", "step", "evaluate", "checkpoint", "report"])
     parser.add_argument("--streams", action="store_true", help="standard output closed, gone, full")
+    parser.add_argument("--strangers", action="store_true", help="hostile peers at every port")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs are; a temporary one")
     given = parser.parse_args()
@@ -302,6 +331,8 @@ def main() -> int:
         campaign.signal_runs([signal.Signals[n] for n in given.signals] or ANNOUNCING, given.moments)
     if given.streams:
         campaign.unheard_runs()
+    if given.strangers:
+        campaign.strange_runs()
     if given.kills:
         campaign.kill_runs(given.kills)
     took_s, gone_s = time.monotonic() - began, campaign.longest_s
