@@ -88,7 +88,7 @@ class Campaign:
     chance: random.Random
     wrong: list[str] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
-    longest_s: float = 0.0
+    longest_s: dict[str, float] = field(default_factory=dict)  # from an accident to the end
     undisturbed: dict[str, Path] = field(default_factory=dict)
 
     def runs(self, name: str) -> Path:
@@ -121,7 +121,7 @@ class Campaign:
         began = time.monotonic()
         while (left := _reap()) and time.monotonic() - began < LEAVE_S:
             time.sleep(0.02)
-        self.longest_s = max(self.longest_s, time.monotonic() - began)
+        self.longest_s["orphans"] = max(self.longest_s.get("orphans", 0.0), time.monotonic() - began)
         self.expect(not left, f"processes are left: {[' '.join(p.cmdline())[-90:] for p in left]}", launch)
         for process in left:
             process.kill()
@@ -186,7 +186,10 @@ class Campaign:
             self.done["kills"] += 1
             self.done[f"killed: {whom}"] += 1
             self.done[f"moment: {moment}"] += 1
+        began = time.monotonic()
         code = self.end(launch, runs)
+        if killed and whom not in SURVIVED and code != 0:
+            self.longest_s[whom] = max(self.longest_s.get(whom, 0.0), time.monotonic() - began)
         expected = {
             "launcher": (-9, 0), "group": (-9, 0), "rank 0": (137, 0), "rank 1": (137, 0),
         }.get(whom if killed else "", (0,))  # fmt: skip
@@ -335,8 +338,8 @@ def main() -> int:
         campaign.strange_runs()
     if given.kills:
         campaign.kill_runs(given.kills)
-    took_s, gone_s = time.monotonic() - began, campaign.longest_s
-    print(f"{dict(campaign.done)} in {took_s:.0f} s; all processes were gone {gone_s:.1f} s after the command")
+    print(f"in {time.monotonic() - began:.0f} s: {', '.join(f'{n} {what}' for what, n in campaign.done.items())}")
+    print(f"longest, in s, to the end: {', '.join(f'{who} {s:.1f}' for who, s in campaign.longest_s.items())}")
     for complaint in campaign.wrong:
         print(f"wrong: {complaint}")
     if not campaign.wrong and given.folder is None:
