@@ -155,7 +155,7 @@ class Campaign:
         while self.done["kills"] < num_kills:
             kind = self.chance.choice(KINDS)
             runs = self.runs(kind.name)
-            for _ in range(self.chance.randint(2, 6)):
+            for _ in range(min(self.chance.randint(2, 6), num_kills - self.done["kills"])):
                 if self.kill_once(kind, runs):
                     break
             else:
