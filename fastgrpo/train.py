@@ -145,7 +145,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         if is_first:
             print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
     except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
-        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
+        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
         return exit_codes.FAILED
     except RuntimeError as error:
         if not is_of_a_lost_rank(error):

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -238,17 +239,16 @@ class Campaign:
     # Streams
 
     def unheard_runs(self) -> None:
-        """Standard output that is closed at the start, goes away in the middle, or is full."""
-        for name in ("closed", "gone at once", "gone in the middle", "full"):
+        """Standard output that is closed at the start, is full, or loses its reader or its terminal in the middle."""
+        for name in ("closed", "full", "a pipe", "a terminal"):
             kind, runs = KINDS[0], self.runs(f"standard output is {name}")
-            read, write = os.pipe()
-            full = os.open("/dev/full", os.O_WRONLY)
-            launch = self.start(kind, runs, stdout={"closed": None, "full": full}.get(name, write))
-            os.close(write)
-            os.close(full)
-            if name == "gone in the middle":
-                self.wait_for(launch, lambda launch=launch: launch.times("step") >= 3)
-            os.close(read)
+            reader, stdout = _reader_and_stdout(name)
+            launch = self.start(kind, runs, stdout=stdout)
+            if stdout is not None:
+                os.close(stdout)
+            if reader is not None:
+                self.wait_for(launch, lambda launch=launch, reader=reader: _drain(reader) or launch.times("step") >= 3)
+                os.close(reader)
             self.expect(self.end(launch, runs) == 0, f"standard output is {name}: it did not end well", launch)
             self.expect("Traceback" not in launch.log.read_text(), "it shows a traceback", launch)
             self.compare(kind, runs, launch)
@@ -279,6 +279,23 @@ class Campaign:
                 )
             self.compare(kind, runs, launch)
         del os.environ[SECRET]
+
+
+def _reader_and_stdout(name: str) -> tuple[int | None, int | None]:
+    match name:
+        case "closed":
+            return None, None
+        case "full":
+            return None, os.open("/dev/full", os.O_WRONLY)
+        case "a pipe":
+            return os.pipe()
+    return os.openpty()
+
+
+def _drain(reader: int) -> None:
+    """Reads what is there; a terminal that nobody reads would hold the run up."""
+    while select.select([reader], [], [], 0)[0] and os.read(reader, 1 << 16):
+        pass
 
 
 def _reap() -> list[psutil.Process]:
