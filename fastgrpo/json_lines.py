@@ -1,5 +1,6 @@
 """The figures of a run, as lines of JSON that survive a kill and continue without a gap or a repeat."""
 
+import errno
 import json
 import math
 import os
@@ -25,36 +26,77 @@ class JsonLines:
         return list(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The whole records, one at a time; a last line that a kill tore is left out."""
+        """The whole records, one at a time. Raises ValueError, with the line, for what is none."""
+        return (record for record, _ in self._whole_lines())
+
+    def keep_until(self, step: int) -> None:
+        """Drops what was written after a step's checkpoint, and a torn last line."""
+        end = 0
+        for record, length in self._whole_lines():
+            if record["step"] > step:
+                break
+            end += length
+        if self.path.exists():
+            os.truncate(self.path, end)  # one call: a kill leaves the old file or the new one
+
+    def sync(self) -> None:
+        """Makes sure that what was written outlives a power loss."""
+        if self.path.exists():
+            _sync(self.path)
+
+    def _whole_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """The records with their lengths in bytes; a last line that a kill tore is left out."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{self.path}, line {number} is not JSON: {error}") from error
+                yield _record(line, f"{self.path}, line {number}"), len(line)
 
-    def keep_until(self, step: int) -> None:
-        """Drops what was written after a step's checkpoint, and a torn last line."""
-        if not self.path.exists():
-            return
-        end = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
-                end += len(line)
-        os.truncate(self.path, end)  # one call: a kill leaves the old file or the new one
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError(f"{where} is no record of a step: {line[:60].decode(errors='replace').strip()}")
+    return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds. Raises ValueError, with the file's name, if there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} cannot be read (it holds a {type(found).__name__} and no object)")
+    return found
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces the file in one rename: a reader sees the old or the new one."""
+    """Replaces the file in one rename: a reader sees the old or the new one, also after a power loss."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(partial)
     partial.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has a file, or the names in a folder, where the file system can do that for folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:

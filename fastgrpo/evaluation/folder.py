@@ -1,11 +1,9 @@
 """The folder of an evaluation: its files, and rows that are safe when the process is killed."""
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +11,8 @@ from typing import Any, Self
 
 from fastgrpo.evaluation.plan import Plan, Planned, differences
 from fastgrpo.evaluation.records import read_generations, read_rows
-from fastgrpo.json_lines import write_json
+from fastgrpo.json_lines import read_json, write_json
+from fastgrpo.ranks.lock import FolderLock
 
 Key = tuple[int, int]  # problem, sample
 BLOCK_BYTES = 1 << 16
@@ -88,9 +87,9 @@ class EvaluationFolder:
         if overwrite:
             return
         try:
-            before = json.loads(self.about.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.about} cannot be read ({error}): --overwrite it, or mend the file") from error
+            before = read_json(self.about)
+        except ValueError as error:
+            raise ValueError(f"{error}: --overwrite it, or mend the file") from error
         if not any((self.path / "generations").glob("*.jsonl")):
             return  # it drew nothing: the user may have corrected a model or a setting
         different = differences(before, facts) or [
@@ -106,16 +105,9 @@ class EvaluationFolder:
         there = read_rows(self.problems(planned.name))
         return bool(there) and there != [asdict(p) for p in planned.benchmark.problems]
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes sure that this process alone works in the folder. Raises ValueError if another one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"another process is at work in {self.path}: wait for it, or give a --name") from error
-            yield
+    def lock(self) -> FolderLock:
+        """What an evaluation holds while it writes into the folder."""
+        return FolderLock(self.path, print)
 
     def begin(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
         """Makes the folder this evaluation's. What it already holds of this evaluation stays, unless ``overwrite``."""

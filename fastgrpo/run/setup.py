@@ -28,6 +28,7 @@ from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.inputs import Inputs, load_inputs
 from fastgrpo.run.run import Run
+from fastgrpo.run.same_data import DataFacts, data_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.track import require_trackers
 from fastgrpo.trainer import Trainer
@@ -65,6 +66,9 @@ def start(
     configs = algorithm.configs(config)
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
     ranks.together(lambda: require_trackers(config.track if ranks.is_first else ()))
+    lock = folder.lock(display.say)
+    ranks.together(lambda: ends.enter_context(lock) if ranks.is_first else None)
+    ranks.together(lambda: None if ranks.is_first else ends.enter_context(lock.joined()))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(
         lambda: load_inputs(
@@ -75,6 +79,8 @@ def start(
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     if "row" in pool.signature.names:
         inputs = ranks.together(partial(inputs.with_columns, configs))
+    data = data_of(inputs, ranks)
+    ranks.together(lambda: folder.check_data(config, data) if ranks.is_first else None)
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
     trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
     ends.callback(trainer.judging.close)
@@ -82,7 +88,7 @@ def start(
     recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
-    ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
+    ranks.together(lambda: begin_folder(recipe, config, folder, ranks, data, display))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
     schedule = RunSchedule(algorithm, config, streams)
     run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
@@ -94,16 +100,14 @@ def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, dis
     """Looks at the run folder and lets the recipe make what it starts from, on the first rank."""
     if not ranks.is_first:
         return
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
     folder.check(config, recipe.algorithm.describe())
     if recipe.prepare is not None:
         recipe.prepare(config, folder.base, display.say)
 
 
-def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
+def begin_folder(
+    recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, data: DataFacts, display: Display
+) -> None:
     """Makes the folder this run's, on the first rank."""
     if ranks.is_first:
         facts = {
@@ -115,8 +119,9 @@ def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks
             "published": recipe.published,
             "algorithm": recipe.algorithm.describe(),
             "reward": recipe.reward,
+            "data": data,
         }
-        folder.begin(config, facts)
+        folder.begin(config, facts, display.say)
 
 
 def example_of(inputs: Inputs, config: Config) -> Item:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fastgrpo.command_line import quiet_when_unread
+from fastgrpo.command_line import expanded, quiet_when_unread
 from fastgrpo.track.follow import follow
 from fastgrpo.track.libraries import require_trackers
 from fastgrpo.track.process import CLOSE_S
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Sends a run to trackers. Returns 0 if they have all of it, 1 if not; 2 if there is no such run or tracker."""
     parser = argparse.ArgumentParser("fastgrpo track", description="Send a run's metrics and rollouts to trackers.")
     parser.add_argument("run", metavar="RUN", help="a run folder, or the name of one under runs/")
-    parser.add_argument("--track", metavar="TRACKER", nargs="+", required=True, help="wandb, tensorboard, ...")
+    parser.add_argument("--track", metavar="TRACKER", nargs="+", required=True, type=expanded, help="wandb, ...")
     parser.add_argument("--follow", metavar="PID", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.follow is not None:

@@ -61,7 +61,7 @@ def _counts(feeder: Feeder, folder: Path) -> dict[str, Any]:
 def tracked_run(folder: Path) -> TrackedRun:
     """The run in a folder, with the id that its trackers know it by."""
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    began_with = {k: v for k, v in facts.items() if k not in ("config", "algorithm", "published")}
+    began_with = {k: v for k, v in facts.items() if k not in ("config", "algorithm", "published", "data")}
     settings = {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in
                 {**facts.get("config", {}), **began_with, "algorithm": facts.get("algorithm")}.items()}  # fmt: skip
     return TrackedRun(name=facts.get("name", folder.name), id=_run_id(folder), folder=folder, settings=settings)

@@ -1,6 +1,7 @@
 """One process works in a folder at a time, and what kept it from a verdict may be mended."""
 
 import json
+import os
 import shutil
 
 from fastgrpo.evaluation.folder import EvaluationFolder
@@ -11,9 +12,9 @@ SETTINGS = ("--dtype", "float64")
 
 
 def test_a_second_process_in_a_folder_is_sent_away(tiny_base, tmp_path, capsys):
-    with EvaluationFolder(tmp_path / "e").locked():
+    with EvaluationFolder(tmp_path / "e").lock():
         assert evaluate(tiny_base, tmp_path, *SETTINGS) == 2
-    assert "another process is at work" in capsys.readouterr().err
+    assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
     assert evaluate(tiny_base, tmp_path, *SETTINGS) == 0
 
 
