@@ -52,10 +52,11 @@ class JsonLines:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                yield _record(line, f"{self.path}, line {number}"), len(line)
+                yield record_of(line, f"{self.path}, line {number}"), len(line)
 
 
-def _record(line: bytes, where: str) -> dict[str, Any]:
+def record_of(line: bytes, where: str) -> dict[str, Any]:
+    """The record that a line holds. Raises ValueError, with where it is, if it holds none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -86,10 +86,7 @@ class EvaluationFolder:
             return
         if overwrite:
             return
-        try:
-            before = read_json(self.about)
-        except ValueError as error:
-            raise ValueError(f"{error}: --overwrite it, or mend the file") from error
+        before = self._facts()
         if not any((self.path / "generations").glob("*.jsonl")):
             return  # it drew nothing: the user may have corrected a model or a setting
         different = differences(before, facts) or [
@@ -101,8 +98,26 @@ class EvaluationFolder:
                 f"--overwrite that one"
             )
 
+    def require_same(self, facts: dict[str, Any]) -> None:
+        """Raises ValueError if a rank would draw something else than the first process has written down."""
+        if different := differences(self._facts(), facts):
+            raise ValueError(f"it would draw something else than {self.about} says: {'; '.join(different)}")
+
+    def _facts(self) -> dict[str, Any]:
+        try:
+            facts = read_json(self.about)
+            benchmarks = facts.get("benchmarks", {})
+            if not isinstance(benchmarks, dict) or not all(isinstance(b, dict) for b in benchmarks.values()):
+                raise ValueError(f"{self.about} cannot be read (its benchmarks are no objects)")
+        except ValueError as error:
+            raise ValueError(f"{error}: --overwrite the evaluation, or mend the file") from error
+        return facts
+
     def _has_others(self, planned: Planned) -> bool:
-        there = read_rows(self.problems(planned.name))
+        try:
+            there = read_rows(self.problems(planned.name))
+        except ValueError:
+            return True  # as if it held others: it cannot be said which
         return bool(there) and there != [asdict(p) for p in planned.benchmark.problems]
 
     def lock(self) -> FolderLock:

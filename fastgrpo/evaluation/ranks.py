@@ -19,7 +19,7 @@ import torch
 
 from fastgrpo.evaluation.folder import EvaluationFolder
 from fastgrpo.evaluation.generate import generate, prepare
-from fastgrpo.evaluation.plan import Plan, make_plan
+from fastgrpo.evaluation.plan import Plan, facts_of, make_plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.records import generation_files
 from fastgrpo.evaluation.settings import Settings
@@ -133,9 +133,10 @@ def main() -> int:
     plan = make_plan(settings)
     folder = EvaluationFolder(Path(settings.out) / settings.folder_name)
     try:
-        with signals_noted() as noted:
-            device = choose_device(settings.device)
-            generate(settings, plan, folder, prepare(settings, plan), device, partial(stop_if_noted, noted), rank)
+        with folder.lock().joined(), signals_noted() as noted:
+            device, prepared = choose_device(settings.device), prepare(settings, plan)
+            folder.require_same(facts_of(settings, plan, prepared.identities))
+            generate(settings, plan, folder, prepared, device, partial(stop_if_noted, noted), rank)
     except Interrupted:
         return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:

@@ -143,6 +143,8 @@ class Run:
 
     def _save(self) -> None:
         progress = self.trainer.progress
+        if self.trainer.ranks.is_first:
+            self.folder.sync()
         with self._phase("checkpoint", self.config.deadline.checkpoint_s):
             self.checkpointer.save(progress.step, self.trainer.learner, asdict(progress), self.trainer.rollouts.state())
 

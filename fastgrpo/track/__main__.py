@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{folder} holds no run: there is no run.json in it")
     except ValueError as error:
         parser.error(str(error))
-    counts = follow(folder, given.track, lambda: True, print, close_s=None)
+    try:
+        counts = follow(folder, given.track, lambda: True, print, close_s=None)
+    except ValueError as error:  # of what the run has recorded
+        parser.error(str(error))
     for name, count in counts.items():
         print(f"{name}: {count['sent']} steps sent, {count['dropped']} dropped")
     return 1 if any(count["dropped"] for count in counts.values()) else 0
