@@ -33,8 +33,9 @@ def other_than(there: Identity, now: Identity) -> str:
         return f"{there.get('problems')} problems there, {now['problems']} now"
     before: list[Any] = there.get("checksums") or []
     same = next((n for n, pair in enumerate(zip(before, now["checksums"], strict=False)) if pair[0] != pair[1]), 0)
-    first = now["last_rows"][same - 1] + 1 if same else 0
-    return f"other prompts or answers, the first of them in rows {first} to {now['last_rows'][same]}"
+    first, last = now["last_rows"][same - 1] + 1 if same else 0, now["last_rows"][same]
+    where = f"rows {first} to {last}" if first < last else f"row {last}"
+    return f"other prompts or answers, the first of them in {where}"
 
 
 def _checksum(prompts: Sequence[Prompt]) -> str:

@@ -117,9 +117,8 @@ class RunFolder:
             )
         try:
             facts = read_json(self.facts)
-            for name in ("config", "algorithm"):
-                if not isinstance(facts.get(name, {}), dict):
-                    raise ValueError(f"{self.facts} cannot be read (its {name} is no object)")
+            if not (isinstance(facts.get("config"), dict) and isinstance(facts.get("algorithm", {}), dict)):
+                raise ValueError(f"{self.facts} cannot be read (its config and its algorithm must be objects)")
         except ValueError as error:
             raise ValueError(f"{error}: --overwrite the run (without --resume), or mend the file") from error
         return facts
@@ -127,7 +126,7 @@ class RunFolder:
     def _require_same(self, config: Config, algorithm: dict[str, Any]) -> None:
         facts = self._read_facts()
         self._require_format(facts)
-        differing = differences(expanded_settings(facts.get("config", {})), self._settings(config))
+        differing = differences(expanded_settings(facts["config"]), self._settings(config))
         then, now = facts.get("algorithm", algorithm), json.loads(json.dumps(algorithm))
         differing += [f"the recipe's {n}: {then.get(n)} there, {now[n]} now" for n in now if then.get(n) != now[n]]
         if differing:

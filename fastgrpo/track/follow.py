@@ -63,8 +63,8 @@ def tracked_run(folder: Path) -> TrackedRun:
     facts = read_json(folder / "run.json")
     began_with = {k: v for k, v in facts.items() if k not in ("config", "algorithm", "published", "data")}
     config = facts.get("config")
-    settings = {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in
-                {**(config if isinstance(config, dict) else {}), **began_with, "algorithm": facts.get("algorithm")}.items()}  # fmt: skip
+    shown = {**(config if isinstance(config, dict) else {}), **began_with, "algorithm": facts.get("algorithm")}
+    settings = {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in shown.items()}
     return TrackedRun(name=facts.get("name", folder.name), id=_run_id(folder), folder=folder, settings=settings)
 
 
