@@ -1,8 +1,9 @@
 """The command ``fastgrpo``."""
 
 import sys
+from typing import NoReturn
 
-from fastgrpo.command_line import did_you_mean, quiet_when_unread
+from fastgrpo.command_line import did_you_mean, exit_codes, run_command
 
 USAGE = """usage: fastgrpo COMMAND ...
 
@@ -15,9 +16,8 @@ USAGE = """usage: fastgrpo COMMAND ...
 """
 
 
-def main() -> int:
-    with quiet_when_unread():
-        return _run(sys.argv[1:])
+def main() -> NoReturn:
+    run_command(lambda: _run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
@@ -30,10 +30,10 @@ def _run(arguments: list[str]) -> int:
         return _version()
     if command in ("help", "-h", "--help"):
         print(USAGE, end="")
-        return 0
+        return exit_codes.DONE
     complaint = f"fastgrpo: no command {command!r}{did_you_mean(command, [*COMMANDS, 'help'])}\n\n" if command else ""
     print(f"{complaint}{USAGE}", end="", file=sys.stderr)
-    return 2
+    return exit_codes.REFUSED
 
 
 def _train(arguments: list[str]) -> int:
@@ -51,8 +51,7 @@ def _evaluate(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     from fastgrpo.report.__main__ import main as report
 
-    report(arguments)
-    return 0
+    return report(arguments)
 
 
 def _track(arguments: list[str]) -> int:
@@ -73,19 +72,19 @@ def _recipes(arguments: list[str]) -> int:
         print_recipes(part)
     except ValueError as error:
         print(f"fastgrpo: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return exit_codes.REFUSED
+    return exit_codes.DONE
 
 
 def _version() -> int:
     from fastgrpo import __version__
 
     print(f"fastgrpo {__version__}")
-    return 0
+    return exit_codes.DONE
 
 
 COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "track": _track, "recipes": _recipes}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

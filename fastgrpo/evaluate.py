@@ -7,16 +7,14 @@ from pathlib import Path
 
 import tyro
 
-from fastgrpo.command_line import quiet_when_unread
+from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.evaluation.settings import Settings, validate
-
-EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluates. Returns the exit code: 0 done, 2 refused, 75 stopped by a signal and to be continued, 1 else."""
+    """Evaluates. Returns the exit code, of ``fastgrpo.command_line.exit_codes``."""
     from fastgrpo.evaluation.ranks import RankFailed
-    from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted
+    from fastgrpo.ranks.signals import Interrupted
 
     settings = parse(sys.argv[1:] if arguments is None else list(arguments))
     try:
@@ -26,14 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             validate(settings)
             _evaluate(settings)
     except ValueError as error:
-        return _say(f"{error}", EXIT_USER_ERROR)
+        return _say(f"{error}", exit_codes.REFUSED)
     except Interrupted as interrupted:
-        return _say(f"{interrupted}", EXIT_INTERRUPTED)
+        return _say(f"{interrupted}", exit_codes.SAVED)
     except RankFailed as error:
-        return _say(f"stopped: {error}", EXIT_FAILED)
+        return _say(f"stopped: {error}", exit_codes.FAILED)
     except OSError as error:  # as a full disk is
-        return _say(f"stopped: {error}; when that is mended, the same command goes on from here", EXIT_FAILED)
-    return EXIT_DONE
+        return _say(f"stopped: {error}; when that is mended, the same command goes on from here", exit_codes.FAILED)
+    return exit_codes.DONE
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -54,6 +52,7 @@ def _evaluate(settings: Settings) -> None:
     from fastgrpo.run.hub import require_found
 
     if not settings.dry_run:
+        ignore_lost_output()
         require_found({settings.model: "MODEL", settings.verifier_model: "--verifier_model"}, {})
     if settings.as_trained:
         settings = as_trained(settings)
@@ -93,5 +92,4 @@ def _say(text: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    with quiet_when_unread():
-        sys.exit(main())
+    run_command(main)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from fastgrpo.command_line import quiet_when_unread
+from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
+from fastgrpo.ranks.one_machine import is_on_one_machine
+from fastgrpo.ranks.secret import launch_secret
 from fastgrpo.recipe import Recipe
 from fastgrpo.recipe.arguments import asked_run, require_valid, take_ranks
 from fastgrpo.recipe.dry_run import print_dry_run
@@ -20,9 +22,12 @@ from fastgrpo.rollout.engines import engine_kind
 from fastgrpo.run.hub import require_inputs
 from fastgrpo.track import require_trackers
 
-EXIT_USER_ERROR = 2
-EXIT_FAILED = 1
 SAMPLERS_LEAVE_S = 1.0
+
+OPEN = (
+    "fastgrpo: note: on several nodes the ports of torch's store, of gloo and of NCCL are open to the network, and "
+    "torch asks nobody who they are: use a network that you trust (docs/stopping.md)"
+)
 
 NAIVE = (
     "fastgrpo: warning: with --rollout.max_staleness 1 tokens come from older weights, and a plain objective takes "
@@ -33,7 +38,7 @@ NAIVE = (
 def command(arguments: Sequence[str]) -> int:
     """``fastgrpo train``: what cannot run is refused here, and what only asks is answered, before a rank is started.
 
-    Returns the exit code: 0 done, 2 refused, 75 saved on a signal, 1 anything else.
+    Returns the exit code, of ``fastgrpo.command_line.exit_codes``.
     """
     try:
         num_ranks, arguments = take_ranks(arguments)
@@ -51,6 +56,7 @@ def command(arguments: Sequence[str]) -> int:
             require_inputs(recipe.algorithm.configs(config))
     except ValueError as error:
         return _refuse(error)
+    ignore_lost_output()
     return launch([str(recipe.path), *settings], num_ranks)
 
 
@@ -63,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine_kind(config.rollout.engine)
         if config.dry_run:
             launched = (count, int(os.environ.get("LOCAL_WORLD_SIZE", count))) if "WORLD_SIZE" in os.environ else ()
-            return _dry_run(recipe, config, *launched) if is_first else 0
+            return _dry_run(recipe, config, *launched) if is_first else exit_codes.DONE
+        ignore_lost_output()
+        launch_secret()  # out of the environment before there are children
         role = Role.of_this_rank(config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
         if is_first:
@@ -80,7 +88,7 @@ def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None = None, per_n
     require_trackers(config.track)
     _say_what_phases_change(recipe, config)
     print_dry_run(recipe, config, num_ranks, per_node)
-    return 0
+    return exit_codes.DONE
 
 
 def _sample(config: Config, role: Role) -> int:
@@ -93,7 +101,7 @@ def _sample(config: Config, role: Role) -> int:
 
 def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
     from fastgrpo.algorithm.scoring import RecipeError
-    from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted
+    from fastgrpo.ranks.signals import Interrupted
     from fastgrpo.rollout.compare_weights import WeightMismatch
     from fastgrpo.rollout.remote.engine_pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
@@ -106,11 +114,13 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     is_naive = objective.correction == "none" and objective.old_logprobs == "recomputed"
     if is_first and is_naive and recipe.algorithm.loss is None and config.rollout.max_staleness > 0:
         print(NAIVE, flush=True)
+    if is_first and not is_on_one_machine():
+        print(OPEN, flush=True)
     try:
         ranks = Ranks.connect(device, config.parallel, role)
     except ValueError as error:
         return _refuse(error, is_first)
-    code = 0
+    code = exit_codes.DONE
     try:
         try:
             train(recipe, config, ranks)
@@ -120,16 +130,16 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     except Refused as error:
         code = _refuse(error, is_first)
     except Interrupted as interrupted:
-        code = EXIT_INTERRUPTED
+        code = exit_codes.SAVED
         if is_first:
             print(f"fastgrpo: {interrupted}")
     except (TrainingError, RecipeError, CheckpointError, EngineFailure, WeightMismatch) as error:
-        code = EXIT_FAILED
+        code = exit_codes.FAILED
         if is_first:
             print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
     except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
         print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
-        return EXIT_FAILED
+        return exit_codes.FAILED
     if is_first:
         ranks.store.set(OVER, "1")  # ranks that only sample may go, while the store is there to tell them
         time.sleep(SAMPLERS_LEAVE_S if config.rollout.gpus else 0.0)
@@ -159,9 +169,8 @@ def _refuse(error: ValueError, is_first: bool = True) -> int:
         print(f"fastgrpo: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(2)  # torchrun ends all ranks when one exits, and the first must have spoken by then
-    return EXIT_USER_ERROR
+    return exit_codes.REFUSED
 
 
 if __name__ == "__main__":
-    with quiet_when_unread():
-        sys.exit(main())
+    run_command(main, is_rank="RANK" in os.environ)

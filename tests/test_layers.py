@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"fastgrpo_kernels", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.command_line"},
+    {"fastgrpo_kernels", "fastgrpo.types", "fastgrpo.json_lines", "fastgrpo.codec", "fastgrpo.command_line"},
     {"fastgrpo.config", "fastgrpo.pages"},
     {"fastgrpo.data", "fastgrpo.rewards", "fastgrpo.models", "fastgrpo.ranks", "fastgrpo.report"},
     {"fastgrpo.algorithm", "fastgrpo.track"},

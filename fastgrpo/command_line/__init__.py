@@ -1,7 +1,9 @@
-"""What the commands share: a reader that leaves, the name that was meant, and paths as a person writes them."""
+"""What the commands share: how they begin and end, exit codes, the name that was meant, and paths as people write them."""
 
+from fastgrpo.command_line import exit_codes
+from fastgrpo.command_line.command import run_command
 from fastgrpo.command_line.near import did_you_mean
 from fastgrpo.command_line.paths import expanded
-from fastgrpo.command_line.pipe import quiet_when_unread
+from fastgrpo.command_line.streams import ignore_lost_output
 
-__all__ = ["did_you_mean", "expanded", "quiet_when_unread"]
+__all__ = ["did_you_mean", "exit_codes", "expanded", "ignore_lost_output", "run_command"]

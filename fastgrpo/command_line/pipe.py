@@ -7,7 +7,9 @@ import signal
 import sys
 from collections.abc import Iterator
 
-EXIT_UNREAD = 128 + signal.SIGPIPE
+from fastgrpo.command_line.exit_codes import of_signal
+
+EXIT_UNREAD = of_signal(signal.SIGPIPE)
 """Exit code of other commands in this case: the signal's, which Python ignores."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.evaluation.folder import EvaluationFolder
 from fastgrpo.evaluation.generate import generate, prepare
 from fastgrpo.evaluation.plan import Plan, facts_of, make_plan
@@ -25,7 +26,7 @@ from fastgrpo.evaluation.records import generation_files
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.ranks import choose_device
 from fastgrpo.ranks.children import die_with_parent
-from fastgrpo.ranks.signals import EXIT_INTERRUPTED, Interrupted, signals_noted, stop_if_noted
+from fastgrpo.ranks.signals import Interrupted, signals_noted, stop_if_noted
 
 POLL_S = 0.2
 GRACE_S = 20.0
@@ -126,6 +127,7 @@ def _end(children: list[Child]) -> None:
 
 
 def main() -> int:
+    ignore_lost_output()
     given: dict[str, Any] = json.loads(sys.argv[1])
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     rank = int(sys.argv[2])
@@ -138,12 +140,12 @@ def main() -> int:
             folder.require_same(facts_of(settings, plan, prepared.identities))
             generate(settings, plan, folder, prepared, device, partial(stop_if_noted, noted), rank)
     except Interrupted:
-        return EXIT_INTERRUPTED
+        return exit_codes.SAVED
     except (ValueError, OSError) as error:
         print(f"fastgrpo: rank {rank}: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+        return exit_codes.FAILED
+    return exit_codes.DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, is_rank=True)

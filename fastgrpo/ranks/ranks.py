@@ -12,14 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastgrpo.config import ParallelConfig
 from fastgrpo.ranks.lock import in_words
+from fastgrpo.ranks.rendezvous import launched_ranks, meet
 from fastgrpo.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
-
-
-def launched_ranks() -> tuple[int, int]:
-    """(rank, number of ranks) as torchrun tells them; (0, 1) without a launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
@@ -50,23 +46,6 @@ class Role:
         if local_rank < training:
             return cls(True, node * training + local_rank, nodes * training, nodes * gpus)
         return cls(False, node * gpus + local_rank - training, nodes * training, nodes * gpus)
-
-
-def meet(timeout: timedelta) -> dist.Store:
-    """The store of all processes of the launch. Raises ValueError if they cannot meet."""
-    rank, count = launched_ranks()
-    if "MASTER_PORT" not in os.environ:
-        return dist.HashStore()
-    try:
-        store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=count, timeout=timeout))
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise ValueError(
-            f"rank {rank} cannot meet the others at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}): is the port in use? Take another, "
-            f"torchrun --master_port N, or let `fastgrpo train` choose"
-        ) from error
-    store.set_timeout(timeout)
-    return store
 
 
 def choose_device(setting: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, noted and acted on between two steps."""
+"""Signals that announce the end, noted and acted on between two steps."""
 
 import contextlib
 import signal
@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-EXIT_INTERRUPTED = 75
-"""Exit code of a command that a signal ended after it saved its state: the same command can go on."""
+from fastgrpo.command_line.ending import announcing, end_in_a_line, handle
 
 ANSWER_S = 1.0
 """Launchers answer a Ctrl-C with signals of their own within this time; a later Ctrl-C is a person's."""
@@ -17,32 +16,47 @@ class Interrupted(Exception):
     """A signal asked the work to end, and its state is saved."""
 
 
+class NotedSignals(list[signal.Signals]):
+    """The signals that have come, the first one first."""
+
+    first_s = 0.0  # time.monotonic
+
+    def is_second_ctrl_c(self, number: int) -> bool:
+        """Whether a person asks, once more, for the end: a Ctrl-C more than 1 s after the first signal."""
+        return bool(self) and number == signal.SIGINT and time.monotonic() - self.first_s > ANSWER_S
+
+    def note(self, number: int) -> None:
+        self.first_s = self.first_s or time.monotonic()
+        self.append(signal.Signals(number))
+
+
 @contextlib.contextmanager
-def signals_noted() -> Iterator[list[signal.Signals]]:
-    """Gives a list to which every SIGTERM and Ctrl-C of the block is added; the caller looks at it after each step.
+def signals_noted() -> Iterator[NotedSignals]:
+    """Gives a list to which every signal of the block that announces the end is added; the caller looks at it after
+    each step.
 
-    A Ctrl-C more than 1 s after the first signal raises KeyboardInterrupt at once. The handlers that were there before
-    are put back at the end.
+    A second Ctrl-C ends the process at once. The handlers that were there before are put back at the end, unless it is
+    Interrupted: then the process is about to end with its state saved, which further signals must not change.
     """
-    noted: list[signal.Signals] = []
-    first_s = 0.0
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    noted = NotedSignals()
+    before = {s: signal.getsignal(s) for s in announcing()}
 
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal first_s
-        if not noted:
-            first_s = time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - first_s > ANSWER_S:
-            raise KeyboardInterrupt
-        noted.append(signal.Signals(number))
+    def answer(number: int, frame: FrameType | None) -> None:
+        if noted.is_second_ctrl_c(number):
+            end_in_a_line(number, frame)
+        noted.note(number)
 
-    for s in before:
-        signal.signal(s, note)
+    handle(answer)
+    is_saved = False
     try:
         yield noted
+    except Interrupted:
+        is_saved = True
+        raise
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for number, handler in before.items():
+            if not is_saved:
+                signal.signal(number, handler)
 
 
 def stop_if_noted(noted: Sequence[signal.Signals]) -> None:

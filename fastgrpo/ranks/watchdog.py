@@ -21,9 +21,10 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
+from fastgrpo.command_line import exit_codes
+
 T = TypeVar("T")
 
-EXIT_FAILED = 1
 STDERR = 2  # sys.stderr may be a display that waits for a lock
 POLL_S = 0.1
 HEARTBEAT_S = 1.0
@@ -184,7 +185,7 @@ class Watchdog:
             reporter.start()
             reporter.join(REPORT_S)  # stderr may be a pipe that nobody reads
         finally:
-            os._exit(EXIT_FAILED)
+            os._exit(exit_codes.FAILED)
 
     def _report(self, late: _Phase) -> None:
         waited = f'{time.monotonic() - late.began:.0f} s in phase "{late.name}"'

@@ -4,21 +4,23 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastgrpo.command_line import did_you_mean, expanded, quiet_when_unread
+from fastgrpo.command_line import did_you_mean, exit_codes, expanded, ignore_lost_output, run_command
 from fastgrpo.report import write_report
 
 RUNS = Path("runs")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the page. Exits with a message and status 2 if there is no run to report."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the page and returns 0. Exits with a message and status 2 if there is no run to report."""
     parser = argparse.ArgumentParser("fastgrpo report", description="Write the report page of a run.")
     parser.add_argument("run", metavar="RUN", help="a run folder, or the name of one under runs/")
     name = parser.parse_args(argv).run
+    ignore_lost_output()
     try:
         print(write_report(find_run(name)))
     except ValueError as error:
         parser.error(str(error))
+    return exit_codes.DONE
 
 
 def find_run(name: str) -> Path:
@@ -34,5 +36,4 @@ def find_run(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    with quiet_when_unread():
-        main()
+    run_command(main)

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, Role
+from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import start_engine
 from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.remote.address import published
 from fastgrpo.rollout.remote.engine_pool import EnginePool
 from fastgrpo.rollout.remote.process import not_in_place
 from fastgrpo.rollout.remote.remote_rollouts import RemoteRollouts
-from fastgrpo.rollout.remote.supervisor import POOL
+from fastgrpo.rollout.remote.supervisor import POOL, engines_folder
 from fastgrpo.rollout.remote.weight_sender import WeightSender
 from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.rollout.weight_sync import manifest
@@ -76,7 +78,7 @@ def _remote(
     if ranks.is_first:
         num_engines = Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel
         pool = EnginePool(
-            _host(),
+            LOOPBACK if is_on_one_machine() else os.environ["MASTER_ADDR"],
             num_engines,
             config.deadline,
             rollout.max_engine_restarts,
@@ -85,13 +87,5 @@ def _remote(
         )
         wire = manifest(parameters, dtype)
         sender = WeightSender(pool, wire, ranks.device, config.deadline.sync_s)
-        ranks.store.set(POOL, pool.address.encode())
+        ranks.store.set(POOL, published(pool.address, engines_folder(config)))
     return RemoteRollouts(pool, sender, config, ranks, prompts, sampling, weights, dtype)
-
-
-def _host() -> str:
-    """Where engines find the first rank: on its own machine, or by the name that the launch found it under."""
-    one_machine = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")) == os.environ.get(
-        "WORLD_SIZE", "1"
-    )
-    return "127.0.0.1" if one_machine else os.environ["MASTER_ADDR"]

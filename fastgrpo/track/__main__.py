@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fastgrpo.command_line import expanded, quiet_when_unread
+from fastgrpo.command_line import exit_codes, expanded, ignore_lost_output, run_command
+from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.track.follow import follow
 from fastgrpo.track.libraries import require_trackers
 from fastgrpo.track.process import CLOSE_S
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--track", metavar="TRACKER", nargs="+", required=True, type=expanded, help="wandb, ...")
     parser.add_argument("--follow", metavar="PID", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    ignore_lost_output()
     if given.follow is not None:
         _follow(Path(given.run), given.track, given.follow)
     from fastgrpo.report.__main__ import find_run
@@ -40,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for name, count in counts.items():
         print(f"{name}: {count['sent']} steps sent, {count['dropped']} dropped")
-    return 1 if any(count["dropped"] for count in counts.values()) else 0
+    return exit_codes.FAILED if any(count["dropped"] for count in counts.values()) else exit_codes.DONE
 
 
 def _follow(folder: Path, names: Sequence[str], run_pid: int) -> NoReturn:
     """Feeds the trackers until the run says that it is over, or is not there any more."""
-    os.nice(5)  # the run comes first
+    handle(do_nothing)  # the run says when it is over
+    os.nice(5)  # and comes first
 
     def run_is_over() -> bool:
         said_so, _, _ = select.select([sys.stdin], [], [], 0)
@@ -69,5 +72,4 @@ def _sayer() -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
-    with quiet_when_unread():
-        sys.exit(main())
+    run_command(main)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fastgrpo.command_line.exit_codes import SAVED
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.ranks.signals import EXIT_INTERRUPTED
 from fastgrpo.run import checkpoint, inputs
 from fastgrpo.train import main
 from fastgrpo.trainer import Trainer
@@ -123,7 +123,7 @@ def test_sigterm_saves_and_exits_with_its_own_code(train, monkeypatch):
         return step(self)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
-    assert train() == EXIT_INTERRUPTED
+    assert train() == SAVED
     saved = steps_of(train.folder)[-1]
     assert saved < 4 and (train.folder / "checkpoints" / f"step_{saved:06d}" / "state.json").exists()
     assert train("--resume") == 0

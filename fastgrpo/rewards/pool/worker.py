@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import BinaryIO
 
+from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.rewards.pool import wire
 from fastgrpo.rewards.pool.judge import Judge, complaint, described
 from fastgrpo.rewards.pool.load import load_reward
@@ -26,7 +27,8 @@ def main() -> None:
     if message is not None:
         setup: wire.Setup = pickle.loads(message[1])
         _die_with(setup.parent_pid)
-        _ignore_requests_to_end()
+        handle(do_nothing)  # the trainer may still need verdicts
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)  # its own limit, of ``CpuLimit``
         _limit_memory(setup.memory_limit_gib)
         judge = _start(setup, replies)
         if judge is not None:
@@ -58,16 +60,6 @@ def _die_with(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it ended before the call above
         os._exit(1)
-
-
-def _ignore_requests_to_end() -> None:
-    """Handles signals that ask for the end by doing nothing.
-
-    A scheduler that ends a job sends them to all processes, and the trainer may still need verdicts. SIG_IGN is not
-    used, because programs that a verifier starts would inherit it.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
 
 
 def _limit_memory(memory_limit_gib: float) -> None:

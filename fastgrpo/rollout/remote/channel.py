@@ -1,23 +1,25 @@
 """A connection whose owner never waits, even if the peer stops in the middle of a message."""
 
-import contextlib
 import logging
-import os
 import queue
-import socket
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fastgrpo.rollout.remote import messages as m
+
 log = logging.getLogger(__name__)
 
 
 class Channel:
-    """Sends and receives on threads of its own. ``on_message`` gets every message, and None once, at the end."""
+    """The pool's end of a connection, which sends and receives on threads of its own.
+
+    ``on_message`` gets every message, and None once, at the end.
+    """
 
     def __init__(self, connection: Connection, on_message: "Callable[[Channel, Any], None]", name: str) -> None:
-        self._connection, self._on_message = connection, on_message
+        self._connection, self._on_message, self.name = connection, on_message, name
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=work, name=f"{name}: {work.__name__[1:]}", daemon=True)
@@ -37,16 +39,16 @@ class Channel:
     def close(self) -> None:
         """Ends both threads, whatever they wait for; the peer sees the end of the connection."""
         self._outbox.put(None)
-        # Connection.close() would not wake a thread that is inside send or recv.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
-            end.shutdown(socket.SHUT_RDWR)
+        m.hang_up(self._connection)
 
     def _receive_all(self) -> None:
         try:
             while True:
-                self._on_message(self, self._connection.recv())
+                self._on_message(self, m.receive(self._connection, from_peer=True))
         except Exception as error:
-            if not isinstance(error, EOFError | OSError):
+            if isinstance(error, ValueError):
+                log.warning("fastgrpo: %s sent what is no message: %s", self.name, error)
+            elif not isinstance(error, EOFError | OSError):
                 log.exception("a message could not be received")
             self.close()
             self._on_message(self, None)
@@ -54,7 +56,7 @@ class Channel:
     def _send_all(self) -> None:
         while (message := self._outbox.get()) is not None:
             try:
-                self._connection.send(message)
+                m.send(self._connection, message)
             except Exception as error:
                 if not isinstance(error, OSError):
                     log.exception("a message could not be sent")

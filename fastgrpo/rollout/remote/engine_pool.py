@@ -1,7 +1,6 @@
 """The engine processes, as the first trainer rank sees them: which are there, what each draws, which were lost."""
 
 import logging
-import secrets
 import threading
 import time
 from collections import deque
@@ -13,7 +12,9 @@ from typing import Any
 from fastgrpo.config import DeadlineConfig
 from fastgrpo.rollout.generate import OnFinished
 from fastgrpo.rollout.remote import messages as m
+from fastgrpo.rollout.remote.address import Address, new_secret
 from fastgrpo.rollout.remote.channel import Channel
+from fastgrpo.rollout.remote.door import Door
 from fastgrpo.types import Request, Response
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class EnginePool:
         pinned: bool,
     ) -> None:
         listener, port = m.listen(host)
-        self.address = m.Address(host, port, secrets.token_bytes(32))
+        self.address = Address(host, port, new_secret())
         self.deadlines, self.max_restarts, self.max_sequences = deadlines, max_restarts, max_sequences
         self.pinned = pinned
         now = time.monotonic()
@@ -81,14 +82,10 @@ class EnginePool:
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._closing = False
-        self._listener = listener
+        self._door = Door(self.address, listener, num_engines)
         self._known: dict[int, Asked] = {}  # requests that are not collected yet
-        self._threads = [
-            threading.Thread(target=self._accept, name="engine pool: accept", daemon=True),
-            threading.Thread(target=self._watch, name="engine pool: watch", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._door.open(self._admit)
+        threading.Thread(target=self._watch, name="engine pool: watch", daemon=True).start()
 
     def submit(
         self, groups: Sequence[Sequence[Request]], *, first: bool = False, on_finished: OnFinished | None = None
@@ -216,25 +213,11 @@ class EnginePool:
         until = time.monotonic() + CLOSE_S
         for channel in channels:
             channel.wait_until_sent(max(0.0, until - time.monotonic()))
-        self._listener.close()
+        self._door.close()
 
     # The methods below run on the pool's own threads, or under its lock.
 
-    def _accept(self) -> None:
-        while not self._closing:
-            try:
-                connection = self._listener.accept()
-            except OSError:
-                return  # closed
-            threading.Thread(target=self._admit, args=(connection,), daemon=True).start()
-
-    def _admit(self, connection: Connection) -> None:
-        try:
-            hello = m.authenticate(connection, self.address.secret)
-        except Exception as error:  # an unknown process may send anything
-            log.warning("the engine pool refused a connection from an unknown process: %s", error)
-            connection.close()
-            return
+    def _admit(self, connection: Connection, hello: m.Hello) -> None:
         with self._changed:
             engine = self.engines[hello.engine]
             name = f"{'supervisor' if hello.is_supervisor else 'engine'} {hello.engine}"
@@ -272,6 +255,7 @@ class EnginePool:
     def _watch(self) -> None:
         while not self._closing:
             time.sleep(WATCH_S)
+            self._door.send_away_the_silent()
             with self._changed:
                 self._check_deadlines()
 

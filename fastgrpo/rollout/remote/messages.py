@@ -1,35 +1,26 @@
 """The messages between the pool and the engine processes, which travel over an authenticated connection.
 
-Engine processes and their supervisors connect to the pool, so they may be on any host.
+Engine processes and their supervisors connect to the pool, so they may be on any host. Nothing that comes over the
+connection is executed: a message is a value of `fastgrpo.codec`, never a pickle.
 """
 
+import contextlib
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, answer_challenge, deliver_challenge
+from typing import Any
 
+from fastgrpo.codec import decode, encode
+from fastgrpo.rollout.remote.address import Address
 from fastgrpo.rollout.weight_sync import Manifest
-from fastgrpo.types import Request, Response
+from fastgrpo.types import Prompt, Request, Response, Sampling
 
 HEARTBEAT_S = 1.0
 """An engine process sends a message at least this often, between two steps of its engine."""
-HELLO_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the pool listens, and the secret that a peer must know."""
-
-    host: str
-    port: int
-    secret: bytes
-
-    def encode(self) -> str:
-        return f"{self.host} {self.port} {self.secret.hex()}"
-
-    @classmethod
-    def decode(cls, text: str) -> "Address":
-        host, port, secret = text.split()
-        return cls(host, int(port), bytes.fromhex(secret))
+MAX_HELLO_BYTES = 4096
+MAX_MESSAGE_BYTES = 2**31 - 1  # of a peer that has proved who it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,29 +119,48 @@ class Exited:
     reason: str
 
 
+TYPES = (Prompt, Request, Response, Sampling, Submit, Cancel, Join, Receive, End, Restart)
+TYPES_OF_PEERS = (Response, Hello, Alive, Finished, Received, Failed, Exited)
+
+
+def send(connection: Connection, message: Any) -> None:
+    connection.send_bytes(encode(message))
+
+
+def receive(connection: Connection, *, from_peer: bool, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
+    """The next message: to the pool if it is ``from_peer``, else from it. Raises ValueError if it is none, EOFError or
+    OSError if the connection has ended or names more bytes."""
+    return decode(connection.recv_bytes(max_bytes), TYPES_OF_PEERS if from_peer else TYPES)
+
+
+def hang_up(connection: Connection) -> None:
+    """Ends a connection for both sides. ``close`` would not wake a thread that is inside send or receive."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
 def listen(host: str) -> tuple[Listener, int]:
     """A listener on a free port. Its connections are trusted only after `authenticate`."""
     listener = Listener((host, 0), backlog=64)
     return listener, listener.address[1]
 
 
-def authenticate(connection: Connection, secret: bytes) -> Hello:
-    """The first message of a peer that knows the secret. Nothing is unpickled before that is proved.
+def authenticate(connection: Connection, secret: bytes, num_engines: int) -> Hello:
+    """The first message of a peer that knows the secret. Before that is proved nothing that it sends is parsed.
 
-    Raises AuthenticationError, EOFError, OSError or AssertionError for any other peer.
+    Raises AuthenticationError, EOFError, OSError, ValueError or AssertionError for any other peer. It may wait for
+    ever: the caller limits that.
     """
     deliver_challenge(connection, secret)
     answer_challenge(connection, secret)
-    if not connection.poll(HELLO_TIMEOUT_S):
-        raise OSError(f"a peer sent nothing in {HELLO_TIMEOUT_S:g} s")
-    hello = connection.recv()
-    if not isinstance(hello, Hello):
-        raise OSError(f"the first message of a peer must be Hello, got {type(hello).__name__}")
+    hello = receive(connection, from_peer=True, max_bytes=MAX_HELLO_BYTES)
+    if not isinstance(hello, Hello) or not 0 <= hello.engine < num_engines:
+        raise ValueError(f"the first message must be a Hello of an engine below {num_engines}, got {str(hello)[:200]}")
     return hello
 
 
 def connect(address: Address, hello: Hello) -> Connection:
     """Connects to the pool and sends the first message."""
     connection = Client((address.host, address.port), authkey=address.secret)
-    connection.send(hello)
+    send(connection, hello)
     return connection

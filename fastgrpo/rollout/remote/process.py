@@ -14,22 +14,25 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.rollout.engine_protocol import RolloutEngine
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import start_engine
 from fastgrpo.rollout.remote import messages as m
+from fastgrpo.rollout.remote.address import Address
 
 
 @dataclass(frozen=True)
 class Boot:
     """The pool's address, and the engine to start."""
 
-    address: m.Address
+    address: Address
     index: int
     spec: EngineSpec
 
 
 def main() -> int:
+    handle(do_nothing)  # the pool says when it is over
     boot: Boot = pickle.load(sys.stdin.buffer)
     engine = start_engine(boot.spec)
     hello = m.Hello(boot.index, False, this_process(), engine.num_workers, note=not_in_place(engine))
@@ -40,7 +43,7 @@ def main() -> int:
         return 1  # the pool is gone, and reports its own error
     except Exception as error:
         traceback.print_exc()
-        connection.send(m.Failed(f"{type(error).__name__}: {error}"))
+        m.send(connection, m.Failed(f"{type(error).__name__}: {error}"))
         return 1
     return 0
 
@@ -70,13 +73,13 @@ class Server:
             if self._is_drawing():
                 self._step()
             if time.monotonic() - self.last_alive >= m.HEARTBEAT_S:
-                self.connection.send(m.Alive(self.busy_s))
+                m.send(self.connection, m.Alive(self.busy_s))
                 self.busy_s, self.last_alive = 0.0, time.monotonic()
 
     def _handle_messages(self) -> bool:
         """Handles all messages that are there; waits only while there is nothing to draw. Returns False at the end."""
         while self.connection.poll(0 if self._is_drawing() else m.HEARTBEAT_S):
-            message = self.connection.recv()
+            message = m.receive(self.connection, from_peer=False)
             if isinstance(message, m.End):
                 return False
             self._handle(message)
@@ -95,7 +98,7 @@ class Server:
             case m.Join():
                 self._join(message)
             case m.Receive():
-                self.connection.send(self._receive(message))
+                m.send(self.connection, self._receive(message))
             case _:
                 raise RuntimeError(f"an engine does not know the message {type(message).__name__}")
 
@@ -104,7 +107,7 @@ class Server:
         finished = self.engine.step()
         self.busy_s += time.monotonic() - began
         if finished:
-            self.connection.send(m.Finished(finished))
+            m.send(self.connection, m.Finished(finished))
 
     def _join(self, join: m.Join) -> None:
         try:

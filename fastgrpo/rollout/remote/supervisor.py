@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from multiprocessing import AuthenticationError
 from pathlib import Path
 
 import torch.distributed as dist
 
+from fastgrpo.command_line import exit_codes
+from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.config import Config
 from fastgrpo.ranks import Role, meet
 from fastgrpo.ranks.children import die_with_parent
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.remote import messages as m
+from fastgrpo.rollout.remote.address import Address, find
 from fastgrpo.rollout.remote.process import Boot, this_process
 
 POOL, OVER = "engine_pool", "over"
@@ -30,21 +34,31 @@ LOG_CHARACTERS = 2000  # of the end of an engine's log, in which the reason of i
 
 def supervise(config: Config, role: Role, device_type: str) -> int:
     """Runs until the end, and returns the exit code: 0 when the run is over, 1 when the trainer was lost."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the trainer ends a run, and tells this rank
+    handle(do_nothing)  # the trainer ends a run, and tells this rank
     store = meet(timedelta(seconds=config.parallel.timeout_s))
     index, shard = divmod(role.index, config.rollout.tensor_parallel)
     try:
         address = _wait_for(store, POOL)
         if address is None:
-            return 0
+            return exit_codes.DONE
         if shard > 0:  # another rank's engine uses this rank's GPU
             _wait_for(store, OVER)
-            return 0
-        return _Supervisor(m.Address.decode(address.decode()), index, config, device_type).run()
+            return exit_codes.DONE
+        return _Supervisor(find(address.decode(), engines_folder(config)), index, config, device_type).run()
+    except ValueError as error:
+        print(f"fastgrpo: engine {index}: {error}", file=sys.stderr, flush=True)
+        return exit_codes.FAILED
+    except AuthenticationError:
+        print(f"fastgrpo: engine {index}: the pool does not know this rank's secret", file=sys.stderr, flush=True)
+        return exit_codes.FAILED
     except (dist.DistError, EOFError, OSError):
         time.sleep(AFTER_TRAINER_S)
-        return 1  # the trainer is gone: its error message and its exit code are those of the launch
+        return exit_codes.FAILED  # the trainer is gone: its error message and its exit code are those of the launch
+
+
+def engines_folder(config: Config) -> Path:
+    """Where engines write what they print."""
+    return Path(config.run_dir) / "engines"
 
 
 def _wait_for(store: dist.Store, key: str) -> bytes | None:
@@ -59,9 +73,9 @@ def _wait_for(store: dist.Store, key: str) -> bytes | None:
 class _Supervisor:
     """Runs an engine's process, and another one when the pool asks for it."""
 
-    def __init__(self, address: m.Address, index: int, config: Config, device_type: str) -> None:
+    def __init__(self, address: Address, index: int, config: Config, device_type: str) -> None:
         self.boot = Boot(address, index, EngineSpec(config, device_type, "own_process"))
-        self.log = Path(config.run_dir) / "engines" / f"engine_{index}.log"
+        self.log = engines_folder(config) / f"engine_{index}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.connection = m.connect(address, m.Hello(index, True, this_process()))
         self.child: subprocess.Popen[bytes]  # of ``run``
@@ -73,14 +87,14 @@ class _Supervisor:
         try:
             while True:
                 if self.connection.poll(POLL_S):
-                    message = self.connection.recv()
+                    message = m.receive(self.connection, from_peer=False)
                     if isinstance(message, m.End):
-                        return 0
+                        return exit_codes.DONE
                     self._kill()
                     self.child, self.end_reported = self._start(), False
                 elif self.child.poll() is not None and not self.end_reported:
                     self.end_reported = True
-                    self.connection.send(m.Exited(self._process(), self._why()))
+                    m.send(self.connection, m.Exited(self._process(), self._why()))
         finally:
             self._kill()
 

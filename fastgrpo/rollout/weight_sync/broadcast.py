@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 from fastgrpo.rollout.weight_sync.live_weights import LiveWeights
 
 POLL_S = 0.0005
+BACKLOG = 1024  # processes that call before the store answers
 
 Manifest = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """(checkpoint name, shape, dtype on the wire) of every tensor, in the order of a sync."""
@@ -73,8 +75,14 @@ class SyncGroup:
 
 
 def open_store(host: str, size: int, timeout_s: float) -> dist.TCPStore:
-    """The store at which the group meets, on a free port (``store.port``). The sender opens it, and does not wait."""
-    return dist.TCPStore(host, 0, size, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+    """The store at which the group meets, on a free port (``store.port``) of this host's address alone, where torch
+    would listen on all. The sender opens it, and does not wait."""
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    port, timeout = listener.getsockname()[1], timedelta(seconds=timeout_s)
+    return dist.TCPStore(
+        host, port, size, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def find_store(host: str, port: int, size: int, timeout_s: float) -> dist.TCPStore:

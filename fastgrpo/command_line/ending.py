@@ -1,0 +1,69 @@
+"""The signals by which a terminal or a scheduler announces the end, and what a process does about them.
+
+A signal that was ignored when the process started stays ignored, as ``nohup`` means it. SIGQUIT is not announced:
+whoever sends it wants the process to end at once.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from fastgrpo.command_line.exit_codes import of_signal
+
+ANNOUNCING = (
+    signal.SIGTERM,  # Slurm, PBS, Kubernetes, systemd, kill
+    signal.SIGINT,  # Ctrl-C, LSF
+    signal.SIGHUP,  # a closed terminal, a lost ssh
+    signal.SIGUSR1,  # SGE, and what Slurm's --signal is usually given
+    signal.SIGUSR2,  # LSF and SGE, ahead of the end
+    signal.SIGXCPU,  # ulimit -t and queues that limit it; repeated every second
+    *([signal.SIGPWR] if hasattr(signal, "SIGPWR") else []),  # the power fails
+)
+OF_ANYBODY = (signal.SIGUSR1, signal.SIGUSR2)
+"""A recipe or a library may have given these a meaning of its own, which they keep."""
+
+STDERR = 2  # sys.stderr may wait for a lock
+
+
+def announcing() -> tuple[signal.Signals, ...]:
+    """Those that announce the end of this process."""
+    return tuple(s for s in ANNOUNCING if _announces(s))
+
+
+def _announces(number: signal.Signals) -> bool:
+    handler = signal.getsignal(number)
+    if handler is signal.SIG_IGN:
+        return False
+    return number not in OF_ANYBODY or handler in (signal.SIG_DFL, end_in_a_line, do_nothing)
+
+
+def handle(handler: "Callable[[int, FrameType | None], Any] | signal.Handlers") -> None:
+    """Makes this the answer to every signal that announces the end."""
+    for number in announcing():
+        signal.signal(number, handler)
+
+
+def end_in_a_line(number: int, _: FrameType | None) -> None:
+    """A handler that ends the process with one line and 128 + the signal, wherever it is.
+
+    An exception would show a traceback, or be caught by code that is not ours.
+    """
+    tell(f"ended by {signal.Signals(number).name}; what is saved is whole")
+    os._exit(of_signal(number))
+
+
+def do_nothing(number: int, _: FrameType | None) -> None:
+    """A handler for processes that serve a run, which tells them when it is over.
+
+    A scheduler signals all processes of a job, and the run still needs them. Not SIG_IGN, which the programs that they
+    start would inherit.
+    """
+
+
+def tell(text: str) -> None:
+    """Says it on standard error, also from a handler of signals; whoever cannot hear it does not matter."""
+    with contextlib.suppress(OSError):
+        os.write(STDERR, f"fastgrpo: {text}\n".encode())

@@ -1,0 +1,23 @@
+"""A launch on one machine, of which nothing can be reached from another."""
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+LOOPBACK = "127.0.0.1"
+LOOPBACK_INTERFACE = "lo"
+
+
+def is_on_one_machine() -> bool:
+    """Whether all ranks of this launch are on one node, as the launcher tells."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    return os.environ.get("LOCAL_WORLD_SIZE", count) == count
+
+
+def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:
+    """Makes gloo, NCCL and vLLM listen on loopback alone, which they would do on the interface of the host's name.
+    What the user has set stays."""
+    if any(name == LOOPBACK_INTERFACE for _, name in socket.if_nameindex()):
+        environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
+        environment.setdefault("NCCL_SOCKET_IFNAME", LOOPBACK_INTERFACE)
+    environment.setdefault("VLLM_HOST_IP", LOOPBACK)
