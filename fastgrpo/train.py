@@ -106,7 +106,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.rollout.remote.engine_pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
     from fastgrpo.run.checkpoint import CheckpointError
-    from fastgrpo.run.setup import train
+    from fastgrpo.run.setup import CannotStart, train
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0
@@ -137,7 +137,10 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         code = exit_codes.FAILED
         if is_first:
             print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
-    except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
+    except CannotStart as error:  # of one rank alone, as what follows: the launcher ends the others
+        print(f"fastgrpo: rank {launched_ranks()[0]} cannot start: {error}", file=sys.stderr)
+        return exit_codes.REFUSED
+    except OSError as error:  # as a full disk is
         print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
         return exit_codes.FAILED
     if is_first:

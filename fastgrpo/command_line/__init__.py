@@ -1,4 +1,4 @@
-"""What the commands share: how they begin and end, exit codes, the name that was meant, and paths as people write them."""
+"""What the commands share: how they begin and end, exit codes, the name that was meant, paths as people write them."""
 
 from fastgrpo.command_line import exit_codes
 from fastgrpo.command_line.command import run_command

@@ -81,19 +81,20 @@ class FolderLock:
         _OPEN.add(self)
 
     def _take(self) -> None:
-        began, has_said = time.monotonic(), False
-        while not self._lock(fcntl.LOCK_EX):
+        began, has_said, mine = time.monotonic(), False, None
+        while True:
+            if self._lock(fcntl.LOCK_EX):
+                mine = self._sign()
+                # From now on shared with the other ranks. The kernel lets go before it locks anew: another may be faster.
+                if self._lock(fcntl.LOCK_SH):
+                    return
             holder, waited_s = self._holder(), time.monotonic() - began
-            if _is_alive(holder) or waited_s > WAIT_S:
+            if (holder != mine and _is_alive(holder)) or waited_s > WAIT_S:
                 raise ValueError(self._refusal(holder))
             if waited_s > SAID_AFTER_S and not has_said:
                 self.say(f"waiting for the last processes of another run in {self.folder} to end")
                 has_said = True
             time.sleep(POLL_S)
-        self._sign()
-        # From now on shared with the other ranks. The kernel lets go before it locks again: another may be faster.
-        if not self._lock(fcntl.LOCK_SH):
-            raise ValueError(self._refusal(self._holder()))
 
     def _lock(self, kind: int) -> bool:
         """Whether this process has the lock now."""
@@ -111,10 +112,15 @@ class FolderLock:
                 )
         return True
 
-    def _sign(self) -> None:
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    def _sign(self) -> dict[str, Any]:
+        holder: dict[str, Any] = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, json.dumps(holder).encode(), 0)
+        return holder
 
     def _holder(self) -> dict[str, Any]:
         """What the file says; empty while its holder is about to write."""

@@ -18,6 +18,7 @@ from fastgrpo.policy.policy import load_policy, sequence_cost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
+from fastgrpo.ranks.lock import in_words
 from fastgrpo.recipe import Recipe
 from fastgrpo.rewards import MADE_UP, Item, VerifierPool
 from fastgrpo.rollout.engines import check_engine, engine_kind
@@ -35,17 +36,25 @@ from fastgrpo.trainer import Trainer
 from fastgrpo.types import Sampling
 
 
+class CannotStart(Exception):
+    """The system refuses what the start of a run needs, on this rank alone: the others do not know of it."""
+
+
 def train(recipe: Recipe, config: Config, ranks: Ranks) -> None:
     """Does the whole run.
 
-    Raises Refused for what the user can mend, before training begins and mostly before weights load.
+    Raises Refused for what the user can mend, before training begins and mostly before weights load; CannotStart for
+    what the system refuses this rank in the meantime.
     """
     folder = RunFolder(Path(config.run_dir))
     if not (ranks.is_first and sys.stdout.isatty()):
         disable_progress_bar()
     with Display(config.steps, quiet=not ranks.is_first) as display, contextlib.ExitStack() as ends:
         with ranks.watchdog.phase("start", config.deadline.start_s):
-            run = start(recipe, config, folder, ranks, display, ends)
+            try:
+                run = start(recipe, config, folder, ranks, display, ends)
+            except OSError as error:
+                raise CannotStart(in_words(error)) from error
         run.resume_or_start()
         run.steps()
         with ranks.watchdog.phase("checkpoint", config.deadline.checkpoint_s):
