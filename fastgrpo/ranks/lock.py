@@ -85,7 +85,7 @@ class FolderLock:
         while True:
             if self._lock(fcntl.LOCK_EX):
                 mine = self._sign()
-                # From now on shared with the other ranks. The kernel lets go before it locks anew: another may be faster.
+                # Shared with the other ranks from now on. The kernel lets go before it locks anew: another may be faster.
                 if self._lock(fcntl.LOCK_SH):
                     return
             holder, waited_s = self._holder(), time.monotonic() - began
@@ -113,11 +113,8 @@ class FolderLock:
         return True
 
     def _sign(self) -> dict[str, Any]:
-        holder: dict[str, Any] = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, json.dumps(holder).encode(), 0)
         return holder
