@@ -96,7 +96,7 @@ class Pairs:
             moment, times = self.chance.choice([("start", 1), ("load", 1), *(("step", n) for n in (1, 2, 3))])
             while first.poll() is None and first.times(moment) < times:
                 time.sleep(0.002)
-        time.sleep(self.chance.uniform(0.0, 0.3 if kind.during else 0.5))
+        time.sleep(self.chance.choice([0.0, self.chance.uniform(0.0, 0.5)]))
         second = self.start(runs, "second", kind.second)
         first.wait(LIMIT_S)
         has_begun = any(mark["moment"] not in ("start", "load") for mark in second.marks())

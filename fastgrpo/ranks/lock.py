@@ -85,7 +85,7 @@ class FolderLock:
         while True:
             if self._lock(fcntl.LOCK_EX):
                 mine = self._sign()
-                # Shared with the other ranks from now on. The kernel lets go before it locks anew: another may be faster.
+                # Shared with the other ranks from now on. The kernel lets go before it locks anew: one may be faster.
                 if self._lock(fcntl.LOCK_SH):
                     return
             holder, waited_s = self._holder(), time.monotonic() - began
