@@ -13,6 +13,7 @@ from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
+from fastgrpo.ranks.limits import require_open_files
 from fastgrpo.ranks.one_machine import is_on_one_machine
 from fastgrpo.ranks.secret import launch_secret
 from fastgrpo.recipe import Recipe
@@ -47,6 +48,7 @@ def command(arguments: Sequence[str]) -> int:
         if config.dry_run:
             return _dry_run(recipe, config, num_ranks)
         require_trackers(config.track)
+        require_open_files()
         num_ranks = num_ranks or default_num_ranks()
         role = Role.of(0, num_ranks, 0, num_ranks, config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             launched = (count, int(os.environ.get("LOCAL_WORLD_SIZE", count))) if "WORLD_SIZE" in os.environ else ()
             return _dry_run(recipe, config, *launched) if is_first else exit_codes.DONE
         ignore_lost_output()
+        require_open_files()
         launch_secret()  # out of the environment before there are children
         role = Role.of_this_rank(config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)

@@ -1,13 +1,16 @@
 """Which runs a folder lets go on, what it says of broken ones, and what an --overwrite leaves."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from fastgrpo import __version__
 from fastgrpo.config import Config
@@ -270,6 +273,26 @@ def test_a_run_that_is_at_work_is_let_alone_and_other_data_are_noticed(train, ca
     assert "train: other prompts or answers, the first of them in row 0" in capfd.readouterr().err
     rows.write_text("".join(lines))
     assert train("--resume", "--steps", "2", "--data.held_out", "") == 0
+
+
+def test_too_few_open_files_are_refused_in_words(train, monkeypatch, capfd):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (16, 4096))
+    assert train() == 2
+    assert "may have 16 files open here, and a rank needs 64 at least: raise the limit" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["example_of", "fit"])  # where ranks agree, and where they do not
+def test_what_the_system_refuses_a_start_is_said_and_no_resume_is_advised(place, train, monkeypatch, capfd):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system", "a")
+
+    monkeypatch.setattr(setup, place, refuse)
+    assert train("--data.held_out", "") == 2
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    said = capfd.readouterr().err
+    assert "a: Read-only file system: take a folder that this user may write in" in said
+    assert "--resume" not in said and "Traceback" not in said
 
 
 def test_an_older_run_is_refused_before_weights_load_and_still_has_its_report(train, monkeypatch, capfd):
