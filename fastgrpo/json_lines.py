@@ -1,5 +1,6 @@
 """The figures of a run, as lines of JSON that survive a kill and continue without a gap or a repeat."""
 
+import errno
 import json
 import math
 import os
@@ -15,10 +16,12 @@ class JsonLines:
         self.path = path
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Writes whole lines in one go; a number that is not finite becomes null, which JSON can hold."""
+        """Writes whole lines in one go, to the disk; a number that is not finite becomes null, which JSON can hold."""
         lines = "".join(json.dumps(_finite(r), ensure_ascii=False) + "\n" for r in records)
         with self.path.open("a", encoding="utf-8", errors="surrogatepass") as file:
             file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records."""
@@ -51,10 +54,25 @@ class JsonLines:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces the file in one rename: a reader sees the old or the new one."""
+    """Replaces the file in one rename: a reader sees the old or the new one, and so does who comes after a loss of
+    power."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    to_disk(partial)
     partial.replace(path)
+    to_disk(path.parent)
+
+
+def to_disk(path: Path) -> None:
+    """Returns when the content of a file, or the names in a folder, are on the disk and not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise  # some network file systems keep names in another way than files, and refuse this for folders
+    finally:
+        os.close(handle)
 
 
 def _finite(value: Any) -> Any:
