@@ -74,7 +74,7 @@ def _flat(facts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{name}.")
         elif name not in _OF_A_FOLDER:
-            yield path + name, value
+            yield f"{path}{name}", value
 
 
 def _differing(loaded: Mapping[str, Any], trained: Mapping[str, Any], what: str) -> list[str]:
