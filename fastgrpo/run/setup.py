@@ -93,9 +93,9 @@ def start(
 
 
 def make_exporter(config: Config, trainer: Trainer, dtype: torch.dtype, display: Display) -> Exporter:
-    """What writes exports, tried out: a run must not find at its first checkpoint that it cannot write any."""
+    """What writes exports, tried out on the first rank: a run must not find at its first checkpoint that it cannot."""
     exporter = Exporter(config.model, trainer.learner.policy.model, dtype)
-    for note in exporter.try_out():
+    for note in exporter.prepare() if trainer.ranks.is_first else ():
         display.say(note)
     return exporter
 

@@ -43,7 +43,7 @@ def write_export(
 ) -> tuple[Exporter, dict[str, torch.Tensor]]:
     """Returns what wrote it, and the weights that it was given."""
     exporter = Exporter(ModelConfig(path=str(base)), model, dtype)
-    exporter.try_out()
+    exporter.prepare()
     policy: Any = SimpleNamespace(model=model)
     weights = exporter.gather(policy, keep=True)
     exporter.write(folder, weights)

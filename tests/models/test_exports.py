@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastgrpo.config import ModelConfig
 from fastgrpo.run.checkpoint import Exporter, export
+from fastgrpo.run.checkpoint.base_files import base_files
 from tests.models.exports import as_base, export_differs, names_in, trained, write_export
+from tests.run.test_hub import cached
 
 SMALL = {
     "vocab_size": 64,
@@ -120,6 +123,7 @@ def test_many_bytes_come_in_several_files(tmp_path, monkeypatch):
 def test_a_base_that_is_gone_is_still_exported(tmp_path):
     base = as_base(small("qwen2"), tmp_path / "base")
     exporter = Exporter(ModelConfig(path=str(base)), trained(base), torch.float32)
+    exporter.prepare()
     base.rename(tmp_path / "elsewhere")
     exporter.write(tmp_path / "hf", dict(exporter.model.state_dict()))
     assert (tmp_path / "hf" / "tokenizer.json").exists()
@@ -131,7 +135,7 @@ def test_tensors_that_the_model_does_not_use_are_said_to_be_left_out(tmp_path):
     model.mtp = torch.nn.Linear(2, 2, bias=False)
     model.save_pretrained(base)
     exporter = Exporter(ModelConfig(path=str(base)), trained(base), torch.float32)
-    assert exporter.try_out() == [f"exports leave out mtp.weight of {base}: the model does not use it"]
+    assert exporter.prepare() == [f"exports leave out mtp.weight of {base}: the model does not use it"]
 
 
 def test_a_model_that_cannot_be_written_is_refused_in_words(tmp_path):
@@ -140,7 +144,7 @@ def test_a_model_that_cannot_be_written_is_refused_in_words(tmp_path):
     with pytest.raises(
         ValueError, match="a Qwen2ForCausalLM cannot be exported, and so no checkpoint could be written"
     ):
-        Exporter(ModelConfig(path=str(base)), trained(base), torch.float32).try_out()
+        Exporter(ModelConfig(path=str(base)), trained(base), torch.float32).prepare()
 
 
 @pytest.mark.parametrize(
@@ -176,3 +180,44 @@ def test_without_the_memory_to_load_it_names_and_shapes_are_compared(tmp_path, m
     assert exporter.differences(folder, weights) == []
     exporter.write(folder, {n: w for n, w in weights.items() if n != "model.norm.weight"})
     assert exporter.differences(folder, weights) == ["model.norm.weight"]
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_of_a_test"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_is_exported_with_it(tmp_path):
+    base = as_base(small("llama"), tmp_path / "base_with_code")
+    (base / "modeling_own.py").write_text(CODE)
+    code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "own_of_a_test", "auto_map": code, "architectures": ["OwnForCausalLM"]}
+    (base / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True, dtype=torch.float32)
+    assert type(model).__name__ == "OwnForCausalLM"
+
+    exporter = Exporter(ModelConfig(path=str(base), trust_remote_code=True), model, torch.float32)
+    assert exporter.prepare() == []
+    weights = dict(model.named_parameters())
+    exporter.write(tmp_path / "exported_with_code", weights)
+    assert json.loads((tmp_path / "exported_with_code" / "config.json").read_text()) == config
+    assert exporter.differences(tmp_path / "exported_with_code", weights) == []
+
+
+def test_the_files_of_a_hub_id_come_from_its_cache(tmp_path, monkeypatch):
+    base = as_base(small("llama"), tmp_path / "base")
+    (base / "preprocessor_config.json").write_text("{}")
+    cache = tmp_path / "cache"
+    cached(cache, "some/model", "models", base)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = base_files("some/model")
+    assert found.keys() == {f.name for f in base.iterdir()} - {"model.safetensors"}
+    assert all(content == (base / name).read_bytes() for name, content in found.items())

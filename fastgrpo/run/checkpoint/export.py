@@ -29,33 +29,37 @@ class Exporter:
 
     def __init__(self, base: ModelConfig, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self.base, self.model, self.dtype = base, model, dtype
-        self.files = base_files(base.path)
-        config = _config_of(json.loads(self.files["config.json"]), model, dtype)
-        self.files["config.json"], self.has_code = _text(config), "auto_map" in config
-        self.shapes: Shapes = {}  # of an export's tensors, by their names there
+        self.files: dict[str, bytes] = {}  # of an export, besides its weights, by their names
+        self.shapes: Shapes = {}  # of its tensors, by theirs
 
-    def try_out(self) -> list[str]:
-        """Writes and reads back all but the weights, which are on the meta device here. Returns what is worth a line.
+    def prepare(self) -> list[str]:
+        """Reads what exports have of the base, and tries an export out with weights on the meta device. Returns what is
+        worth a line. To be called by who writes.
 
         Raises ValueError if an export could not be written.
         """
         name = type(self.model).__name__
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ValueError(f"the weights of this {name} are quantized, and whole ones are trained: give those")
+        try:
+            self.files = base_files(self.base.path)
+            config = _config_of(json.loads(self.files["config.json"]), self.model, self.dtype)
+            self.files["config.json"] = _text(config)
+            self.shapes = self._shapes()
+            if "auto_map" not in config:  # code, which the start has run already, from the base
+                self._read_back()
+        except Exception as error:
+            raise ValueError(
+                f"a {name} cannot be exported, and so no checkpoint could be written: {type(error).__name__}: {error}"
+            ) from error
+        unused = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
+        return [f"exports leave out {some(unused)} of {self.base.path}: the model does not use it"] if unused else []
+
+    def _read_back(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                self.shapes = self._shapes()
-                self._write_files(Path(folder))
-                if not self.has_code:  # which the start has run already, from the base
-                    AutoConfig.from_pretrained(folder)
-                    load_tokenizer(folder)
-            except Exception as error:
-                raise ValueError(
-                    f"a {name} cannot be exported, and so no checkpoint could be written: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-        unlike = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
-        return [f"exports leave out {some(unlike)} of {self.base.path}: the model does not use it"] if unlike else []
+            self._write_files(Path(folder))
+            AutoConfig.from_pretrained(folder)
+            load_tokenizer(folder)
 
     def _shapes(self) -> Shapes:
         weights = {n: torch.empty(w.shape, dtype=w.dtype, device="meta") for n, w in self.model.state_dict().items()}

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 _OF_A_FOLDER = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"}
 """What a configuration says of its file, or of a session, and not of the model's function."""
@@ -33,6 +34,7 @@ def reload_differences(
     It takes the memory of the weights in float32, which is the dtype that a thread can load in without changing the
     default dtype of all.
     """
+    disable_progress_bar()  # of loading, which would run through the display of steps
     result: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
     )
