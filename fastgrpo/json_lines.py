@@ -16,10 +16,12 @@ class JsonLines:
         self.path = path
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Writes whole lines in one go; a number that is not finite becomes null, which JSON can hold."""
+        """Writes whole lines in one go, to the disk; a number that is not finite becomes null, which JSON can hold."""
         lines = "".join(json.dumps(_finite(r), ensure_ascii=False) + "\n" for r in records)
         with self.path.open("a", encoding="utf-8", errors="surrogatepass") as file:
             file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records."""
@@ -38,11 +40,6 @@ class JsonLines:
             end += length
         if self.path.exists():
             os.truncate(self.path, end)  # one call: a kill leaves the old file or the new one
-
-    def sync(self) -> None:
-        """Makes sure that what was written outlives a power loss."""
-        if self.path.exists():
-            _sync(self.path)
 
     def _whole_lines(self) -> Iterator[tuple[dict[str, Any], int]]:
         """The records with their lengths in bytes; a last line that a kill tore is left out."""
@@ -80,24 +77,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces the file in one rename: a reader sees the old or the new one, also after a power loss."""
+    """Replaces the file in one rename: a reader sees the old or the new one, and so does who comes after a loss of
+    power."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(partial)
+    to_disk(partial)
     partial.replace(path)
-    _sync(path.parent)
+    to_disk(path.parent)
 
 
-def _sync(path: Path) -> None:
-    """Waits until the disk has a file, or the names in a folder, where the file system can do that for folders."""
-    descriptor = os.open(path, os.O_RDONLY)
+def to_disk(path: Path) -> None:
+    """Returns when the content of a file, or the names in a folder, are on the disk and not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():
-            raise
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise  # some network file systems keep names in another way than files, and refuse this for folders
     finally:
-        os.close(descriptor)
+        os.close(handle)
 
 
 def _finite(value: Any) -> Any:

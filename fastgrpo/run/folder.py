@@ -1,7 +1,6 @@
 """The folder of a run: what it holds, and whether a new run may use it."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from fastgrpo import __version__
 from fastgrpo.config import Config, differences, expanded_settings, flatten
 from fastgrpo.json_lines import JsonLines, read_json, write_json
 from fastgrpo.ranks.lock import LOCK, FolderLock, in_words
+from fastgrpo.run.checkpoint import remove
 from fastgrpo.run.same_data import DataFacts, other_data
 
-FORMAT = 3
+FORMAT = 4
 """Version of what a run leaves for its continuation: the settings in run.json and what checkpoints hold.
 
 To be raised when a run that an earlier version started could not go on: a setting that is not free on resume was added,
@@ -86,11 +86,6 @@ class RunFolder:
             self._clear(say)
         write_json(self.facts, {"format": FORMAT, "fastgrpo": __version__, **facts, "config": self._settings(config)})
         (self.path / CLEARING).unlink(missing_ok=True)
-
-    def sync(self) -> None:
-        """Makes sure that what was recorded outlives a power loss, as a checkpoint does that comes after it."""
-        self.rollouts.sync()
-        self.metrics.sync()
 
     def _settings(self, config: Config) -> dict[str, Any]:
         """The settings as a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
@@ -177,7 +172,7 @@ class RunFolder:
             if path.is_symlink():
                 say(f"{path} was a link to {path.readlink()}, where everything stays as it is")
             try:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                remove(path)
             except OSError as error:
                 raise ValueError(
                     f"--overwrite cannot remove the old run: {in_words(error)}; then --overwrite once more"

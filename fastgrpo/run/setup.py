@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm import Algorithm
@@ -24,7 +25,7 @@ from fastgrpo.rewards import MADE_UP, Item, VerifierPool
 from fastgrpo.rollout.engines import check_engine, engine_kind
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.start_rollouts import start_rollouts
-from fastgrpo.run.checkpoint import Checkpointer
+from fastgrpo.run.checkpoint import Checkpointer, Exporter
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.inputs import Inputs, load_inputs
@@ -97,12 +98,21 @@ def start(
     recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
+    exporter = ranks.together(lambda: make_exporter(config, trainer, dtype, display))
     ranks.together(lambda: begin_folder(recipe, config, folder, ranks, data, display))
-    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
+    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, exporter, display.say)
     schedule = RunSchedule(algorithm, config, streams)
     run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
     ends.push(run.end_trackers)
     return run
+
+
+def make_exporter(config: Config, trainer: Trainer, dtype: torch.dtype, display: Display) -> Exporter:
+    """What writes exports, tried out on the first rank: a run must not find at its first checkpoint that it cannot."""
+    exporter = Exporter(config.model, trainer.learner.policy.model, dtype)
+    for note in exporter.prepare() if trainer.ranks.is_first else ():
+        display.say(note)
+    return exporter
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
