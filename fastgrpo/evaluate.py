@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RankFailed as error:
         return _say(f"stopped: {error}", exit_codes.FAILED)
     except OSError as error:  # as a full disk is
+        if settings.compare and isinstance(error, BrokenPipeError):
+            raise  # nobody reads the comparison any more
         return _say(f"stopped: {error}; when that is mended, the same command goes on from here", exit_codes.FAILED)
     return exit_codes.DONE
 

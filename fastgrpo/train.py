@@ -41,6 +41,7 @@ def command(arguments: Sequence[str]) -> int:
 
     Returns the exit code, of ``fastgrpo.command_line.exit_codes``.
     """
+    _go_on_unheard(arguments)
     try:
         num_ranks, arguments = take_ranks(arguments)
         recipe, config, settings = asked_run(arguments)
@@ -58,7 +59,6 @@ def command(arguments: Sequence[str]) -> int:
             require_inputs(recipe.algorithm.configs(config))
     except ValueError as error:
         return _refuse(error)
-    ignore_lost_output()
     return launch([str(recipe.path), *settings], num_ranks)
 
 
@@ -66,13 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as one rank of a launch. Returns the exit code, as ``command`` does."""
     rank, count = launched_ranks()
     is_first = rank == 0
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _go_on_unheard(arguments)
     try:
-        recipe, config, _ = asked_run(sys.argv[1:] if arguments is None else arguments, is_first)
+        recipe, config, _ = asked_run(arguments, is_first)
         engine_kind(config.rollout.engine)
         if config.dry_run:
             launched = (count, int(os.environ.get("LOCAL_WORLD_SIZE", count))) if "WORLD_SIZE" in os.environ else ()
             return _dry_run(recipe, config, *launched) if is_first else exit_codes.DONE
-        ignore_lost_output()
         require_open_files()
         launch_secret()  # out of the environment before there are children
         role = Role.of_this_rank(config.rollout.gpus)
@@ -85,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _refuse(error, is_first)
     return _train(recipe, config, device, role)
+
+
+def _go_on_unheard(arguments: Sequence[str]) -> None:
+    """Trains even if nobody reads what it prints; an answer to --help or --dry_run is made to be read."""
+    if not any(a.partition("=")[0] in ("-h", "--help", "--dry_run", "--dry-run") for a in arguments):
+        ignore_lost_output()
 
 
 def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None = None, per_node: int | None = None) -> int:

@@ -1,14 +1,24 @@
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from fastgrpo.command_line.ending import ANNOUNCING, put_back
 from fastgrpo.train import main
 from tests.rewards.server import Server
 
 TINY = Path(__file__).parent / "tiny_recipe.py"
+
+
+@pytest.fixture(autouse=True)
+def answers_to_signals():
+    """What a test makes of signals that announce the end is over with it."""
+    before = {number: signal.getsignal(number) for number in ANNOUNCING}
+    yield
+    put_back(before)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import psutil
 
 from fastgrpo import train
 from fastgrpo.command_line.command import run_command
+from fastgrpo.command_line.ending import handle
 from fastgrpo.ranks.children import die_with_parent
 from fastgrpo.ranks.launch import launch
 from fastgrpo.ranks.secret import launch_secret
@@ -193,6 +194,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 def _start_rank(arguments: Sequence[str], environment: dict[str, str], listener: socket | None) -> Fork:
     def rank() -> int:
+        handle(signal.SIG_DFL)  # a process that is started anew does not have its launcher's answers
         os.setsid()
         os.environ.clear()
         os.environ.update(environment)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fastgrpo.command_line.ending import announcing, end_in_a_line, handle
+from fastgrpo.command_line.ending import end_in_a_line, handle
 from fastgrpo.command_line.pipe import quiet_when_unread
 from fastgrpo.command_line.streams import open_closed_streams
 
@@ -20,6 +20,5 @@ def run_command(main: Callable[[], int], *, is_rank: bool = False) -> NoReturn:
     handle(signal.SIG_DFL if is_rank else end_in_a_line)
     with quiet_when_unread():
         code = main()
-    for number in announcing():  # the code says what became of the work, and no late signal changes it
-        signal.signal(number, signal.SIG_IGN)
+    handle(signal.SIG_IGN)  # the code says what became of the work, and no late signal changes it
     sys.exit(code)

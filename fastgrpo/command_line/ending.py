@@ -7,7 +7,6 @@ whoever sends it wants the process to end at once.
 import contextlib
 import os
 import signal
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -28,6 +27,10 @@ OF_ANYBODY = (signal.SIGUSR1, signal.SIGUSR2)
 STDERR = 2  # sys.stderr may wait for a lock
 
 
+_answers: dict[int, Any] = {}
+"""The handlers that were set here."""
+
+
 def announcing() -> tuple[signal.Signals, ...]:
     """Those that announce the end of this process."""
     return tuple(s for s in ANNOUNCING if _announces(s))
@@ -37,12 +40,19 @@ def _announces(number: signal.Signals) -> bool:
     handler = signal.getsignal(number)
     if handler is signal.SIG_IGN:
         return False
-    return number not in OF_ANYBODY or handler in (signal.SIG_DFL, end_in_a_line, do_nothing)
+    return number not in OF_ANYBODY or handler in (signal.SIG_DFL, _answers.get(number))
 
 
-def handle(handler: "Callable[[int, FrameType | None], Any] | signal.Handlers") -> None:
-    """Makes this the answer to every signal that announces the end."""
-    for number in announcing():
+def handle(handler: Any) -> dict[signal.Signals, Any]:
+    """Makes this the answer to every signal that announces the end. Returns the answers before, for `put_back`."""
+    before = {number: signal.getsignal(number) for number in announcing()}
+    put_back(dict.fromkeys(before, handler))
+    return before
+
+
+def put_back(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        _answers[number] = handler
         signal.signal(number, handler)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from fastgrpo.command_line.ending import announcing, end_in_a_line, handle
+from fastgrpo.command_line.ending import end_in_a_line, handle, put_back
 
 ANSWER_S = 1.0
 """Launchers answer a Ctrl-C with signals of their own within this time; a later Ctrl-C is a person's."""
@@ -39,24 +39,21 @@ def signals_noted() -> Iterator[NotedSignals]:
     Interrupted: then the process is about to end with its state saved, which further signals must not change.
     """
     noted = NotedSignals()
-    before = {s: signal.getsignal(s) for s in announcing()}
 
     def answer(number: int, frame: FrameType | None) -> None:
         if noted.is_second_ctrl_c(number):
             end_in_a_line(number, frame)
         noted.note(number)
 
-    handle(answer)
-    is_saved = False
+    before, is_saved = handle(answer), False
     try:
         yield noted
     except Interrupted:
         is_saved = True
         raise
     finally:
-        for number, handler in before.items():
-            if not is_saved:
-                signal.signal(number, handler)
+        if not is_saved:
+            put_back(before)
 
 
 def stop_if_noted(noted: Sequence[signal.Signals]) -> None:

@@ -6,25 +6,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
 
-from fastgrpo.ranks import launch
+from fastgrpo.command_line.ending import ANNOUNCING
+from fastgrpo.ranks import launch, meet, signals
+from fastgrpo.ranks.rendezvous import LISTENER
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def own_signals():
-    """What a launcher in this process does with signals ends with the test."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def fastgrpo(*arguments: str, **options) -> "subprocess.CompletedProcess[str]":
@@ -32,7 +29,7 @@ def fastgrpo(*arguments: str, **options) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
 
 
-def test_ranks_refuse_by_themselves_what_torchrun_starts_them_with_and_say_it_once(capfd, own_signals):
+def test_ranks_refuse_by_themselves_what_torchrun_starts_them_with_and_say_it_once(capfd):
     assert launch.launch([str(TINY), "--data.prompts_per_step", "7"], num_ranks=2) == 2
     assert capfd.readouterr().err.count("cannot be split into") == 1
 
@@ -107,13 +104,69 @@ def test_a_rank_that_the_kernel_does_not_let_go_of_does_not_keep_the_launcher(mo
     stuck.wait()
 
 
-def test_a_port_that_is_taken_meanwhile_is_named(monkeypatch, capfd, tmp_path, own_signals):
-    """By someone whom the second rank then waits for a word of."""
-    monkeypatch.setattr(launch, "GRACE_S", 0.5)
+def test_a_rank_that_waits_for_a_killed_one_is_told_to_end(monkeypatch, capfd):
+    monkeypatch.setattr(launch, "GRACE_S", 60.0)
+    waiting, killed = children_of("sleep 1000", "sleep 1000")
+    killed.kill()
+    assert launch._wait([waiting, killed]) == 128 + signal.SIGKILL
+    assert waiting.returncode == -signal.SIGTERM
+    assert capfd.readouterr().err == "fastgrpo: rank 1 was ended by signal 9\n"
+
+
+def launched(*commands: str, then: Callable[[], None]) -> int:
+    """The exit code of a launch whose ranks are these commands, in which something happens."""
+    rest = iter(commands)
+    threading.Timer(0.3, then).start()
+    return launch.launch([], len(commands), lambda *_: children_of(next(rest))[0])
+
+
+@pytest.mark.parametrize("number", ANNOUNCING)
+def test_every_announced_end_is_told_to_the_ranks_as_sigterm(monkeypatch, number, capfd):
+    monkeypatch.setattr(launch, "CAUSE_S", 0.05)
+    assert launched("sleep 1000", "sleep 1000", then=lambda: os.kill(os.getpid(), number)) == 128 + number
+    assert capfd.readouterr().err == (
+        f"fastgrpo: ended by {number.name}; what is saved is whole, and --resume goes on from there\n"
+    )
+
+
+def test_ranks_that_saved_give_the_code(capfd):
+    saving = "python3 -c 'import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print(); signal.pause()'"
+    assert launched(saving, then=lambda: time.sleep(1) or os.kill(os.getpid(), signal.SIGHUP)) == 75
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(monkeypatch, capfd):
+    monkeypatch.setattr(signals, "ANSWER_S", 0.1)
+
+    def press_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    deaf = "python3 -c 'import signal; signal.signal(15, signal.SIG_IGN); [signal.pause() for _ in range(9)]'"
+    assert launched(deaf, deaf, then=press_twice) == 128 + signal.SIGINT
+    assert capfd.readouterr().err.count("ended by SIGINT, at once after a second Ctrl-C") == 1
+
+
+def rendezvous(monkeypatch, port: int, **launched: str) -> dist.Store:
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", **launched}
+    for name, value in {**names, "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    return meet(timedelta(seconds=5))
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(launch, "free_port", lambda: port)
-        assert launch.launch([str(TINY), "--runs_dir", str(tmp_path)], num_ranks=2) == 2
-    said = capfd.readouterr().err
-    assert f"rank 0 cannot meet the others at 127.0.0.1:{port}" in said and "EADDRINUSE" in said
-    assert "Traceback" not in said
+        with pytest.raises(ValueError, match=f"rank 0 cannot meet the others at 127.0.0.1:{port} .*in use"):
+            rendezvous(monkeypatch, port)
+
+
+def test_on_one_machine_ranks_meet_on_loopback_alone(monkeypatch):
+    """At the launcher's socket, or at one of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        port = given.getsockname()[1]
+        monkeypatch.setenv(LISTENER, str(os.dup(given.fileno())))
+        stores = [rendezvous(monkeypatch, port), rendezvous(monkeypatch, launch.free_port())]
+    listening = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(listening) >= len(stores) and set(listening) == {"127.0.0.1"}
