@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,10 @@ class Pairs:
         return Launch([str(TINY), "--runs_dir", str(runs), *SETTINGS, *more], 2, runs / f"{name}.log")
 
     def pair(self, kind: Kind) -> None:
-        """One pair. One whose second start came after the first run's end shows nothing and is done once more."""
+        """One pair, in either order. One whose second start came after the first run's end shows nothing and is done
+        once more."""
+        if not kind.during and self.chance.random() < 0.5:
+            kind = replace(kind, first=kind.second, second=kind.first)
         while not self._pair(kind):
             self.done["too late"] += 1
 
@@ -113,7 +116,7 @@ class Pairs:
             self.complain(runs, f"the exit codes are {codes}")
             return
         winner, loser = (first, second) if codes[0] == exit_codes.DONE else (second, first)
-        self.done[f"{kind.name}: the {'first' if winner is first else 'second'} has won"] += 1
+        self.done[f"{kind.name}, won by {'first' if winner is first else 'second'}"] += 1
         said = loser.log.read_text()
         words = [line for line in said.splitlines() if line.startswith("fastgrpo:")]
         found = REFUSED.match(words[0]) if len(words) == 1 else None
