@@ -139,11 +139,15 @@ class EvaluationFolder:
             partial.replace(target)
 
     def _clear(self) -> None:
-        for part in ("problems", "generations", "verdicts"):
-            if (self.path / part).exists():
-                shutil.rmtree(self.path / part)
-        for name in ("behaviours.jsonl", "behaviours.json", "results.json", "results.md", "report.html"):
+        """Responses go last: while there are some, an evaluation that asks for others is refused. Of a link nothing goes
+        but itself."""
+        for name in ("results.json", "results.md", "report.html", "behaviours.json", "behaviours.jsonl"):
             (self.path / name).unlink(missing_ok=True)
+        for part in (self.path / name for name in ("verdicts", "problems", "generations")):
+            if part.is_symlink():
+                part.unlink()
+            elif part.exists():
+                shutil.rmtree(part)
 
     def drawn(self, name: str) -> dict[Key, dict[str, Any]]:
         """The row of each response that a benchmark has."""

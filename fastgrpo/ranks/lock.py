@@ -60,9 +60,9 @@ class FolderLock:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Holds the lock that the first rank of this launch has. Nothing where this rank's machine has no such file."""
+        """Holds the lock that the first rank of this launch has. Nothing where this rank's machine has no folder."""
         try:
-            if self.path.exists():
+            if self.folder.is_dir():  # the file itself may not be seen on this machine yet
                 self._open()
                 self._lock(fcntl.LOCK_SH)
             yield

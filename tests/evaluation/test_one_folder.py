@@ -108,3 +108,24 @@ def test_a_response_whose_row_is_removed_is_drawn_and_judged_anew(tiny_base, tmp
         path.write_bytes(b"".join([lines[0], *lines[2:]]))
     assert evaluate(tiny_base, tmp_path, *SETTINGS, "--samples", "1") == 0
     assert [rows(tmp_path / "e", kind) for kind in ("generations", "verdicts")] == whole
+
+
+def test_an_overwrite_removes_links_alone_and_one_that_breaks_off_mixes_nothing(
+    tiny_base, tmp_path, capsys, monkeypatch
+):
+    assert evaluate(tiny_base, tmp_path, *SETTINGS, "--samples", "1") == 0
+    disk = (tmp_path / "e" / "verdicts").rename(tmp_path / "large_disk")
+    (tmp_path / "e" / "verdicts").symlink_to(disk)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    others = (*SETTINGS, "--samples", "1", "--seed", "5")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        assert evaluate(tiny_base, tmp_path, *others, "--overwrite") == 1
+    assert num_lines(tmp_path, "large_disk") == 16 and not (tmp_path / "e" / "verdicts").exists()
+    assert evaluate(tiny_base, tmp_path, *others) == 2
+    assert "seed: 1 there, 5 now" in capsys.readouterr().err
+    assert evaluate(tiny_base, tmp_path, *others, "--overwrite") == 0
+    assert num_lines(tmp_path / "e", "verdicts") == num_lines(tmp_path, "large_disk") == 16
