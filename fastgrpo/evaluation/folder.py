@@ -139,8 +139,8 @@ class EvaluationFolder:
             partial.replace(target)
 
     def _clear(self) -> None:
-        """Responses go last: while there are some, an evaluation that asks for others is refused. Of a link nothing goes
-        but itself."""
+        """Responses go last: while there are some, an evaluation that asks for others is refused. Of a link
+        nothing goes but itself."""
         for name in ("results.json", "results.md", "report.html", "behaviours.json", "behaviours.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         for part in (self.path / name for name in ("verdicts", "problems", "generations")):

@@ -110,9 +110,7 @@ def test_a_response_whose_row_is_removed_is_drawn_and_judged_anew(tiny_base, tmp
     assert [rows(tmp_path / "e", kind) for kind in ("generations", "verdicts")] == whole
 
 
-def test_an_overwrite_removes_links_alone_and_one_that_breaks_off_mixes_nothing(
-    tiny_base, tmp_path, capsys, monkeypatch
-):
+def test_an_overwrite_follows_no_link_and_mixes_nothing_if_it_fails(tiny_base, tmp_path, capsys, monkeypatch):
     assert evaluate(tiny_base, tmp_path, *SETTINGS, "--samples", "1") == 0
     disk = (tmp_path / "e" / "verdicts").rename(tmp_path / "large_disk")
     (tmp_path / "e" / "verdicts").symlink_to(disk)
