@@ -92,7 +92,7 @@ class FolderLock:
             if (holder != mine and _is_alive(holder)) or waited_s > WAIT_S:
                 raise ValueError(self._refusal(holder))
             if waited_s > SAID_AFTER_S and not has_said:
-                self.say(f"waiting for the last processes of another run in {self.folder} to end")
+                self.say(f"{self._in_use(holder)}, which may have ended: waiting up to {WAIT_S:g} s for its last ranks")
                 has_said = True
             time.sleep(POLL_S)
 
@@ -128,8 +128,11 @@ class FolderLock:
         return found if isinstance(found, dict) else {}
 
     def _refusal(self, holder: dict[str, Any]) -> str:
+        return f"{self._in_use(holder)}: wait until it ends, or end it, or give another --name"
+
+    def _in_use(self, holder: dict[str, Any]) -> str:
         who = "process {pid} on {host}, since {since}".format_map({"pid": "?", "host": "?", "since": "?", **holder})
-        return f"{self.folder} is in use by {who}: wait until it ends, or end it, or give another --name"
+        return f"{self.folder} is in use by {who}"
 
 
 _OPEN: set[FolderLock] = set()
