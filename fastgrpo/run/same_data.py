@@ -29,7 +29,7 @@ def data_of(inputs: Inputs, ranks: Ranks) -> DataFacts:
 
 def other_data(there: Mapping[str, Any], now: DataFacts) -> str:
     """How the prompts of a run differ from those that there are now, in words; empty if they do not."""
-    found = {name: other_than(there.get(name) or {}, now[name]) for name in now}
+    found = {name: other_than(there.get(name), now[name]) for name in now}
     return "; ".join(f"{name}: {differing}" for name, differing in found.items() if differing)
 
 

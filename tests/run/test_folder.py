@@ -229,6 +229,13 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(now, said, folder, confi
     folder.check_data(overwriting(config), now)
 
 
+@pytest.mark.parametrize("there", [[], 1, {}, {"problems": 200}, {"problems": 200, "checksums": 1}])
+def test_an_identity_that_is_none_is_another(there, folder, config):
+    folder.begin(config, {"algorithm": {}, "data": {"train": there}}, print)
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        folder.check_data(config, data(prompts()))
+
+
 def test_a_run_that_has_not_noted_its_data_goes_on(folder, config):
     folder.check_data(config, data(prompts()))
 
