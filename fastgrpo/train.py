@@ -13,6 +13,7 @@ from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, is_of_a_lost_rank, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
+from fastgrpo.ranks.limits import require_open_files
 from fastgrpo.ranks.one_machine import is_on_one_machine
 from fastgrpo.ranks.secret import launch_secret
 from fastgrpo.recipe import Recipe
@@ -48,6 +49,7 @@ def command(arguments: Sequence[str]) -> int:
         if config.dry_run:
             return _dry_run(recipe, config, num_ranks)
         require_trackers(config.track)
+        require_open_files()
         num_ranks = num_ranks or default_num_ranks()
         role = Role.of(0, num_ranks, 0, num_ranks, config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             launched = (count, int(os.environ.get("LOCAL_WORLD_SIZE", count))) if "WORLD_SIZE" in os.environ else ()
             return _dry_run(recipe, config, *launched) if is_first else exit_codes.DONE
+        require_open_files()
         launch_secret()  # out of the environment before there are children
         role = Role.of_this_rank(config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
@@ -113,7 +116,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.rollout.remote.engine_pool import EngineFailure
     from fastgrpo.rollout.remote.supervisor import OVER
     from fastgrpo.run.checkpoint import CheckpointError
-    from fastgrpo.run.setup import train
+    from fastgrpo.run.setup import CannotStart, train
     from fastgrpo.trainer import TrainingError
 
     is_first = role.index == 0
@@ -144,7 +147,10 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         code = exit_codes.FAILED
         if is_first:
             print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
-    except OSError as error:  # of one rank alone, as a full disk is: the launcher ends the others
+    except CannotStart as error:  # of one rank alone, as what follows: the launcher ends the others
+        print(f"fastgrpo: rank {launched_ranks()[0]} cannot start: {error}", file=sys.stderr)
+        return exit_codes.REFUSED
+    except OSError as error:  # as a full disk is
         print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
         return exit_codes.FAILED
     except RuntimeError as error:

@@ -17,7 +17,7 @@ from fastgrpo.algorithm.outcomes import MetricFunction, RewardFunction
 from fastgrpo.algorithm.own_loss import TokenLoss
 from fastgrpo.algorithm.selection import scores_differ
 from fastgrpo.algorithm.shaping import scaled
-from fastgrpo.config import RULES, Config, DataConfig, ObjectiveConfig, refuse_old_names, with_run_dir, with_settings
+from fastgrpo.config import RULES, Config, DataConfig, ObjectiveConfig, refuse_old_names, with_paths, with_settings
 from fastgrpo.types import Prompt
 
 HasSignal = Callable[[np.ndarray], bool]
@@ -118,7 +118,7 @@ class Algorithm:
         """The settings after ``step`` steps."""
         for phase in self.phases:
             if phase.first_step <= step:
-                config = with_run_dir(with_settings(config, phase.settings))
+                config = with_paths(with_settings(config, phase.settings))
         return config
 
     def configs(self, config: Config) -> list[Config]:

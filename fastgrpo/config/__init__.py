@@ -1,6 +1,6 @@
 """Every setting of a run (`settings.py`), the published losses (`published_losses.py`), and how settings change."""
 
-from fastgrpo.config.changes import check_types, differences, flatten, with_settings
+from fastgrpo.config.changes import check_types, differences, expanded_settings, flatten, with_paths, with_settings
 from fastgrpo.config.names import RENAMED, given_on, refuse_old_arguments, refuse_old_names, refuse_unknown_choices
 from fastgrpo.config.published_losses import PARTS, PRESETS, Advantage, Aggregation
 from fastgrpo.config.settings import (
@@ -17,7 +17,6 @@ from fastgrpo.config.settings import (
     RewardConfig,
     RolloutConfig,
     SyncConfig,
-    with_run_dir,
 )
 
 __all__ = [
@@ -41,11 +40,12 @@ __all__ = [
     "SyncConfig",
     "check_types",
     "differences",
+    "expanded_settings",
     "flatten",
     "given_on",
     "refuse_old_arguments",
     "refuse_old_names",
     "refuse_unknown_choices",
-    "with_run_dir",
+    "with_paths",
     "with_settings",
 ]

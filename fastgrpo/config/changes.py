@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, get_type_hints
 
+from fastgrpo.command_line import expanded
 from fastgrpo.config.names import refuse_old_names
 from fastgrpo.config.published_losses import PARTS
 from fastgrpo.config.settings import RULES, SECTIONS, Config
 from fastgrpo.config.types import fits, near, said
+
+PATHS = [name for name, rules in RULES.items() if rules.get("is_path") and name != "runs_dir"]
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -44,6 +47,26 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         changed: Any = dataclasses.replace(owner, **{field_name: value}, **parts)
         config = dataclasses.replace(config, **{section: changed}) if section else changed
     return config
+
+
+def with_paths(config: Config) -> Config:
+    """The configuration with its paths filled in: ``~`` and ``$HOME``, and ``{run_dir}``, so that a recipe can start
+    from what it makes itself."""
+    config = with_settings(config, {"runs_dir": expanded(config.runs_dir)})
+    paths = {name: attrgetter(name)(config) for name in PATHS}
+    return with_settings(config, {name: _filled(value, config.run_dir) for name, value in paths.items()})
+
+
+def expanded_settings(flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `flatten` gives them, with their paths filled in: older runs noted them as they were given."""
+    return {n: expanded(v) if n in PATHS and isinstance(v, str) else v for n, v in flat.items()}
+
+
+def _filled(value: Any, run_dir: str) -> Any:
+    """A path, or each of several."""
+    if isinstance(value, tuple):
+        return tuple(_filled(one, run_dir) for one in value)
+    return expanded(value).replace("{run_dir}", run_dir)
 
 
 def check_types(config: Config) -> None:

@@ -17,6 +17,8 @@ class Rules(TypedDict, total=False):
     """Reason for the bounds, where their message needs one."""
     free_on_resume: bool
     """May differ between a run and its continuation."""
+    is_path: bool
+    """Names a file or folder, or may do so; ``~`` and ``{run_dir}`` are filled in."""
     may_change: bool
     """A phase of a recipe may change it in the middle of a run."""
 

@@ -18,7 +18,7 @@ _AGREED = "where sampler and trainer agree, the weight is 1"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    path: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    path: str = setting("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", is_path=True)
     """Hub id or local folder of a causal language model."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Dtype in which the policy computes; auto is bfloat16 on CUDA and float32 on CPU.
@@ -52,9 +52,9 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: str = setting("BytedTsinghua-SIA/DAPO-Math-17k", may_change=True)
+    train: str = setting("BytedTsinghua-SIA/DAPO-Math-17k", is_path=True, may_change=True)
     """Training problems: a .parquet, .jsonl or .json file, a folder of them, or a hub data set."""
-    held_out: str = ""
+    held_out: str = setting("", is_path=True)
     """Problems on which the run measures its accuracy and never trains; empty: it measures none."""
     suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
     """Text that is appended to every problem, unless the problem ends in it already."""
@@ -316,7 +316,7 @@ class CheckpointConfig:
 class Config:
     name: str = setting("run", free_on_resume=True)
     """Name of the run, and of its folder in runs_dir."""
-    runs_dir: str = setting("runs", free_on_resume=True)
+    runs_dir: str = setting("runs", is_path=True, free_on_resume=True)
     """Folder that holds the folders of runs."""
     steps: int = setting(4380, at_least=1, free_on_resume=True)
     """Steps of the whole run, each with responses of its own."""
@@ -333,7 +333,7 @@ class Config:
     fidelity: Literal["paper", "verl"] = setting("paper", free_on_resume=True)
     """What to do where the paper and the code that it was run with differ. paper: as the paper says.
     verl: as the code does."""
-    track: tuple[str, ...] = setting((), free_on_resume=True)
+    track: tuple[str, ...] = setting((), is_path=True, free_on_resume=True)
     """Trackers that show the run too: wandb, tensorboard, trackio, mlflow, or FILE.py:CLASS; several at once."""
     shrink: bool = setting(False, free_on_resume=True)
     """Run the recipe in small, on any machine: three short steps of a tiny random model, all else as in the recipe."""
@@ -367,19 +367,6 @@ class Config:
     @property
     def run_dir(self) -> str:
         return f"{self.runs_dir}/{self.name}"
-
-
-def with_run_dir(config: Config) -> Config:
-    """The configuration with ``{run_dir}`` in its paths filled in: a recipe can start from what it makes itself."""
-
-    def fill(path: str) -> str:
-        return path.replace("{run_dir}", config.run_dir)
-
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, path=fill(config.model.path)),
-        data=dataclasses.replace(config.data, train=fill(config.data.train), held_out=fill(config.data.held_out)),
-    )
 
 
 SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}

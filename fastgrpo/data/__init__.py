@@ -1,7 +1,8 @@
 """Data set rows -> prompts: ``read`` finds rows, ``schemas`` understands them, ``problems`` keeps each problem once,
-``prompts`` makes token ids and puts them in the order of a run."""
+``prompts`` makes token ids and puts them in the order of a run, ``identity`` tells one set of them from another."""
 
 from fastgrpo.data.columns import with_columns
+from fastgrpo.data.identity import identity_of, other_than
 from fastgrpo.data.problems import Problems, load_problems
 from fastgrpo.data.prompts import PromptStream, encode, held_out_prompts
 from fastgrpo.data.tokenizer import load_tokenizer
@@ -11,7 +12,9 @@ __all__ = [
     "PromptStream",
     "encode",
     "held_out_prompts",
+    "identity_of",
     "load_problems",
     "load_tokenizer",
+    "other_than",
     "with_columns",
 ]

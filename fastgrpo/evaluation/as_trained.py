@@ -1,10 +1,10 @@
 """The prompt's words and the verifier of the run that a checkpoint comes from."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from fastgrpo.evaluation.settings import Settings
+from fastgrpo.json_lines import read_json
 
 FOLDERS_ABOVE = 4  # of RUN/checkpoints/step_000040/hf and RUN/base/model, the model's own folder included
 
@@ -20,8 +20,10 @@ def as_trained(settings: Settings) -> Settings:
             f"--as_trained asks in the words of the model's run, and {settings.model} is in no run folder: give a "
             f"checkpoint, as runs/NAME/checkpoints/step_000040/hf, or --template"
         )
-    run = json.loads(facts.read_text(encoding="utf-8"))
-    config = run["config"]
+    run = read_json(facts)
+    config = run.get("config")
+    if not isinstance(config, dict) or not {"data.suffix", "data.chat_template"} <= config.keys():
+        raise ValueError(f"{facts} does not say how the run asked: mend it, or give --template instead of --as_trained")
     template = config.get("data.template") or "{problem}" + config["data.suffix"]
     return replace(
         settings,

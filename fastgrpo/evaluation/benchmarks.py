@@ -33,7 +33,7 @@ def find_benchmark(name: str, data: str) -> tuple[str, str]:
             names = ", ".join(BENCHMARKS)
             raise ValueError(f"no benchmark {name!r}: give one of {names}, a {', '.join(FORMATS)} file or a hub id")
         return _short_name(name), name
-    if data and (file := Path(data).expanduser() / known.file).is_file():
+    if data and (file := Path(data) / known.file).is_file():
         return name, str(file)
     if known.hub:
         return name, known.hub

@@ -16,7 +16,7 @@ from fastgrpo.evaluation.tables import AVERAGE, INTERVAL, Table, markdown_grid, 
 from fastgrpo.json_lines import write_json
 
 _JUDGED_BY = ("rule", "verifier_model", "compass_without_question")
-_NOT_PROTOCOL = ("source", "num_problems")
+_NOT_PROTOCOL = ("source", "num_problems", "prompts")
 _EXPLAINED = (
     f"± is half of the {INTERVAL}. p is from the two-sided paired sign flip over problems ({SIGN_FLIPS:,} draws): how "
     "often two equal runs would differ at least as much. It judges one comparison: of nine benchmarks on which "

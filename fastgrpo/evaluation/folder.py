@@ -1,11 +1,9 @@
 """The folder of an evaluation: its files, and rows that are safe when the process is killed."""
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +11,8 @@ from typing import Any, Self
 
 from fastgrpo.evaluation.plan import Plan, Planned, differences
 from fastgrpo.evaluation.records import read_generations, read_rows
-from fastgrpo.json_lines import write_json
+from fastgrpo.json_lines import read_json, write_json
+from fastgrpo.ranks.lock import FolderLock
 
 Key = tuple[int, int]  # problem, sample
 BLOCK_BYTES = 1 << 16
@@ -87,10 +86,7 @@ class EvaluationFolder:
             return
         if overwrite:
             return
-        try:
-            before = json.loads(self.about.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.about} cannot be read ({error}): --overwrite it, or mend the file") from error
+        before = self._facts()
         if not any((self.path / "generations").glob("*.jsonl")):
             return  # it drew nothing: the user may have corrected a model or a setting
         different = differences(before, facts) or [
@@ -102,20 +98,31 @@ class EvaluationFolder:
                 f"--overwrite that one"
             )
 
+    def require_same(self, facts: dict[str, Any]) -> None:
+        """Raises ValueError if a rank would draw something else than the first process has written down."""
+        if different := differences(self._facts(), facts):
+            raise ValueError(f"it would draw something else than {self.about} says: {'; '.join(different)}")
+
+    def _facts(self) -> dict[str, Any]:
+        try:
+            facts = read_json(self.about)
+            benchmarks = facts.get("benchmarks", {})
+            if not isinstance(benchmarks, dict) or not all(isinstance(b, dict) for b in benchmarks.values()):
+                raise ValueError(f"{self.about} cannot be read (its benchmarks are no objects)")
+        except ValueError as error:
+            raise ValueError(f"{error}: --overwrite the evaluation, or mend the file") from error
+        return facts
+
     def _has_others(self, planned: Planned) -> bool:
-        there = read_rows(self.problems(planned.name))
+        try:
+            there = read_rows(self.problems(planned.name))
+        except ValueError:
+            return True  # as if it held others: it cannot be said which
         return bool(there) and there != [asdict(p) for p in planned.benchmark.problems]
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes sure that this process alone works in the folder. Raises ValueError if another one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"another process is at work in {self.path}: wait for it, or give a --name") from error
-            yield
+    def lock(self) -> FolderLock:
+        """What an evaluation holds while it writes into the folder."""
+        return FolderLock(self.path, print)
 
     def begin(self, facts: dict[str, Any], plan: Plan, overwrite: bool) -> None:
         """Makes the folder this evaluation's. What it already holds of this evaluation stays, unless ``overwrite``."""
@@ -132,11 +139,15 @@ class EvaluationFolder:
             partial.replace(target)
 
     def _clear(self) -> None:
-        for part in ("problems", "generations", "verdicts"):
-            if (self.path / part).exists():
-                shutil.rmtree(self.path / part)
-        for name in ("behaviours.jsonl", "behaviours.json", "results.json", "results.md", "report.html"):
+        """Responses go last: while there are some, an evaluation that asks for others is refused. Of a link
+        nothing goes but itself."""
+        for name in ("results.json", "results.md", "report.html", "behaviours.json", "behaviours.jsonl"):
             (self.path / name).unlink(missing_ok=True)
+        for part in (self.path / name for name in ("verdicts", "problems", "generations")):
+            if part.is_symlink():
+                part.unlink()
+            elif part.exists():
+                shutil.rmtree(part)
 
     def drawn(self, name: str) -> dict[Key, dict[str, Any]]:
         """The row of each response that a benchmark has."""

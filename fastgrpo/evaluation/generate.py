@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.config import Config
+from fastgrpo.data.identity import Identity, identity_of
 from fastgrpo.evaluation.folder import EvaluationFolder, RowFile
 from fastgrpo.evaluation.plan import Plan, Planned
 from fastgrpo.evaluation.progress import StageProgress
@@ -19,11 +20,12 @@ from fastgrpo.evaluation.sampler import (
     draw,
     noise_position,
     prompt_ids,
+    prompt_of,
     read_tokenizer,
     stop_token_ids,
 )
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.types import Sampling
+from fastgrpo.types import Prompt, Sampling
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     asked: list[Asked]
     config: Config
+
+    @property
+    def identities(self) -> dict[str, Identity]:
+        """Which prompts a benchmark's problems have become, by its name."""
+        prompts: dict[str, dict[int, Prompt]] = {}
+        for a in self.asked:
+            prompts.setdefault(a.benchmark, {})[a.problem] = prompt_of(a)
+        return {name: identity_of(list(of.values())) for name, of in prompts.items()}
 
 
 def prepare(settings: Settings, plan: Plan) -> Prepared:

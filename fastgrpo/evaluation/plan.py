@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastgrpo.data.identity import Identity, other_than
 from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
 from fastgrpo.evaluation.as_trained import run_of
 from fastgrpo.evaluation.benchmarks import Benchmark, count_note, find_benchmark, load_benchmark
@@ -96,8 +98,9 @@ def _protocol(settings: Settings, protocol: Protocol) -> Protocol:
     return protocol
 
 
-def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
-    """The content of ``evaluation.json``: everything that a response and its verdict depend on."""
+def facts_of(settings: Settings, plan: Plan, prompts: Mapping[str, Identity]) -> dict[str, Any]:
+    """The content of ``evaluation.json``: everything that a response and its verdict depend on. ``prompts`` identifies
+    the encoded prompts of each benchmark."""
     return {
         "name": settings.folder_name,
         "model": settings.model,
@@ -117,6 +120,7 @@ def facts_of(settings: Settings, plan: Plan) -> dict[str, Any]:
             b.name: {
                 "source": b.benchmark.source,
                 "num_problems": len(b.benchmark.problems),
+                "prompts": prompts[b.name],
                 **asdict(b.protocol),
             }
             for b in plan.benchmarks
@@ -172,8 +176,10 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found += [
             f"{name}, {key}: {old[name].get(key)!r} there, {value!r} now"
             for key, value in new[name].items()
-            if key not in FREE_TO_CHANGE and old[name].get(key) != value
+            if key not in FREE_TO_CHANGE | {"prompts"} and old[name].get(key) != value
         ]
+        if prompts := old[name].get("prompts"):  # an older evaluation has not noted them
+            found += [f"{name}: {d}" for d in filter(None, [other_than(prompts, new[name]["prompts"])])]
     return found
 
 

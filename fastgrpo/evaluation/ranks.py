@@ -20,7 +20,7 @@ import torch
 from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.evaluation.folder import EvaluationFolder
 from fastgrpo.evaluation.generate import generate, prepare
-from fastgrpo.evaluation.plan import Plan, make_plan
+from fastgrpo.evaluation.plan import Plan, facts_of, make_plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.records import generation_files
 from fastgrpo.evaluation.settings import Settings
@@ -137,9 +137,10 @@ def main() -> int:
     plan = make_plan(settings)
     folder = EvaluationFolder(Path(settings.out) / settings.folder_name)
     try:
-        with signals_noted() as noted:
-            device = choose_device(settings.device)
-            generate(settings, plan, folder, prepare(settings, plan), device, partial(stop_if_noted, noted), rank)
+        with folder.lock().joined(), signals_noted() as noted:
+            device, prepared = choose_device(settings.device), prepare(settings, plan)
+            folder.require_same(facts_of(settings, plan, prepared.identities))
+            generate(settings, plan, folder, prepared, device, partial(stop_if_noted, noted), rank)
     except Interrupted:
         return exit_codes.SAVED
     except (ValueError, OSError) as error:

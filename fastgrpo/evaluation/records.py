@@ -17,6 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastgrpo.json_lines import read_json
+
+MENDED = "Remove that line, and the same command makes it again"
+
 
 @dataclass(frozen=True, slots=True)
 class ProblemRow:
@@ -72,7 +76,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Everything that is judged so far. Raises ValueError if there is no evaluation, or a file is broken."""
     if not (folder / "evaluation.json").is_file():
         raise ValueError(f"no evaluation in {folder}: it has no evaluation.json")
-    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    about = read_json(folder / "evaluation.json")
     by_model = bool(about.get("verifier_model"))
     failures = [note for name in about["benchmarks"] if (note := _failures(folder, name))]
     about = {**about, "notes": [*about.get("notes", []), *failures]}
@@ -121,13 +125,19 @@ def is_correct(verdict: dict[str, Any]) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows, none if there is no file. A last line without its end, which a kill leaves, is left out."""
+    """All whole rows, none if there is no file. A last line without its end, which a kill leaves, is left out. Raises
+    ValueError, with the line, for what is no row."""
     if not path.exists():
         return []
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}. {MENDED}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("problem"), int):
+            raise ValueError(
+                f"{path}, line {number} is no row of a problem: {line[:60].decode(errors='replace')}. {MENDED}"
+            )
+        rows.append(row)
     return rows

@@ -158,7 +158,7 @@ def draw(
     spec = EngineSpec(config, device.type, "own_process")
     engine = start_engine(spec)
     try:
-        engine.submit([Request(n, _prompt(a), a.sample, a.sampling) for n, a in enumerate(asked)])
+        engine.submit([Request(n, prompt_of(a), a.sample, a.sampling) for n, a in enumerate(asked)])
         while engine.is_unfinished():
             for number, response in engine.step():
                 take(_drawn(asked[number], response, tokenizer))
@@ -170,7 +170,8 @@ def draw(
             torch.cuda.empty_cache()
 
 
-def _prompt(asked: Asked) -> Prompt:
+def prompt_of(asked: Asked) -> Prompt:
+    """The prompt of a request, as engines take it."""
     return Prompt(asked.problem, text="", answer="", prompt_ids=asked.prompt_ids, position=asked.position)
 
 

@@ -7,6 +7,11 @@ from typing import Literal
 
 import tyro
 
+from fastgrpo.command_line import expanded
+
+PATHS = ("model", "compare", "benchmarks", "data", "rule", "verifier_model", "behaviours_key_file", "out")
+"""Settings that name files or folders, or may do so: ``~`` and ``$HOME`` are filled in."""
+
 MAX_SAMPLES = 1000  # the limit of `majority_at_k`
 
 
@@ -94,6 +99,12 @@ class Settings:
     """Time that one response may take to judge before it counts as wrong."""
     verifier_memory_gib: float = 4.0
     """Address space of one verifier process."""
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            given = getattr(self, name)
+            filled = expanded(given) if isinstance(given, str) else tuple(map(expanded, given))
+            object.__setattr__(self, name, filled)
 
     @property
     def folder_name(self) -> str:

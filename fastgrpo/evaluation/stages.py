@@ -29,12 +29,13 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     a signal.
     """
     disable_progress_bar()
-    folder, facts, device = EvaluationFolder(path), facts_of(settings, plan), choose_device(settings.device)
+    folder, device, prepared = EvaluationFolder(path), choose_device(settings.device), prepare(settings, plan)
+    facts = facts_of(settings, plan, prepared.identities)
     folder.check(facts, plan, settings.overwrite)
-    prepared = prepare(settings, plan)
     check_judges(settings, plan)
-    with folder.locked(), signals_noted() as noted:
+    with folder.lock(), signals_noted() as noted:
         check = partial(stop_if_noted, noted)
+        folder.check(facts, plan, settings.overwrite)  # another may have begun one since
         folder.begin(facts, plan, settings.overwrite)
         if settings.ranks > 1:
             generate_on_ranks(settings, plan, folder, device, check)

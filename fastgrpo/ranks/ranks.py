@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fastgrpo.config import ParallelConfig
+from fastgrpo.ranks.lock import in_words
 from fastgrpo.ranks.rendezvous import launched_ranks, meet
 from fastgrpo.ranks.watchdog import Watchdog
 
@@ -140,13 +141,15 @@ class Ranks:
         return bool(votes)
 
     def together(self, work: Callable[[], T]) -> T:
-        """The result of work that a rank may refuse with a ValueError. If one does, all raise Refused with its reason:
-        alone it would leave the others waiting."""
+        """The result of work that a rank may refuse with a ValueError, or that its system does. If one does, all raise
+        Refused with its reason: alone it would leave the others waiting."""
         result, reasons = None, []
         try:
             result = work()
         except ValueError as error:
             reasons = [str(error)]
+        except OSError as error:
+            reasons = [in_words(error)]
         if reasons := self.gather(reasons):
             raise Refused(reasons[0])
         return cast(T, result)

@@ -12,7 +12,7 @@ from fastgrpo.config import (
     given_on,
     refuse_old_arguments,
     refuse_unknown_choices,
-    with_run_dir,
+    with_paths,
     with_settings,
 )
 from fastgrpo.recipe.find import find_recipe, recipe_names
@@ -90,7 +90,7 @@ def parse(recipe: Recipe, settings: Sequence[str], is_first: bool = True) -> Con
         use_underscores=True,
         console_outputs=is_first,
     )
-    return with_run_dir(parsed)
+    return with_paths(parsed)
 
 
 def _refuse_another_loss(recipe: Recipe, settings: Sequence[str]) -> None:

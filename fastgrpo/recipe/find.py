@@ -4,12 +4,12 @@ import ast
 import importlib.util
 from pathlib import Path
 
-from fastgrpo.command_line import did_you_mean
+from fastgrpo.command_line import did_you_mean, expanded
 
 
 def find_recipe(name: str) -> Path:
     """A recipe by its path, or one that comes with the package by its name. Raises ValueError with the nearest."""
-    path, shipped = Path(name), shipped_recipes()
+    path, shipped = Path(expanded(name)), shipped_recipes()
     if path.is_file() and path.suffix == ".py":
         return path.resolve()
     stem = "_".join(path.with_suffix("").parts if path.suffix == ".py" else path.parts).removeprefix("recipes_")

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.command_line import expanded
 from fastgrpo.config import Config, check_types, with_settings
 from fastgrpo.data.schemas import verl_row
 from fastgrpo.recipe.find import recipe_name
@@ -108,7 +109,7 @@ def _verifier(path: Path, module: ModuleType) -> str:
     it. Any other comes with the recipe's file, whose code may have to run before it and is read once."""
     function = module.reward
     if isinstance(function, str):
-        return function
+        return expanded(function)
     place, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
     if place.startswith("fastgrpo.") and getattr(sys.modules[place], name, None) is function:
         return f"{place}:{name}"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastgrpo.command_line import did_you_mean, exit_codes, ignore_lost_output, run_command
+from fastgrpo.command_line import did_you_mean, exit_codes, expanded, ignore_lost_output, run_command
 from fastgrpo.report import write_report
 
 RUNS = Path("runs")
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def find_run(name: str) -> Path:
     """The folder itself where it exists, else the one of that name under runs/. Raises ValueError with the nearest."""
-    for folder in (Path(name), RUNS / name):
+    for folder in (Path(expanded(name)), RUNS / name):
         if folder.is_dir():
             return folder
     runs = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir()) if RUNS.is_dir() else []

@@ -1,21 +1,29 @@
 """The folder of a run: what it holds, and whether a new run may use it."""
 
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastgrpo import __version__
-from fastgrpo.config import Config, differences, flatten
-from fastgrpo.json_lines import JsonLines, write_json
+from fastgrpo.config import Config, differences, expanded_settings, flatten
+from fastgrpo.json_lines import JsonLines, read_json, write_json
+from fastgrpo.ranks.lock import LOCK, FolderLock, in_words
+from fastgrpo.run.checkpoint import remove
+from fastgrpo.run.same_data import DataFacts, other_data
 
-FORMAT = 3
+FORMAT = 4
 """Version of what a run leaves for its continuation: the settings in run.json and what checkpoints hold.
 
 To be raised when a run that an earlier version started could not go on: a setting that is not free on resume was added,
 renamed, removed or given another meaning, or the state in a checkpoint changed. A folder without a number is older
 than 2."""
+
+FACTS, CLEARING = "run.json", ".clearing"
+OF_EVERY_RUN = {LOCK, FACTS, CLEARING, "base", "engines"}
+"""What no ``--overwrite`` removes: the recipe's base, the logs of engines that are running already, and what says that
+the folder is a run's."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +50,42 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        return self.path / "run.json"
+        return self.path / FACTS
 
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    def lock(self, say: Callable[[str], None]) -> FolderLock:
+        """What a run holds from before it looks at the folder until its last rank has ended."""
+        return FolderLock(self.path, say)
+
     def check(self, config: Config, algorithm: dict[str, Any]) -> None:
         """Raises ValueError if the folder holds a run that this one neither continues nor may overwrite."""
         if config.overwrite and not config.resume:
             self._require_a_run()
-        elif self.metrics.read() or self.checkpoints.exists():
+        elif self._is_half_cleared:
+            raise ValueError(f"{self.path} holds what an unfinished --overwrite left: --overwrite it once more")
+        elif self._has_steps:
             self._require_same(config, algorithm)
 
-    def begin(self, config: Config, facts: dict[str, Any]) -> None:
+    def check_data(self, config: Config, data: DataFacts) -> None:
+        """Raises ValueError if the folder holds a run on other prompts, and this one goes on with it."""
+        if not (config.resume and self._has_steps):
+            return
+        there = self._read_facts().get("data")
+        if isinstance(there, dict) and (differing := other_data(there, data)):  # an older run has not noted it
+            raise ValueError(
+                f"{self.path} holds a run on other data ({differing}): give back the data that it began with, or start "
+                f"anew with --overwrite (without --resume) or under another --name"
+            )
+
+    def begin(self, config: Config, facts: dict[str, Any], say: Callable[[str], None]) -> None:
         """Makes the folder this run's. An old run that is to be overwritten goes now that the new one can start."""
         if config.overwrite and not config.resume:
-            self._clear()
+            self._clear(say)
         write_json(self.facts, {"format": FORMAT, "fastgrpo": __version__, **facts, "config": self._settings(config)})
+        (self.path / CLEARING).unlink(missing_ok=True)
 
     def _settings(self, config: Config) -> dict[str, Any]:
         """The settings as a recipe writes them, with ``{run_dir}`` for this folder: a run may be moved."""
@@ -68,14 +94,34 @@ class RunFolder:
             for name, value in flatten(config).items()
         }
 
-    def _require_same(self, config: Config, algorithm: dict[str, Any]) -> None:
+    @property
+    def _has_steps(self) -> bool:
+        """Whether a run has left something here to go on from. What can be read of it is not asked."""
+        metrics = self.metrics.path
+        return (metrics.exists() and metrics.stat().st_size > 0) or any(self.checkpoints.glob("step_*"))
+
+    @property
+    def _is_half_cleared(self) -> bool:
+        return (self.path / CLEARING).exists()
+
+    def _read_facts(self) -> dict[str, Any]:
+        if not self.facts.exists():
+            raise ValueError(
+                f"{self.path} holds the steps of a run and no {FACTS}, which says what run it was: put that file back, "
+                f"remove what is left of the run, or give this one another --name"
+            )
         try:
-            facts = dict(json.loads(self.facts.read_text()))
-            before = facts["config"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.facts} cannot be read ({error}): --overwrite the run, or mend the file") from error
+            facts = read_json(self.facts)
+            if not (isinstance(facts.get("config"), dict) and isinstance(facts.get("algorithm", {}), dict)):
+                raise ValueError(f"{self.facts} cannot be read (its config and its algorithm must be objects)")
+        except ValueError as error:
+            raise ValueError(f"{error}: --overwrite the run (without --resume), or mend the file") from error
+        return facts
+
+    def _require_same(self, config: Config, algorithm: dict[str, Any]) -> None:
+        facts = self._read_facts()
         self._require_format(facts)
-        differing = differences(before, self._settings(config))
+        differing = differences(expanded_settings(facts["config"]), self._settings(config))
         then, now = facts.get("algorithm", algorithm), json.loads(json.dumps(algorithm))
         differing += [f"the recipe's {n}: {then.get(n)} there, {now[n]} now" for n in now if then.get(n) != now[n]]
         if differing:
@@ -83,8 +129,19 @@ class RunFolder:
                 f"{self.path} holds a run with another configuration ({'; '.join(differing)}): give this one another "
                 f"--name, or --overwrite that one, or --resume it with its own settings"
             )
-        if not config.resume and self.metrics.read():
+        if not config.resume:
             raise ValueError(f"{self.path} holds a run already: --resume it, --overwrite it, or give another --name")
+        self._require_readable()
+
+    def _require_readable(self) -> None:
+        for lines in (self.metrics, self.rollouts):
+            try:
+                for _ in lines:
+                    pass
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}. Remove that line and --resume, or --overwrite the run (without --resume)"
+                ) from error
 
     def _require_format(self, facts: dict[str, Any]) -> None:
         found, version = facts.get("format"), facts.get("fastgrpo")
@@ -96,16 +153,27 @@ class RunFolder:
                 f"another --name, or start anew with --overwrite (without --resume)"
             )
 
-    def _held(self) -> list[Path]:
-        return [path for path in self.path.iterdir() if path != self.base] if self.path.exists() else []
-
     def _require_a_run(self) -> None:
-        if self._held() and not self.facts.exists():
-            raise ValueError(f"{self.path} holds files and no run (no {self.facts.name}): --overwrite leaves it alone")
+        """A run is what has a run.json, whatever is in it; hidden files are nobody's work."""
+        found = [p.name for p in self.path.iterdir() if p.name not in OF_EVERY_RUN and not p.name.startswith(".")]
+        if found and not self.facts.exists():
+            raise ValueError(
+                f"{self.path} holds files and no run (no {FACTS}; there is {min(found)}): --overwrite leaves it alone. "
+                f"Give another --name, or remove the files yourself"
+            )
 
-    def _clear(self) -> None:
-        for path in self._held():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    def _clear(self, say: Callable[[str], None]) -> None:
+        """Removes the run that was here, and nothing that its links lead to. What fails can be done once more: the mark
+        and run.json stay until the new run.json takes their place."""
+        old = [path for path in self.path.iterdir() if path.name not in OF_EVERY_RUN]
+        if old:
+            (self.path / CLEARING).touch()
+        for path in old:
+            if path.is_symlink():
+                say(f"{path} was a link to {path.readlink()}, where everything stays as it is")
+            try:
+                remove(path)
+            except OSError as error:
+                raise ValueError(
+                    f"--overwrite cannot remove the old run: {in_words(error)}; then --overwrite once more"
+                ) from error

@@ -19,7 +19,7 @@ from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.records import rollout_rows, summary_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.track import TrackingProcess
-from fastgrpo.trainer import Progress, Trainer
+from fastgrpo.trainer import Trainer
 from fastgrpo.types import Prompt, Sample
 
 MANY_FAILURES = 0.01
@@ -45,8 +45,7 @@ class Run:
         path = self._checkpoint_to_resume() if self.config.resume else None
         if path is not None:
             with self._phase("start", self.config.deadline.start_s):
-                progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
-                self.trainer.progress = Progress(**progress)
+                self.trainer.progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
                 self.schedule.go_on(self.trainer)
                 self.trainer.rollouts.load_state(rollouts)
                 self.trainer.sync(self.trainer.progress.step)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm import Algorithm
@@ -18,33 +19,43 @@ from fastgrpo.policy.policy import load_policy, sequence_cost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
+from fastgrpo.ranks.lock import in_words
 from fastgrpo.recipe import Recipe
 from fastgrpo.rewards import MADE_UP, Item, VerifierPool
 from fastgrpo.rollout.engines import check_engine, engine_kind
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.start_rollouts import start_rollouts
-from fastgrpo.run.checkpoint import Checkpointer
+from fastgrpo.run.checkpoint import Checkpointer, Exporter
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.inputs import Inputs, load_inputs
 from fastgrpo.run.run import Run
+from fastgrpo.run.same_data import DataFacts, data_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.track import require_trackers
 from fastgrpo.trainer import Trainer
 from fastgrpo.types import Sampling
 
 
+class CannotStart(Exception):
+    """The system refuses what the start of a run needs, on this rank alone: the others do not know of it."""
+
+
 def train(recipe: Recipe, config: Config, ranks: Ranks) -> None:
     """Does the whole run.
 
-    Raises Refused for what the user can mend, before training begins and mostly before weights load.
+    Raises Refused for what the user can mend, before training begins and mostly before weights load; CannotStart for
+    what the system refuses this rank in the meantime.
     """
     folder = RunFolder(Path(config.run_dir))
     if not (ranks.is_first and sys.stdout.isatty()):
         disable_progress_bar()
     with Display(config.steps, quiet=not ranks.is_first) as display, contextlib.ExitStack() as ends:
         with ranks.watchdog.phase("start", config.deadline.start_s):
-            run = start(recipe, config, folder, ranks, display, ends)
+            try:
+                run = start(recipe, config, folder, ranks, display, ends)
+            except OSError as error:
+                raise CannotStart(in_words(error)) from error
         run.resume_or_start()
         run.steps()
         with ranks.watchdog.phase("checkpoint", config.deadline.checkpoint_s):
@@ -65,6 +76,9 @@ def start(
     configs = algorithm.configs(config)
     ranks.together(lambda: check_engine(config, ranks.device, dtype))
     ranks.together(lambda: require_trackers(config.track if ranks.is_first else ()))
+    lock = folder.lock(display.say)
+    ranks.together(lambda: ends.enter_context(lock) if ranks.is_first else None)
+    ranks.together(lambda: None if ranks.is_first else ends.enter_context(lock.joined()))
     ranks.together(lambda: prepare(recipe, config, folder, ranks, display))
     inputs = ranks.together(
         lambda: load_inputs(
@@ -75,6 +89,8 @@ def start(
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     if "row" in pool.signature.names:
         inputs = ranks.together(partial(inputs.with_columns, configs))
+    data = data_of(inputs, ranks)
+    ranks.together(lambda: folder.check_data(config, data) if ranks.is_first else None)
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
     trainer = ranks.together(lambda: setup(config, algorithm, ranks, inputs.tokenizer, streams[0], pool))
     ends.callback(trainer.judging.close)
@@ -82,28 +98,35 @@ def start(
     recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
-    ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
-    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
+    exporter = ranks.together(lambda: make_exporter(config, trainer, dtype, display))
+    ranks.together(lambda: begin_folder(recipe, config, folder, ranks, data, display))
+    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, exporter, display.say)
     schedule = RunSchedule(algorithm, config, streams)
     run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
     ends.push(run.end_trackers)
     return run
 
 
+def make_exporter(config: Config, trainer: Trainer, dtype: torch.dtype, display: Display) -> Exporter:
+    """What writes exports, tried out on the first rank: a run must not find at its first checkpoint that it cannot."""
+    exporter = Exporter(config.model, trainer.learner.policy.model, dtype)
+    for note in exporter.prepare() if trainer.ranks.is_first else ():
+        display.say(note)
+    return exporter
+
+
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
     """Looks at the run folder and lets the recipe make what it starts from, on the first rank."""
     if not ranks.is_first:
         return
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the run folder {folder.path} cannot be made: {error}") from error
     folder.check(config, recipe.algorithm.describe())
     if recipe.prepare is not None:
         recipe.prepare(config, folder.base, display.say)
 
 
-def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks) -> None:
+def begin_folder(
+    recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, data: DataFacts, display: Display
+) -> None:
     """Makes the folder this run's, on the first rank."""
     if ranks.is_first:
         facts = {
@@ -115,8 +138,9 @@ def begin_folder(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks
             "published": recipe.published,
             "algorithm": recipe.algorithm.describe(),
             "reward": recipe.reward,
+            "data": data,
         }
-        folder.begin(config, facts)
+        folder.begin(config, facts, display.say)
 
 
 def example_of(inputs: Inputs, config: Config) -> Item:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
+from fastgrpo.command_line import exit_codes, expanded, ignore_lost_output, run_command
 from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.track.follow import follow
 from fastgrpo.track.libraries import require_trackers
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Sends a run to trackers. Returns 0 if they have all of it, 1 if not; 2 if there is no such run or tracker."""
     parser = argparse.ArgumentParser("fastgrpo track", description="Send a run's metrics and rollouts to trackers.")
     parser.add_argument("run", metavar="RUN", help="a run folder, or the name of one under runs/")
-    parser.add_argument("--track", metavar="TRACKER", nargs="+", required=True, help="wandb, tensorboard, ...")
+    parser.add_argument("--track", metavar="TRACKER", nargs="+", required=True, type=expanded, help="wandb, ...")
     parser.add_argument("--follow", metavar="PID", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     ignore_lost_output()
@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{folder} holds no run: there is no run.json in it")
     except ValueError as error:
         parser.error(str(error))
-    counts = follow(folder, given.track, lambda: True, print, close_s=None)
+    try:
+        counts = follow(folder, given.track, lambda: True, print, close_s=None)
+    except ValueError as error:  # of what the run has recorded
+        parser.error(str(error))
     for name, count in counts.items():
         print(f"{name}: {count['sent']} steps sent, {count['dropped']} dropped")
     return exit_codes.FAILED if any(count["dropped"] for count in counts.values()) else exit_codes.DONE

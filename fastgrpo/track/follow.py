@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastgrpo.json_lines import write_json
+from fastgrpo.json_lines import read_json, write_json
 from fastgrpo.track.feeder import Feeder
 from fastgrpo.track.libraries import make_tracker, short_name
 from fastgrpo.track.recorded import METRICS, POLL_S, Lines
@@ -60,10 +60,11 @@ def _counts(feeder: Feeder, folder: Path) -> dict[str, Any]:
 
 def tracked_run(folder: Path) -> TrackedRun:
     """The run in a folder, with the id that its trackers know it by."""
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    began_with = {k: v for k, v in facts.items() if k not in ("config", "algorithm", "published")}
-    settings = {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in
-                {**facts.get("config", {}), **began_with, "algorithm": facts.get("algorithm")}.items()}  # fmt: skip
+    facts = read_json(folder / "run.json")
+    began_with = {k: v for k, v in facts.items() if k not in ("config", "algorithm", "published", "data")}
+    config = facts.get("config")
+    shown = {**(config if isinstance(config, dict) else {}), **began_with, "algorithm": facts.get("algorithm")}
+    settings = {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in shown.items()}
     return TrackedRun(name=facts.get("name", folder.name), id=_run_id(folder), folder=folder, settings=settings)
 
 

@@ -1,6 +1,5 @@
 """What a run has recorded, step by step, read from its folder while it may still grow."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+from fastgrpo.json_lines import record_of
 
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 POLL_S = 0.25
@@ -58,7 +59,7 @@ class Lines:
                 if not line.endswith(b"\n"):
                     return
                 self.place += len(line)
-                yield json.loads(line)
+                yield record_of(line, f"{self.path}, byte {self.place}")
 
 
 class Rows:

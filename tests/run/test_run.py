@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastgrpo.command_line.exit_codes import SAVED
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.run import checkpoint, inputs
+from fastgrpo.run import inputs
 from fastgrpo.train import main
 from fastgrpo.trainer import Trainer
 from tests.conftest import TINY
@@ -184,14 +184,14 @@ def reward(response: str, answer: str) -> bool:
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused_at_the_start(train, monkeypatch, capfd):
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     assert train() == USER_ERROR
     assert "GiB free and a checkpoint needs" in capfd.readouterr().err
 
 
 def test_a_disk_that_fills_up_later_stops_the_run_and_says_so(train, monkeypatch, capfd):
     monkeypatch.setattr(inputs, "require_space", lambda *arguments: None)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     assert train() == 1
     assert "checkpoint step_000002" in (err := capfd.readouterr().err) and "GiB free and a checkpoint needs" in err
 

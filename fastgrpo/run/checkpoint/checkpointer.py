@@ -1,16 +1,13 @@
 """Writes and loads checkpoints: sharded, written beside training, committed in one rename."""
 
-import json
 import os
-import pickle
-import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -21,15 +18,17 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from fastgrpo.json_lines import to_disk
 from fastgrpo.policy.learner import Learner
-from fastgrpo.policy.sharding import full_weights
 from fastgrpo.ranks import Ranks
-from fastgrpo.run.checkpoint.export import write_export
-from fastgrpo.run.checkpoint.integrity import STATE, checksum, committed, files_of
+from fastgrpo.run.checkpoint.disk import folder_to_disk, remove, require_space
+from fastgrpo.run.checkpoint.export import Exporter
+from fastgrpo.run.checkpoint.in_flight import read_rollouts, save_rollouts
+from fastgrpo.run.checkpoint.integrity import EXPORT, SHARDS, committed, read_state, write_state
 from fastgrpo.run.checkpoint.random_state import load_random_state, save_random_state
-from fastgrpo.run.checkpoint.space import require_space
-
-SHARDS, EXPORT, ROLLOUTS = "shards", "hf", "rollouts.pkl"
+from fastgrpo.run.checkpoint.reload import some
+from fastgrpo.run.checkpoint.shards import load_shards
+from fastgrpo.trainer import Progress
 
 
 class CheckpointError(RuntimeError):
@@ -44,6 +43,7 @@ class _Write:
     shards: Future[Any]
     export: threading.Thread | None = None
     error: BaseException | None = None
+    complaints: list[str] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
@@ -57,24 +57,34 @@ class _Write:
 
 
 class Checkpointer:
-    """Writes ``folder/step_000020/{shards, hf, rollouts.pkl, state.json}``; at most one write is under way.
+    """Writes ``folder/step_000020/{shards, hf, rollouts.codec, random_state_0.codec, state.json}``; at most one write
+    is under way.
 
     ``shards`` is torch's distributed checkpoint, which any number of ranks can load; ``hf`` loads with
     ``from_pretrained``; ``state.json`` holds the trainer's progress and the size and checksum of every file, and is
     written last: a folder without it was never finished.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, keep_last: int, export_dtype: torch.dtype, tokenizer: Any) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, keep_last: int, exporter: Exporter, say: Callable[[str], None]
+    ) -> None:
         self.folder, self.ranks, self.keep_last = folder, ranks, keep_last
-        self.export_dtype, self.tokenizer = export_dtype, tokenizer
+        self.exporter, self.say = exporter, say
         # The write's own collectives must not mix with training's.
         self.group = dist.new_group(backend="gloo", timeout=ranks.timeout)
         self.under_way: _Write | None = None
-        if ranks.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".step_*"):
-                shutil.rmtree(leftover)
-        ranks.barrier()
+        self.has_compared = False
+        ranks.together(self._begin)
+
+    def _begin(self) -> None:
+        if not self.ranks.is_first:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".step_*"):
+                remove(leftover)
+        except OSError as error:
+            raise ValueError(f"checkpoints cannot be written to {self.folder}: {error}") from error
 
     def save(self, step: int, learner: Learner, progress: dict[str, Any], rollouts: dict[str, Any]) -> None:
         """Copies the state and returns; the files are written while training goes on. All ranks take part.
@@ -86,18 +96,18 @@ class Checkpointer:
         error: Exception | None = None
         try:
             copies = 2 if learner.reference else 1
-            require_space(self.folder, learner.policy.model.num_parameters(), self.export_dtype, copies)
+            require_space(self.folder, learner.policy.model.num_parameters(), self.exporter.dtype, copies)
             save_random_state(partial, self.ranks.rank)
             if self.ranks.is_first:
-                (partial / ROLLOUTS).write_bytes(pickle.dumps(rollouts))
+                save_rollouts(partial, rollouts)
         except (ValueError, OSError) as caught:
             error = caught
         self._agree(partial, error)
         shards: Any = dcp.async_save(_state_of(learner), checkpoint_id=partial / SHARDS, process_group=self.group)
-        weights = {n: _to_cpu(w, self.export_dtype, self.ranks.is_first) for n, w in full_weights(learner.policy)}
+        weights = self.exporter.gather(learner.policy, keep=self.ranks.is_first)
         self.under_way = _Write(partial, shards)
         if self.ranks.is_first:
-            export = threading.Thread(target=self._write_files, args=(self.under_way, learner, weights, progress))
+            export = threading.Thread(target=self._write_files, args=(self.under_way, weights, progress))
             self.under_way.export = export
             export.start()
 
@@ -114,9 +124,12 @@ class Checkpointer:
         partial = write.partial
         self._agree(partial, write.result())
         if self.ranks.is_first:
+            for complaint in write.complaints:
+                self.say(complaint)
             os.replace(partial, self.folder / partial.name[1:])
+            to_disk(self.folder)
             for old in committed(self.folder)[: -self.keep_last]:
-                shutil.rmtree(old)
+                remove(old)
         self.ranks.barrier()
 
     def _agree(self, partial: Path, error: BaseException | None) -> None:
@@ -128,11 +141,11 @@ class Checkpointer:
                 f"are whole, go on with --resume"
             ) from error
 
-    def load(self, path: Path, learner: Learner) -> tuple[dict[str, Any], dict[str, Any]]:
+    def load(self, path: Path, learner: Learner) -> tuple[Progress, dict[str, Any]]:
         """Overwrites weights and optimizer; returns the progress and the rollouts that were saved with them. All ranks
-        take part."""
+        take part. Raises Refused if the files do not hold a state of this run."""
         state = _state_of(learner)
-        dcp.load(state, checkpoint_id=path / SHARDS, process_group=self.group)
+        self.ranks.together(lambda: load_shards(state, path / SHARDS, self.group))
         set_state_dict(
             learner.policy,
             learner.optimizer,
@@ -141,22 +154,50 @@ class Checkpointer:
         )
         if learner.reference is not None:
             set_model_state_dict(learner.reference.policy, state["reference"])
-        load_random_state(path, self.ranks.rank)
-        rollouts = pickle.loads((path / ROLLOUTS).read_bytes())
-        return json.loads((path / STATE).read_text())["progress"], rollouts
+        self.ranks.together(lambda: load_random_state(path, self.ranks.rank))
+        progress, rollouts = self.ranks.together(lambda: (read_state(path)[0], read_rollouts(path)))
+        if self.ranks.any(self.ranks.is_first and not (path / EXPORT).is_dir()):
+            self._export_again(path, learner, progress)
+        return progress, rollouts
 
-    def _write_files(
-        self, write: "_Write", learner: Learner, weights: dict[str, Tensor], progress: dict[str, Any]
-    ) -> None:
+    def _export_again(self, path: Path, learner: Learner, progress: Progress) -> None:
+        """Writes the export of a checkpoint whose own was damaged. All ranks take part."""
+        weights = self.exporter.gather(learner.policy, keep=self.ranks.is_first)
+        error: Exception | None = None
+        if self.ranks.is_first:
+            try:
+                partial = path / f".{EXPORT}"
+                remove(partial)
+                self.exporter.write(partial, weights)
+                folder_to_disk(partial)
+                partial.rename(path / EXPORT)
+                write_state(path, asdict(progress))
+            except OSError as caught:
+                error = caught
+        self._agree(path, error)
+
+    def _write_files(self, write: "_Write", weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
         partial = write.partial
         try:
-            write_export(partial / EXPORT, weights, learner.policy.model, self.tokenizer, self.export_dtype)
+            self.exporter.write(partial / EXPORT, weights)
+            if not self.has_compared:
+                self.has_compared = True
+                write.complaints += self._compared(partial / EXPORT, weights)
             write.shards.result()
-            files = {str(f.relative_to(partial)): [f.stat().st_size, checksum(f)] for f in files_of(partial)}
-            state = {"progress": progress, "files": files}
-            (partial / STATE).write_text(json.dumps(state, indent=1))
+            write_state(partial, progress)
+            folder_to_disk(partial)
         except BaseException as error:  # told to every rank by finish()
             write.error = error
+
+    def _compared(self, export: Path, weights: dict[str, Tensor]) -> list[str]:
+        """A line if the export is not what was trained, which ends nothing: the shards are whole."""
+        try:
+            differences = self.exporter.differences(export, weights)
+        except Exception as error:  # of code that loads what it was not made for
+            differences = [f"it cannot be loaded ({type(error).__name__}: {error})"]
+        if not differences:
+            return []
+        return [f"warning: the export of {export.parent.name[1:]} is not what was trained: {some(differences)}"]
 
 
 def _state_of(learner: Learner) -> dict[str, Any]:
@@ -165,8 +206,3 @@ def _state_of(learner: Learner) -> dict[str, Any]:
     if learner.reference is None:
         return {"model": model, "optimizer": optimizer}
     return {"model": model, "optimizer": optimizer, "reference": get_model_state_dict(learner.reference.policy)}
-
-
-def _to_cpu(weight: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
-    """A copy that training does not change; ranks that do not write keep nothing of it."""
-    return weight.detach().to("cpu", dtype, copy=True) if keep else torch.empty(0)

@@ -1,9 +1,32 @@
-"""The disk that a checkpoint takes."""
+"""What a checkpoint does with the disk below it."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from fastgrpo.json_lines import to_disk
+
+
+def folder_to_disk(folder: Path) -> None:
+    """Returns when a loss of power cannot take a file of this folder, or of those in it, any more."""
+    for file in files_of(folder):
+        to_disk(file)
+    for below in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+        to_disk(below)
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    return (f for f in sorted(folder.rglob("*")) if f.is_file())
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all that is in it, or a link, whose target stays."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
 
 
 def require_space(folder: Path, num_parameters: int, export_dtype: torch.dtype, copies: int = 1) -> None:

@@ -1,0 +1,90 @@
+"""Whether an export is what was trained: it is loaded back and compared, tensor by tensor."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+_OF_A_FOLDER = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"}
+"""What a configuration says of its file, or of a session, and not of the model's function."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_in(folder: Path) -> Shapes:
+    """The shape of every tensor in the safetensors files of a folder, by name; none is loaded."""
+    shapes: Shapes = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
+
+
+def reload_differences(
+    folder: Path, weights: Mapping[str, Tensor], model: PreTrainedModel, trust_remote_code: bool
+) -> list[str]:
+    """In what the model that an export loads to differs from ``model`` with these weights, which has its names; empty
+    if in nothing: class, configuration, every weight and every buffer are the same, so that its logits are.
+
+    It takes the memory of the weights in float32, which is the dtype that a thread can load in without changing the
+    default dtype of all.
+    """
+    disable_progress_bar()  # of loading, which would run through the display of steps
+    result: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=trust_remote_code
+    )
+    loaded, info = result
+    found = [f"{kind.replace('_', ' ')}: {some(names)}" for kind, names in info.items() if names]
+    if type(loaded).__name__ != type(model).__name__:
+        found.append(f"it is a {type(loaded).__name__}, and a {type(model).__name__} was trained")
+    found += _differing(_facts(loaded), _facts(model), "configuration")
+    state, buffers = loaded.state_dict(), dict(loaded.named_buffers())
+    others = {n: b.detach().cpu() for n, b in model.named_buffers() if n not in weights}
+    for name, tensor in (*weights.items(), *others.items()):
+        other = state.get(name, buffers.get(name))
+        if other is None or not _equal(tensor, other):
+            found.append(f"{name} is {'missing' if other is None else 'another tensor'}")
+    return found
+
+
+def free_memory_bytes() -> int:
+    """What the host can give without swapping; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
+def _equal(tensor: Tensor, other: Tensor) -> bool:
+    if tensor.is_floating_point():
+        tensor, other = tensor.float(), other.float()
+    return tensor.shape == other.shape and bool(torch.equal(tensor.nan_to_num(), other.nan_to_num()))
+
+
+def _facts(model: PreTrainedModel) -> dict[str, Any]:
+    return dict(_flat(model.config.to_dict()))
+
+
+def _flat(facts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        elif name not in _OF_A_FOLDER:
+            yield f"{path}{name}", value
+
+
+def _differing(loaded: Mapping[str, Any], trained: Mapping[str, Any], what: str) -> list[str]:
+    names = sorted(n for n in loaded.keys() | trained.keys() if loaded.get(n) != trained.get(n))
+    return [f"{what} {n}: {loaded.get(n)} there, {trained.get(n)} in training" for n in names]
+
+
+def some(names: Iterable[Any]) -> str:
+    """The first of these names, and how many more there are."""
+    chosen = sorted(str(n) for n in names)
+    return ", ".join(chosen[:5]) + (f" and {len(chosen) - 5} more" if len(chosen) > 5 else "")
