@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fastgrpo.config import ModelConfig
@@ -20,6 +20,7 @@ from fastgrpo.run.checkpoint.base_files import base_files, folder_of
 from fastgrpo.run.checkpoint.reload import Shapes, free_memory_bytes, reload_differences, shapes_in, some
 
 LARGEST_SHARD_BYTES = 5 * 10**9
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,8 +44,8 @@ class Exporter:
             raise ValueError(f"the weights of this {name} are quantized, and whole ones are trained: give those")
         try:
             self.files = base_files(self.base.path)
-            config = _config_of(json.loads(self.files["config.json"]), self.model, self.dtype)
-            self.files["config.json"] = _text(config)
+            config = _config_of(json.loads(self.files[CONFIG]), self.model, self.dtype)
+            self.files[CONFIG] = _text(config)
             self.shapes = self._shapes()
             if "auto_map" not in config:  # code, which the start has run already, from the base
                 self._read_back()
@@ -58,8 +59,12 @@ class Exporter:
     def _read_back(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self._write_files(Path(folder))
-            AutoConfig.from_pretrained(folder)
             load_tokenizer(folder)
+            with torch.device("meta"):
+                loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        made, needed = ({n: w.shape for n, w in m.state_dict().items()} for m in (loaded, self.model))
+        if type(loaded).__name__ != type(self.model).__name__ or made != needed:
+            raise ValueError(f"its {CONFIG} would make a {type(loaded).__name__} of other weights")
 
     def _shapes(self) -> Shapes:
         weights = {n: torch.empty(w.shape, dtype=w.dtype, device="meta") for n, w in self.model.state_dict().items()}
@@ -117,10 +122,10 @@ class Exporter:
 
 
 def _config_of(base: dict[str, Any], model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
-    """The configuration as the base has it, or the model's own where that is only a part of the base."""
+    """The configuration as the base has it, or the model's own where that is a part of the base that loads alone."""
     name = str(dtype).removeprefix("torch.")
     config = base
-    if base.get("model_type") != model.config.model_type:
+    if base.get("model_type") != model.config.model_type and type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         config = json.loads(model.config.to_json_string(use_diff=True))
     if getattr(model.config, "quantization_config", None) is None:
         config.pop("quantization_config", None)  # the model was made whole as it was loaded
