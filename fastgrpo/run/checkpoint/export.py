@@ -17,11 +17,18 @@ from fastgrpo.data import load_tokenizer
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import full_weights
 from fastgrpo.run.checkpoint.base_files import base_files, folder_of
-from fastgrpo.run.checkpoint.reload import Shapes, free_memory_bytes, reload_differences, shapes_in, some
+from fastgrpo.run.checkpoint.reload import (
+    INDEX,
+    WEIGHTS,
+    Shapes,
+    free_memory_bytes,
+    reload_differences,
+    shapes_in,
+    some,
+)
 
 LARGEST_SHARD_BYTES = 5 * 10**9
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 
 
 class Exporter:
@@ -42,6 +49,8 @@ class Exporter:
         name = type(self.model).__name__
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ValueError(f"the weights of this {name} are quantized, and whole ones are trained: give those")
+        if getattr(self.model, "_hf_peft_config_loaded", False):
+            raise ValueError(f"{self.base.path} holds an adapter of a {name}: merge it into the weights")
         try:
             self.files = base_files(self.base.path)
             config = _config_of(json.loads(self.files[CONFIG]), self.model, self.dtype)
@@ -49,11 +58,11 @@ class Exporter:
             self.shapes = self._shapes()
             if "auto_map" not in config:  # code, which the start has run already, from the base
                 self._read_back()
+            unused = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
         except Exception as error:
             raise ValueError(
                 f"a {name} cannot be exported, and so no checkpoint could be written: {type(error).__name__}: {error}"
             ) from error
-        unused = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
         return [f"exports leave out {some(unused)} of {self.base.path}: the model does not use it"] if unused else []
 
     def _read_back(self) -> None:
@@ -152,7 +161,7 @@ def _write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
         shards[-1][name] = weight
         sizes[-1] += weight.nbytes
     if len(shards) == 1:
-        names = ["model.safetensors"]
+        names = [WEIGHTS]
     else:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
