@@ -36,8 +36,8 @@ def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
         raise ValueError(
-            f"{folder} cannot be loaded (rank {rank}: {str(reason).splitlines()[0]}): without {folder.parent}, --resume "
-            f"takes the checkpoint before"
+            f"{folder} cannot be loaded (rank {rank}: {str(reason).splitlines()[0]}): without {folder.parent}, "
+            f"--resume takes the checkpoint before"
         ) from error
 
 
