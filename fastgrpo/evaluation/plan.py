@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
+from fastgrpo.data.instructions import SIMPLERL_TEMPLATES
 from fastgrpo.evaluation.as_trained import run_of
 from fastgrpo.evaluation.benchmarks import Benchmark, count_note, find_benchmark, load_benchmark
 from fastgrpo.evaluation.settings import Settings
