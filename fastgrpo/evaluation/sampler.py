@@ -55,13 +55,7 @@ def noise_position(benchmark: str, problem: int) -> int:
 def read_tokenizer(settings: Settings, model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ValueError if there is no model or no tokenizer."""
     find_model(model)
-    try:
-        return load_tokenizer(model, settings.trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"{model}: there is no tokenizer, neither in a folder nor on the hub ({str(error).splitlines()[0]}). "
-            f"Give a local folder, or a hub id that this machine can reach"
-        ) from error
+    return load_tokenizer(model, settings.trust_remote_code)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_template: bool) -> list[np.ndarray]:

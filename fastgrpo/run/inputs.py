@@ -45,13 +45,7 @@ def load_inputs(
     config = configs[0]
     find_model(config.model.path)
     require_inputs(configs)
-    try:
-        tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"--model.path {config.model.path}: no tokenizer can be had, neither from a folder nor from the hub "
-            f"({str(error).splitlines()[0]}). Give a local folder, or a hub id that this machine can reach"
-        ) from error
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
     copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
@@ -84,6 +78,8 @@ def _load_prompts(
         chat_template=data.chat_template,
         max_prompt_tokens=data.max_prompt_tokens,
         special_tokens=data.special_tokens,
+        template=data.template or data.suffix,
+        say=display.say,
     )
     dropped = {
         "duplicates": problems.num_duplicates,

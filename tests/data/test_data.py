@@ -306,13 +306,13 @@ def test_a_bad_row_is_named_with_what_is_wrong(tmp_path, good, bad, says):
         {"prompt": [{"role": "user", "content": "A"}]},
         plain_row("A", ""),
         plain_row("A", None),
-        plain_row("A", ["1"]),
+        plain_row("A", ["1", "2"]),
         chat_row("A", None),
     ],
 )
 def test_a_row_needs_an_answer_but_where_the_reward_reads_it_whole(tmp_path, row):
     source = write(tmp_path / "a.jsonl", [row])
-    with pytest.raises(ValueError, match=r"for a reward that asks for `row`|no answer|an answer|must be text or a"):
+    with pytest.raises(ValueError, match=r"for a reward that asks for `row`|no answer|an answer|has 2 answers"):
         load_problems(source, "")
     (problem,) = problems = load_problems(source, "", need_answers=False)
     assert (problem.text, problem.answer, problems.num_unanswered) == ("A", "", 0)
