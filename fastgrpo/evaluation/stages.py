@@ -31,7 +31,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     disable_progress_bar()
     folder, facts, device = EvaluationFolder(path), facts_of(settings, plan), choose_device(settings.device)
     folder.check(facts, plan, settings.overwrite)
-    prepared = prepare(settings, plan)
+    prepared = prepare(settings, plan, print)
     check_judges(settings, plan)
     with folder.locked(), signals_noted() as noted:
         check = partial(stop_if_noted, noted)
