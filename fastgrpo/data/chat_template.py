@@ -164,7 +164,7 @@ class _Clock(datetime):
 def _text(tokenizer: Any, chat: Chat, opened: bool = True, now: datetime = NOON, seed: int = 0) -> str:
     from transformers.utils import chat_template_utils
 
-    chat_template_utils.datetime = _Clock  # type: ignore[attr-defined]
+    vars(chat_template_utils)["datetime"] = _Clock
     _Clock.stands_at = now
     random.seed(seed)
     text: str = tokenizer.apply_chat_template(chat, add_generation_prompt=opened, tokenize=False)

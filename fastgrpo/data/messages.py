@@ -39,7 +39,12 @@ def conversation(messages: Any) -> Asked:
     """A chat that may end with the assistant's reply: then its answer is the reply's ``ground_truth``
     (Open-Reasoner-Zero's rows), or else what stands in the last box of its text."""
     messages = _written(messages)
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict) and _role(messages[-1]) == "assistant":
+    if (
+        isinstance(messages, list)
+        and messages
+        and isinstance(messages[-1], dict)
+        and _role(messages[-1]) == "assistant"
+    ):
         reply = messages[-1]
         gold = reply.get("ground_truth")
         gold = gold.get("value") if isinstance(gold, dict) else gold

@@ -44,8 +44,8 @@ def require_plain_ids(all_ids: Sequence[list[int]], tokenizer: "PreTrainedTokeni
         )
     if special_tokens and (twice := _num_begun_twice(all_ids, begin)):
         raise ValueError(
-            f"{twice} of {len(all_ids)} prompts begin with {tokenizer.bos_token!r} twice: once in the text, and once by "
-            f"the tokenizer {name!r}. Give --data.no_special_tokens, or take it out of the text."
+            f"{twice} of {len(all_ids)} prompts begin with {tokenizer.bos_token!r} twice: once in the text, and once "
+            f"by the tokenizer {name!r}. Give --data.no_special_tokens, or take it out of the text."
         )
 
 

@@ -1,6 +1,5 @@
 """The stages of an evaluation: generate, judge by the rule, judge by models, write the results."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fastgrpo.evaluation.records import read_evaluation
 from fastgrpo.evaluation.results import write_results
 from fastgrpo.evaluation.sampler import read_tokenizer, stop_token_ids
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.evaluation.verdicts import judge_by_rule, start_pool
+from fastgrpo.evaluation.verdicts import judge_by_rule, note_unmet_golds
 from fastgrpo.ranks import choose_device
 from fastgrpo.ranks.signals import signals_noted, stop_if_noted
 
@@ -54,7 +53,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
 
 def check_judges(settings: Settings, plan: Plan) -> None:
     """Raises ValueError for a judge that cannot work, now and not after the last response."""
-    start_pool(replace(settings, verifier_workers=1), settings.rule or plan.suite.rule).close()
+    note_unmet_golds(settings, plan)
     if settings.verifier_model:
         read_tokenizer(settings, settings.verifier_model)
         stop_token_ids(settings.verifier_model, (), settings.trust_remote_code)

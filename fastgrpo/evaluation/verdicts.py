@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fastgrpo.evaluation.folder import EvaluationFolder, Key, RowFile
@@ -9,7 +10,9 @@ from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.rewards import VerifierPool
+from fastgrpo.rewards.golds import can_try_golds, first_rows, try_golds
 
+TRY_S = 20.0
 CHUNK = 64
 """Responses for each worker before the verdicts are written and signals are checked."""
 
@@ -36,6 +39,20 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
                     )
                     progress.advance(len(rows))
                     check()
+
+
+def note_unmet_golds(settings: Settings, plan: Plan) -> None:
+    """Prints how many answers of a benchmark the rule rejects even word for word. Raises ValueError if the rule cannot
+    be loaded."""
+    rule = settings.rule or plan.suite.rule
+    with start_pool(replace(settings, verifier_workers=1), rule) as pool:
+        if not can_try_golds(rule, None, pool):
+            return
+        for planned in plan.benchmarks:
+            row_of = first_rows((p.answer, p.problem) for p in planned.benchmark.problems)
+            report = try_golds(pool, list(row_of), TRY_S / len(plan.benchmarks))
+            if words := report.unmet_words(planned.name, rule, row_of):
+                print(f"note: {words}")
 
 
 def start_pool(settings: Settings, rule: str) -> VerifierPool:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
@@ -40,11 +39,16 @@ def read_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
 def _impossible(config: PretrainedConfig) -> Iterator[str]:
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         for name, value in part.to_dict().items():
-            largest = LARGEST.get(name)
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, float):
+                is_possible = math.isfinite(value)
+            else:
+                is_possible = not isinstance(value, int) or _is_size(name, value)
+            if not is_possible:
                 yield f"{name} {value}"
-            elif largest and isinstance(value, int) and not (name in NEVER_ZERO) <= value <= largest:
-                yield f"{name} {value}"
+
+
+def _is_size(name: str, value: int) -> bool:
+    return name not in LARGEST or int(name in NEVER_ZERO) <= value <= LARGEST[name]
 
 
 def end_token_ids(path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
@@ -63,7 +67,7 @@ def end_token_ids(path: str, trust_remote_code: bool = False) -> tuple[int, ...]
     return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
 
 
-def _is_json(file: Path) -> Any:
+def _is_json(file: Path) -> bool:
     try:
         return isinstance(json.loads(file.read_bytes()), dict)
     except (ValueError, RecursionError):

@@ -26,7 +26,7 @@ def read_weights(path: str, **how: Any) -> PreTrainedModel:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what its report says, the errors below say
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
     except (MemoryError, torch.OutOfMemoryError):
@@ -35,6 +35,7 @@ def read_weights(path: str, **how: Any) -> PreTrainedModel:
         raise ValueError(f"the weights of {path} cannot be loaded: {_reason(path, error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+    model, found = loaded
     if shapes := found["mismatched_keys"]:
         given = [f"{name} {list(there)} for {list(needed)}" for name, there, needed in sorted(shapes)]
         raise ValueError(
@@ -100,13 +101,9 @@ def _extra_layers(names: list[str], model: PreTrainedModel) -> list[str]:
     """Tensors of layers beyond the last one that have the names of a layer: the configuration has too few. A layer of
     another kind, as for the prediction of several tokens, has others too."""
     usual = {match["rest"] for name, _ in model.named_parameters() if (match := _LAYER.match(name))}
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        if match := _LAYER.match(name):
-            layers.setdefault(match["layer"], []).append(name)
-    return [
-        name for of_one in layers.values() for name in of_one if all(_LAYER.match(n)["rest"] in usual for n in of_one)
-    ]
+    found = [match for name in names if (match := _LAYER.match(name))]
+    of_another_kind = {match["layer"] for match in found if match["rest"] not in usual}
+    return [match[0] for match in found if match["layer"] not in of_another_kind]
 
 
 def _check_finite(model: PreTrainedModel, path: str) -> None:

@@ -27,6 +27,11 @@ class Inputs:
     train: list[list[Prompt]]  # of every phase of the run
     held_out: list[Prompt]
 
+    def by_source(self, configs: list[Config]) -> dict[str, list[Prompt]]:
+        """The problems of each place that the settings name."""
+        held_out = {configs[0].data.held_out: self.held_out} if self.held_out else {}
+        return {c.data.train: prompts for c, prompts in zip(configs, self.train, strict=True)} | held_out
+
     def with_columns(self, configs: list[Config]) -> "Inputs":
         """The same with every column of the prompts' rows."""
         found: dict[int, list[Prompt]] = {}  # phases may share their prompts

@@ -26,6 +26,7 @@ from fastgrpo.rollout.start_rollouts import start_rollouts
 from fastgrpo.run.checkpoint import Checkpointer
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
+from fastgrpo.run.golds import check_golds
 from fastgrpo.run.inputs import Inputs, load_inputs
 from fastgrpo.run.run import Run
 from fastgrpo.run.schedule import RunSchedule
@@ -73,6 +74,7 @@ def start(
     )
     example = ranks.together(lambda: example_of(inputs, config))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
+    check_golds(recipe, pool, inputs.by_source(configs), ranks, display.say)
     if "row" in pool.signature.names:
         inputs = ranks.together(partial(inputs.with_columns, configs))
     streams = [PromptStream(encoded, config.seed, config.data.shuffle) for encoded in inputs.train]
