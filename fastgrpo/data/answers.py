@@ -26,12 +26,13 @@ def answer_text(answer: Any) -> str:
     ValueError for what is no answer: several of them, none, another type, a text with half a character in it.
     """
     if isinstance(answer, str):
-        answer = _decoded(answer.strip())
+        answer = _decoded(_checked(answer))
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
     if isinstance(answer, str):
-        return _checked(unwrap_answer(answer.strip()))
-    if isinstance(answer, list) and answer:
+        text = unwrap_answer(_checked(answer))
+        return "" if text in NO_ANSWER else text
+    if isinstance(answer, list) and len(answer) > 1:
         raise ValueError(f"the row has {len(answer)} answers, {shown(answer)}, and a verifier compares with one")
     if answer is None or answer == [] or not _is_finite(answer):
         raise ValueError("the row has no answer")
@@ -76,6 +77,7 @@ def as_value(text: str) -> Any:
 
 
 def _checked(text: str) -> str:
+    """The text without white space at its ends, which a form feed of a broken ``\\frac`` would be."""
     if not is_text(text):
         raise ValueError("the answer holds half a surrogate pair, which no tokenizer writes")
     if broken := _ESCAPED.search(text):
@@ -83,7 +85,7 @@ def _checked(text: str) -> str:
             f"the answer {shown(text)} holds {broken[0]!r}: the backslash of a LaTeX command was read as an escape, "
             f"and no response can match it. Write the file with its backslashes doubled"
         )
-    return "" if text in NO_ANSWER else text
+    return text.strip()
 
 
 def unwrap_answer(answer: str) -> str:

@@ -98,6 +98,10 @@ def _unpacked_bytes(values: Any) -> int:
         return _BYTES_PER_VALUE * len(values) + (pc.sum(lengths).as_py() or 0)
     if isinstance(values, pa.StructArray):
         return sum(map(_unpacked_bytes, values.flatten()))
+    if isinstance(values, pa.MapArray):  # which Arrow does not flatten
+        first, last = values.offsets[0].as_py(), values.offsets[-1].as_py()
+        parts = (part.slice(first, last - first) for part in (values.keys, values.items))
+        return _BYTES_PER_VALUE * len(values) + sum(map(_unpacked_bytes, parts))
     if isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return _BYTES_PER_VALUE * len(values) + _unpacked_bytes(values.flatten())
     return _BYTES_PER_VALUE * len(values) + values.nbytes

@@ -107,7 +107,7 @@ _WRAPPINGS = [
         r"\$(?P<inside>[^$]+)\$",
         r"\\\((?P<inside>.+)\\\)",
         r"\\\[(?P<inside>.+)\\\]",
-        r"(?i:(?:the |final )*answer(?: is|:))\s*(?P<inside>.+)",
+        r"(?i:(?:the |final )*answer(?: is:|:| is))\s*(?P<inside>.+)",
         r"[A-Za-z]\w*\s*=\s*(?P<inside>[^=]+)",
         r"\\\$\s*(?P<inside>.+)",
         r"(?P<inside>.+?)(?:\\\\|\s*\\?%|\.)",

@@ -49,7 +49,7 @@ def source_of(tmp_path, rows, ending=".jsonl"):
     ],
 )
 def test_a_public_schema_is_read(tmp_path, row, ending):
-    (problem,) = load_problems(source_of(tmp_path, [row], ending), "")
+    (problem,) = load_problems(source_of(tmp_path, [row, row], ending), "")
     assert (problem.text, problem.answer.strip("$"), problem.history) == (Q, "5", ())
     assert problem.level == (3 if "level" in row else None)
 
