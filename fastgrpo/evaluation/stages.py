@@ -1,5 +1,6 @@
 """The stages of an evaluation: generate, judge by the rule, judge by models, write the results."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fastgrpo.evaluation.records import read_evaluation
 from fastgrpo.evaluation.results import write_results
 from fastgrpo.evaluation.sampler import read_tokenizer, stop_token_ids
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.evaluation.verdicts import judge_by_rule, note_unmet_golds
+from fastgrpo.evaluation.verdicts import judge_by_rule, start_pool, unmet_golds
 from fastgrpo.ranks import choose_device
 from fastgrpo.ranks.signals import signals_noted, stop_if_noted
 
@@ -31,7 +32,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     folder, facts, device = EvaluationFolder(path), facts_of(settings, plan), choose_device(settings.device)
     folder.check(facts, plan, settings.overwrite)
     prepared = prepare(settings, plan, print)
-    check_judges(settings, plan)
+    check_judges(settings, plan, is_new=not (path / "evaluation.json").exists())
     with folder.locked(), signals_noted() as noted:
         check = partial(stop_if_noted, noted)
         folder.begin(facts, plan, settings.overwrite)
@@ -51,9 +52,13 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
         print(f"  {path / name}")
 
 
-def check_judges(settings: Settings, plan: Plan) -> None:
-    """Raises ValueError for a judge that cannot work, now and not after the last response."""
-    note_unmet_golds(settings, plan)
+def check_judges(settings: Settings, plan: Plan, is_new: bool) -> None:
+    """Raises ValueError for a judge that cannot work, now and not after the last response. Of a new evaluation it also
+    prints which answers the rule rejects whatever a response says."""
+    rule = settings.rule or plan.suite.rule
+    with start_pool(replace(settings, verifier_workers=1), rule) as pool:
+        for note in unmet_golds(plan, rule, pool) if is_new else ():
+            print(f"note: {note}")
     if settings.verifier_model:
         read_tokenizer(settings, settings.verifier_model)
         stop_token_ids(settings.verifier_model, (), settings.trust_remote_code)

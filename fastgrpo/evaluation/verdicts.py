@@ -1,8 +1,7 @@
 """Responses -> right or wrong, by the suite's rule, in processes that can be killed."""
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastgrpo.evaluation.folder import EvaluationFolder, Key, RowFile
@@ -41,18 +40,15 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
                     check()
 
 
-def note_unmet_golds(settings: Settings, plan: Plan) -> None:
-    """Prints how many answers of a benchmark the rule rejects even word for word. Raises ValueError if the rule cannot
-    be loaded."""
-    rule = settings.rule or plan.suite.rule
-    with start_pool(replace(settings, verifier_workers=1), rule) as pool:
-        if not can_try_golds(rule, None, pool):
-            return
-        for planned in plan.benchmarks:
-            row_of = first_rows((p.answer, p.problem) for p in planned.benchmark.problems)
-            report = try_golds(pool, list(row_of), TRY_S / len(plan.benchmarks))
-            if words := report.unmet_words(planned.name, rule, row_of):
-                print(f"note: {words}")
+def unmet_golds(plan: Plan, rule: str, pool: VerifierPool) -> Iterator[str]:
+    """A sentence for each benchmark with answers that the rule rejects even word for word."""
+    if not can_try_golds(rule, None, pool):
+        return
+    for planned in plan.benchmarks:
+        row_of = first_rows((p.answer, p.problem) for p in planned.benchmark.problems)
+        report = try_golds(pool, list(row_of), TRY_S / len(plan.benchmarks))
+        if words := report.unmet_words(planned.name, rule, row_of):
+            yield words
 
 
 def start_pool(settings: Settings, rule: str) -> VerifierPool:

@@ -40,7 +40,7 @@ def test_a_few_kilobytes_that_unpack_to_gigabytes_are_refused_and_not_unpacked(t
     with arrow_memory() as memory, pytest.raises(ValueError, match=says):
         load_problems(str(file), "")
     assert memory.max_memory() < 30 * MIB
-    with pytest.raises(ValueError, match="unpacked|take over"):
+    with pytest.raises(ValueError, match=r"unpacked|take over"):
         sum(1 for _ in parquet_rows(file))
 
 
@@ -57,7 +57,7 @@ def test_lists_of_nothing_count_too(tmp_path):
     lists = pa.ListArray.from_arrays([0, 34_000_000], pa.nulls(34_000_000, pa.int8()))
     file = write(tmp_path / "bomb.parquet", {"problem": ["A"], "answer": ["1"], "tests": lists})
     assert [p.text for p in load_problems(str(file), "")] == ["A"]  # nobody asks for that column
-    with pytest.raises(ValueError, match="its column tests.list.element has 34,000,000 values"):
+    with pytest.raises(ValueError, match=r"its column tests\.list\.element has 34,000,000 values"):
         with_columns(list(load_problems(str(file), "")), str(file))
 
 
