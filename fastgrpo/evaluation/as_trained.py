@@ -20,13 +20,17 @@ def as_trained(settings: Settings) -> Settings:
             f"--as_trained asks in the words of the model's run, and {settings.model} is in no run folder: give a "
             f"checkpoint, as runs/NAME/checkpoints/step_000040/hf, or --template"
         )
-    run = json.loads(facts.read_text(encoding="utf-8"))
-    config = run["config"]
-    template = config.get("data.template") or "{problem}" + config["data.suffix"]
+    try:
+        run = json.loads(facts.read_text(encoding="utf-8"))
+        config = run["config"]
+        template = config.get("data.template") or "{problem}" + config["data.suffix"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{facts} cannot be read ({type(error).__name__}: {error}): give --template") from error
     return replace(
         settings,
         template=settings.template or template,
         chat_template=bool(config["data.chat_template"]) if not settings.template else settings.chat_template,
+        special_tokens=bool(config.get("data.special_tokens", True)) and settings.special_tokens,
         rule=settings.rule or run.get("reward", ""),
     )
 

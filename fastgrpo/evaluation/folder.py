@@ -88,8 +88,8 @@ class EvaluationFolder:
         if overwrite:
             return
         try:
-            before = json.loads(self.about.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            before = dict(json.loads(self.about.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.about} cannot be read ({error}): --overwrite it, or mend the file") from error
         if not any((self.path / "generations").glob("*.jsonl")):
             return  # it drew nothing: the user may have corrected a model or a setting

@@ -1,6 +1,7 @@
 """Draws the responses that are missing, and writes each when it has ended."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,13 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     asked: list[Asked]
     config: Config
+
+    def checksum(self) -> str:
+        """A hash of what the model reads, for every problem."""
+        digest = hashlib.sha256()
+        for (benchmark, problem), ids in {(a.benchmark, a.problem): a.prompt_ids for a in self.asked}.items():
+            digest.update(f"{benchmark} {problem} {ids.tolist()}\n".encode())
+        return digest.hexdigest()[:16]
 
 
 def prepare(settings: Settings, plan: Plan, say: Callable[[str], None] = lambda text: None) -> Prepared:
@@ -109,7 +117,7 @@ def _asked(
     ids = dict(
         zip(
             (p.problem for p in planned.benchmark.problems),
-            prompt_ids(tokenizer, texts, protocol.chat_template, protocol.template, say),
+            prompt_ids(tokenizer, texts, protocol.chat_template, protocol.template, settings.special_tokens, say),
             strict=True,
         )
     )

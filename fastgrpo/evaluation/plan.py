@@ -178,4 +178,6 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _added(key: str, before: dict[str, Any]) -> bool:
+    if key == "prompts" and key not in before:  # an evaluation that began before they were noted
+        return True
     return key in ("verifier_model", "compass_without_question") and not before.get("verifier_model")

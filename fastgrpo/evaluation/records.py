@@ -72,7 +72,10 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Everything that is judged so far. Raises ValueError if there is no evaluation, or a file is broken."""
     if not (folder / "evaluation.json").is_file():
         raise ValueError(f"no evaluation in {folder}: it has no evaluation.json")
-    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    try:
+        about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / 'evaluation.json'} is not JSON: {error}") from error
     by_model = bool(about.get("verifier_model"))
     failures = [note for name in about["benchmarks"] if (note := _failures(folder, name))]
     about = {**about, "notes": [*about.get("notes", []), *failures]}
@@ -128,6 +131,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
     return rows

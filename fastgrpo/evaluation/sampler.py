@@ -64,6 +64,7 @@ def prompt_ids(
     texts: Sequence[str],
     chat_template: bool,
     template: str = "",
+    special_tokens: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[np.ndarray]:
     """The token ids of each text, made by ``template``. Raises ValueError as `encode` does."""
@@ -74,6 +75,7 @@ def prompt_ids(
             tokenizer,
             chat_template=chat_template,
             max_prompt_tokens=NO_LIMIT,
+            special_tokens=special_tokens,
             template=template,
             say=say,
         )

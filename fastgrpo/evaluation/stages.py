@@ -32,6 +32,8 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     folder, facts, device = EvaluationFolder(path), facts_of(settings, plan), choose_device(settings.device)
     folder.check(facts, plan, settings.overwrite)
     prepared = prepare(settings, plan, print)
+    facts["prompts"] = prepared.checksum()
+    folder.check(facts, plan, settings.overwrite)
     check_judges(settings, plan, is_new=not (path / "evaluation.json").exists())
     with folder.locked(), signals_noted() as noted:
         check = partial(stop_if_noted, noted)
