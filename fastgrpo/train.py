@@ -11,7 +11,7 @@ import torch
 
 from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
 from fastgrpo.config import Config, flatten
-from fastgrpo.ranks import Ranks, Refused, Role, choose_device, launched_ranks
+from fastgrpo.ranks import Ranks, Refused, Role, choose_device, is_of_a_lost_rank, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
 from fastgrpo.ranks.limits import require_open_files
 from fastgrpo.ranks.one_machine import is_on_one_machine
@@ -151,7 +151,12 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         print(f"fastgrpo: rank {launched_ranks()[0]} cannot start: {error}", file=sys.stderr)
         return exit_codes.REFUSED
     except OSError as error:  # as a full disk is
-        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}; go on with --resume", file=sys.stderr)
+        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
+        return exit_codes.FAILED
+    except RuntimeError as error:
+        if not is_of_a_lost_rank(error):
+            raise
+        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: another rank is gone", file=sys.stderr)
         return exit_codes.FAILED
     if is_first:
         ranks.store.set(OVER, "1")  # ranks that only sample may go, while the store is there to tell them

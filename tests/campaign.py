@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -30,10 +31,12 @@ from safetensors.torch import load_file
 from fastgrpo.command_line import exit_codes
 from fastgrpo.command_line.ending import ANNOUNCING
 from fastgrpo.json_lines import JsonLines
+from fastgrpo.ranks.secret import SECRET
 from tests import tiny_recipe
 from tests.conftest import TINY
 from tests.forks import Fork, Launch, adopt_orphans, mark_moments
 from tests.run.test_run import results
+from tests.strangers import listening, visit
 
 LIMIT_S = 300.0
 STEPS = 14
@@ -86,7 +89,7 @@ class Campaign:
     chance: random.Random
     wrong: list[str] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
-    longest_s: float = 0.0
+    longest_s: dict[str, float] = field(default_factory=dict)  # from an accident to the end
     undisturbed: dict[str, Path] = field(default_factory=dict)
 
     def runs(self, name: str) -> Path:
@@ -119,7 +122,7 @@ class Campaign:
         began = time.monotonic()
         while (left := _reap()) and time.monotonic() - began < LEAVE_S:
             time.sleep(0.02)
-        self.longest_s = max(self.longest_s, time.monotonic() - began)
+        self.longest_s["orphans"] = max(self.longest_s.get("orphans", 0.0), time.monotonic() - began)
         self.expect(not left, f"processes are left: {[' '.join(p.cmdline())[-90:] for p in left]}", launch)
         for process in left:
             process.kill()
@@ -153,7 +156,7 @@ class Campaign:
         while self.done["kills"] < num_kills:
             kind = self.chance.choice(KINDS)
             runs = self.runs(kind.name)
-            for _ in range(self.chance.randint(2, 6)):
+            for _ in range(min(self.chance.randint(2, 6), num_kills - self.done["kills"])):
                 if self.kill_once(kind, runs):
                     break
             else:
@@ -184,7 +187,10 @@ class Campaign:
             self.done["kills"] += 1
             self.done[f"killed: {whom}"] += 1
             self.done[f"moment: {moment}"] += 1
+        began = time.monotonic()
         code = self.end(launch, runs)
+        if killed and whom not in SURVIVED and code != 0:
+            self.longest_s[whom] = max(self.longest_s.get(whom, 0.0), time.monotonic() - began)
         expected = {
             "launcher": (-9, 0), "group": (-9, 0), "rank 0": (137, 0), "rank 1": (137, 0),
         }.get(whom if killed else "", (0,))  # fmt: skip
@@ -233,21 +239,63 @@ class Campaign:
     # Streams
 
     def unheard_runs(self) -> None:
-        """Standard output that is closed at the start, goes away in the middle, or is full."""
-        for name in ("closed", "gone at once", "gone in the middle", "full"):
+        """Standard output that is closed at the start, is full, or loses its reader or its terminal in the middle."""
+        for name in ("closed", "full", "a pipe", "a terminal"):
             kind, runs = KINDS[0], self.runs(f"standard output is {name}")
-            read, write = os.pipe()
-            full = os.open("/dev/full", os.O_WRONLY)
-            launch = self.start(kind, runs, stdout={"closed": None, "full": full}.get(name, write))
-            os.close(write)
-            os.close(full)
-            if name == "gone in the middle":
-                self.wait_for(launch, lambda launch=launch: launch.times("step") >= 3)
-            os.close(read)
+            reader, stdout = _reader_and_stdout(name)
+            launch = self.start(kind, runs, stdout=stdout)
+            if stdout is not None:
+                os.close(stdout)
+            if reader is not None:
+                self.wait_for(launch, lambda launch=launch, reader=reader: _drain(reader) or launch.times("step") >= 3)
+                os.close(reader)
             self.expect(self.end(launch, runs) == 0, f"standard output is {name}: it did not end well", launch)
             self.expect("Traceback" not in launch.log.read_text(), "it shows a traceback", launch)
             self.compare(kind, runs, launch)
             self.done["streams"] += 1
+
+    # Strangers
+
+    def strange_runs(self) -> None:
+        """Hostile peers at every port of a run, which hears of nobody but loopback, executes nothing and goes on."""
+        os.environ[SECRET] = "known to the hostile peers too"
+        for kind in KINDS:
+            runs = self.runs(f"strangers, {kind.name}")
+            launch, executed = self.start(kind, runs), runs / "executed"
+            with contextlib.ExitStack() as visits:
+                if self.wait_for(launch, lambda launch=launch: launch.times("step") >= 2):
+                    for address in listening(launch):
+                        self.done["ports"] += 1
+                        self.expect(address[0] in ("127.0.0.1", "::1"), f"it listens on {address}", launch)
+                        visits.enter_context(visit(address, executed, os.environ[SECRET]))
+                code = self.end(launch, runs)
+            self.expect(code == 0, f"visited by strangers it ended with {code}", launch)
+            self.expect(not executed.exists(), "what a stranger sent was executed", launch)
+            said = launch.log.read_text()
+            self.expect("Traceback" not in said, "it shows a traceback", launch)
+            if "engine" in kind.targets:
+                self.expect(
+                    "pool refused a connection from an unknown process" in said, "it says nothing of them", launch
+                )
+            self.compare(kind, runs, launch)
+        del os.environ[SECRET]
+
+
+def _reader_and_stdout(name: str) -> tuple[int | None, int | None]:
+    match name:
+        case "closed":
+            return None, None
+        case "full":
+            return None, os.open("/dev/full", os.O_WRONLY)
+        case "a pipe":
+            return os.pipe()
+    return os.openpty()
+
+
+def _drain(reader: int) -> None:
+    """Reads what is there; a terminal that nobody reads would hold the run up."""
+    while select.select([reader], [], [], 0)[0] and os.read(reader, 1 << 16):
+        pass
 
 
 def _reap() -> list[psutil.Process]:
@@ -288,6 +336,7 @@ def main() -> int:
     parser.add_argument("--signals", nargs="*", metavar="SIGNAL", help="announced ends: all of them, or these")
     parser.add_argument("--moments", nargs="*", default=["start", "load", "step", "evaluate", "checkpoint", "report"])
     parser.add_argument("--streams", action="store_true", help="standard output closed, gone, full")
+    parser.add_argument("--strangers", action="store_true", help="hostile peers at every port")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs are; a temporary one")
     given = parser.parse_args()
@@ -302,10 +351,12 @@ def main() -> int:
         campaign.signal_runs([signal.Signals[n] for n in given.signals] or ANNOUNCING, given.moments)
     if given.streams:
         campaign.unheard_runs()
+    if given.strangers:
+        campaign.strange_runs()
     if given.kills:
         campaign.kill_runs(given.kills)
-    took_s, gone_s = time.monotonic() - began, campaign.longest_s
-    print(f"{dict(campaign.done)} in {took_s:.0f} s; all processes were gone {gone_s:.1f} s after the command")
+    print(f"in {time.monotonic() - began:.0f} s: {', '.join(f'{n} {what}' for what, n in campaign.done.items())}")
+    print(f"longest, in s, to the end: {', '.join(f'{who} {s:.1f}' for who, s in campaign.longest_s.items())}")
     for complaint in campaign.wrong:
         print(f"wrong: {complaint}")
     if not campaign.wrong and given.folder is None:

@@ -109,6 +109,8 @@ def _gpus_of(rank: int, settings: Settings) -> list[str]:
 
 def _raise_if_one_failed(children: list[Child]) -> None:
     for rank, child in enumerate(children):
+        if child.poll() == exit_codes.SAVED:
+            raise Interrupted(f"rank {rank} was stopped by a signal; the same command goes on from here")
         if child.poll():
             raise RankFailed(f"rank {rank} ended with {child.returncode}; the same command goes on from here")
 

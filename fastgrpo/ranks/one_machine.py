@@ -9,9 +9,13 @@ LOOPBACK_INTERFACE = "lo"
 
 
 def is_on_one_machine() -> bool:
-    """Whether all ranks of this launch are on one node, as the launcher tells."""
+    """Whether all ranks of this launch are on one node, as the launcher tells. One that does not say how many are on
+    each, as srun does not, is taken at the address where they meet."""
     count = os.environ.get("WORLD_SIZE", "1")
-    return os.environ.get("LOCAL_WORLD_SIZE", count) == count
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return os.environ["LOCAL_WORLD_SIZE"] == count
+    address = os.environ.get("MASTER_ADDR", "")
+    return count == "1" or address in ("localhost", "::1") or address.startswith("127.")
 
 
 def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:

@@ -68,6 +68,11 @@ class Refused(ValueError):
     """What the user asked for cannot run; every rank raises it, with the reason of the first that found one."""
 
 
+def is_of_a_lost_rank(error: BaseException) -> bool:
+    """Whether a collective failed because another rank has ended: the launcher says which."""
+    return isinstance(error, dist.DistNetworkError) or "gloo/transport" in str(error)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This rank among those that train. Objects travel over gloo, beside the group that tensors use."""

@@ -130,16 +130,6 @@ def test_another_protocol_does_not_go_on_in_a_folder_and_is_named(copy, tiny_bas
     assert len(rows(copy / "e", "generations")) == 32
 
 
-def test_other_prompts_by_another_chat_template_are_noticed(tiny_base, tmp_path, capsys):
-    base = shutil.copytree(tiny_base, tmp_path / "base")
-    few = ["--chat_template", "--problems", "2", "--max_response_tokens", "4"]
-    assert evaluate(base, tmp_path, *few) == 0
-    file = base / "model" / "chat_template.jinja"
-    file.write_text(file.read_text().replace("{%", "5 {%", 1))
-    assert evaluate(base, tmp_path, *few) == 2
-    assert "prompts: '" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("content", ["[" * 200_000, "[1]", "{"])
 def test_a_broken_record_of_an_evaluation_is_refused_in_words(copy, tiny_base, capsys, content):
     (copy / "e" / "evaluation.json").write_text(content)

@@ -90,7 +90,7 @@ def test_a_broken_row_in_the_middle_is_told_with_its_line(whole, tiny_base, tmp_
     "kill, code, ranks",
     [
         (signal.SIGKILL, -9, "1"),
-        (signal.SIGTERM, 75, "1"),
+        (signal.SIGHUP, 75, "1"),
         (signal.SIGINT, 75, "1"),
         (signal.SIGKILL, -9, "2"),
         (signal.SIGTERM, 75, "2"),

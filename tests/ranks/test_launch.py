@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from fastgrpo.command_line.ending import ANNOUNCING
 from fastgrpo.ranks import launch, meet, signals
+from fastgrpo.ranks.one_machine import is_on_one_machine
 from fastgrpo.ranks.rendezvous import LISTENER
 from tests.conftest import TINY
 
@@ -170,3 +171,21 @@ def test_on_one_machine_ranks_meet_on_loopback_alone(monkeypatch):
         stores = [rendezvous(monkeypatch, port), rendezvous(monkeypatch, launch.free_port())]
     listening = [c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN]
     assert len(listening) >= len(stores) and set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("launched", "is_one"),
+    [
+        ({}, True),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "node1"}, True),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, False),
+        ({"WORLD_SIZE": "8", "MASTER_ADDR": "node1"}, False),  # srun
+        ({"WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}, True),
+    ],
+)
+def test_loopback_is_taken_only_where_all_ranks_are_on_one_machine(monkeypatch, launched, is_one):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert is_on_one_machine() == is_one

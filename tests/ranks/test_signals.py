@@ -54,7 +54,6 @@ def test_every_announced_end_is_noted_but_what_was_ignored_or_is_a_recipes_own(m
 
 
 def test_after_a_save_further_signals_change_nothing():
-    noted = []
     with contextlib.suppress(Interrupted), signals_noted() as noted:
         signal.raise_signal(signal.SIGTERM)
         stop_if_noted(noted)

@@ -42,7 +42,7 @@ class Door:
         now = time.monotonic()
         with self._lock:
             for connection in [c for c, since in self._since.items() if now - since > INTRODUCTION_S]:
-                m.hang_up(connection)
+                self._send_away(connection)
 
     def _accept(self, admit: Callable[[Connection, m.Hello], None]) -> None:
         while not self._is_closed:
@@ -53,26 +53,31 @@ class Door:
                 continue
             with self._lock:
                 if len(self._since) >= MAX_AT_THE_DOOR:
-                    m.hang_up(next(iter(self._since)))
+                    self._send_away(next(iter(self._since)))
                 self._since[connection] = time.monotonic()
             threading.Thread(target=self._ask, args=(connection, admit), daemon=True).start()
+
+    def _send_away(self, connection: Connection) -> None:
+        """Its own thread wakes, and closes it."""
+        del self._since[connection]
+        m.hang_up(connection)
 
     def _ask(self, connection: Connection, admit: Callable[[Connection, m.Hello], None]) -> None:
         try:
             hello = m.authenticate(connection, self.address.secret, self.num_engines)
         except Exception as error:  # an unknown process may send anything
             self._complain(error)
-            with self._lock:
-                del self._since[connection]
-                connection.close()
-            return
+            hello = None
         with self._lock:
-            del self._since[connection]
+            was_sent_away = self._since.pop(connection, None) is None
+            if hello is None or was_sent_away:
+                connection.close()
+                return
         admit(connection, hello)
 
     def _complain(self, error: Exception) -> None:
         self._num_complaints += 1
         if self._num_complaints <= MAX_COMPLAINTS:
-            why = str(error) or type(error).__name__
+            why = str(error) or "its connection ended before it had introduced itself"
             last = "; others will not be named" if self._num_complaints == MAX_COMPLAINTS else ""
             log.warning("fastgrpo: the engine pool refused a connection from an unknown process: %s%s", why, last)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fastgrpo.command_line import ignore_lost_output
 from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.rollout.engine_protocol import RolloutEngine
 from fastgrpo.rollout.engine_spec import EngineSpec
@@ -33,6 +34,7 @@ class Boot:
 
 def main() -> int:
     handle(do_nothing)  # the pool says when it is over
+    ignore_lost_output()
     boot: Boot = pickle.load(sys.stdin.buffer)
     engine = start_engine(boot.spec)
     hello = m.Hello(boot.index, False, this_process(), engine.num_workers, note=not_in_place(engine))

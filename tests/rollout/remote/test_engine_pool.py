@@ -2,20 +2,24 @@
 
 import contextlib
 import multiprocessing.connection
-import pickle
+import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Client
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from fastgrpo.codec import encode
 from fastgrpo.config import DeadlineConfig
 from fastgrpo.rollout.generate import requests_of
+from fastgrpo.rollout.remote import door
 from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.remote.channel import Channel
 from fastgrpo.rollout.remote.engine_pool import EngineFailure, EnginePool
@@ -59,7 +63,7 @@ class Peer:
     def _listen(self) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self.heard.append(self.connection.recv())
+                self.heard.append(m.receive(self.connection, from_peer=False))
 
     def told(self, kind: type) -> list:
         return [message for message in self.heard if isinstance(message, kind)]
@@ -69,7 +73,7 @@ class Peer:
         return [r.id for submit in self.told(m.Submit) for r in submit.requests]
 
     def finish(self, *ids: int) -> None:
-        self.connection.send(m.Finished([(i, response()) for i in ids]))
+        m.send(self.connection, m.Finished([(i, response()) for i in ids]))
 
     def die(self) -> None:
         with socket.socket(fileno=self.connection.fileno()) as end:
@@ -217,7 +221,7 @@ def test_a_peer_stopped_in_the_middle_of_a_message_blocks_nobody(pool_of):
     stopped, healthy = ready(pool, 0), ready(pool, 1)
     alive = threading.Event()
     threading.Thread(target=beat, args=(healthy, alive), daemon=True).start()
-    frame = pickle.dumps(m.Alive(0.0))
+    frame = encode(m.Alive(0.0))
     half = struct.pack("!i", len(frame)) + frame[: len(frame) // 2]
     with socket.socket(fileno=stopped.connection.fileno()) as end:
         end.sendall(half)
@@ -235,7 +239,7 @@ def test_a_peer_stopped_in_the_middle_of_a_message_blocks_nobody(pool_of):
 def beat(peer: Peer, over: threading.Event) -> None:
     with contextlib.suppress(OSError):
         while not over.wait(0.2):
-            peer.connection.send(m.Alive(0.1))
+            m.send(peer.connection, m.Alive(0.1))
 
 
 def test_a_peer_that_does_not_read_blocks_neither_the_pool_nor_its_end():
@@ -288,10 +292,83 @@ def test_somebody_who_says_nothing_at_the_door_keeps_nobody_out(pool_of):
         assert ready(pool, 0) and len(pool.present) == 1
 
 
+def test_the_silent_and_the_slow_are_sent_away_and_leave_nothing(pool_of, monkeypatch):
+    """More of them than may stand at the door, one of whom sends a byte now and then."""
+    monkeypatch.setattr(door, "INTRODUCTION_S", 3600.0)
+    pool = pool_of(1)
+    before = threading.active_count(), psutil.Process().num_fds()
+    strangers = [socket.create_connection((pool.address.host, pool.address.port)) for _ in range(150)]
+    until(lambda: num_sent_away(strangers) == 150 - door.MAX_AT_THE_DOOR)
+    assert ready(pool, 0)
+    monkeypatch.setattr(door, "INTRODUCTION_S", 0.5)
+    with contextlib.suppress(OSError):
+        while num_sent_away(strangers) < 150:
+            strangers[-1].send(b"\0")
+            time.sleep(0.1)
+    for stranger in strangers:
+        stranger.close()
+    until(lambda: threading.active_count() <= before[0] + 3 and psutil.Process().num_fds() <= before[1] + 4)
+
+
+def num_sent_away(strangers: list[socket.socket]) -> int:
+    """Of those who still listen: the pool's challenge comes first, and then the end."""
+    for stranger in strangers:
+        stranger.setblocking(False)
+
+    def is_sent_away(stranger: socket.socket) -> bool:
+        try:
+            while stranger.recv(4096):
+                pass
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    return sum(is_sent_away(stranger) for stranger in strangers)
+
+
+class Planted:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("what", ["a pickle", "an encoded list", "no such engine", "half a message", "a huge length"])
+def test_nothing_of_a_peer_that_knows_the_secret_is_executed(pool_of, tmp_path, monkeypatch, caplog, what):
+    monkeypatch.setattr(door, "INTRODUCTION_S", 1.0)
+    pool = pool_of(1)
+    with Client((pool.address.host, pool.address.port), authkey=pool.address.secret) as connection:
+        match what:
+            case "a pickle":
+                connection.send(Planted(tmp_path / "executed"))
+            case "an encoded list":
+                connection.send_bytes(encode([m.Hello(0, False, "me")]))
+            case "no such engine":
+                m.send(connection, m.Hello(1, False, "me"))
+            case "half a message":
+                os.write(connection.fileno(), struct.pack("!i", 100) + b"x")
+            case "a huge length":
+                os.write(connection.fileno(), struct.pack("!iQ", -1, 2**62))
+        assert connection.poll(LONG_S)  # it was hung up on
+    assert not (tmp_path / "executed").exists() and pool.present == [] and pool.lost == []
+    assert ready(pool, 0)
+
+
+def test_an_engine_that_sends_a_pickle_is_lost_and_nothing_of_it_executed(pool_of, tmp_path):
+    pool = pool_of(1)
+    peer = ready(pool, 0)
+    peer.connection.send(Planted(tmp_path / "executed"))
+    until(lambda: pool.num_restarts == 1)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_more_losses_than_allowed_raise_with_the_engines_name_and_the_reason(pool_of):
     pool = pool_of(max_restarts=1)
     peers = [ready(pool, 0), ready(pool, 1)]
-    peers[0].connection.send(m.Failed("CUDA error: out of memory"))
+    m.send(peers[0].connection, m.Failed("CUDA error: out of memory"))
     until(lambda: pool.num_restarts == 1)
     pool.check()
     peers[1].die()
@@ -312,9 +389,9 @@ def test_an_engine_that_is_never_ready_raises_after_its_time(pool_of):
 def test_a_process_that_ends_before_it_called_is_started_again_until_there_were_too_many(pool_of):
     pool = pool_of(1, max_restarts=1)
     supervisor = Peer(pool, 0, is_supervisor=True)
-    supervisor.connection.send(m.Exited("pid 7", "signal 9; it printed nothing"))
+    m.send(supervisor.connection, m.Exited("pid 7", "signal 9; it printed nothing"))
     until(lambda: len(supervisor.told(m.Restart)) == 1)
-    supervisor.connection.send(m.Exited("pid 8", "exit code 1; ImportError: no such thing"))
+    m.send(supervisor.connection, m.Exited("pid 8", "exit code 1; ImportError: no such thing"))
     with pytest.raises(EngineFailure, match="pid 8 ended before it was ready: exit code 1; ImportError"):
         pool.wait(lambda: False, LONG_S)
 
@@ -324,7 +401,7 @@ def test_a_loss_is_counted_once_whoever_tells_of_it(pool_of):
     supervisor = Peer(pool, 0, is_supervisor=True)
     engine = ready(pool, 0, "pid 7")
     engine.die()
-    supervisor.connection.send(m.Exited("pid 7", "signal 9"))
+    m.send(supervisor.connection, m.Exited("pid 7", "signal 9"))
     until(lambda: bool(supervisor.told(m.Restart)))
     time.sleep(0.3)
     assert pool.num_restarts == 1 and len(supervisor.told(m.Restart)) == 1
@@ -340,7 +417,7 @@ def test_a_supervisor_that_goes_ends_the_run(pool_of):
 
 def test_an_engine_that_talks_nonsense_is_given_up(pool_of):
     pool = pool_of(1)
-    ready(pool, 0).connection.send("hello?")
+    m.send(ready(pool, 0).connection, "hello?")
     until(lambda: pool.engines[0].channel is None)
     assert "it sent str" in pool.lost[0]
 
@@ -424,7 +501,7 @@ def test_of_a_sync_that_fails_only_the_silent_engine_is_given_up(pool_of):
     sender = sender_of(pool, 2.0)
     sender.send(pool.present, [WEIGHTS], 1, with_checksums=False)
     until(lambda: bool(honest.told(m.Receive)))
-    honest.connection.send(m.Received(honest.told(m.Receive)[0].number, 1, "the others did not come"))
+    m.send(honest.connection, m.Received(honest.told(m.Receive)[0].number, 1, "the others did not come"))
     assert sender.replies() is None
     assert pool.engines[1].channel is not None and pool.num_restarts == 1
     assert "engine 0 (process 0) was lost: it took no part in a weight sync for 2 s (--deadline.sync_s)" in pool.lost[0]
@@ -436,7 +513,7 @@ def test_an_answer_to_an_earlier_sync_is_no_answer_to_this_one(pool_of):
     sender = sender_of(pool, 1.0)
     sender.send(pool.present, [WEIGHTS], 1, with_checksums=False)
     until(lambda: bool(peer.told(m.Receive)))
-    peer.connection.send(m.Received(peer.told(m.Receive)[0].number - 1, 1))
+    m.send(peer.connection, m.Received(peer.told(m.Receive)[0].number - 1, 1))
     assert sender.replies() is None
     assert pool.num_restarts == 1
 
@@ -450,7 +527,7 @@ def test_an_engine_that_cannot_take_part_says_why_at_once_and_is_kept(pool_of):
 
     def refuse() -> None:
         until(lambda: bool(peer.told(m.Receive)))
-        peer.connection.send(m.Received(peer.told(m.Receive)[0].number, 1, "it has no weight w"))
+        m.send(peer.connection, m.Received(peer.told(m.Receive)[0].number, 1, "it has no weight w"))
 
     threading.Thread(target=refuse, daemon=True).start()
     sender.send(pool.present, [weights], 1, with_checksums=False)
