@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from fastgrpo.config import ModelConfig
 from fastgrpo.run.checkpoint import Exporter
@@ -18,9 +18,12 @@ SET_AS_IT_IS_LOADED = ("balancing_biases",)
 """Of Zaya: transformers 5.20 puts its last number into place whatever the file says."""
 
 
-def as_base(model: PreTrainedModel, folder: Path) -> Path:
-    """The model as a hub has it, with a tokenizer and generation settings."""
+def as_base(model: PreTrainedModel, folder: Path, whole: PretrainedConfig | None = None) -> Path:
+    """The model as a hub has it, with a tokenizer and generation settings, and with the configuration of the whole that
+    it is a part of."""
     model.save_pretrained(folder)
+    if whole is not None:
+        whole.save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1, "<eos>": 2}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
     return folder
@@ -51,11 +54,11 @@ def write_export(
 
 
 @torch.no_grad()
-def export_differs(model: PreTrainedModel) -> list[str]:
+def export_differs(model: PreTrainedModel, whole: PretrainedConfig | None = None) -> list[str]:
     """What an export of the model, as it would be after training, changes of it: its logits after a reload, the names
     of its tensors, or its files; empty if nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        base, exported = as_base(model, Path(folder) / "base"), Path(folder) / "hf"
+        base, exported = as_base(model, Path(folder) / "base", whole), Path(folder) / "hf"
         after = trained(base)
         exporter, weights = write_export(after, base, exported)
         found = exporter.differences(exported, weights)

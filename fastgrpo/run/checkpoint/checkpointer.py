@@ -161,20 +161,19 @@ class Checkpointer:
         return progress, rollouts
 
     def _export_again(self, path: Path, learner: Learner, progress: Progress) -> None:
-        """Writes the export of a checkpoint whose own was damaged. All ranks take part."""
+        """Writes the export of a checkpoint whose own was damaged, which the run does not need. All ranks take part."""
         weights = self.exporter.gather(learner.policy, keep=self.ranks.is_first)
-        error: Exception | None = None
-        if self.ranks.is_first:
-            try:
-                partial = path / f".{EXPORT}"
-                remove(partial)
-                self.exporter.write(partial, weights)
-                folder_to_disk(partial)
-                partial.rename(path / EXPORT)
-                write_state(path, asdict(progress))
-            except OSError as caught:
-                error = caught
-        self._agree(path, error)
+        if not self.ranks.is_first:
+            return
+        partial = path / f".{EXPORT}"
+        try:
+            remove(partial)
+            self.exporter.write(partial, weights)
+            folder_to_disk(partial)
+            partial.rename(path / EXPORT)
+            write_state(path, asdict(progress))
+        except OSError as error:
+            self.say(f"warning: the export of {path} could not be written: {error}")
 
     def _write_files(self, write: "_Write", weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
         partial = write.partial

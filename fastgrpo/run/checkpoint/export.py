@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from fastgrpo.config import ModelConfig
@@ -17,10 +17,18 @@ from fastgrpo.data import load_tokenizer
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import full_weights
 from fastgrpo.run.checkpoint.base_files import base_files, folder_of
-from fastgrpo.run.checkpoint.reload import Shapes, free_memory_bytes, reload_differences, shapes_in, some
+from fastgrpo.run.checkpoint.reload import (
+    INDEX,
+    WEIGHTS,
+    Shapes,
+    free_memory_bytes,
+    reload_differences,
+    shapes_in,
+    some,
+)
 
 LARGEST_SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 
 
 class Exporter:
@@ -41,25 +49,31 @@ class Exporter:
         name = type(self.model).__name__
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ValueError(f"the weights of this {name} are quantized, and whole ones are trained: give those")
+        if getattr(self.model, "_hf_peft_config_loaded", False):
+            raise ValueError(f"{self.base.path} holds an adapter of a {name}: merge it into the weights")
         try:
             self.files = base_files(self.base.path)
-            config = _config_of(json.loads(self.files["config.json"]), self.model, self.dtype)
-            self.files["config.json"] = _text(config)
+            config = _config_of(json.loads(self.files[CONFIG]), self.model, self.dtype)
+            self.files[CONFIG] = _text(config)
             self.shapes = self._shapes()
             if "auto_map" not in config:  # code, which the start has run already, from the base
                 self._read_back()
+            unused = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
         except Exception as error:
             raise ValueError(
                 f"a {name} cannot be exported, and so no checkpoint could be written: {type(error).__name__}: {error}"
             ) from error
-        unused = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
         return [f"exports leave out {some(unused)} of {self.base.path}: the model does not use it"] if unused else []
 
     def _read_back(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self._write_files(Path(folder))
-            AutoConfig.from_pretrained(folder)
             load_tokenizer(folder)
+            with torch.device("meta"):
+                loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        made, needed = ({n: w.shape for n, w in m.state_dict().items()} for m in (loaded, self.model))
+        if type(loaded).__name__ != type(self.model).__name__ or made != needed:
+            raise ValueError(f"its {CONFIG} would make a {type(loaded).__name__} of other weights")
 
     def _shapes(self) -> Shapes:
         weights = {n: torch.empty(w.shape, dtype=w.dtype, device="meta") for n, w in self.model.state_dict().items()}
@@ -117,10 +131,10 @@ class Exporter:
 
 
 def _config_of(base: dict[str, Any], model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
-    """The configuration as the base has it, or the model's own where that is only a part of the base."""
+    """The configuration as the base has it, or the model's own where that is a part of the base that loads alone."""
     name = str(dtype).removeprefix("torch.")
     config = base
-    if base.get("model_type") != model.config.model_type:
+    if base.get("model_type") != model.config.model_type and type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         config = json.loads(model.config.to_json_string(use_diff=True))
     if getattr(model.config, "quantization_config", None) is None:
         config.pop("quantization_config", None)  # the model was made whole as it was loaded
@@ -147,7 +161,7 @@ def _write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
         shards[-1][name] = weight
         sizes[-1] += weight.nbytes
     if len(shards) == 1:
-        names = ["model.safetensors"]
+        names = [WEIGHTS]
     else:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}

@@ -1,5 +1,6 @@
 """Whether an export is what was trained: it is loaded back and compared, tensor by tensor."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,21 @@ from transformers.utils.logging import disable_progress_bar
 _OF_A_FOLDER = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"}
 """What a configuration says of its file, or of a session, and not of the model's function."""
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes_in(folder: Path) -> Shapes:
-    """The shape of every tensor in the safetensors files of a folder, by name; none is loaded."""
+    """The shape of every tensor in a model's safetensors files, by name; none is loaded."""
+    files = {WEIGHTS}
+    if (folder / INDEX).exists():
+        files = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
     shapes: Shapes = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
+    for file in files:
+        if not (folder / file).exists():  # weights of another kind
+            continue
+        with safe_open(folder / file, "pt") as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return shapes
 

@@ -35,7 +35,10 @@ def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), process_group=group)
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
-        raise ValueError(f"{folder} cannot be loaded (rank {rank}: {reason})") from error
+        raise ValueError(
+            f"{folder} cannot be loaded (rank {rank}: {str(reason).splitlines()[0]}): without {folder.parent}, "
+            f"--resume takes the checkpoint before"
+        ) from error
 
 
 def read_metadata(folder: Path) -> Metadata:
