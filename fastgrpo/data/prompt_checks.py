@@ -91,7 +91,8 @@ def _with_control_tokens(
     beginnings = {token[:2] for token in tokens}  # looking for these is what makes long data quick
     of_template = Counter(pattern.findall(template))
     for problem in problems:
-        if any(beginning in problem.text for beginning in beginnings):
-            brought = Counter(pattern.findall(problem.text)) - of_template
+        text = "\n".join((*(text for _, text in problem.history), problem.text))
+        if any(beginning in text for beginning in beginnings):
+            brought = Counter(pattern.findall(text)) - of_template
             if brought:
                 yield problem, next(iter(brought))
