@@ -1,6 +1,9 @@
-"""Data set rows -> prompts: ``read`` and ``parquet`` find rows, ``schemas`` understands them (``messages`` of a chat,
-``answers`` of a gold, ``instructions`` around a problem), ``problems`` keeps each problem once, ``prompts`` makes token ids
-(``chat_template`` their texts, ``prompt_checks`` what is odd about them) and puts them in the order of a run."""
+"""Data set rows -> prompts.
+
+``read`` and ``parquet`` find rows, ``schemas`` understands them (``messages`` of a chat, ``answers`` of a gold,
+``instructions`` around a problem), ``problems`` keeps each problem once, ``prompts`` makes token ids (``chat_template``
+their texts, ``prompt_checks`` what is odd about them) and puts them in the order of a run.
+"""
 
 from fastgrpo.data.columns import with_columns
 from fastgrpo.data.problems import Problems, load_problems
