@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, str]]  # role and content of each message
 
-TEXT_S = 30.0  # that the template may take for one chat
+TEXT_S = 60.0  # that the template may take for one chat
 SENT_EVERY_S = 0.1
 MEMORY_BYTES = 1 << 30  # that it may take besides what the process has
 MAX_CHARS = 1 << 24
@@ -40,9 +40,10 @@ _PLACE_BYTES = 8
 
 @dataclass(frozen=True)
 class Habits:
-    """What a template does with its first chat."""
+    """What a template does with chats."""
 
     reads_message: bool  # another problem makes another text
+    reads_history: bool  # so do other messages before it; true where no chat has any
     opens_turn: bool  # asked to open the assistant's turn, it does
     is_dated: bool  # it asks for the day or draws at random, both of which stand still here
 
@@ -111,7 +112,7 @@ def _serve(theirs: Connection, place: mmap.mmap, tokenizer: Any, chats: Sequence
     _become_nobody(theirs, parent)
     with contextlib.suppress(OSError):  # nobody reads any more
         try:
-            _send(theirs, _habits(tokenizer, chats[0]))
+            _send(theirs, _habits(tokenizer, chats))
             for texts in _texts(place, tokenizer, chats):
                 _send(theirs, texts)
         except MemoryError:
@@ -143,11 +144,13 @@ def _texts(place: mmap.mmap, tokenizer: Any, chats: Sequence[Chat]) -> Iterator[
     yield texts
 
 
-def _habits(tokenizer: Any, chat: Chat) -> tuple[bool, bool, bool]:
+def _habits(tokenizer: Any, chats: Sequence[Chat]) -> tuple[bool, bool, bool, bool]:
+    chat, other = chats[0], {"content": "Another problem: what is 12345 + 67890?"}
     text = _text(tokenizer, chat)
-    other = [*chat[:-1], {**chat[-1], "content": "Another problem: what is 12345 + 67890?"}]
+    longer = next((c for c in chats if len(c) > 1), None)
     return (
-        _text(tokenizer, other) != text,
+        _text(tokenizer, [*chat[:-1], chat[-1] | other]) != text,
+        longer is None or _text(tokenizer, [longer[0] | other, *longer[1:]]) != _text(tokenizer, longer),
         _text(tokenizer, chat, opened=False) != text,
         _text(tokenizer, chat, now=ANOTHER_DAY, seed=1) != text,
     )
@@ -180,7 +183,9 @@ def _become_nobody(theirs: Connection, parent: int) -> None:
         if os.getppid() != parent:
             os._exit(0)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        bound = used + MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, used + MEMORY_BYTES)
+        resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     os.closerange(3, theirs.fileno())
     os.closerange(theirs.fileno() + 1, 1 << 16)
 

@@ -15,11 +15,16 @@ TAIL_CHARS = 30
 
 
 def notes_on_template(source: str, habits: Habits, first_text: str) -> Iterator[str]:
-    """What the user should know of a chat template. Raises ValueError for one that leaves the message out."""
+    """What the user should know of a chat template. Raises ValueError for one that leaves a message out."""
     if not habits.reads_message:
         raise ValueError(
             f"The chat template {source} writes the same prompt for different problems: it leaves the user's message "
             f"out. Take a tokenizer with another template, or ask without one."
+        )
+    if not habits.reads_history:
+        raise ValueError(
+            f"The chat template {source} leaves out the messages before the question, a system's or solved examples: "
+            f"take a tokenizer with another template, or the messages out of the data."
         )
     if habits.is_dated:
         yield (
@@ -54,11 +59,15 @@ def require_different(problems: Sequence[Prompt], texts: Sequence[str]) -> None:
     first: dict[str, Prompt] = {}
     for problem, text in zip(problems, texts, strict=True):
         other = first.setdefault(text, problem)
-        if other.text.split() != problem.text.split():
+        if other is not problem and _words(other) != _words(problem):
             raise ValueError(
                 f"The problems in rows {other.row} and {problem.row} differ and have the same prompt, which ends in "
                 f"{text[-TAIL_CHARS:]!r}: the chat template leaves out what is different. Take another template."
             )
+
+
+def _words(problem: Prompt) -> list[str]:
+    return [word for _, text in (*problem.history, ("user", problem.text)) for word in text.split()]
 
 
 def notes_on(
@@ -91,7 +100,8 @@ def _with_control_tokens(
     beginnings = {token[:2] for token in tokens}  # looking for these is what makes long data quick
     of_template = Counter(pattern.findall(template))
     for problem in problems:
-        if any(beginning in problem.text for beginning in beginnings):
-            brought = Counter(pattern.findall(problem.text)) - of_template
+        text = "\n".join((*(text for _, text in problem.history), problem.text))
+        if any(beginning in text for beginning in beginnings):
+            brought = Counter(pattern.findall(text)) - of_template
             if brought:
                 yield problem, next(iter(brought))

@@ -28,9 +28,12 @@ class Inputs:
     held_out: list[Prompt]
 
     def by_source(self, configs: list[Config]) -> dict[str, list[Prompt]]:
-        """The problems of each place that the settings name."""
-        held_out = {configs[0].data.held_out: self.held_out} if self.held_out else {}
-        return {c.data.train: prompts for c, prompts in zip(configs, self.train, strict=True)} | held_out
+        """The problems of each place that the settings name, those of all phases together."""
+        sources = [*(c.data.train for c in configs), configs[0].data.held_out]
+        found: dict[str, list[Prompt]] = {}
+        for source, prompts in zip(sources, [*self.train, self.held_out], strict=True):
+            found[source] = [*found.get(source, ()), *prompts]
+        return found
 
     def with_columns(self, configs: list[Config]) -> "Inputs":
         """The same with every column of the prompts' rows."""

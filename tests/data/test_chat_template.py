@@ -20,7 +20,7 @@ def test_texts_are_those_of_transformers():
     tokenizer = tiny_tokenizer(CHAT)
     texts, habits = render(tokenizer, CHATS)
     assert texts == tokenizer.apply_chat_template(CHATS, add_generation_prompt=True, tokenize=False)
-    assert habits == Habits(reads_message=True, opens_turn=True, is_dated=False)
+    assert habits == Habits(reads_message=True, reads_history=True, opens_turn=True, is_dated=False)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_the_day_and_chance_stand_still():
 @pytest.mark.parametrize(
     "template, habits",
     [
-        ("a constant", Habits(False, False, False)),
-        ("[INST] " + TEXT + " [/INST]", Habits(True, False, False)),
-        (TEXT + "{% if add_generation_prompt %}:{% endif %}", Habits(True, True, False)),
-        (TEXT + "{{ strftime_now('%Y') }}", Habits(True, False, True)),
-        (TEXT + "{{ lipsum(1) }}", Habits(True, False, True)),
+        ("a constant", Habits(False, True, False, False)),
+        ("[INST] " + TEXT + " [/INST]", Habits(True, True, False, False)),
+        (TEXT + "{% if add_generation_prompt %}:{% endif %}", Habits(True, True, True, False)),
+        (TEXT + "{{ strftime_now('%Y') }}", Habits(True, True, False, True)),
+        (TEXT + "{{ lipsum(1) }}", Habits(True, True, False, True)),
     ],
 )
 def test_what_a_template_does_is_found_out(template, habits):

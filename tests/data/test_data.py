@@ -1,6 +1,7 @@
 """Problems from files of every format and from the hub, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -200,6 +201,13 @@ def test_a_source_that_does_not_exist_is_named_with_what_was_looked_for(tmp_path
     with pytest.raises(ValueError, match=r"does not exist.*hub data set owner/name") as error:
         load_problems(source, "")
     assert source in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_what_is_no_regular_file_is_named_as_that(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for source in (str(tmp_path / "a.jsonl"), "/dev/zero"):
+        with pytest.raises(ValueError, match=rf"{source} is neither a file nor a folder"):
+            load_problems(source, "")
 
 
 def test_an_unknown_ending_is_refused(tmp_path):

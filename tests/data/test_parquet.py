@@ -33,24 +33,23 @@ def arrow_memory():
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("use_dictionary", [True, False])
 def test_a_few_kilobytes_that_unpack_to_gigabytes_are_refused_and_not_unpacked(tmp_path, nested, use_dictionary):
-    texts = ["a" * (5 * MIB)] * 64
+    texts = ["a" * (5 * MIB)] * 16
     problems = [[{"role": "user", "content": text}] for text in texts] if nested else texts
-    file = write(tmp_path / "bomb.parquet", {"prompt": problems, "answer": ["1"] * 64}, use_dictionary=use_dictionary)
+    file = write(tmp_path / "bomb.parquet", {"prompt": problems, "answer": ["1"] * 16}, use_dictionary=use_dictionary)
     says = r"bomb\.parquet, of [\d,]+ bytes: .*MiB unpacked.*Write it anew"
     with arrow_memory() as memory, pytest.raises(ValueError, match=says):
         load_problems(str(file), "")
     assert memory.max_memory() < 30 * MIB
-    with pytest.raises(ValueError, match=r"unpacked|take over"):
-        sum(1 for _ in parquet_rows(file))
 
 
 def test_many_rows_of_one_text_are_refused_when_they_are_too_much_together(tmp_path):
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["a" * MIB])
     file = write(tmp_path / "bomb.parquet", {"problem": texts, "answer": ["1"] * 1000}, store_schema=False)
     says = r"its first \d+ rows take over 256 MiB unpacked"
-    with arrow_memory() as memory, pytest.raises(ValueError, match=says):
-        load_problems(str(file), "")
-    assert memory.max_memory() < 30 * MIB
+    for choose in (None, lambda names: ["problem"]):
+        with arrow_memory() as memory, pytest.raises(ValueError, match=says):
+            sum(1 for _ in parquet_rows(file, choose))
+        assert memory.max_memory() < 30 * MIB
 
 
 def test_lists_of_nothing_count_too(tmp_path):

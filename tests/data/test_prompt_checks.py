@@ -39,6 +39,14 @@ def test_a_template_that_leaves_the_message_out_is_refused():
         encoded(PROBLEMS, tiny_tokenizer("one two {% if add_generation_prompt %}?{% endif %}"))
 
 
+def test_a_template_that_leaves_the_system_message_out_is_refused():
+    last = "<user> {{ messages[-1]['content'] }} {% if add_generation_prompt %}<assistant>{% endif %}"
+    problems = [PROBLEMS[0], Prompt(5, "three", "1", history=(("system", "two"),))]
+    with pytest.raises(ValueError, match="leaves out the messages before the question"):
+        encoded(problems, tiny_tokenizer(last))
+    assert len(encoded(PROBLEMS, tiny_tokenizer(last))[0]) == 2
+
+
 def test_a_template_that_cuts_the_message_is_refused_with_the_rows():
     template = "{{ messages[0]['content'][:7] }}{% if add_generation_prompt %} ?{% endif %}"
     with pytest.raises(ValueError, match=r"rows 3 and 4 differ and have the same prompt, which ends in 'one two \?'"):
