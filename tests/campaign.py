@@ -33,7 +33,7 @@ from fastgrpo.command_line.ending import ANNOUNCING
 from fastgrpo.json_lines import JsonLines
 from fastgrpo.ranks.secret import SECRET
 from tests import tiny_recipe
-from tests.conftest import TINY
+from tests.conftest import TINY, hear_all
 from tests.forks import Fork, Launch, adopt_orphans, mark_moments
 from tests.run.test_run import results
 from tests.strangers import listening, visit
@@ -340,6 +340,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs are; a temporary one")
     given = parser.parse_args()
+    hear_all()
     adopt_orphans()
     mark_moments()
     began = time.monotonic()

@@ -13,10 +13,20 @@ from tests.rewards.server import Server
 TINY = Path(__file__).parent / "tiny_recipe.py"
 
 
+def hear_all() -> None:
+    """Undoes what ``nohup`` and a shell's ``&`` mean for this process and its children."""
+    for number in ANNOUNCING:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            put_back({number: usual})
+
+
 @pytest.fixture(autouse=True)
 def answers_to_signals():
-    """What a test makes of signals that announce the end is over with it."""
+    """Signals that announce the end do so, whatever started the tests ignores, and what a test makes of them is over
+    with it."""
     before = {number: signal.getsignal(number) for number in ANNOUNCING}
+    hear_all()
     yield
     put_back(before)
 

@@ -110,7 +110,7 @@ class _Forwarding:
 def _environment(num_ranks: int, port: int) -> dict[str, str]:
     # All of torchrun's names: one that is left out would be read from an outer launch.
     ranks: dict[str, Any] = {"GROUP_RANK": 0, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
-    ranks |= {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": port}
+    ranks |= {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": False}
     usual = {"OMP_NUM_THREADS": str(max(1, num_cores() // num_ranks)), SECRET: new_secret()}
     environment = {**usual, **os.environ, **{k: str(v) for k, v in ranks.items()}}
     stay_on_this_machine(environment)

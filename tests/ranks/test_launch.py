@@ -130,22 +130,37 @@ def test_every_announced_end_is_told_to_the_ranks_as_sigterm(monkeypatch, number
     )
 
 
-def test_ranks_that_saved_give_the_code(capfd):
-    saving = "python3 -c 'import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print(); signal.pause()'"
-    assert launched(saving, then=lambda: time.sleep(1) or os.kill(os.getpid(), signal.SIGHUP)) == 75
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_ranks_that_saved_give_the_code(capfd, tmp_path):
+    saving = f"""sh -c 'trap "exit 75" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done'"""
+
+    def hang_up() -> None:
+        wait_for(tmp_path / "ready")
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    assert launched(saving, then=hang_up) == 75
     assert capfd.readouterr().err == ""
 
 
-def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(monkeypatch, capfd):
+def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(signals, "ANSWER_S", 0.1)
+    deaf = """sh -c 'trap "" TERM; touch {}; exec sleep 1000'"""
 
     def press_twice() -> None:
+        for rank in range(2):
+            wait_for(tmp_path / str(rank))
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.3)
 
-    deaf = "python3 -c 'import signal; signal.signal(15, signal.SIG_IGN); [signal.pause() for _ in range(9)]'"
-    assert launched(deaf, deaf, then=press_twice) == 128 + signal.SIGINT
+    ranks = [deaf.format(tmp_path / str(rank)) for rank in range(2)]
+    assert launched(*ranks, then=press_twice) == 128 + signal.SIGINT
     assert capfd.readouterr().err.count("ended by SIGINT, at once after a second Ctrl-C") == 1
 
 
