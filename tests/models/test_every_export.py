@@ -39,4 +39,4 @@ def test_every_type_that_can_be_built_small_is_exported_whole():
         elif CANNOT_RUN.get(name, "none") not in found[0]:
             wrong[name] = found[:3]
     print(f"{len(right)} exported whole")
-    assert wrong == {} and len(right) >= 138
+    assert wrong == {} and len(right) >= 165

@@ -35,9 +35,10 @@ def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), process_group=group)
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
+        line = f"{type(reason).__name__}: {reason}".splitlines()[0]
         raise ValueError(
-            f"{folder} cannot be loaded (rank {rank}: {str(reason).splitlines()[0]}): without {folder.parent}, "
-            f"--resume takes the checkpoint before"
+            f"{folder} cannot be loaded (rank {rank}: {line}): without {folder.parent}, --resume takes the checkpoint "
+            f"before"
         ) from error
 
 

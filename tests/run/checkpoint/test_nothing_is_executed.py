@@ -85,6 +85,14 @@ def test_numbers_of_the_optimizer_are_not_unpickled(newest, mark, group):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04"])
+def test_shards_that_hold_nothing_are_refused_in_words(newest, group, content):
+    for file in (newest / SHARDS).glob("*.distcp"):
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be loaded .* --resume takes the checkpoint before"):
+        load_shards({"optimizer": {"param_groups": [{"lr": 0.0}]}}, newest / SHARDS, group)
+
+
 @pytest.mark.parametrize("content", [saved.as_pickle, saved.as_torch_file])
 def test_random_states_are_not_unpickled(newest, mark, content):
     load_random_state(newest, 0)
