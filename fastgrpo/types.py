@@ -30,6 +30,7 @@ class Prompt:
     prompt_ids: np.ndarray = field(default_factory=lambda: _NO_TOKENS)  # [num_prompt_tokens] int32, once encoded
     position: int = 0
     columns: Mapping[str, Any] | None = None  # all of its row, where the reward asks for it
+    history: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before it, as a system's
 
     @classmethod
     def of_ids(cls, prompt_ids: np.ndarray, position: int = 0) -> Self:

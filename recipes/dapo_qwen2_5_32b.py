@@ -10,7 +10,8 @@ from fastgrpo.config import (
     OptimizerConfig,
     RolloutConfig,
 )
-from fastgrpo.data.schemas import DAPO_PREFIX, DAPO_SUFFIX, verl_row
+from fastgrpo.data.instructions import DAPO_PREFIX, DAPO_SUFFIX
+from fastgrpo.data.schemas import verl_row
 from fastgrpo.rewards import dapo_minerva, self_test_of
 
 config = Config(

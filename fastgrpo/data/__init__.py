@@ -1,5 +1,10 @@
-"""Data set rows -> prompts: ``read`` finds rows, ``schemas`` understands them, ``problems`` keeps each problem once,
-``prompts`` makes token ids and puts them in the order of a run, ``identity`` tells one set of them from another."""
+"""Data set rows -> prompts.
+
+``read`` and ``parquet`` find rows, ``schemas`` understands them (``messages`` of a chat, ``answers`` of a gold,
+``instructions`` around a problem), ``problems`` keeps each problem once, ``prompts`` makes token ids (``chat_template``
+their texts, ``prompt_checks`` what is odd about them) and puts them in the order of a run.
+``identity`` tells one set of them from another.
+"""
 
 from fastgrpo.data.columns import with_columns
 from fastgrpo.data.identity import identity_of, other_than

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
-from fastgrpo.data.read import find_files, read_rows
-from fastgrpo.data.schemas import parse, schema_of
+from fastgrpo.data.answers import is_text
+from fastgrpo.data.messages import History
+from fastgrpo.data.read import find_files
+from fastgrpo.data.schemas import parse, read_problem_rows, schema_of
 from fastgrpo.types import Prompt
 
 
@@ -52,25 +54,26 @@ def load_problems(
     whole.
 
     Raises ValueError, naming file and row, where the source is missing or empty, a file is broken, its columns are
-    unknown, or a row lacks an answer, has an empty problem or one that is not a single user message.
+    unknown, or a row lacks an answer, has an empty problem or a chat that does not end with the user's message.
     """
-    first: dict[str, str] = {}  # problem as it was written -> answer
+    first: dict[tuple[History, str], str] = {}  # problem as it was written -> answer
     problems: list[Prompt] = []
     num_rows = num_duplicates = num_conflicts = num_unanswered = num_unwanted = 0
     for written in _rows(source, suffix, template, need_answers):
         num_rows += 1
         problem = replace(written, text=written.text.strip())
         is_wanted = not levels or problem.level in (None, *levels)
-        text = None if not is_wanted else statement(problem) if statement else problem.text
+        text = None if not is_wanted else _stated(statement, problem) if statement else problem.text
+        key = problem.history, written.text
         if need_answers and not problem.answer:
             num_unanswered += 1
         elif text is None:
             num_unwanted += 1
-        elif written.text in first:
+        elif key in first:
             num_duplicates += 1
-            num_conflicts += first[written.text] != problem.answer
+            num_conflicts += first[key] != problem.answer
         else:
-            first[written.text] = problem.answer
+            first[key] = problem.answer
             whole = template.replace("{problem}", text) if template else text + suffix
             problems.append(replace(problem, text=whole))
     if not problems:
@@ -81,10 +84,18 @@ def load_problems(
     return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered, num_unwanted)
 
 
+def _stated(statement: Statement, problem: Prompt) -> str | None:
+    """What a recipe makes of a problem, a text that can be encoded or None."""
+    text = statement(problem)
+    if text is None or is_text(text):
+        return text
+    raise ValueError(f"row {problem.row}: the recipe's problem_text holds half a surrogate pair, as its solution does")
+
+
 def _rows(source: str, suffix: str, template: str, need_answers: bool) -> Iterator[Prompt]:
     numbers = count()
     for file in find_files(source):
-        extract = None
-        for row in read_rows(file):
-            extract = extract or schema_of(row, need_answers)
-            yield parse(row, next(numbers), extract, suffix, template, need_answers)
+        schema = None
+        for row in read_problem_rows(file, need_answers):
+            schema = schema or schema_of(row.values, row.where, need_answers)
+            yield parse(row, next(numbers), schema, suffix, template, need_answers)

@@ -1,11 +1,13 @@
 """Problems -> token ids -> the endless order in which a run visits them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgrpo.data.chat_template import Chat, TemplateFailed, render, source_of
+from fastgrpo.data.prompt_checks import notes_on, notes_on_template, require_different, require_plain_ids
 from fastgrpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -19,17 +21,30 @@ def encode(
     chat_template: bool,
     max_prompt_tokens: int,
     special_tokens: bool = True,
+    template: str = "",
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Prompt]:
     """The problems that have at most `max_prompt_tokens` tokens, with them, in order.
 
-    With `chat_template` a problem is one user message and the assistant's turn is opened; which special tokens there
-    are is the template's business. Without, the tokenizer adds its own, once, unless `special_tokens` is false. Raises
-    ValueError where the tokenizer cannot do what is asked or no problem is short enough.
+    With `chat_template` a problem is the user's message after those of its ``history``, and the assistant's turn is
+    opened; which special tokens there are is the template's business. Without, the tokenizer adds its own, once, unless
+    `special_tokens` is false. What is odd about the prompts and may still be meant is told to ``say``, a line each;
+    ``template`` is the text that a run puts around every problem. Raises ValueError where the tokenizer or its template
+    cannot do what is asked, different problems become one prompt, or no problem is short enough.
     """
     problems = list(problems)
     if not problems:
         raise ValueError("There is no problem to encode.")
-    all_ids = _chat_ids(problems, tokenizer) if chat_template else _plain_ids(problems, tokenizer, special_tokens)
+    if chat_template:
+        texts = _chat_texts(problems, tokenizer, say)
+        all_ids = _ids(tokenizer, texts, special_tokens=False)  # what the template wrote is all
+    else:
+        texts = _plain_texts(problems)
+        all_ids = _ids(tokenizer, texts, special_tokens)
+        require_plain_ids(all_ids, tokenizer, special_tokens)
+    require_different(problems, texts)
+    for note in notes_on(problems, all_ids, tokenizer, template):
+        say(note)
     kept = []
     for problem, ids in zip(problems, all_ids, strict=True):
         if not ids:
@@ -44,27 +59,42 @@ def encode(
     return kept
 
 
-def _chat_ids(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+def _chat_texts(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase", say: Callable[[str], None]) -> list[str]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models. Give "
             "--data.no_chat_template to use the problem's text as it is, or take a model with a template."
         )
-    chats = [[{"role": "user", "content": p.text}] for p in problems]
-    # return_dict=False: transformers 5 returns a BatchEncoding otherwise. The call adds no special token of its own.
-    ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return ids
-
-
-def _plain_ids(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase", special_tokens: bool) -> list[list[int]]:
-    all_ids = tokenizer([p.text for p in problems], add_special_tokens=special_tokens)["input_ids"]
-    end = tokenizer.eos_token_id
-    if end is not None and all(ids and ids[-1] == end for ids in all_ids):
+    try:
+        texts, habits = render(tokenizer, [_chat(p) for p in problems])
+    except TemplateFailed as failure:
+        problem = problems[failure.place]
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} puts its end token {tokenizer.eos_token!r} after every text: a "
-            "response could not go on from there. Load it with add_eos_token=False."
-        )
-    return all_ids
+            f"{failure} (on the problem in row {problem.row}, {problem.text[:60]!r}). Mend the template, take another "
+            f"tokenizer, or ask without a chat template."
+        ) from None
+    for note in notes_on_template(source_of(tokenizer), habits, texts[0]):
+        say(note)
+    return texts
+
+
+def _chat(problem: Prompt) -> Chat:
+    return [{"role": role, "content": text} for role, text in (*problem.history, ("user", problem.text))]
+
+
+def _plain_texts(problems: list[Prompt]) -> list[str]:
+    for problem in problems:
+        if problem.history:
+            raise ValueError(
+                f"The problem in row {problem.row} follows other messages ({problem.history[0][0]}), which only a chat "
+                f"template puts into words: ask with one, or take them out of the data."
+            )
+    return [p.text for p in problems]
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_tokens: bool) -> list[list[int]]:
+    ids: Any = tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
+    return ids
 
 
 class PromptStream:

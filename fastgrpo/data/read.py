@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
+
+from fastgrpo.data.parquet import Choose, parquet_rows
 
 FORMATS = (".parquet", ".jsonl", ".json")
 _NEEDED = "a .parquet, .jsonl or .json file, a folder of them, or a hub data set owner/name or owner/name:path/in/it"
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<path>.+))?")
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
-_ROWS_AT_ONCE = 8192  # bounds the memory of files whose other columns are long
 
 
 class Row(NamedTuple):
@@ -42,16 +41,23 @@ def find_files(source: str) -> list[Path]:
         if not files:
             raise ValueError(f"The folder {path} holds no {', '.join(FORMATS)} file. Needed: {_NEEDED}.")
         return files
+    if path.exists() and source:
+        raise ValueError(f"{path} is neither a file nor a folder, so it cannot be read twice. Needed: {_NEEDED}.")
     match = _HUB_ID.fullmatch(source)
     if match and Path(match["id"]).suffix not in FORMATS:
         return _fetch(match["id"], match["path"] or "")
     raise ValueError(f"No data at {source!r}: {path.absolute()} does not exist. Needed: {_NEEDED}.")
 
 
-def read_rows(file: Path) -> Iterator[Row]:
-    """Every row of one file. Raises ValueError naming the file, and the row where there is one."""
-    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".json": _json_rows}
-    return readers[_known(file).suffix](file)
+def read_rows(file: Path, choose: Choose | None = None) -> Iterator[Row]:
+    """Every row of one file. Of a parquet file only the columns are read that ``choose`` takes of their names.
+
+    Raises ValueError naming the file, and the row where there is one; and what ``choose`` raises.
+    """
+    suffix = _known(file).suffix
+    if suffix == ".parquet":
+        return (Row(file, n, None, values) for n, values in enumerate(parquet_rows(file, choose)))
+    return _jsonl_rows(file) if suffix == ".jsonl" else _json_rows(file)
 
 
 def _known(file: Path) -> Path:
@@ -100,18 +106,6 @@ def _require_one_split(hub_id: str, names: list[str]) -> None:
         )
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    index = 0
-    try:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE):
-                for values in batch.to_pylist():
-                    yield Row(file, index, None, values)
-                    index += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as parquet (after {index} rows): {error}") from error
-
-
 def _jsonl_rows(file: Path) -> Iterator[Row]:
     index = 0
     with file.open("rb") as lines:  # bytes: a text file would also count other line ends than \n
@@ -122,9 +116,18 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
-    rows = _parse_json(str(file), file.read_bytes())
+    try:
+        rows = _parse_json(str(file), file.read_bytes())
+    except ValueError as error:
+        if not isinstance(error.__cause__, json.JSONDecodeError) or error.__cause__.msg != "Extra data":
+            raise
+        yield from _jsonl_rows(file)  # one row a line under this name, as is common on the hub
+        return
     if not isinstance(rows, list):
-        raise ValueError(f"{file} must hold a list of rows, got a {type(rows).__name__}. One row a line is .jsonl.")
+        raise ValueError(
+            f"{file} must hold a list of rows, got a {type(rows).__name__}: take the list out of it. One row a line is "
+            f".jsonl."
+        )
     for index, values in enumerate(rows):
         yield _object(Row(file, index, None, values))
 
@@ -137,6 +140,9 @@ def _parse_json(where: str, raw: bytes) -> Any:
 
 
 def _object(row: Row) -> Row:
+    """The row; one that is a list of messages, as those of Open-Reasoner-Zero are, as its column ``conversations``."""
+    if isinstance(row.values, list) and row.values and all(isinstance(turn, dict) for turn in row.values):
+        return row._replace(values={"conversations": row.values})
     if not isinstance(row.values, dict):
         raise ValueError(f"{row.where} must be an object with named columns, got a {type(row.values).__name__}.")
     return row

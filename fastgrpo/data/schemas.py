@@ -1,112 +1,181 @@
-"""What the columns of a row mean: the schemas of public mathematics data, and the wrappings that they put around a
-problem and its answer."""
+"""What the columns of a row mean: the schemas of public mathematics data."""
 
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fastgrpo.data.read import Row
+from fastgrpo.data.answers import answer_text, as_value, is_text, last_box, shown
+from fastgrpo.data.instructions import unwrap_problem, unwrap_template
+from fastgrpo.data.messages import Asked, asked_of, conversation
+from fastgrpo.data.read import Row, read_rows
 from fastgrpo.types import Prompt
 
-# DAPO-Math-17k puts these around every problem. JustRL trains without them (thunlp/JustRL issue 1).
-DAPO_PREFIX = (
-    "Solve the following math problem step by step. The last line of your response should be of the form "
-    "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
-)
-DAPO_SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
-# The second is a published slip: a format string that was never formatted (thunlp/OPD: dapo-math-17k-processed).
-INSTRUCTIONS = (
-    "Please reason step by step, and put your final answer within \\boxed{}.",
-    "Please reason step by step, and put your final answer within \\boxed{{}}.",
-)
-# SimpleRL-Zoo's (arXiv 2503.18892, figure 10; hkust-nlp/simpleRL-reason utils.py, "abel" and "qwen-boxed"): the whole
-# prompt of a base model, which its rows carry. The simple one is for models that follow instructions badly.
-SIMPLERL_TEMPLATES = {
-    "simple": "Question:\n{problem}\nAnswer:\nLet's think step by step.\n",
-    "boxed": (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{problem}\n"
-        "Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n<|im_start|>assistant\n"
-    ),
-}
-_SEPARATORS = ("\n\n", "\n", " ")
-
-Extract = Callable[[dict[str, Any]], tuple[Any, Any]]  # the columns of a row -> (problem, answer), unchecked
+Columns = dict[str, Any]
+"""The columns of a row, by their names in small letters with ``_`` between words."""
 
 
-def parse(row: Row, number: int, extract: Extract, suffix: str, template: str = "", need_answer: bool = True) -> Prompt:
-    """The row, ``number`` in its source, by its schema. Its text is the problem as it was written, its white space
-    included, without anybody's instructions; its answer is empty where the data set has none, and, unless it is needed,
-    where there is one that is neither text nor a number.
-
-    Raises ValueError, naming file and row, for what is missing or has the wrong type.
-    """
-    try:
-        problem, answer = extract(row.values)
-        if not isinstance(problem, str):
-            raise ValueError(f"the problem must be text, got {_shown(problem)}")
-        body = unwrap_problem(unwrap_template(problem, template), suffix)
-        if not body.strip():
-            raise ValueError("the problem is empty")
-        if not _is_text(body):
-            raise ValueError("the problem holds half a surrogate pair, which no tokenizer reads")
-        level = level_number(row.values.get("level"))
-        return Prompt(number, body, _answer_of(answer, need_answer), level, solution_text(row.values))
-    except ValueError as error:
-        raise ValueError(f"{row.where}: {error}.") from None
-
-
-def schema_of(row: Row, need_answer: bool = True) -> Extract:
-    """How to get (problem, answer) out of rows like this one. Raises ValueError where no schema fits."""
-    for columns, extract in (SCHEMAS if need_answer else SCHEMAS | WITHOUT_ANSWER).items():
-        if all(c in row.values for c in columns):
-            return extract
-    known = "; ".join(" and ".join(columns) for columns in SCHEMAS)
-    alone = ", ".join(columns[0] for columns in WITHOUT_ANSWER)
-    raise ValueError(
-        f"{row.where}: no known schema has the columns {', '.join(row.values)}. Known: {known}; for a reward that asks "
-        f"for `row` any of {alone} without an answer."
-    )
-
-
-def _verl(values: dict[str, Any]) -> tuple[Any, Any]:
-    """verl's rows: ``prompt`` is a chat, ``reward_model.ground_truth`` the answer."""
-    problem, reward_model = _user_message(values.get("prompt")), values.get("reward_model")
+def _verl(values: Columns) -> Asked:
+    """verl's rows: ``reward_model.ground_truth`` is the answer. open-r1 keeps that beside a prompt that is a text."""
+    reward_model = values.get("reward_model")
+    if isinstance(reward_model, str):
+        reward_model = as_value(reward_model)
     if not isinstance(reward_model, dict):
-        raise ValueError(f"reward_model must be an object with a ground_truth, got {_shown(reward_model)}")
-    return problem, reward_model.get("ground_truth")
+        raise ValueError(f"reward_model must be an object with a ground_truth, got {shown(values['reward_model'])}")
+    return asked_of(values.get("prompt"))._replace(answer=reward_model.get("ground_truth"))
 
 
-def _user_message(messages: Any) -> Any:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(f"prompt must be a list of messages, got {_shown(messages)}")
-    roles = [m.get("role") for m in messages]
-    if roles != ["user"]:
-        raise ValueError(f"prompt must be exactly one user message, got the roles {roles}")
-    return messages[0].get("content")
-
-
-def _prompt(values: dict[str, Any]) -> tuple[Any, Any]:
-    """TRL's rows: ``prompt`` is a text or a chat."""
-    prompt = values.get("prompt")
-    return prompt if isinstance(prompt, str) else _user_message(prompt), values.get("answer")
-
-
-def _plain(values: dict[str, Any]) -> tuple[Any, Any]:
-    """MathArena's rows, as BRUMO25, CMIMC25 and HMMT25 have them."""
-    return values.get("problem"), values.get("answer")
-
-
-def _gsm8k(values: dict[str, Any]) -> tuple[Any, Any]:
+def _gsm8k(values: Columns) -> Asked:
     """GSM8K's rows: a worked solution whose last line is ``#### 1,234``. An answer of one line is taken as it is."""
-    question, answer = values.get("question"), values.get("answer")
+    answer = values.get("answer")
     if isinstance(answer, str):
         _, mark, final = answer.rpartition("####")
         if not mark and "\n" in answer.strip():
             raise ValueError("the answer has several lines, none of which begins with ####")
         # The usual graders compare without the commas of thousands.
         answer = final.replace(",", "") if mark else answer
-    return question, answer
+    return asked_of(values.get("question"))._replace(answer=answer)
+
+
+def _turns(values: Columns) -> Asked:
+    """Open-Reasoner-Zero's rows: a question, and a reply that has the answer."""
+    return conversation(values.get("conversations", [values.get("0"), values.get("1")]))
+
+
+def _columns(problem: str, answer: str = "") -> Callable[[Columns], Asked]:
+    def asked(values: Columns) -> Asked:
+        found = values.get(problem)
+        asked = conversation(found) if problem == "messages" else asked_of(found)
+        return asked._replace(answer=values.get(answer)) if answer else asked
+
+    return asked
+
+
+def _solved(problem: str) -> Callable[[Columns], Asked]:
+    """MATH's and NuminaMath's rows: the answer stands in the last box of a worked solution. A solution that is one
+    formula or number, as TRL's data sets have it, is the answer; any other without a box gives none."""
+
+    def asked(values: Columns) -> Asked:
+        solution = values.get("solution")
+        if solution is None or not isinstance(solution, str):
+            return asked_of(values.get(problem))._replace(answer="" if solution is None else solution)
+        whole = re.fullmatch(r"\$[^$\n]+\$|[-+]?[\d.,]+", solution.strip())
+        return asked_of(values.get(problem))._replace(answer=whole[0] if whole else last_box(solution))
+
+    return asked
+
+
+PROBLEMS = ("problem", "question", "prompt", "query", "instruction", "input")
+ANSWERS = (
+    "answer", "final_answer", "expected_answer", "correct_answer", "reference_answer", "ground_truth", "gold_answer",
+    "gold", "target",
+)  # fmt: skip
+BESIDES = ("level", "solution", "generation")
+
+SCHEMAS: dict[tuple[str, ...], Callable[[Columns], Asked]] = {
+    ("prompt", "reward_model"): _verl,
+    **{(problem, answer): _columns(problem, answer) for answer in ANSWERS for problem in PROBLEMS},
+    ("question", "answer"): _gsm8k,  # in the place of the usual one
+    **{(problem, "solution"): _solved(problem) for problem in PROBLEMS},
+    **{("messages", answer): _columns("messages", answer) for answer in ANSWERS},
+    ("messages",): _columns("messages"),
+    ("conversations",): _turns,
+    ("0", "1"): _turns,
+}
+WITHOUT_ANSWER: dict[tuple[str, ...], Callable[[Columns], Asked]] = {(name,): _columns(name) for name in PROBLEMS}
+"""What will do besides where the reward asks for the whole row, as one does that runs tests which stand there."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How a file's rows are read. ``names`` are its own spellings of the columns that are looked at."""
+
+    names: dict[str, str]  # by the names that they have here
+    asked: Callable[[Columns], Asked]
+
+    def read(self, values: dict[str, Any]) -> tuple[Asked, Columns]:
+        found = {name: values[column] for name, column in self.names.items() if column in values}
+        return self.asked(found), found
+
+
+def schema_of(columns: Collection[str], where: str, need_answer: bool = True) -> Schema:
+    """How rows with these columns are read: the first schema that fits. Raises ValueError where none does."""
+    names = _plain_names(columns)
+    for needed, asked in (SCHEMAS if need_answer else SCHEMAS | WITHOUT_ANSWER).items():
+        if all(name in names for name in needed):
+            return Schema({name: names[name] for name in (*needed, *BESIDES) if name in names}, asked)
+    raise ValueError(
+        f"{where}: no known schema has the columns {', '.join(columns)}. Known: a problem ({', '.join(PROBLEMS)}) and "
+        f"its answer ({', '.join(ANSWERS)}, or solution with a box in it); prompt and reward_model; messages or "
+        f"conversations; for a reward that asks for `row` a problem alone. Rename the columns."
+    )
+
+
+def read_problem_rows(file: Path, need_answer: bool = True) -> Iterator[Row]:
+    """The rows of a file; of parquet, with the columns alone that its schema looks at. Raises ValueError."""
+
+    def choose(columns: Collection[str]) -> Collection[str]:
+        return schema_of(columns, str(file), need_answer).names.values()
+
+    return read_rows(file, choose)
+
+
+def _plain_names(columns: Iterable[str]) -> dict[str, str]:
+    """The columns by their names in small letters; of two that are then the same, the one that is spelt so."""
+    names: dict[str, str] = {}
+    for column in columns:
+        plain = re.sub(r"[\s_-]+", "_", str(column).strip().lower())
+        if plain not in names or column == plain:
+            names[plain] = column
+    return names
+
+
+def parse(row: Row, number: int, schema: Schema, suffix: str, template: str = "", need_answer: bool = True) -> Prompt:
+    """The row, ``number`` in its source, by its schema. Its text is the problem as it was written, its white space
+    included, without anybody's instructions: of a chat, its last message. Its answer is empty where the data set has
+    none, and, unless it is needed, where there is one that is neither text nor a number.
+
+    Raises ValueError, naming file and row, for what is missing or has the wrong type.
+    """
+    try:
+        asked, values = schema.read(row.values)
+        if not isinstance(asked.question, str):
+            raise ValueError(f"the problem must be text, got {shown(asked.question)}")
+        body = unwrap_problem(unwrap_template(asked.question, template), suffix)
+        if not body.strip():
+            raise ValueError("the problem is empty")
+        if not all(map(is_text, (body, *(text for _, text in asked.history)))):
+            raise ValueError("the problem holds half a surrogate pair, which no tokenizer reads")
+        answer = _answer_of(asked.answer, need_answer)
+        level, solution = level_number(values.get("level")), solution_text(values)
+        return Prompt(number, body, answer, level, solution, history=asked.history)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}.") from None
+
+
+def _answer_of(answer: Any, is_needed: bool) -> str:
+    try:
+        return answer_text(answer)
+    except ValueError:
+        if is_needed:
+            raise
+        return ""
+
+
+def solution_text(values: Columns) -> str:
+    """A reference solution without the thoughts that led to it: what follows the last ``</think>`` of a generation, its
+    white space included, for hints are cut by characters. Some of QuestA's generations stand in quotes."""
+    solution, generation = values.get("solution"), values.get("generation")
+    if isinstance(generation, str) and not solution:
+        solution = generation[1:-1] if generation.startswith('"') else generation
+    return solution.rpartition("</think>")[2] if isinstance(solution, str) else ""
+
+
+def level_number(level: Any) -> int | None:
+    """The number in 3, 3.0, "3" and "Level 3" (MATH's); None where there is none, as in MATH's "Level ?"."""
+    match = re.fullmatch(r"(?:Level )?(\d+)(?:\.0)?", str(level))
+    return int(match[1]) if match else None
 
 
 def verl_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
@@ -127,101 +196,3 @@ def generation_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
 def solution_row(problem: str, answer: str, solution: str) -> dict[str, Any]:
     """A row as DeepScaleR has them."""
     return {"problem": problem, "solution": solution, "answer": answer}
-
-
-SCHEMAS: dict[tuple[str, ...], Extract] = {
-    ("prompt", "reward_model"): _verl,
-    ("problem", "answer"): _plain,
-    ("question", "answer"): _gsm8k,
-}
-WITHOUT_ANSWER: dict[tuple[str, ...], Extract] = {
-    ("problem",): _plain,
-    ("question",): _gsm8k,
-    ("prompt",): _prompt,
-}
-"""What will do besides where the reward asks for the whole row, as one does that runs tests which stand there."""
-
-
-def unwrap_problem(text: str, suffix: str) -> str:
-    """The problem without DAPO's and JustRL's instructions and without `suffix`.
-
-    Its own white space stays, because it tells two rows of DAPO-Math-17k apart: of an instruction goes with it only
-    the one separator that was put before it.
-    """
-    text = text.removeprefix(DAPO_PREFIX).removesuffix(DAPO_SUFFIX)
-    for instruction in (*INSTRUCTIONS, suffix.strip()):
-        shorter = text.rstrip().removesuffix(instruction)
-        if instruction and shorter != text.rstrip():
-            separator = next((s for s in _SEPARATORS if shorter.endswith(s)), "")
-            return shorter.removesuffix(separator)
-    return text
-
-
-def unwrap_template(text: str, template: str) -> str:
-    """The problem of a text that is the whole template already, as SimpleRL-Zoo's rows are; any other text stays."""
-    before, _, after = template.partition("{problem}")
-    is_whole = template and text.startswith(before) and text.rstrip().endswith(after.rstrip())
-    if not is_whole:
-        return text
-    return text.removeprefix(before) if not after else text.rstrip().removeprefix(before).removesuffix(after.rstrip())
-
-
-def unwrap_answer(answer: str) -> str:
-    r"""``\boxed{204}`` -> ``204``; anything but one single box stays."""
-    if not (answer.startswith("\\boxed{") and answer.endswith("}")):
-        return answer
-    inside = answer[len("\\boxed{") : -1]
-    depth = 0
-    for char in re.sub(r"\\[{}]", "", inside):
-        depth += (char == "{") - (char == "}")
-        if depth < 0:  # the first box was closed before the end
-            return answer
-    return inside.strip() if depth == 0 else answer
-
-
-def _answer_of(answer: Any, is_needed: bool) -> str:
-    try:
-        return unwrap_answer(answer_text(answer))
-    except ValueError:
-        if is_needed:
-            raise
-        return ""
-
-
-def answer_text(answer: Any) -> str:
-    """The answer as text. A whole number that a table turned into a float becomes whole again."""
-    if isinstance(answer, str):
-        return answer.strip()
-    if answer is None or (isinstance(answer, float) and not math.isfinite(answer)):
-        raise ValueError("the row has no answer")
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
-        raise ValueError(f"the answer must be text or a number, got {_shown(answer)}")
-    return str(int(answer)) if isinstance(answer, int) or answer.is_integer() else str(answer)
-
-
-def solution_text(values: dict[str, Any]) -> str:
-    """A reference solution without the thoughts that led to it: what follows the last ``</think>`` of a generation, its
-    white space included, for hints are cut by characters. Some of QuestA's generations stand in quotes."""
-    solution, generation = values.get("solution"), values.get("generation")
-    if isinstance(generation, str) and not solution:
-        solution = generation[1:-1] if generation.startswith('"') else generation
-    return solution.rpartition("</think>")[2] if isinstance(solution, str) else ""
-
-
-def level_number(level: Any) -> int | None:
-    """The number in 3, 3.0, "3" and "Level 3" (MATH's); None where there is none, as in MATH's "Level ?"."""
-    match = re.fullmatch(r"(?:Level )?(\d+)(?:\.0)?", str(level))
-    return int(match[1]) if match else None
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

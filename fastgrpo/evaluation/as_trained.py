@@ -23,12 +23,13 @@ def as_trained(settings: Settings) -> Settings:
     run = read_json(facts)
     config = run.get("config")
     if not isinstance(config, dict) or not {"data.suffix", "data.chat_template"} <= config.keys():
-        raise ValueError(f"{facts} does not say how the run asked: mend it, or give --template instead of --as_trained")
+        raise ValueError(f"{facts} cannot be read (it does not say how the run asked): give --template")
     template = config.get("data.template") or "{problem}" + config["data.suffix"]
     return replace(
         settings,
         template=settings.template or template,
         chat_template=bool(config["data.chat_template"]) if not settings.template else settings.chat_template,
+        special_tokens=bool(config.get("data.special_tokens", True)) and settings.special_tokens,
         rule=settings.rule or run.get("reward", ""),
     )
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
-from fastgrpo.data.read import FORMATS, find_files, read_rows
-from fastgrpo.data.schemas import parse, schema_of
+from fastgrpo.data.read import FORMATS, find_files
+from fastgrpo.data.schemas import parse, read_problem_rows, schema_of
 from fastgrpo.evaluation.records import ProblemRow
 from fastgrpo.evaluation.suites import BENCHMARKS
 from fastgrpo.types import Prompt
@@ -65,6 +65,11 @@ def load_benchmark(name: str, source: str, limit: int = 0) -> Benchmark:
             raise ValueError(
                 f"{source}, row {problem.row} has no answer: no response to it could be right. Take it out."
             )
+        if problem.history:
+            raise ValueError(
+                f"{source}, row {problem.row} has messages before its question ({problem.history[0][0]}), and an "
+                f"evaluation asks the question alone: take them out, or measure in a run, by --data.held_out."
+            )
         problems.append(ProblemRow(problem.row, problem.text.strip(), problem.answer))
     if not problems:
         raise ValueError(f"{source} holds no problem")
@@ -74,10 +79,10 @@ def load_benchmark(name: str, source: str, limit: int = 0) -> Benchmark:
 def _problems(source: str) -> Iterator[Prompt]:
     numbers = count()
     for file in find_files(source):
-        extract = None
-        for row in read_rows(file):
-            extract = extract or schema_of(row)
-            yield parse(row, next(numbers), extract, "")
+        schema = None
+        for row in read_problem_rows(file):
+            schema = schema or schema_of(row.values, row.where)
+            yield parse(row, next(numbers), schema, "")
 
 
 def count_note(benchmark: Benchmark, limit: int) -> str:

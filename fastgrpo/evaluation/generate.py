@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.config import Config
 from fastgrpo.data.identity import Identity, identity_of
+from fastgrpo.data.tokenizer import end_token_note
 from fastgrpo.evaluation.folder import EvaluationFolder, RowFile
 from fastgrpo.evaluation.plan import Plan, Planned
 from fastgrpo.evaluation.progress import StageProgress
@@ -45,13 +46,19 @@ class Prepared:
         return {name: identity_of(list(of.values())) for name, of in prompts.items()}
 
 
-def prepare(settings: Settings, plan: Plan) -> Prepared:
+def prepare(settings: Settings, plan: Plan, say: Callable[[str], None] = lambda text: None) -> Prepared:
     """Reads tokenizer and prompts, and checks them against the model without loading its weights.
 
-    Raises ValueError if the model cannot answer them.
+    What is odd about them is told to ``say``, once. Raises ValueError if the model cannot answer them.
     """
     tokenizer = read_tokenizer(settings, settings.model)
-    asked = [a for planned in plan.benchmarks for a in _asked(settings, planned, tokenizer)]
+    notes: list[str] = []
+    asked = [a for planned in plan.benchmarks for a in _asked(settings, planned, tokenizer, notes.append)]
+    ends = stop_token_ids(settings.model, settings.stop_token_ids, settings.trust_remote_code)
+    others = " ".join(map(str, ends))
+    notes.append(end_token_note(tokenizer, ends, f"--stop_token_ids {others}"))
+    for note in dict.fromkeys(filter(None, notes)):
+        say(note)
     return Prepared(tokenizer, asked, check_fits(settings, settings.model, tokenizer, asked))
 
 
@@ -96,7 +103,9 @@ def row_of(drawn: Drawn) -> dict[str, object]:
     }
 
 
-def _asked(settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+def _asked(
+    settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+) -> list[Asked]:
     protocol = planned.protocol
     sampling = Sampling(
         group_size=PREFILLED_TOGETHER,
@@ -110,7 +119,7 @@ def _asked(settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerB
     ids = dict(
         zip(
             (p.problem for p in planned.benchmark.problems),
-            prompt_ids(tokenizer, texts, protocol.chat_template),
+            prompt_ids(tokenizer, texts, protocol.chat_template, protocol.template, settings.special_tokens, say),
             strict=True,
         )
     )

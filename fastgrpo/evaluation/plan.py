@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.data.identity import Identity, other_than
-from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
+from fastgrpo.data.instructions import SIMPLERL_TEMPLATES
 from fastgrpo.evaluation.as_trained import run_of
 from fastgrpo.evaluation.benchmarks import Benchmark, count_note, find_benchmark, load_benchmark
 from fastgrpo.evaluation.settings import Settings

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
 from fastgrpo.data import encode, load_tokenizer
 from fastgrpo.evaluation.settings import Settings
+from fastgrpo.models.config_file import end_token_ids, read_config
 from fastgrpo.models.load import check_model, compute_dtype, find_model
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import check_engine, start_engine
@@ -55,20 +56,29 @@ def noise_position(benchmark: str, problem: int) -> int:
 def read_tokenizer(settings: Settings, model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises ValueError if there is no model or no tokenizer."""
     find_model(model)
-    try:
-        return load_tokenizer(model, settings.trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"{model}: there is no tokenizer, neither in a folder nor on the hub ({str(error).splitlines()[0]}). "
-            f"Give a local folder, or a hub id that this machine can reach"
-        ) from error
+    return load_tokenizer(model, settings.trust_remote_code)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], chat_template: bool) -> list[np.ndarray]:
-    """The token ids of each text. Raises ValueError if the tokenizer has no chat template and one is asked for."""
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    chat_template: bool,
+    template: str = "",
+    special_tokens: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[np.ndarray]:
+    """The token ids of each text, made by ``template``. Raises ValueError as `encode` does."""
     problems = [Prompt(row, text, answer="") for row, text in enumerate(texts)]
     try:
-        encoded = encode(problems, tokenizer, chat_template=chat_template, max_prompt_tokens=NO_LIMIT)
+        encoded = encode(
+            problems,
+            tokenizer,
+            chat_template=chat_template,
+            max_prompt_tokens=NO_LIMIT,
+            special_tokens=special_tokens,
+            template=template,
+            say=say,
+        )
     except ValueError as error:
         if not chat_template or getattr(tokenizer, "chat_template", None):
             raise
@@ -84,20 +94,15 @@ def stop_token_ids(model: str, given: tuple[int, ...], trust_remote_code: bool) 
 
     Raises ValueError if there are none.
     """
-    if given:
-        return given
-    try:
-        ids = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:
-        ids = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).eos_token_id
-    if ids is None:
+    ids = given or end_token_ids(model, trust_remote_code)
+    if not ids:
         raise ValueError(f"{model} names no end token: give --stop_token_ids")
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+    return ids
 
 
 def num_positions(model: str, trust_remote_code: bool) -> int:
     """The longest sequence that the model was made for; `NO_LIMIT` if its configuration does not say."""
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    config = read_config(model, trust_remote_code)
     return getattr(config, "max_position_embeddings", None) or NO_LIMIT
 
 

@@ -41,6 +41,8 @@ class Settings:
     """Text with {problem}, or "simple" or "boxed" for SimpleRL-Zoo's: what the model reads, without a chat template."""
     chat_template: bool = False
     """Wrap that text as one user message in the tokenizer's chat template."""
+    special_tokens: bool = True
+    """Without a chat template: let the tokenizer add its special tokens, such as BOS."""
     as_trained: bool = False
     """Use the prompt of the run that the model comes from, and judge by its verifier."""
     stop_token_ids: tuple[int, ...] = ()

@@ -17,7 +17,7 @@ from fastgrpo.evaluation.records import read_evaluation
 from fastgrpo.evaluation.results import write_results
 from fastgrpo.evaluation.sampler import read_tokenizer, stop_token_ids
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.evaluation.verdicts import judge_by_rule, start_pool
+from fastgrpo.evaluation.verdicts import judge_by_rule, start_pool, unmet_golds
 from fastgrpo.ranks import choose_device
 from fastgrpo.ranks.signals import signals_noted, stop_if_noted
 
@@ -29,10 +29,10 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     a signal.
     """
     disable_progress_bar()
-    folder, device, prepared = EvaluationFolder(path), choose_device(settings.device), prepare(settings, plan)
+    folder, device, prepared = EvaluationFolder(path), choose_device(settings.device), prepare(settings, plan, print)
     facts = facts_of(settings, plan, prepared.identities)
     folder.check(facts, plan, settings.overwrite)
-    check_judges(settings, plan)
+    check_judges(settings, plan, is_new=not folder.about.exists())
     with folder.lock(), signals_noted() as noted:
         check = partial(stop_if_noted, noted)
         folder.check(facts, plan, settings.overwrite)  # another may have begun one since
@@ -53,9 +53,13 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
         print(f"  {path / name}")
 
 
-def check_judges(settings: Settings, plan: Plan) -> None:
-    """Raises ValueError for a judge that cannot work, now and not after the last response."""
-    start_pool(replace(settings, verifier_workers=1), settings.rule or plan.suite.rule).close()
+def check_judges(settings: Settings, plan: Plan, is_new: bool) -> None:
+    """Raises ValueError for a judge that cannot work, now and not after the last response. Of a new evaluation it also
+    prints which answers the rule rejects whatever a response says."""
+    rule = settings.rule or plan.suite.rule
+    with start_pool(replace(settings, verifier_workers=1), rule) as pool:
+        for note in unmet_golds(plan, rule, pool) if is_new else ():
+            print(f"note: {note}")
     if settings.verifier_model:
         read_tokenizer(settings, settings.verifier_model)
         stop_token_ids(settings.verifier_model, (), settings.trust_remote_code)

@@ -1,7 +1,7 @@
 """Responses -> right or wrong, by the suite's rule, in processes that can be killed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastgrpo.evaluation.folder import EvaluationFolder, Key, RowFile
@@ -9,7 +9,9 @@ from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.rewards import VerifierPool
+from fastgrpo.rewards.golds import can_try_golds, first_rows, try_golds
 
+TRY_S = 20.0
 CHUNK = 64
 """Responses for each worker before the verdicts are written and signals are checked."""
 
@@ -36,6 +38,17 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
                     )
                     progress.advance(len(rows))
                     check()
+
+
+def unmet_golds(plan: Plan, rule: str, pool: VerifierPool) -> Iterator[str]:
+    """A sentence for each benchmark with answers that the rule rejects even word for word."""
+    if not can_try_golds(rule, None, pool):
+        return
+    for planned in plan.benchmarks:
+        row_of = first_rows((p.answer, p.problem) for p in planned.benchmark.problems)
+        report = try_golds(pool, list(row_of), TRY_S / len(plan.benchmarks))
+        if words := report.unmet_words(planned.name, rule, row_of):
+            yield words
 
 
 def start_pool(settings: Settings, rule: str) -> VerifierPool:

@@ -4,11 +4,13 @@ import math
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.config import ModelConfig
+from fastgrpo.models.config_file import read_config
 from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.head import measure_head
+from fastgrpo.models.weight_files import read_weights
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -28,9 +30,10 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """The causal LM in evaluation mode, because dropout would make logprobs random.
 
-    It is made for the device, and moved there unless ``place`` is false.
+    It is made for the device, and moved there unless ``place`` is false. Raises ValueError where its files do not hold
+    the model whole.
     """
-    model = AutoModelForCausalLM.from_pretrained(
+    model = read_weights(
         config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
     )
     if config.liger and device.type == "cuda":
@@ -46,7 +49,7 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
     Raises ValueError if the tokenizer can make ids that the model has no row for, or a sequence can outgrow its
     positions, or fastgrpo cannot compute the model's head or find its layers.
     """
-    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    model_config = read_config(config.path, config.trust_remote_code)
     text_config = model_config.get_text_config()
     if tokenizer_size > text_config.vocab_size:
         raise ValueError(

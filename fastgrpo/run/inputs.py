@@ -1,7 +1,8 @@
 """What a run starts from, checked before any weight is loaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from fastgrpo.algorithm import ProblemText
 from fastgrpo.config import Config, DataConfig
 from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer, with_columns
+from fastgrpo.data.tokenizer import end_token_note
 from fastgrpo.models.attention import choose_attention
+from fastgrpo.models.config_file import end_token_ids
 from fastgrpo.models.load import check_model, find_model
 from fastgrpo.run.checkpoint import require_space
 from fastgrpo.run.display import Display
@@ -23,6 +26,14 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     train: list[list[Prompt]]  # of every phase of the run
     held_out: list[Prompt]
+
+    def by_source(self, configs: list[Config]) -> dict[str, list[Prompt]]:
+        """The problems of each place that the settings name, those of all phases together."""
+        sources = [*(c.data.train for c in configs), configs[0].data.held_out]
+        found: dict[str, list[Prompt]] = {}
+        for source, prompts in zip(sources, [*self.train, self.held_out], strict=True):
+            found[source] = [*found.get(source, ()), *prompts]
+        return found
 
     def with_columns(self, configs: list[Config]) -> "Inputs":
         """The same with every column of the prompts' rows."""
@@ -45,24 +56,23 @@ def load_inputs(
     config = configs[0]
     find_model(config.model.path)
     require_inputs(configs)
-    try:
-        tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    except OSError as error:
-        raise ValueError(
-            f"--model.path {config.model.path}: no tokenizer can be had, neither from a folder nor from the hub "
-            f"({str(error).splitlines()[0]}). Give a local folder, or a hub id that this machine can reach"
-        ) from error
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    say = cache(display.say)  # a line about the tokenizer holds for all data
     longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
     copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
     choose_attention(config.model.attention, device, dtype)
+    if not config.rollout.ignore_eos:
+        ends = (*end_token_ids(config.model.path, config.model.trust_remote_code), *config.rollout.stop_token_ids)
+        if note := end_token_note(tokenizer, ends, "--rollout.stop_token_ids"):
+            say(note)
     loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
-        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, display, need_answers)))
+        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, say, need_answers)))
     held_out = []
     if config.data.held_out:  # problems as they stand, whatever training makes of them
-        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, display, need_answers)
+        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, say, need_answers)
         held_out = held_out_prompts(encoded, config.evaluation.max_problems)
     return Inputs(tokenizer, [encoded for _, encoded in loaded], held_out)
 
@@ -72,7 +82,7 @@ def _load_prompts(
     source: str,
     problem_text: ProblemText | None,
     tokenizer: PreTrainedTokenizerBase,
-    display: Display,
+    say: Callable[[str], None],
     need_answers: bool,
 ) -> list[Prompt]:
     statement = None if problem_text is None else partial(_statement, problem_text, data)
@@ -84,6 +94,8 @@ def _load_prompts(
         chat_template=data.chat_template,
         max_prompt_tokens=data.max_prompt_tokens,
         special_tokens=data.special_tokens,
+        template=data.template or data.suffix,
+        say=say,
     )
     dropped = {
         "duplicates": problems.num_duplicates,
@@ -94,7 +106,7 @@ def _load_prompts(
     notes = ", ".join(f"{n} {what}" for what, n in dropped.items() if n) or "none dropped"
     unanswered = sum(not p.answer for p in encoded)
     of_them = f", {unanswered} of them without an answer" if unanswered else ""
-    display.say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems{of_them} ({notes})")
+    say(f"{source}: {problems.num_rows} rows, {len(encoded)} problems{of_them} ({notes})")
     return encoded
 
 

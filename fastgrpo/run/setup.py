@@ -28,6 +28,7 @@ from fastgrpo.rollout.start_rollouts import start_rollouts
 from fastgrpo.run.checkpoint import Checkpointer, Exporter
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
+from fastgrpo.run.golds import check_golds
 from fastgrpo.run.inputs import Inputs, load_inputs
 from fastgrpo.run.run import Run
 from fastgrpo.run.same_data import DataFacts, data_of
@@ -87,6 +88,7 @@ def start(
     )
     example = ranks.together(lambda: example_of(inputs, config))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
+    check_golds(recipe, pool, inputs.by_source(configs), ranks, display.say)
     if "row" in pool.signature.names:
         inputs = ranks.together(partial(inputs.with_columns, configs))
     data = data_of(inputs, ranks)

@@ -16,7 +16,8 @@ from fastgrpo.config import (
     RolloutConfig,
     with_settings,
 )
-from fastgrpo.data.schemas import SIMPLERL_TEMPLATES, verl_row
+from fastgrpo.data.instructions import SIMPLERL_TEMPLATES
+from fastgrpo.data.schemas import verl_row
 
 source = "SimpleRL-Zoo, arXiv 2503.18892"
 

@@ -1,6 +1,7 @@
 """Problems from files of every format and from the hub, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,9 @@ import pytest
 
 from fastgrpo.config import DataConfig
 from fastgrpo.data import load_problems, read
-from fastgrpo.data.schemas import DAPO_PREFIX, DAPO_SUFFIX, level_number, unwrap_answer
+from fastgrpo.data.answers import unwrap_answer
+from fastgrpo.data.instructions import DAPO_PREFIX, DAPO_SUFFIX
+from fastgrpo.data.schemas import level_number
 from fastgrpo.types import Prompt
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -60,7 +63,7 @@ def plain_row(problem, answer="1", **more) -> dict:
         ("train/gsm8k.jsonl", 7473, 0, 0),
         ("train/dapo_math_17k.parquet", 17398, 0, 0),
         ("train/dapo_math_17k_original.parquet", 17917, 519, 0),
-        ("train/math_12k_levels.parquet", 12000, 1, 2),
+        ("train/math_12k_levels.parquet", 12000, 1, 4),  # two are empty, two are "None"
     ],
 )
 def test_a_real_file_gives_every_row_once_and_counts_the_rest(name, num_rows, num_duplicates, num_unanswered):
@@ -200,6 +203,13 @@ def test_a_source_that_does_not_exist_is_named_with_what_was_looked_for(tmp_path
     assert source in str(error.value) and str(tmp_path) in str(error.value)
 
 
+def test_what_is_no_regular_file_is_named_as_that(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for source in (str(tmp_path / "a.jsonl"), "/dev/zero"):
+        with pytest.raises(ValueError, match=rf"{source} is neither a file nor a folder"):
+            load_problems(source, "")
+
+
 def test_an_unknown_ending_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("problem,answer\n")
     with pytest.raises(ValueError, match=r"a\.csv ends in \.csv.*Needed: a \.parquet"):
@@ -263,8 +273,8 @@ def test_json_that_is_no_list_of_objects_is_refused(tmp_path):
 
 
 def test_unknown_columns_are_listed_with_the_known_schemas(tmp_path):
-    with pytest.raises(ValueError, match=r"columns instruction, solution\. Known: prompt and reward_model; problem"):
-        load_problems(write(tmp_path / "a.jsonl", [{"instruction": "A", "solution": "1"}]), "")
+    with pytest.raises(ValueError, match=r"columns text, label\. Known: a problem \(problem, question"):
+        load_problems(write(tmp_path / "a.jsonl", [{"text": "A", "label": "1"}]), "")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +283,7 @@ def test_unknown_columns_are_listed_with_the_known_schemas(tmp_path):
         (plain_row("A"), {"problem": "B"}, "the row has no answer"),
         (plain_row("A"), plain_row("B", None), "the row has no answer"),
         (plain_row("A"), plain_row("B", float("nan")), "the row has no answer"),
-        (plain_row("A"), plain_row("B", ["1"]), "answer must be text or a number, got list"),
+        (plain_row("A"), plain_row("B", ["1", "2"]), r"has 2 answers, list \['1', '2'\]"),
         (plain_row("A"), plain_row("B", True), "answer must be text or a number, got bool"),
         (plain_row("A"), plain_row(None), "problem must be text, got NoneType"),
         (plain_row("A"), plain_row(5), "problem must be text, got int 5"),
@@ -281,10 +291,11 @@ def test_unknown_columns_are_listed_with_the_known_schemas(tmp_path):
         (plain_row("A"), plain_row(" " + INSTRUCTION), "the problem is empty"),
         (chat_row("A"), chat_row(""), "the problem is empty"),
         (chat_row("A"), chat_row("B", None), "the row has no answer"),
-        (chat_row("A"), chat_row("B", role="system"), r"exactly one user message, got the roles \['system'\]"),
-        (chat_row("A"), {**chat_row("B"), "prompt": chat_row("B")["prompt"] * 2}, r"got the roles \['user', 'user'\]"),
+        (chat_row("A"), chat_row("B", role="system"), r"end with the user's message, got the roles \['system'\]"),
+        (chat_row("A"), chat_row("B", role="tool"), "role must be system, user or assistant, got str 'tool'"),
         (chat_row("A"), {**chat_row("B"), "prompt": []}, r"got the roles \[\]"),
-        (chat_row("A"), {**chat_row("B"), "prompt": "B"}, "prompt must be a list of messages, got str"),
+        (chat_row("A"), {**chat_row("B"), "prompt": ["B"]}, "must be a text or a list of messages, got list"),
+        (chat_row("A"), {**chat_row("B"), "prompt": "[{'role': 'user'"}, "a chat that was written as text"),
         (chat_row("A"), {**chat_row("B"), "reward_model": None}, "reward_model must be an object"),
         ({"question": "A", "answer": "#### 1"}, {"question": "B", "answer": "It is\n1"}, "begins with ####"),
     ],
@@ -303,13 +314,13 @@ def test_a_bad_row_is_named_with_what_is_wrong(tmp_path, good, bad, says):
         {"prompt": [{"role": "user", "content": "A"}]},
         plain_row("A", ""),
         plain_row("A", None),
-        plain_row("A", ["1"]),
+        plain_row("A", ["1", "2"]),
         chat_row("A", None),
     ],
 )
 def test_a_row_needs_an_answer_but_where_the_reward_reads_it_whole(tmp_path, row):
     source = write(tmp_path / "a.jsonl", [row])
-    with pytest.raises(ValueError, match=r"for a reward that asks for `row`|no answer|an answer|must be text or a"):
+    with pytest.raises(ValueError, match=r"for a reward that asks for `row`|no answer|an answer|has 2 answers"):
         load_problems(source, "")
     (problem,) = problems = load_problems(source, "", need_answers=False)
     assert (problem.text, problem.answer, problems.num_unanswered) == ("A", "", 0)

@@ -12,7 +12,8 @@ from tokenizers.processors import TemplateProcessing
 
 from fastgrpo.config import DataConfig
 from fastgrpo.data import PromptStream, encode, load_problems
-from fastgrpo.data.schemas import SIMPLERL_TEMPLATES, generation_row, solution_text, unwrap_template, verl_row
+from fastgrpo.data.instructions import SIMPLERL_TEMPLATES, unwrap_template
+from fastgrpo.data.schemas import generation_row, solution_text, verl_row
 from fastgrpo.recipe.shrink import make_tokenizer
 from fastgrpo.types import Prompt
 

@@ -6,34 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import processors
 
 from fastgrpo.data import PromptStream, encode, held_out_prompts
 from fastgrpo.types import Prompt
+from tests.data.tokenizers import CHAT, tiny_tokenizer
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
-
-CHAT = (
-    "{{ bos_token }}{% for m in messages %}<user> {{ m['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-VOCAB = ["<bos>", "<eos>", "<unk>", "<user>", "<assistant>", "one", "two", "three", "?"]
-
-
-def tiny_tokenizer(chat_template=None, end=""):
-    """One token a word, and a tokenizer that puts its begin token before every text, as Llama's does."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCAB)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single=f"<bos> $A {end}".strip(), special_tokens=[("<bos>", 0), ("<eos>", 1)]
-    )
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    more = ["<user>", "<assistant>"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, additional_special_tokens=more, **special)
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
 
 PROBLEMS = [Prompt(0, "one two", "1"), Prompt(1, "one two three one two", "2"), Prompt(4, "three ?", "3")]
 
@@ -65,7 +44,7 @@ def test_a_missing_chat_template_is_refused_with_the_setting_to_change():
 
 
 def test_a_tokenizer_that_ends_every_text_is_refused():
-    with pytest.raises(ValueError, match=r"end token '<eos>' after every text.*add_eos_token=False"):
+    with pytest.raises(ValueError, match=r"end token '<eos>' after every text.*--data\.no_special_tokens"):
         encode(PROBLEMS, tiny_tokenizer(end="<eos>"), chat_template=False, max_prompt_tokens=100)
 
 

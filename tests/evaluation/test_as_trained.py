@@ -38,6 +38,22 @@ def test_what_is_given_goes_before_the_run(model):
     assert (protocol.template, protocol.chat_template, settings.rule) == ("Q: {problem}", False, "other:rule")
 
 
+def test_special_tokens_are_left_out_where_the_run_left_them_out(model):
+    assert as_trained(settings_for(model)).special_tokens
+    run = Path(model).parents[2] / "run.json"
+    facts = json.loads(run.read_text())
+    facts["config"]["data.special_tokens"] = False
+    run.write_text(json.dumps(facts))
+    assert not as_trained(settings_for(model)).special_tokens
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "[]", '{"config": []}', "{"])
+def test_a_broken_run_is_refused_in_words(model, content):
+    (Path(model).parents[2] / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+        as_trained(settings_for(model))
+
+
 def test_a_checkpoint_that_is_asked_in_the_suites_words_is_told_so(model):
     assert any("--as_trained" in note for note in make_plan(settings_for(model)).notes)
 

@@ -130,6 +130,13 @@ def test_another_protocol_does_not_go_on_in_a_folder_and_is_named(copy, tiny_bas
     assert len(rows(copy / "e", "generations")) == 32
 
 
+@pytest.mark.parametrize("content", ["[" * 200_000, "[1]", "{"])
+def test_a_broken_record_of_an_evaluation_is_refused_in_words(copy, tiny_base, capsys, content):
+    (copy / "e" / "evaluation.json").write_text(content)
+    assert evaluate(tiny_base, copy) == 2
+    assert "evaluation.json cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_other_weights_in_the_models_folder_are_noticed(copy, tiny_base, tmp_path, capsys):
     base = tmp_path / "base"

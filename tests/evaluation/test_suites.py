@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastgrpo.data.schemas import SIMPLERL_TEMPLATES
+from fastgrpo.data.instructions import SIMPLERL_TEMPLATES
 from fastgrpo.evaluation.benchmarks import count_note, find_benchmark, load_benchmark
 from fastgrpo.evaluation.plan import make_plan
 from fastgrpo.evaluation.settings import Settings
