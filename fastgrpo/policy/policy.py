@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
+from fastgrpo.models.attention import IMPLEMENTATIONS, can_share_prompts, choose_attention
 from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.head import measure_head
+from fastgrpo.models.layout import PackedLayout, hold_layout, takes_layout
 from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import recompute_first
@@ -48,6 +49,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.head = measure_head(model)
+        self.held = hold_layout(model)
         self.temperature = temperature
         self.head_chunk_tokens = head_chunk_tokens
 
@@ -74,8 +76,11 @@ class Policy(nn.Module):
         layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
         if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
             layout.padding(len(input_ids))
-        hidden = decoder_of(self.model)(
-            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
+        self.held.layout = layout
+        decoder = decoder_of(self.model)
+        named = {"layout": layout} if takes_layout(decoder) else {}
+        hidden = decoder(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **named
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         return op(

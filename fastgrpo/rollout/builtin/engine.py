@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.models.decoder import decoder_of
 from fastgrpo.models.head import Head, measure_head
+from fastgrpo.models.layout import held_by, hold_layout
 from fastgrpo.rollout.builtin.kv_cache import Prefill, SlotCache, on_device
 from fastgrpo.rollout.builtin.sampling import sample
 from fastgrpo.rollout.sampling_noise import stream_keys
@@ -41,6 +42,7 @@ class BuiltinEngine:
         self, model: PreTrainedModel, max_sequences: int, kv_on_sync: Literal["recompute", "keep"] = "recompute"
     ) -> None:
         self.model, self.head = model.eval(), measure_head(model)
+        hold_layout(model)
         self.max_sequences = max_sequences
         self.kv_on_sync = kv_on_sync
         self.policy_version = 0
@@ -285,8 +287,8 @@ class _Decoding:
         return prefill, self._logits(hidden[cu_seqlens[1:].to(self.device) - 1])
 
     def _hidden(self, ids: Tensor, positions: Tensor, kv: Prefill | SlotCache) -> Tensor:
-        output = decoder_of(self.model)(input_ids=ids, position_ids=positions, use_cache=False, kv=kv)
-        return output.last_hidden_state
+        held_by(self.model).kv = kv
+        return decoder_of(self.model)(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
     def _attention(self) -> AbstractContextManager[None]:
         """The attention backends to choose from: on a GPU not cuDNN's, which compiles anew for every cache capacity."""
