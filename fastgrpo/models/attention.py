@@ -4,6 +4,7 @@ Every implementation gets ``query, key`` as [1, heads, U, E] and ``value`` as [1
 ``PackedLayout`` by `layout_of`.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from fastgrpo.models.attention_options import Options, attend, options_of, require_options
+from fastgrpo.models.attention_options import Options, attend, lacks, options_of, require_options
+from fastgrpo.models.decoder import decoder_of
 from fastgrpo.models.layout import PackedLayout, layout_of
 
 HALF = (torch.bfloat16, torch.float16)
@@ -24,15 +26,18 @@ IMPLEMENTATIONS = {"varlen": "fastgrpo_varlen", "flash_attn": "fastgrpo_flash_at
 """Setting -> our name. The settings ``sdpa`` and ``eager`` are transformers' own names; these read ``position_ids``."""
 
 
-def choose_attention(setting: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The transformers name of an attention setting; ``auto`` looks at device, compute dtype and what is installed.
+def choose_attention(
+    setting: str, device: torch.device, dtype: torch.dtype, beyond_plain: frozenset[str] = frozenset()
+) -> str:
+    """The transformers name of an attention setting; ``auto`` looks at device, compute dtype, what is installed, and
+    what the model asks for beyond plain attention (`asked_of`).
 
-    Raises ValueError for a setting that cannot run there.
+    Raises ValueError for a setting that cannot run there, or cannot compute what the model asks for.
     """
-    if setting == "auto" and (device.type == "cpu" or dtype not in HALF):
-        setting = "padded"
     if setting == "auto":
-        setting = "flash_attn" if _flash_attn_installed() else "varlen"
+        fast = ["flash_attn"] * _flash_attn_installed() + ["varlen"] if device.type != "cpu" and dtype in HALF else []
+        setting = next(s for s in (*fast, "padded") if not lacks(s) & beyond_plain)
+    require_options(setting, beyond_plain)
     if setting in ("varlen", "flash_attn") and dtype not in HALF and device.type != "cpu":
         raise ValueError(f"--model.attention {setting} computes in bfloat16, not in {dtype}: use padded, sdpa or eager")
     if device.type == "cpu" and setting in ("varlen", "flash_attn"):
@@ -57,7 +62,7 @@ def padded_attention(
 ) -> tuple[Tensor, None]:  # [1, U, H, F]
     """Attention with each sequence in a padded row of its own: exact, and far cheaper on a CPU than a [T, T] mask."""
     layout = layout_of(module, named)
-    options = options_of(query, named)
+    options = options_of(query, attention_mask, named)
     padding = layout.padding(query.shape[2])
     repeats = query.shape[1] // key.shape[1]
 
@@ -102,7 +107,7 @@ def packed(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         **named: Any,
     ) -> tuple[Tensor, None]:
         layout = layout_of(module, named)
-        options = options_of(query, named)
+        options = options_of(query, attention_mask, named)
         width = max(query.shape[3], value.shape[3])
         q, k, v = (layout.expand(F.pad(t[0], (0, width - t.shape[3]))) for t in (query, key, value))
         output = kernel(q, k, v, layout, options)[..., : value.shape[3]]
@@ -165,6 +170,37 @@ def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
     search ``position_ids`` for packed sequences, for which the host would wait for the GPU.
     """
     AttentionInterface.register(name, attention)
+
+
+def asked_of(model: PreTrainedModel) -> frozenset[str]:
+    """What the attention of a model on the meta device asks for beyond plain attention, by transformers' names: seen in
+    a forward pass without values.
+
+    A layer that cannot be computed without values ends the pass, and what later layers ask for is seen in the first
+    real one. Raises ValueError for what no attention of ours has.
+    """
+    found: set[str] = set()
+    refusals: list[ValueError] = []
+
+    def note(
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
+    ) -> tuple[Tensor, None]:
+        try:
+            found.update(options_of(query, attention_mask, named).beyond_plain)
+        except ValueError as refusal:
+            refusals.append(refusal)
+        return value.new_empty(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    register("fastgrpo_asked", note)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("fastgrpo_asked")
+    ids = torch.zeros(1, 4, dtype=torch.int64, device="meta")
+    with contextlib.suppress(Exception):  # of any code that meets tensors without values
+        decoder_of(model)(input_ids=ids, position_ids=ids, use_cache=False)
+    model.set_attn_implementation(before)
+    if refusals:
+        raise refusals[0]
+    return frozenset(found)
 
 
 register("fastgrpo_padded", padded_attention)

@@ -9,12 +9,6 @@ HARMLESS = frozenset({"position_ids", "output_attentions", "use_cache", "cache_p
 """Arguments that models hand to every attention and that change nothing where a layout says what is packed."""
 
 MEANING = {"softcap": "a softcap of attention scores", "s_aux": "attention sinks"}
-LACKS: dict[str, frozenset[str]] = {
-    "varlen": frozenset(MEANING),
-    "sdpa": frozenset(MEANING),
-    "flash_attn": frozenset({"s_aux"}),
-}
-"""What an attention setting cannot compute, by transformers' names of options."""
 
 
 class Options(NamedTuple):
@@ -32,11 +26,14 @@ class Options(NamedTuple):
         return frozenset(name for name, value in rare.items() if value is not None)
 
 
-def options_of(query: Tensor, named: dict[str, Any]) -> Options:
+def options_of(query: Tensor, attention_mask: Tensor | None, named: dict[str, Any]) -> Options:
     """The options among the arguments of an attention function, by the names that transformers gives them.
 
-    Raises ValueError for one that would change the result and is not known.
+    Raises ValueError for one that would change the result and is not known, and for a mask: transformers makes none for
+    attention that has a layout, so that this one is of the model's own making.
     """
+    if attention_mask is not None:
+        raise ValueError("this model makes an attention mask of its own, which fastgrpo does not know: take another")
     named = {name: value for name, value in named.items() if value is not None and name not in HARMLESS}
     if named.pop("dropout", 0.0):
         raise ValueError("attention dropout makes logprobs random: set attention_dropout to 0 in the model's config")
@@ -52,10 +49,17 @@ def options_of(query: Tensor, named: dict[str, Any]) -> Options:
     return options
 
 
+def lacks(setting: str) -> frozenset[str]:
+    """What of it an attention setting cannot compute. transformers' own ``sdpa`` would leave it out in silence."""
+    return {"varlen": frozenset(MEANING), "sdpa": frozenset(MEANING), "flash_attn": frozenset({"s_aux"})}.get(
+        setting, frozenset()
+    )
+
+
 def require_options(setting: str, beyond_plain: frozenset[str]) -> None:
     """Raises ValueError for options that the attention of this setting does not have."""
-    for name in sorted(LACKS.get(setting, frozenset()) & beyond_plain):
-        others = "padded" if name in LACKS["flash_attn"] else "flash_attn or padded"
+    for name in sorted(lacks(setting) & beyond_plain):
+        others = "padded" if name in lacks("flash_attn") else "padded or flash_attn"
         raise ValueError(f"this model has {MEANING[name]}, which --model.attention {setting} lacks: use {others}")
 
 

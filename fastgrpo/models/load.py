@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.config import ModelConfig
+from fastgrpo.models.attention import asked_of, choose_attention
 from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.head import measure_head
 
@@ -38,6 +39,20 @@ def load_causal_lm(
     if place:
         torch.nn.Module.to(model, device)
     return model.eval()
+
+
+def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The transformers name of the attention that this model is trained with, by its configuration alone.
+
+    Raises ValueError if the setting cannot run there, or cannot compute what the model asks for.
+    """
+    choose_attention(config.attention, device, dtype)
+    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            model_config, trust_remote_code=config.trust_remote_code, attn_implementation="eager"
+        )
+    return choose_attention(config.attention, device, dtype, asked_of(model))
 
 
 def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:

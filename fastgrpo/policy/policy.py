@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.models.attention import IMPLEMENTATIONS, can_share_prompts, choose_attention
+from fastgrpo.models.attention import IMPLEMENTATIONS, can_share_prompts
 from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.head import measure_head
 from fastgrpo.models.layout import PackedLayout, hold_layout, takes_layout
-from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
+from fastgrpo.models.load import attention_of, compute_dtype, load_causal_lm, master_dtype
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import recompute_first
 from fastgrpo.policy.packing import SequenceCost
@@ -98,7 +98,7 @@ class Policy(nn.Module):
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
     """A policy for this device that is still on the CPU: `shard` brings each rank its part."""
-    attention = choose_attention(config.attention, device, compute_dtype(config, device))
+    attention = attention_of(config, device, compute_dtype(config, device))
     model = load_causal_lm(config, device, master_dtype(config, device), attention, place=False)
     return as_policy(model, config, temperature)
 

@@ -106,18 +106,13 @@ class BuiltinEngine:
         self._decodings.clear()
 
 
-def affordable_sequences(model: PreTrainedModel, longest: int) -> int:
+def affordable_sequences(bytes_per_token: float, longest: int, device: torch.device) -> int:
     """Sequences of ``longest`` tokens whose keys and values fit into 0.7 of the free memory of a GPU; at least 1."""
-    device = next(model.parameters()).device
     if device.type != "cuda":
         return sys.maxsize
-    config: Any = model.config
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    bytes_per_token = 2 * config.num_hidden_layers * heads * d_head * model.dtype.itemsize
     unused_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused_by_torch
-    return max(1, int(0.7 * free) // (bytes_per_token * longest))
+    return max(1, int(0.7 * free / (bytes_per_token * longest)))
 
 
 @dataclass(slots=True)
@@ -227,7 +222,8 @@ class _Decoding:
         most = self.max_sequences
         if self.device.type == "cuda":
             longest = max(len(r.prompt.prompt_ids) for r in self.waiting) + self.sampling.max_response_tokens
-            most = min(most, int(self.busy.sum()) + affordable_sequences(self.model, longest))
+            affordable = affordable_sequences(self._bytes_per_token(), longest, self.device)
+            most = min(most, int(self.busy.sum()) + affordable)
         extra = min(wanted, most) - len(self.busy)
         if extra > 0:
             self.cache.extend(extra)
@@ -235,6 +231,12 @@ class _Decoding:
             self.busy, self.drawn = np.pad(self.busy, (0, extra)), np.pad(self.drawn, (0, extra))
             self.requests += [None] * extra
             self.versions += [[] for _ in range(extra)]
+
+    def _bytes_per_token(self) -> float:
+        """Of keys and values, as the model itself makes them."""
+        if not self.cache.layers:
+            return self._prefill([np.zeros(1, dtype=np.int64)])[0].bytes_per_token()
+        return sum(t.nbytes for layer in self.cache.layers for t in layer) / (len(self.busy) * self.cache.capacity)
 
     def _decode_one_token(self) -> list[tuple[int, Response]]:
         if not self.busy.any():
@@ -284,6 +286,11 @@ class _Decoding:
         positions = torch.arange(len(ids)) - cu_seqlens[:-1].repeat_interleave(lengths)
         prefill = Prefill(cu_seqlens.int().to(self.device), int(lengths.max()))
         hidden = self._hidden(ids[None].to(self.device), positions[None].to(self.device), prefill)[0]
+        if not prefill.layers:
+            raise ValueError(
+                f"a {type(self.model).__name__} computes attention by code of its own, whose keys and values the "
+                f"built-in engine cannot keep: take --rollout.engine vllm"
+            )
         return prefill, self._logits(hidden[cu_seqlens[1:].to(self.device) - 1])
 
     def _hidden(self, ids: Tensor, positions: Tensor, kv: Prefill | SlotCache) -> Tensor:

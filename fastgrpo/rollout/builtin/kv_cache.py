@@ -28,11 +28,13 @@ class Prefill:
         self.layout = PackedLayout(cu_seqlens, max_seqlen)
         self.layers: list[tuple[Tensor, Tensor]] = []  # of each call of attention: keys [K, T, E], values [K, T, F]
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any
+    ) -> Tensor:
         self.layers.append((key[0], value[0]))
-        is_plain = not options_of(query, named).beyond_plain
+        is_plain = not options_of(query, mask, named).beyond_plain
         attention = varlen_attention if query.is_cuda and query.dtype in HALF and is_plain else padded_attention
-        return attention(module, query, key, value, None, layout=self.layout, **named)[0]
+        return attention(module, query, key, value, mask, layout=self.layout, **named)[0]
 
     def bytes_per_token(self) -> float:
         return sum(t.nbytes for layer in self.layers for t in layer) / int(self.layers[0][0].shape[1])
@@ -112,10 +114,12 @@ class SlotCache:
         self.lengths += 1
         self._host_lengths += 1
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any
+    ) -> Tensor:
         keys, values = self.layers[self._calls]
         self._calls += 1
-        options = options_of(query, named)
+        options = options_of(query, mask, named)
         keys[self._rows, :, self.lengths] = key[:, :, 0]
         values[self._rows, :, self.lengths] = value[:, :, 0]
         slots, heads, _, width = query.shape
@@ -164,7 +168,7 @@ def _rollout_attention(
     **named: Any,
 ) -> tuple[Tensor, None]:
     kv: Prefill | SlotCache = held_by(module).kv
-    return kv.attend(module, query, key, value, **named), None
+    return kv.attend(module, query, key, value, attention_mask, **named), None
 
 
 register(ATTENTION, _rollout_attention)
