@@ -181,10 +181,13 @@ def asked_of(model: PreTrainedModel) -> frozenset[str]:
     """
     found: set[str] = set()
     refusals: list[ValueError] = []
+    calls = 0
 
     def note(
         module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
     ) -> tuple[Tensor, None]:
+        nonlocal calls
+        calls += 1
         try:
             found.update(options_of(query, attention_mask, named).beyond_plain)
         except ValueError as refusal:
@@ -197,6 +200,13 @@ def asked_of(model: PreTrainedModel) -> frozenset[str]:
     ids = torch.zeros(1, 4, dtype=torch.int64, device="meta")
     with contextlib.suppress(Exception):  # of any code that meets tensors without values
         decoder_of(model)(input_ids=ids, position_ids=ids, use_cache=False)
+        if calls == 0:
+            refusals.append(
+                ValueError(
+                    f"a {type(model).__name__} computes attention by code of its own, which cannot be told where one "
+                    f"sequence ends and the next begins: take another model"
+                )
+            )
     model.set_attn_implementation(before)
     if refusals:
         raise refusals[0]

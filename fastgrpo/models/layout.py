@@ -100,4 +100,6 @@ def layout_of(module: nn.Module, named: dict[str, Any]) -> PackedLayout:
 @torch.compiler.disable
 def held_by(module: nn.Module) -> LayoutHolder:
     """The holder of a module's model. Compiled code leaves it alone: it would be compiled anew for every length."""
-    return module._layout_holder  # type: ignore[return-value]
+    holder = getattr(module, "_layout_holder", None)
+    assert isinstance(holder, LayoutHolder), "attention over packed tokens in a model that holds no layout"
+    return holder

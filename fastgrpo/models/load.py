@@ -41,18 +41,22 @@ def load_causal_lm(
     return model.eval()
 
 
+def shapes_of(config: ModelConfig) -> PreTrainedModel:
+    """The model on the meta device, by its configuration alone."""
+    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            model_config, trust_remote_code=config.trust_remote_code, attn_implementation="eager"
+        )
+
+
 def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """The transformers name of the attention that this model is trained with, by its configuration alone.
+    """The transformers name of the attention that this model is trained with.
 
     Raises ValueError if the setting cannot run there, or cannot compute what the model asks for.
     """
     choose_attention(config.attention, device, dtype)
-    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            model_config, trust_remote_code=config.trust_remote_code, attn_implementation="eager"
-        )
-    return choose_attention(config.attention, device, dtype, asked_of(model))
+    return choose_attention(config.attention, device, dtype, asked_of(shapes_of(config)))
 
 
 def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:
