@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from fastgrpo.algorithm import Outcomes
+from fastgrpo.models.load import one_expert_at_a_time
 from fastgrpo.types import Prompt, Response, Sample
 
 NO_LENGTHS = np.zeros(0, np.int64)
@@ -52,6 +53,7 @@ def tiny_model(name: str = "qwen2", attention: str = "sdpa", dtype: torch.dtype 
             parameter.mul_(3.0)
     if dtype == torch.float64:
         _replace_norms(model)
+        one_expert_at_a_time(model)
     return model.to(dtype).eval()
 
 

@@ -36,9 +36,17 @@ def load_causal_lm(
     )
     if config.liger and device.type == "cuda":
         apply_liger(model)
+    if dtype == torch.float64:
+        one_expert_at_a_time(model)
     if place:
         torch.nn.Module.to(model, device)
     return model.eval()
+
+
+def one_expert_at_a_time(model: PreTrainedModel) -> None:
+    """Lets a mixture compute its experts one by one: torch's grouped matmul does not know float64."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
 
 
 def shapes_of(config: ModelConfig) -> PreTrainedModel:

@@ -12,9 +12,17 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from fastgrpo.policy.packing import pack
@@ -44,17 +52,24 @@ ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False, "sliding_window": 96}),
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {"head_dim": 32, **EXPERTS}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, {"shared_expert_intermediate_size": 96, **EXPERTS}),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM, {"num_experts": 4, "num_experts_per_tok": 2}),
+}
 
 
 def config_of(name: str, **changes: Any) -> Any:
-    config_class, _, extra = ARCHITECTURES[name]
+    config_class, _, extra = {**ARCHITECTURES, **MIXTURES}[name]
     return config_class(**{**SHAPE, **extra, **changes})
 
 
 def random_weights(name: str, seed: int, **changes: Any) -> Weights:
     """Every tensor at random: biases too, norms around 1, and no nearly uniform predictions."""
     with torch.device("meta"):
-        shapes = {n: p.shape for n, p in ARCHITECTURES[name][1](config_of(name, **changes)).named_parameters()}
+        shapes = {n: p.shape for n, p in {**ARCHITECTURES, **MIXTURES}[name][1](config_of(name, **changes)).named_parameters()}
     random = torch.Generator().manual_seed(seed)
 
     def draw(weight: str, shape: torch.Size) -> Tensor:
@@ -67,7 +82,7 @@ def random_weights(name: str, seed: int, **changes: Any) -> Weights:
 def model_with(name: str, weights: Weights, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
     config = config_of(name, **changes)
     config._attn_implementation = attention
-    model = ARCHITECTURES[name][1](config)
+    model = {**ARCHITECTURES, **MIXTURES}[name][1](config)
     with torch.no_grad():
         for n, p in model.named_parameters():
             p.copy_(weights[n])

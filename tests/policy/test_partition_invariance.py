@@ -164,8 +164,9 @@ def test_neither_does_that_of_any_objective(gradients, name):
     (_, first), *others = mine.items()
     everything = joined(first)
     assert len(others) == 2 and float(everything.norm()) > 0
+    tolerance = 1e-7 if name == "router" else 1e-12  # a router computes its softmax in float32, whatever its input
     for case, other in others:
-        assert float((joined(other) - everything).norm()) <= 1e-12 * float(everything.norm()), case
+        assert float((joined(other) - everything).norm()) <= tolerance * float(everything.norm()), case
     of_others = [g for case, g in gradients.items() if case[0] == "objective" and case[3] != name]
     assert all(not torch.equal(joined(g), everything) for g in of_others)
 
