@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -222,7 +223,7 @@ class _Decoding:
         most = self.max_sequences
         if self.device.type == "cuda":
             longest = max(len(r.prompt.prompt_ids) for r in self.waiting) + self.sampling.max_response_tokens
-            affordable = affordable_sequences(self._bytes_per_token(), longest, self.device)
+            affordable = affordable_sequences(self.bytes_per_token, longest, self.device)
             most = min(most, int(self.busy.sum()) + affordable)
         extra = min(wanted, most) - len(self.busy)
         if extra > 0:
@@ -232,11 +233,10 @@ class _Decoding:
             self.requests += [None] * extra
             self.versions += [[] for _ in range(extra)]
 
-    def _bytes_per_token(self) -> float:
+    @cached_property
+    def bytes_per_token(self) -> float:
         """Of keys and values, as the model itself makes them."""
-        if not self.cache.layers:
-            return self._prefill([np.zeros(1, dtype=np.int64)])[0].bytes_per_token()
-        return sum(t.nbytes for layer in self.cache.layers for t in layer) / (len(self.busy) * self.cache.capacity)
+        return self._prefill([np.zeros(1, dtype=np.int64)])[0].bytes_per_token()
 
     def _decode_one_token(self) -> list[tuple[int, Response]]:
         if not self.busy.any():
