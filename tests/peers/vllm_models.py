@@ -59,6 +59,7 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "olmoe": (OlmoeConfig, OlmoeForCausalLM, {"num_experts": 4, "num_experts_per_tok": 2}),
 }
+HUB_NAMES = ("mlp", "gate_proj", "up_proj", "down_proj")
 
 
 def config_of(name: str, **changes: Any) -> Any:
@@ -172,12 +173,33 @@ def laid_out(weights: Weights, key_heads: int = 2, rank: int = 0, size: int = 1)
                 pass
             case "o_proj" | "down_proj":
                 out[name] = value.chunk(size, 1)[rank]
+            case "experts" if leaf == "gate_up_proj":
+                halves = [half.chunk(size, 1)[rank] for half in value.chunk(2, 1)]
+                out[f"{prefix}.routed_experts.w13_weight"] = torch.cat(halves, 1)
+            case "experts":
+                out[f"{prefix}.routed_experts.w2_weight"] = value.chunk(size, 2)[rank]
             case "embed_tokens" | "lm_head":
                 padded = torch.zeros(-(-len(value) // 64) * 64, value.shape[1])
                 padded[: len(value)] = value
                 out[name] = padded.chunk(size)[rank]
             case _:
                 out[name] = value
+    return out
+
+
+def one_by_one(name: str, weights: Weights) -> Weights:
+    """The same weights with the names that the hub has for the experts, one by one."""
+    block, gate, up, down = ("block_sparse_moe", "w1", "w3", "w2") if name == "mixtral" else HUB_NAMES
+    out: Weights = {}
+    for key, value in weights.items():
+        hub = key.replace(".mlp.", f".{block}.")
+        experts, _, leaf = hub.rpartition(".")
+        if not experts.endswith(".experts"):
+            out[hub] = value
+            continue
+        for i, expert in enumerate(value):
+            parts = dict(zip((gate, up), expert.chunk(2), strict=True)) if leaf == "gate_up_proj" else {down: expert}
+            out |= {f"{experts}.{i}.{member}.weight": part for member, part in parts.items()}
     return out
 
 
