@@ -73,21 +73,24 @@ def padded_attention(
     q, k, v = pad(query), pad(key), pad(value)
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    columns = torch.arange(layout.max_seqlen, device=query.device)
-    distance = columns[:, None] - columns
-    seen = distance >= 0
-    is_cut = options.window is not None and layout.max_seqlen > options.window
-    if is_cut:
-        seen = seen & (distance < options.window)
+    window = options.window or layout.max_seqlen
     if options.beyond_plain:
         sinks = None if options.sinks is None else options.sinks[:, None, None]
-        output = attend(q, k, v, seen, options, sinks)
-    elif is_cut:
+        output = attend(q, k, v, _seen(layout.max_seqlen, window, query.device), options, sinks)
+    elif window < layout.max_seqlen:
+        seen = _seen(layout.max_seqlen, window, query.device)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=options.scale)
     else:
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=options.scale)
     output = output.transpose(1, 2).flatten(0, 1)
     return output.index_select(0, padding.place_of_row).unsqueeze(0), None
+
+
+def _seen(length: int, window: int, device: torch.device) -> Tensor:  # [L, L] bool
+    """Where a query looks: at itself and earlier tokens, so many in all."""
+    columns = torch.arange(length, device=device)
+    distance = columns[:, None] - columns
+    return (distance >= 0) & (distance < window)
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, PackedLayout, Options], Tensor]

@@ -27,8 +27,8 @@ class RouterLoss:
 
     @torch.no_grad()
     def shares(self, batches: Sequence[PackedBatch]) -> Tensor:  # [experts]
-        """The share of tokens that chose each expert, a mean over layers, over the micro-batches of all ranks, which all
-        take part. Their sum is the number of experts that a token chooses."""
+        """The share of tokens that chose each expert, in the mean over layers; they sum to the number of experts that a
+        token chooses. Counted over the micro-batches of all ranks, which all take part."""
         total: Tensor | None = None
         for batch in batches:
             with self.routers.watched() as logits:

@@ -59,18 +59,19 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "olmoe": (OlmoeConfig, OlmoeForCausalLM, {"num_experts": 4, "num_experts_per_tok": 2}),
 }
+EVERY = {**ARCHITECTURES, **MIXTURES}
 HUB_NAMES = ("mlp", "gate_proj", "up_proj", "down_proj")
 
 
 def config_of(name: str, **changes: Any) -> Any:
-    config_class, _, extra = {**ARCHITECTURES, **MIXTURES}[name]
+    config_class, _, extra = EVERY[name]
     return config_class(**{**SHAPE, **extra, **changes})
 
 
 def random_weights(name: str, seed: int, **changes: Any) -> Weights:
     """Every tensor at random: biases too, norms around 1, and no nearly uniform predictions."""
     with torch.device("meta"):
-        shapes = {n: p.shape for n, p in {**ARCHITECTURES, **MIXTURES}[name][1](config_of(name, **changes)).named_parameters()}
+        shapes = {n: p.shape for n, p in EVERY[name][1](config_of(name, **changes)).named_parameters()}
     random = torch.Generator().manual_seed(seed)
 
     def draw(weight: str, shape: torch.Size) -> Tensor:
@@ -83,7 +84,7 @@ def random_weights(name: str, seed: int, **changes: Any) -> Weights:
 def model_with(name: str, weights: Weights, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
     config = config_of(name, **changes)
     config._attn_implementation = attention
-    model = {**ARCHITECTURES, **MIXTURES}[name][1](config)
+    model = EVERY[name][1](config)
     with torch.no_grad():
         for n, p in model.named_parameters():
             p.copy_(weights[n])

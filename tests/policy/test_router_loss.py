@@ -79,7 +79,7 @@ def test_a_model_without_routers_is_refused():
 
 def test_compiled_layers_are_refused():
     config = Config(objective=ObjectiveConfig(router_aux_coef=0.1), model=ModelConfig(compile=True))
-    with pytest.raises(ValueError, match="--objective.router_aux_coef 0.1 reads what routers compute"):
+    with pytest.raises(ValueError, match=r"--objective\.router_aux_coef 0\.1 reads what routers compute"):
         validate(config, 1)
 
 

@@ -164,7 +164,12 @@ def test_a_tensor_of_any_number_of_dimensions_has_a_place(shape):
 
 def test_the_checksum_of_experts_sees_which_expert_and_row_a_value_is_of():
     experts = torch.randn(3, 4, 64)
-    swapped = [experts[[1, 0, 2]], experts[:, [1, 0, 2, 3]], experts.flip(-1), experts.transpose(0, 1).reshape(3, 4, 64)]
+    swapped = [
+        experts[[1, 0, 2]],
+        experts[:, [1, 0, 2, 3]],
+        experts.flip(-1),
+        experts.transpose(0, 1).reshape(3, 4, 64),
+    ]
     assert len({checksum(one.contiguous()) for one in (experts, *swapped)}) == 5
     assert checksum(experts) == checksum(experts.flatten(0, 1))
 

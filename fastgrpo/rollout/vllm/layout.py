@@ -50,7 +50,7 @@ def _with_names(layout: Layout, renamed: Callable[[str], str]) -> Layout:
     for name in list(layout.places):
         if (new := renamed(name)) != name:
             place = layout.places[new] = layout.places.pop(name)
-            layout.others[new] = layout.others.pop(name, None) or {name: place}
+            layout.others[new] = layout.others.pop(name) if name in layout.others else {name: place}
     return layout
 
 
