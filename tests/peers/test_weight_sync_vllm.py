@@ -219,7 +219,7 @@ def test_experts_are_written_in_place_as_one_tensor_and_one_by_one(name, tmp_pat
 @pytest.mark.parametrize("mode", ["live", "repack"])
 @pytest.mark.parametrize("name", ["qwen2_tied", "llama", "qwen3_moe"])
 def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(name, mode, tmp_path, monkeypatch):
-    def refuse(model: nn.Module) -> None:
+    def refuse(model: nn.Module, renamed: Callable[[str], str]) -> None:
         raise LayoutError("strange.weight is no weight that can be written")
 
     monkeypatch.setattr("fastgrpo.rollout.vllm.weight_writer.layout_of", refuse)
@@ -246,13 +246,15 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
 # Two processes of one engine.
 
 
-@pytest.mark.parametrize("name, key_heads", [("qwen2_tied", 1), ("llama", 2), ("qwen3_moe", 2)])
-def test_shards_of_a_tensor_parallel_engine_get_their_parts_by_broadcast(name, key_heads, tmp_path):
+@pytest.mark.parametrize(
+    "name, key_heads, num_syncs", [("qwen2_tied", 1, NUM_SYNCS), ("llama", 2, NUM_SYNCS), ("qwen3_moe", 2, 10)]
+)
+def test_shards_of_a_tensor_parallel_engine_get_their_parts_by_broadcast(name, key_heads, num_syncs, tmp_path):
     """Fewer key heads than processes, so that both hold the same; the last process's vocabulary is padded."""
     tiny.save(
         tmp_path, name, tiny.random_weights(name, 0, num_key_value_heads=key_heads), num_key_value_heads=key_heads
     )
-    run(f"two_workers({str(tmp_path)!r}, {name!r}, {key_heads}, {NUM_SYNCS})", 1, 300)
+    run(f"two_workers({str(tmp_path)!r}, {name!r}, {key_heads}, {num_syncs})", 1, 300)
 
 
 @pytest.mark.parametrize("name, key_heads", [("qwen2_tied", 1), ("mistral", 2)])

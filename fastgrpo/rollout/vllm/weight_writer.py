@@ -4,7 +4,7 @@ vLLM mixes this class into its worker, in whatever process that runs. The method
 The copy itself is in `weight_sync.live_weights`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastgrpo.rollout.vllm import cpu_layers
 from fastgrpo.rollout.vllm.layout import layout_of
+from fastgrpo.rollout.vllm.names import hub_named, renaming, require_same_names, trained_model
 from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup, find_store
 from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights
 
@@ -53,7 +54,8 @@ class WeightSyncWorker:
             from vllm.config import set_current_vllm_config
 
             with set_current_vllm_config(self.vllm_config):
-                self.model_runner.reload_weights(weights_iterator=iter(weights))
+                model = trained_model(self.model_runner.get_model().config)
+                self.model_runner.reload_weights(weights_iterator=hub_named(weights, model))
             cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM does not renew a tied head's packed copy
 
     def receive_join(
@@ -84,26 +86,9 @@ class WeightSyncWorker:
         return {n: p.data_ptr() for n, p in self.model_runner.get_model().named_parameters()}
 
 
-def live_weights(model: torch.nn.Module) -> LiveWeights:
+def live_weights(model: Any) -> LiveWeights:
     """The live weights of a vLLM model in this process. Raises LayoutError."""
-    layout = layout_of(model, _renaming(model))
+    layout = layout_of(model, renaming(getattr(model.config, "model_type", "")))
+    require_same_names(layout.places, trained_model(model.config))
     parameters = {n: p.data for n, p in model.named_parameters()}
     return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding, layout.others)
-
-
-def _renaming(model: Any) -> Callable[[str], str]:
-    """From vLLM's names, which are the hub's, to those of transformers' own model, where it renames as it loads."""
-    try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming
-    except ImportError:  # before transformers 5 the names were the same
-        return lambda name: name
-    steps = get_checkpoint_conversion_mapping(getattr(getattr(model, "config", None), "model_type", "")) or []
-    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-
-    def renamed(name: str) -> str:
-        for renaming in renamings:
-            name = renaming.rename_source_key(name)[0]
-        return name
-
-    return renamed
