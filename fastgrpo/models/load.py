@@ -63,7 +63,9 @@ def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
     Raises ValueError if the setting cannot run there, or cannot compute what the model asks for.
     """
-    choose_attention(config.attention, device, dtype)
+    chosen = choose_attention(config.attention, device, dtype)
+    if chosen == "eager":  # the model's own
+        return chosen
     return choose_attention(config.attention, device, dtype, asked_of(shapes_of(config)))
 
 

@@ -1,4 +1,4 @@
-"""Buffers are no weights: nothing that trains or syncs writes them, so sampler and trainer must have loaded the same."""
+"""Buffers are no weights: nothing that trains or syncs writes them, so sampler and trainer load the same."""
 
 import pytest
 import torch

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeForCausalLM
 
 from fastgrpo.train import main
 from tests.conftest import TINY
+from tests.run.mixture import put_mixture
 from tests.run.test_run import results, weights_of
-from tests.tiny import EXPERTS, SHAPE
 
 SETTINGS = ["--objective.router_aux_coef", "0.01", "--sync.compare_every", "1"]
 
@@ -22,17 +22,7 @@ def mixture_base(tiny_base, tmp_path_factory) -> Path:
     """The base of the tiny recipe with a random Qwen3-MoE in the place of its model."""
     base = tmp_path_factory.mktemp("mixture") / "base"
     shutil.copytree(tiny_base, base)
-    tokenizer = AutoTokenizer.from_pretrained(base / "model")
-    end = tokenizer.eos_token_id
-    torch.manual_seed(0)
-    shape = {**SHAPE, **EXPERTS, "vocab_size": len(tokenizer), "eos_token_id": end, "pad_token_id": end}
-    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(head_dim=8, tie_word_embeddings=True, **shape))
-    with torch.no_grad():  # the usual initialisation makes nearly uniform predictions, which hide mistakes
-        for parameter in model.parameters():
-            parameter.mul_(3.0)
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
-    (base / "model" / "model.safetensors").unlink()
-    model.save_pretrained(base / "model")
+    put_mixture(base, tie_word_embeddings=True)
     return base
 
 
