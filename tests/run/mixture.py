@@ -31,8 +31,9 @@ MEASURED = {
 }  # fmt: skip
 
 
-def put_mixture(base: Path, dense: bool = False, **changes: Any) -> None:
-    """Puts a random Qwen3-MoE, or a dense Qwen3, into a base folder that has a tokenizer."""
+def put_mixture(base: Path, scale: float, dense: bool = False, **changes: Any) -> None:
+    """Puts a random Qwen3-MoE, or a dense Qwen3, into a base folder that has a tokenizer; its matrices times a scale,
+    because the usual initialisation makes nearly uniform predictions, which hide mistakes."""
     tokenizer = AutoTokenizer.from_pretrained(base / "model")
     end = tokenizer.eos_token_id
     shape = {"head_dim": 8, **SHAPE, **EXPERTS, "eos_token_id": end, "pad_token_id": end, "vocab_size": len(tokenizer)}
@@ -42,9 +43,9 @@ def put_mixture(base: Path, dense: bool = False, **changes: Any) -> None:
         model = Qwen3ForCausalLM(Qwen3Config(**{**shape, **changes}))
     else:
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**shape, **changes}))
-    with torch.no_grad():  # the usual initialisation makes nearly uniform predictions, which hide mistakes
+    with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+            parameter.mul_(scale if parameter.dim() > 1 else 1.0)
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
     (base / "model" / "model.safetensors").unlink()
     model.save_pretrained(base / "model")
@@ -55,7 +56,7 @@ def measure(*arguments: str) -> None:
     runs = Path(tempfile.mkdtemp())
     base = runs / "tiny" / "base"
     tiny_recipe.prepare(tiny_recipe.config, base, print)
-    put_mixture(base, "--dense" in arguments, **MEASURED)
+    put_mixture(base, 3.0, "--dense" in arguments, **MEASURED)
     longer = ["--rollout.max_response_tokens", "64", "--optimizer.tokens_per_microbatch", "1024"]
     short = ["--runs_dir", str(runs), "--steps", "2", "--evaluation.every_steps", "0", *longer]
     assert main([tiny_recipe.__file__, *short, *(a for a in arguments if a != "--dense")]) == 0

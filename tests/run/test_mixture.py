@@ -22,7 +22,7 @@ def mixture_base(tiny_base, tmp_path_factory) -> Path:
     """The base of the tiny recipe with a random Qwen3-MoE in the place of its model."""
     base = tmp_path_factory.mktemp("mixture") / "base"
     shutil.copytree(tiny_base, base)
-    put_mixture(base, tie_word_embeddings=True)
+    put_mixture(base, 9.0, tie_word_embeddings=True)
     return base
 
 
