@@ -10,7 +10,7 @@ from fastgrpo import __version__
 from fastgrpo.config import Config, differences, flatten
 from fastgrpo.json_lines import JsonLines, write_json
 
-FORMAT = 3
+FORMAT = 4
 """Version of what a run leaves for its continuation: the settings in run.json and what checkpoints hold.
 
 To be raised when a run that an earlier version started could not go on: a setting that is not free on resume was added,
