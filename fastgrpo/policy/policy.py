@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
+from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, Padding, can_share_prompts, choose_attention
 from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.head import measure_head
 from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
@@ -67,6 +67,19 @@ class Policy(nn.Module):
 
         It runs in here because here the head's weight is whole.
         """
+        hidden = self._packed(batch) if self.can_share_prompts else self._one_row_each(batch)
+        head = self.model.get_output_embeddings()
+        return op(
+            hidden,
+            head.weight,
+            batch.at_responses(batch.target_ids),
+            **self.head.options(head.bias, self.temperature),
+            entropy=entropy,
+            chunk_tokens=self.head_chunk_tokens or None,
+        )
+
+    def _packed(self, batch: PackedBatch) -> Tensor:  # [R, D]
+        """The hidden states of the response tokens, of sequences that lie end to end under attention of ours."""
         input_ids, position_ids, response_rows = batch.input_ids, batch.position_ids, batch.response_rows
         if batch.shared is not None:
             input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
@@ -77,15 +90,18 @@ class Policy(nn.Module):
         hidden = decoder_of(self.model)(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
         ).last_hidden_state[0]
-        head = self.model.get_output_embeddings()
-        return op(
-            hidden.index_select(0, response_rows),
-            head.weight,
-            batch.at_responses(batch.target_ids),
-            **self.head.options(head.bias, self.temperature),
-            entropy=entropy,
-            chunk_tokens=self.head_chunk_tokens or None,
-        )
+        return hidden.index_select(0, response_rows)
+
+    def _one_row_each(self, batch: PackedBatch) -> Tensor:  # [R, D]
+        """The same of sequences in padded rows of their own, under the model's own attention, masks and positions.
+
+        What fills a row is behind its sequence, where no causal model looks: also states of layers that are not
+        attention are right.
+        """
+        padding = Padding.of(batch.cu_seqlens, batch.max_seqlen, len(batch.input_ids), None)
+        rows = batch.input_ids[padding.row_of_place].unflatten(0, (padding.num_sequences, padding.num_columns))
+        hidden = decoder_of(self.model)(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
+        return hidden.index_select(0, padding.place_of_row[batch.response_rows])
 
     if TYPE_CHECKING:
         __call__ = forward  # as nn.Module calls it, with its types

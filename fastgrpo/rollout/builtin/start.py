@@ -1,6 +1,7 @@
 """From a run's settings to the built-in engine."""
 
 import torch
+from transformers import PreTrainedModel
 
 from fastgrpo.config import Config
 from fastgrpo.models.load import load_causal_lm
@@ -19,6 +20,12 @@ def check_builtin(config: Config, device: torch.device, dtype: torch.dtype) -> N
             raise ValueError(f"--rollout.{name} is vLLM's: the built-in engine has none, add --rollout.engine vllm")
     if config.rollout.dtype == "fp8":
         raise ValueError("--rollout.dtype fp8 needs --rollout.engine vllm")
+
+
+def builtin_of(model: PreTrainedModel) -> BuiltinEngine:
+    """An engine that samples from this very model, whose attention becomes the engine's."""
+    model.set_attn_implementation(ATTENTION)
+    return BuiltinEngine(model, max_sequences=64)
 
 
 def start_builtin(spec: EngineSpec) -> BuiltinEngine:

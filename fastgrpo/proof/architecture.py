@@ -1,0 +1,175 @@
+"""The proof of an architecture, before weights load: on a tiny float32 copy of the model's configuration with random
+weights, the trainer's and the sampler's logprobs are those of the model's own forward pass.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fastgrpo.models.attention import IMPLEMENTATIONS
+from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.tiny import FIRST_TOKEN, VOCABULARY, CannotShrink, tiny_config, tiny_model
+from fastgrpo.policy.activations import recompute_first
+from fastgrpo.policy.packing import pack
+from fastgrpo.policy.policy import Policy
+from fastgrpo.proof.own_pass import own_logprobs
+from fastgrpo.rollout.engine_protocol import RolloutEngine
+from fastgrpo.rollout.generate import generate
+from fastgrpo.types import Prompt, Response, Sample, Sampling
+
+TOLERANCE = 1e-4
+"""Nats, and of gradients the share of the largest: float32 rounds far below it in so small a model."""
+TEMPERATURE = 0.7
+_PROMPTS, _RESPONSES = (5, 3), ((7, 0), (4, 0), (9, 1))  # lengths; (length, prompt)
+
+EngineOf = Callable[[PreTrainedModel], RolloutEngine]
+
+
+class Failure(Exception):
+    """A check that was not passed: a key of `REASONS`. ``passed`` are those before it."""
+
+    def __init__(self, check: str, difference: float = float("nan"), error: str = "") -> None:
+        found = f"fails: {error}" if error else f"is off by {difference:.2g}, more than {TOLERANCE:g}"
+        super().__init__(f"{check} {found}")
+        self.check, self.difference, self.error = check, difference, error
+        self.passed: tuple[str, ...] = ()
+
+
+REASONS = {
+    "packing": "sequences that lie end to end see each other, or its layers want more than tokens and positions",
+    "sharing": "a prompt that stands once for two responses is not the same to both",
+    "checkpointing": "layers that compute their activations again do not find what they had",
+    "sampling": "the engine's cache, attention or head is not what the model has",
+}
+
+
+def prove_architecture(
+    config: PretrainedConfig, attention: str, engine_of: EngineOf | None, trust_remote_code: bool = False
+) -> list[str]:
+    """The checks that were made, all of them right: keys of `REASONS`.
+
+    ``attention`` is transformers' name of one that runs on a CPU. Raises Failure, or CannotShrink where there is no
+    tiny copy to try. Draws nothing from the generators of others.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = tiny_model(tiny_config(config), trust_remote_code)
+        samples = made_up_samples()
+        try:
+            own = _by_itself(model, samples)
+        except Exception as error:  # of code that meets sizes which it was not made for
+            raise CannotShrink(f"{type(error).__name__}: {error}") from error
+        done: list[str] = []
+        try:
+            done.extend(_of_policy(model, attention, samples, own))
+            if engine_of is not None:
+                _sampling(model, engine_of)
+                done.append("sampling")
+        except Failure as failure:
+            failure.passed = tuple(done)
+            raise
+    return done
+
+
+def made_up_samples() -> list[Sample]:
+    """Two responses to one prompt, and one to another."""
+    random = np.random.default_rng(0)
+
+    def ids(length: int) -> np.ndarray:
+        return random.integers(FIRST_TOKEN, VOCABULARY, length).astype(np.int32)
+
+    prompts = [Prompt.of_ids(ids(length), n) for n, length in enumerate(_PROMPTS)]
+    return [
+        Sample(prompts[prompt], Response(ids(length), np.zeros(length, np.float32), "length", 0))
+        for length, prompt in _RESPONSES
+    ]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    logprobs: Tensor  # [R]
+    gradients: dict[str, Tensor]  # of a weighted sum of the logprobs
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, logprobs: Tensor) -> "_Pass":
+        weights = torch.linspace(-1.0, 1.5, len(logprobs), dtype=logprobs.dtype)
+        (logprobs * weights).sum().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return cls(logprobs.detach(), gradients)
+
+    def difference(self, other: "_Pass") -> float:
+        """The largest of a logprob, or of a gradient as a share of the largest gradient."""
+        largest = max(float(g.abs().max()) for g in self.gradients.values())
+        found = [float((self.logprobs - other.logprobs).abs().max())]
+        for name in self.gradients.keys() | other.gradients.keys():
+            mine, theirs = self.gradients.get(name), other.gradients.get(name)
+            some = mine if mine is not None else theirs
+            assert some is not None
+            nothing = torch.zeros_like(some)
+            apart = (nothing if mine is None else mine) - (nothing if theirs is None else theirs)
+            found.append(float(apart.abs().max()) / largest)
+        return float(np.max(found))  # NaN if one is
+
+
+def _by_itself(model: PreTrainedModel, samples: Sequence[Sample]) -> _Pass:
+    return _Pass.of(model, torch.cat([own_logprobs(model, s, TEMPERATURE) for s in samples]))
+
+
+def _of_policy(
+    model: PreTrainedModel, attention: str, samples: Sequence[Sample], own: _Pass
+) -> Iterator[str]:
+    policy = Policy(model, TEMPERATURE, head_chunk_tokens=0)
+    with _checking("packing"):
+        model.set_attn_implementation(attention)
+    shares = [False, True] if policy.can_share_prompts else [False]
+    for recomputes in (False, True):
+        if recomputes and not model.supports_gradient_checkpointing:
+            return
+        if recomputes:
+            with _checking("checkpointing"):
+                recompute_first(model, len(layers_of(model)))
+        for share in shares:
+            check = "checkpointing" if recomputes else "sharing" if share else "packing"
+            with _checking(check):
+                found = _Pass.of(model, policy(pack(samples, share_prompts=share), entropy=False)[0])
+                difference = own.difference(found)
+            if not difference <= TOLERANCE:
+                raise Failure(check, difference)
+            if not recomputes:
+                yield check
+    model.gradient_checkpointing_disable()
+    model.eval()
+    yield "checkpointing"
+
+
+@torch.no_grad()
+def _sampling(model: PreTrainedModel, engine_of: EngineOf) -> None:
+    """Sequences of different lengths drawn in one batch, against the model's own pass over what was drawn."""
+    prompts = [replace(s.prompt, position=n) for n, s in enumerate(made_up_samples()[1:])]
+    sampling = Sampling(group_size=2, max_response_tokens=8, temperature=TEMPERATURE)
+    with _checking("sampling"):
+        drawn = [sample for group in generate(engine_of(model), prompts, sampling) for sample in group]
+        model.set_attn_implementation("eager")
+        own = torch.cat([own_logprobs(model, s, TEMPERATURE) for s in drawn])
+    told = torch.from_numpy(np.concatenate([s.response.rollout_logprobs for s in drawn]))
+    difference = float((own - told).abs().max())
+    if not difference <= TOLERANCE:
+        raise Failure("sampling", difference)
+
+
+@contextmanager
+def _checking(check: str) -> Iterator[None]:
+    """Whatever the model's code raises, a check has failed."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise Failure(check, error=f"{type(error).__name__}: {error}") from error
