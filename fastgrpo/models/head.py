@@ -88,7 +88,10 @@ def measure_head(model: PreTrainedModel) -> Head:
         try:
             logits = model(input_ids=ids, use_cache=False).logits
         except Exception as error:  # of code that meets what it was not made for
-            raise UnknownHead(f"between layers and logits a {name} does more than fastgrpo knows: {error}") from error
+            raise UnknownHead(
+                f"between its decoder and its logits a {name} has more than one linear head, a factor and a softcap, "
+                f"and fastgrpo computes no other heads"
+            ) from error
     if len(seen) != 1 or logits.shape[-1] != vocabulary:
         raise UnknownHead(f"a {name} does not make its logits of its decoder's hidden states by one linear head")
     before = _factor(seen[0].double(), hidden)

@@ -10,6 +10,9 @@ from fastgrpo.config import ModelConfig
 from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.head import measure_head
 
+OWN = "eager"
+"""Attention that every model has, and computes as it is defined."""
+
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype of the passes: ``config.dtype``, where ``auto`` is bfloat16 on CUDA and float32 on a CPU."""
@@ -31,8 +34,9 @@ def load_causal_lm(
     It is made for the device, and moved there unless ``place`` is false.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+        config.path, dtype=dtype, attn_implementation=OWN, trust_remote_code=config.trust_remote_code
     )
+    model.set_attn_implementation(attention)  # a model that has none but its own keeps it
     if config.liger and device.type == "cuda":
         apply_liger(model)
     if place:
@@ -47,7 +51,7 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
     positions, or fastgrpo cannot compute the model's head or find its layers.
     """
     model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
-    text_config = model_config.get_text_config()
+    text_config = model_config.get_text_config(decoder=True)
     if tokenizer_size > text_config.vocab_size:
         raise ValueError(
             f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {text_config.vocab_size} "
@@ -60,16 +64,33 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
             f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
         )
     _refuse_position_scaling(text_config, longest_sequence)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    model = _without_weights(model_config, config)
     layers_of(model)
     measure_head(model)
+    if config.activation_checkpointing is True and not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"transformers cannot recompute the activations of a {type(model).__name__}: "
+            f"--model.activation_checkpointing False"
+        )
     if config.activation_checkpointing is True and (rates := dropout_rates(model_config)):
         raise ValueError(
             f"the model's config has dropout ({rates}), and transformers recomputes in training mode only, in which "
             f"logprobs would be random: set it to 0, or --model.activation_checkpointing False"
         )
     return model.num_parameters()
+
+
+def _without_weights(model_config: PretrainedConfig, config: ModelConfig) -> PreTrainedModel:
+    """The model on the meta device. Raises ValueError if transformers cannot make it."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # of the model's own code, whatever its configuration makes it do
+        raise ValueError(
+            f"transformers cannot make a causal language model of the configuration of {config.path} "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): is its config.json whole, and of a "
+            f"model that writes text?"
+        ) from error
 
 
 def find_model(path: str) -> None:

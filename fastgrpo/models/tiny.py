@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.load import OWN
 
 VOCABULARY = 64
 FIRST_TOKEN = 8
@@ -64,10 +65,18 @@ _NAMES_BY_SIZE: list[tuple[int, str]] = [
 ]
 _SIZES = {name: size for size, names in _NAMES_BY_SIZE for name in names.split()}
 """What a field becomes, if the configuration has it and it is larger."""
-_LENGTHS = (
-    "sliding_window sliding_window_size attention_window_size local_attention window_size attention_chunk_size "
-    "floor_scale keep_window_size index_topk index_block_size"
-).split()
+_LENGTHS = [
+    "sliding_window",
+    "sliding_window_size",
+    "attention_window_size",
+    "local_attention",
+    "window_size",
+    "attention_chunk_size",
+    "floor_scale",
+    "keep_window_size",
+    "index_topk",
+    "index_block_size",
+]
 _KEYS_VALUES = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "multi_query_group_num")
 _TOP_K = (
     "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k", "top_k_experts",
@@ -101,7 +110,7 @@ def _built(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrai
         return AutoModelForCausalLM.from_config(
             copy.deepcopy(config),
             dtype=torch.float32,
-            attn_implementation="eager",
+            attn_implementation=OWN,
             trust_remote_code=trust_remote_code,
         )
     except Exception as error:  # of code that meets sizes which it was not made for
@@ -116,7 +125,7 @@ def _persistent_buffers(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 def _spread(name: str, value: Tensor) -> None:
     """The usual beginnings make nearly uniform predictions and norms without effect, which hide mistakes."""
     if value.dim() >= 2:
-        value.normal_().mul_(1.0 if "embed" in name else 1.5 / value.shape[-1] ** 0.5)
+        value.normal_().mul_(0.5 if "embed" in name else 1.2 / value.shape[-1] ** 0.5)
     else:
         value.add_(torch.randn_like(value), alpha=0.1)
 
@@ -136,7 +145,9 @@ def _kind(layer: nn.Module) -> str:
     found: list[object] = []
     for name, part in layer.named_modules():
         plain = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str) or v is None}
-        found.append((name, type(part).__name__, {k: v for k, v in plain.items() if not k.endswith(("idx", "index", "id"))}))
+        found.append(
+            (name, type(part).__name__, {k: v for k, v in plain.items() if not k.endswith(("idx", "index", "id"))})
+        )
     shapes = [(name, tuple(value.shape)) for name, value in layer.named_parameters()]
     return repr((found, shapes))
 
@@ -148,9 +159,11 @@ def _num_layers(config: PretrainedConfig) -> int:
 
 def _with_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     try:
-        return type(config).from_dict(_shrunk(config.to_dict(), num_layers))
+        small = type(config).from_dict(_shrunk(config.to_dict(), num_layers))
     except Exception as error:  # of validation that asks for what the rules do not know
         raise CannotShrink(f"{type(error).__name__}: {error}") from error
+    small.name_or_path = config.name_or_path  # where code that comes with a model is found
+    return small
 
 
 def _shrunk(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
@@ -212,4 +225,3 @@ def _list(name: str, value: list[Any], layers_now: int | None, num_layers: int) 
 def _key_value_heads(value: int, values: dict[str, Any]) -> int:
     heads = next((values[n] for n in ("num_attention_heads", "n_head", "n_heads") if values.get(n)), None)
     return _HEADS if value == heads and value >= _HEADS else min(value, 2)
-

@@ -109,8 +109,9 @@ class Needs:
     @classmethod
     def of(cls, policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig) -> "Needs":
         """Measures with two short forward passes, in which all ranks take part, and counts from the shapes."""
-        config, tokens = policy.model.config, optimizer.tokens_per_microbatch
-        vocabulary, width, num_layers = config.vocab_size, config.hidden_size, len(layers_of(policy.model))
+        tokens, layers = optimizer.tokens_per_microbatch, layers_of(policy.model)
+        (vocabulary, width), num_layers = policy.model.get_output_embeddings().weight.shape, len(layers)
+        widest = max(size for p in layers.parameters() if p.dim() == 2 for size in p.shape)
         parameters = sum(p.numel() for p in policy.parameters())
         shard = parameters / ranks.mesh["shard"].size()
         if optimizer.reduce_every_microbatch:
@@ -121,7 +122,7 @@ class Needs:
         # The gradient of the head in float32 and in 16 bits, a chunk of its logits, and the hidden rows on both sides.
         chunk = model.head_chunk_tokens or _CHUNK_TOKENS
         head = (4 + _ITEMSIZE) * vocabulary * width + _ITEMSIZE * (chunk * vocabulary + 4 * tokens * width)
-        way_back = 2 * tokens * _ITEMSIZE * config.intermediate_size
+        way_back = 2 * tokens * _ITEMSIZE * widest
         return cls(
             layer=tokens * kept_bytes_per_token(policy, ranks.device) / num_layers,
             layer_input=tokens * _ITEMSIZE * width,

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+import numpy as np
 import torch
 from fastgrpo_kernels import linear_logprobs
 from torch import Tensor, nn
@@ -9,9 +10,10 @@ from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, Padding, can_share_prompts, choose_attention
-from fastgrpo.models.decoder import decoder_of, layers_of
+from fastgrpo.models.decoder import attention_width, decoder_of, freeze_all_but_text, layers_of, weights_a_token_reads
 from fastgrpo.models.head import measure_head
 from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
+from fastgrpo.models.own_pass import own_logprobs
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import recompute_first
 from fastgrpo.policy.packing import SequenceCost
@@ -54,6 +56,10 @@ class Policy(nn.Module):
     @property
     def can_share_prompts(self) -> bool:
         return can_share_prompts(self.model.config._attn_implementation)
+
+    def own_logprobs(self, prompt_ids: np.ndarray, response_ids: np.ndarray) -> Tensor:  # [num_response_tokens]
+        """What the model's own forward pass gives for one sequence; `sharding` lets it meet whole weights too."""
+        return own_logprobs(self.model, prompt_ids, response_ids, self.temperature)
 
     @overload
     def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]: ...
@@ -118,6 +124,7 @@ def as_policy(
     model: PreTrainedModel, config: ModelConfig, temperature: float, policy_class: type[Policy] = Policy
 ) -> Policy:
     """A loaded model as a policy, with this configuration's checkpointing, compilation and head."""
+    freeze_all_but_text(model)
     if config.activation_checkpointing is True:  # auto: when it is known what is free
         recompute_first(model, len(layers_of(model)))
     if config.compile:
@@ -126,14 +133,7 @@ def as_policy(
     return policy_class(model, temperature, config.head_chunk_tokens)
 
 
-def sequence_cost(model_config: Any) -> SequenceCost:
-    """FLOPs by sequence length of a decoder of this transformers configuration."""
-    d_head = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
-    num_kv = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-    return SequenceCost.of_transformer(
-        num_layers=model_config.num_hidden_layers,
-        d_model=model_config.hidden_size,
-        d_feed_forward=model_config.intermediate_size,
-        d_query=model_config.num_attention_heads * d_head,
-        d_key_value=num_kv * d_head,
-    )
+def sequence_cost(model: PreTrainedModel) -> SequenceCost:
+    """FLOPs by sequence length of a decoder: two a weight and token, of experts those that a token reads; half of the
+    token pairs in each attention product."""
+    return SequenceCost(per_token=2.0 * weights_a_token_reads(model), per_token_pair=1.0 * attention_width(model))

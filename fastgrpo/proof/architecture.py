@@ -5,20 +5,20 @@ weights, the trainer's and the sampler's logprobs are those of the model's own f
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fastgrpo.models.attention import IMPLEMENTATIONS
 from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.load import OWN, dropout_rates
+from fastgrpo.models.own_pass import own_logprobs
+from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.models.tiny import FIRST_TOKEN, VOCABULARY, CannotShrink, tiny_config, tiny_model
 from fastgrpo.policy.activations import recompute_first
 from fastgrpo.policy.packing import pack
 from fastgrpo.policy.policy import Policy
-from fastgrpo.proof.own_pass import own_logprobs
 from fastgrpo.rollout.engine_protocol import RolloutEngine
 from fastgrpo.rollout.generate import generate
 from fastgrpo.types import Prompt, Response, Sample, Sampling
@@ -32,7 +32,7 @@ EngineOf = Callable[[PreTrainedModel], RolloutEngine]
 
 
 class Failure(Exception):
-    """A check that was not passed: a key of `REASONS`. ``passed`` are those before it."""
+    """A check that was not passed: one of `CHECKS`. ``passed`` are those before it."""
 
     def __init__(self, check: str, difference: float = float("nan"), error: str = "") -> None:
         found = f"fails: {error}" if error else f"is off by {difference:.2g}, more than {TOLERANCE:g}"
@@ -41,21 +41,22 @@ class Failure(Exception):
         self.passed: tuple[str, ...] = ()
 
 
-REASONS = {
-    "packing": "sequences that lie end to end see each other, or its layers want more than tokens and positions",
-    "sharing": "a prompt that stands once for two responses is not the same to both",
-    "checkpointing": "layers that compute their activations again do not find what they had",
-    "sampling": "the engine's cache, attention or head is not what the model has",
-}
+CHECKS = ("packing", "sharing", "checkpointing", "sampling")
 
 
 def prove_architecture(
-    config: PretrainedConfig, attention: str, engine_of: EngineOf | None, trust_remote_code: bool = False
+    config: PretrainedConfig,
+    attention: str,
+    engine_of: EngineOf | None,
+    *,
+    recomputes: bool = True,
+    trust_remote_code: bool = False,
 ) -> list[str]:
-    """The checks that were made, all of them right: keys of `REASONS`.
+    """The checks that were made and passed, of `CHECKS`.
 
-    ``attention`` is transformers' name of one that runs on a CPU. Raises Failure, or CannotShrink where there is no
-    tiny copy to try. Draws nothing from the generators of others.
+    ``attention`` is transformers' name of one that runs on a CPU. ``recomputes`` asks for the second way to a gradient,
+    where transformers has it. Raises Failure, CannotShrink where there is no tiny copy to try, or ValueError for a
+    model that fastgrpo refuses by itself. Draws nothing from the generators of others.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -67,7 +68,7 @@ def prove_architecture(
             raise CannotShrink(f"{type(error).__name__}: {error}") from error
         done: list[str] = []
         try:
-            done.extend(_of_policy(model, attention, samples, own))
+            done.extend(_of_policy(model, attention, samples, own, recomputes))
             if engine_of is not None:
                 _sampling(model, engine_of)
                 done.append("sampling")
@@ -119,34 +120,40 @@ class _Pass:
 
 
 def _by_itself(model: PreTrainedModel, samples: Sequence[Sample]) -> _Pass:
-    return _Pass.of(model, torch.cat([own_logprobs(model, s, TEMPERATURE) for s in samples]))
+    return _Pass.of(model, _own(model, samples))
+
+
+def _own(model: PreTrainedModel, samples: Sequence[Sample]) -> Tensor:  # [R]
+    ids = [(s.prompt.prompt_ids, s.response.response_ids) for s in samples]
+    return torch.cat([own_logprobs(model, prompt, response, TEMPERATURE) for prompt, response in ids])
 
 
 def _of_policy(
-    model: PreTrainedModel, attention: str, samples: Sequence[Sample], own: _Pass
+    model: PreTrainedModel, attention: str, samples: Sequence[Sample], own: _Pass, recomputes: bool
 ) -> Iterator[str]:
     policy = Policy(model, TEMPERATURE, head_chunk_tokens=0)
     with _checking("packing"):
         model.set_attn_implementation(attention)
-    shares = [False, True] if policy.can_share_prompts else [False]
-    for recomputes in (False, True):
-        if recomputes and not model.supports_gradient_checkpointing:
-            return
-        if recomputes:
-            with _checking("checkpointing"):
-                recompute_first(model, len(layers_of(model)))
-        for share in shares:
-            check = "checkpointing" if recomputes else "sharing" if share else "packing"
-            with _checking(check):
-                found = _Pass.of(model, policy(pack(samples, share_prompts=share), entropy=False)[0])
-                difference = own.difference(found)
-            if not difference <= TOLERANCE:
-                raise Failure(check, difference)
-            if not recomputes:
-                yield check
-    model.gradient_checkpointing_disable()
-    model.eval()
-    yield "checkpointing"
+    shared = pack(samples, share_prompts=policy.can_share_prompts)
+    yield _compared("packing", policy, pack(samples), own)
+    if policy.can_share_prompts:
+        yield _compared("sharing", policy, shared, own)
+    if recomputes and model.supports_gradient_checkpointing and not dropout_rates(model.config):
+        with _checking("checkpointing"):
+            recompute_first(model, len(layers_of(model)))
+        yield _compared("checkpointing", policy, shared, own)
+        model.gradient_checkpointing_disable()
+        model.eval()
+
+
+def _compared(check: str, policy: Policy, batch: PackedBatch, own: _Pass) -> str:
+    """The check's name, if the policy's logprobs and gradients are the model's own."""
+    with _checking(check):
+        found = _Pass.of(policy.model, policy(batch, entropy=False)[0])
+        difference = own.difference(found)
+    if not difference <= TOLERANCE:
+        raise Failure(check, difference)
+    return check
 
 
 @torch.no_grad()
@@ -156,8 +163,8 @@ def _sampling(model: PreTrainedModel, engine_of: EngineOf) -> None:
     sampling = Sampling(group_size=2, max_response_tokens=8, temperature=TEMPERATURE)
     with _checking("sampling"):
         drawn = [sample for group in generate(engine_of(model), prompts, sampling) for sample in group]
-        model.set_attn_implementation("eager")
-        own = torch.cat([own_logprobs(model, s, TEMPERATURE) for s in drawn])
+        model.set_attn_implementation(OWN)
+        own = _own(model, drawn)
     told = torch.from_numpy(np.concatenate([s.response.rollout_logprobs for s in drawn]))
     difference = float((own - told).abs().max())
     if not difference <= TOLERANCE:

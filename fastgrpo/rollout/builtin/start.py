@@ -25,6 +25,8 @@ def check_builtin(config: Config, device: torch.device, dtype: torch.dtype) -> N
 def builtin_of(model: PreTrainedModel) -> BuiltinEngine:
     """An engine that samples from this very model, whose attention becomes the engine's."""
     model.set_attn_implementation(ATTENTION)
+    if model.config._attn_implementation != ATTENTION:
+        raise ValueError(f"the attention of a {type(model).__name__} is its own and takes no other cache")
     return BuiltinEngine(model, max_sequences=64)
 
 
