@@ -59,7 +59,7 @@ def weights_a_token_reads(model: PreTrainedModel) -> float:
 
 
 def attention_width(model: PreTrainedModel) -> int:
-    """The widths of all heads of all layers, of queries and of values together; 0 where no configuration names heads."""
+    """The widths of all heads of all layers, of queries and values together; 0 where the configuration has no heads."""
     config: Any = decoder_of(model).config
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int):

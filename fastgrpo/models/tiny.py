@@ -1,4 +1,4 @@
-"""A tiny copy of an architecture: every kind of layer that a configuration asks for, in sizes that take milliseconds."""
+"""A tiny copy of an architecture: some layers of every kind that a configuration asks for, in small sizes."""
 
 import copy
 from collections.abc import Iterable
@@ -65,24 +65,16 @@ _NAMES_BY_SIZE: list[tuple[int, str]] = [
 ]
 _SIZES = {name: size for size, names in _NAMES_BY_SIZE for name in names.split()}
 """What a field becomes, if the configuration has it and it is larger."""
-_LENGTHS = [
-    "sliding_window",
-    "sliding_window_size",
-    "attention_window_size",
-    "local_attention",
-    "window_size",
-    "attention_chunk_size",
-    "floor_scale",
-    "keep_window_size",
-    "index_topk",
-    "index_block_size",
-]
-_KEYS_VALUES = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "multi_query_group_num")
+_LENGTHS = (
+    "sliding_window", "sliding_window_size", "attention_window_size", "local_attention", "window_size",
+    "attention_chunk_size", "floor_scale", "keep_window_size", "index_topk", "index_block_size",
+)  # fmt: skip
+_KEYS_VALUES = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads")
 _TOP_K = (
     "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k", "top_k_experts",
-    "n_group", "num_expert_group", "moe_k",
+    "n_group", "num_expert_group",
 )  # fmt: skip
-_NOT_SIZES = ("num_labels", "pretraining_tp")
+_LEFT_OUT = ("dtype", "torch_dtype", "quantization_config")
 
 
 class CannotShrink(ValueError):
@@ -170,7 +162,7 @@ def _shrunk(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """The fields of a configuration, made small one by one."""
     layers_now = next((values[n] for n in _LAYERS.split() if isinstance(values.get(n), int)), None)
     small = {name: _field(name, value, values, layers_now, num_layers) for name, value in values.items()}
-    return {name: value for name, value in small.items() if name not in ("dtype", "torch_dtype", "auto_map_")}
+    return {name: value for name, value in small.items() if name not in _LEFT_OUT}
 
 
 def _field(name: str, value: Any, values: dict[str, Any], layers_now: int | None, num_layers: int) -> Any:
@@ -201,13 +193,13 @@ def _field(name: str, value: Any, values: dict[str, Any], layers_now: int | None
     if name == "num_kv_shared_layers":
         return min(value, num_layers // 3)
     size = _SIZES.get(name)
-    return value if size is None or name in _NOT_SIZES else min(value, size)
+    return value if size is None else min(value, size)
 
 
 def _mapping(name: str, value: dict[Any, Any], num_layers: int) -> dict[Any, Any]:
     if name == "per_layer_config":
         return {k: _shrunk(v, num_layers) for k, v in value.items() if int(k) < num_layers}
-    if name.endswith("_config") and name != "quantization_config":
+    if name.endswith("_config"):
         return _shrunk(value, num_layers)
     return value
 

@@ -41,7 +41,9 @@ class Failure(Exception):
         self.passed: tuple[str, ...] = ()
 
 
-CHECKS = ("packing", "sharing", "checkpointing", "sampling")
+CHECKS = ("packing", "rows", "sharing", "checkpointing", "sampling")
+"""Sequences end to end under attention of ours, or else a padded row for each; prompts that stand once; layers that
+recompute; the engine."""
 
 
 def prove_architecture(
@@ -135,7 +137,7 @@ def _of_policy(
     with _checking("packing"):
         model.set_attn_implementation(attention)
     shared = pack(samples, share_prompts=policy.can_share_prompts)
-    yield _compared("packing", policy, pack(samples), own)
+    yield _compared("packing" if policy.can_share_prompts else "rows", policy, pack(samples), own)
     if policy.can_share_prompts:
         yield _compared("sharing", policy, shared, own)
     if recomputes and model.supports_gradient_checkpointing and not dropout_rates(model.config):

@@ -16,6 +16,10 @@ _TRIED = {
         "they see each other, as states of linear attention, convolutions and SSM layers do, or its layers want more "
         "than tokens and positions",
     ),
+    "rows": (
+        "the trainer's logprobs of sequences in padded rows of their own",
+        "it looks at more than the tokens before each, or draws at random",
+    ),
     "sharing": (
         "the trainer's logprobs of two responses whose prompt stands once",
         "its layers do more with a prompt than attention, token by token, does",
@@ -47,7 +51,7 @@ def require_proven(config: Config, attention: str) -> str:
         return f"{model.path} has no tiny copy to be proven on ({error}): its own weights have to do"
     except Failure as failure:
         raise ValueError(_refusal(model, of_transformers, failure, small)) from failure
-    return f"{model.path}, in small and with random weights, is what it is by itself in {', '.join(done)}"
+    return f"{model.path}: in small and with random weights its own logprobs are had ({', '.join(done)})"
 
 
 def _refusal(model: ModelConfig, config: PretrainedConfig, failure: Failure, attention: str) -> str:
@@ -57,8 +61,8 @@ def _refusal(model: ModelConfig, config: PretrainedConfig, failure: Failure, att
         else f"are off by {failure.difference:.2g} from its own forward pass, more than {TOLERANCE:g}"
     )  # fmt: skip
     return (
-        f"{model.path} ({config.model_type}) would be trained wrongly: in small and with random weights {tried} {found}."
-        f" Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains it as it is"
+        f"{model.path} ({config.model_type}) would be trained wrongly: in small and with random weights {tried} "
+        f"{found}. Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains it as it is"
     )
 
 

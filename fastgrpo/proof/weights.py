@@ -70,7 +70,14 @@ def prove_weights(
     samples = _drawn(prompts, rollouts, learner)
     batch = _packed(samples, learner)
     ours = _trainers(batch, learner)
-    own = Difference.of(ours, own_logprobs(learner.policy, samples), learner)
+    try:
+        alone = own_logprobs(learner.policy, samples)
+    except Exception as error:  # of the model's own code
+        raise ValueError(
+            f"the model's own forward pass of text alone fails ({type(error).__name__}: {error}), so that nothing can "
+            f"be compared with it: --model.skip_proof begins without"
+        ) from error
+    own = Difference.of(ours, alone, learner)
     if own.is_above(dtypes[0]):
         require_finite(learner)
         name = type(learner.policy.model).__name__
