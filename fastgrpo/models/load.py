@@ -84,7 +84,8 @@ def _without_weights(model_config: PretrainedConfig, config: ModelConfig) -> Pre
     """The model on the meta device. Raises ValueError if transformers cannot make it."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        return model.eval()
     except Exception as error:  # of the model's own code, whatever its configuration makes it do
         raise ValueError(
             f"transformers cannot make a causal language model of the configuration of {config.path} "

@@ -48,7 +48,7 @@ recompute; the engine."""
 
 def prove_architecture(
     config: PretrainedConfig,
-    attention: str,
+    attention: str | None,
     engine_of: EngineOf | None,
     *,
     recomputes: bool = True,
@@ -56,7 +56,8 @@ def prove_architecture(
 ) -> list[str]:
     """The checks that were made and passed, of `CHECKS`.
 
-    ``attention`` is transformers' name of one that runs on a CPU. ``recomputes`` asks for the second way to a gradient,
+    ``attention`` is transformers' name of the trainer's, one that runs on a CPU; without it only the engine is tried, and
+    without ``engine_of`` only the trainer. ``recomputes`` asks for the second way to a gradient,
     where transformers has it. Raises Failure, CannotShrink where there is no tiny copy to try, or ValueError for a
     model that fastgrpo refuses by itself. Draws nothing from the generators of others.
     """
@@ -70,7 +71,8 @@ def prove_architecture(
             raise CannotShrink(f"{type(error).__name__}: {error}") from error
         done: list[str] = []
         try:
-            done.extend(_of_policy(model, attention, samples, own, recomputes))
+            if attention is not None:
+                done.extend(_of_policy(model, attention, samples, own, recomputes))
             if engine_of is not None:
                 _sampling(model, engine_of)
                 done.append("sampling")

@@ -54,15 +54,34 @@ def require_proven(config: Config, attention: str) -> str:
     return f"{model.path}: in small and with random weights its own logprobs are had ({', '.join(done)})"
 
 
+def require_sampled(config: Config) -> None:
+    """Raises ValueError for a model that the engine would compute wrongly. Engines that are not ours are not tried."""
+    model, engine_of = config.model, engine_kind(config.rollout.engine).of_model
+    if engine_of is None:
+        return
+    of_transformers = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+    try:
+        prove_architecture(of_transformers, None, engine_of, trust_remote_code=model.trust_remote_code)
+    except CannotShrink:
+        return
+    except Failure as failure:
+        raise ValueError(
+            f"{model.path} ({of_transformers.model_type}) would be sampled wrongly: in small and with random weights "
+            f"{_TRIED['sampling'][0]} {_found(failure)}. Probably {_TRIED['sampling'][1]}: take --engine vllm"
+        ) from failure
+
+
+def _found(failure: Failure) -> str:
+    if failure.error:
+        return f"cannot be had ({failure.error})"
+    return f"are off by {failure.difference:.2g} from its own forward pass, more than {TOLERANCE:g}"
+
+
 def _refusal(model: ModelConfig, config: PretrainedConfig, failure: Failure, attention: str) -> str:
     tried, cause = _TRIED[failure.check]
-    found = (
-        f"cannot be had ({failure.error})" if failure.error
-        else f"are off by {failure.difference:.2g} from its own forward pass, more than {TOLERANCE:g}"
-    )  # fmt: skip
     return (
         f"{model.path} ({config.model_type}) would be trained wrongly: in small and with random weights {tried} "
-        f"{found}. Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains it as it is"
+        f"{_found(failure)}. Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains it as it is"
     )
 
 
