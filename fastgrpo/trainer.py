@@ -17,7 +17,6 @@ from fastgrpo.algorithm.metrics import recipe_metrics, reward_metrics
 from fastgrpo.algorithm.scoring import RecipeError, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
-from fastgrpo.models.load import compute_dtype
 from fastgrpo.policy.learner import Learner, Update
 from fastgrpo.policy.optimizer import learning_rate
 from fastgrpo.policy.packing import split_updates
@@ -257,13 +256,13 @@ class Trainer:
         """Raises WeightMismatch if an engine means something else by its weights than the trainer."""
         probe(self._probe_prompts(), self.rollouts, self.learner, engine_dtype(self.config, self.ranks.device))
 
-    def prove(self) -> tuple[Difference, Difference]:
-        """How far the trainer is from the model's own forward pass, and the engine from the trainer.
+    def prove(self, dtype: torch.dtype) -> tuple[Difference, Difference]:
+        """How far the trainer, which computes in ``dtype``, is from the model's own forward pass, and the engine from
+        the trainer.
 
         Raises ValueError or WeightMismatch where one computes something else.
         """
-        device = self.ranks.device
-        dtypes = compute_dtype(self.config.model, device), engine_dtype(self.config, device)
+        dtypes = dtype, engine_dtype(self.config, self.ranks.device)
         return prove_weights(self._probe_prompts(), self.rollouts, self.learner, dtypes)
 
     def _probe_prompts(self) -> list[Prompt]:

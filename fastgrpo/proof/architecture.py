@@ -56,10 +56,10 @@ def prove_architecture(
 ) -> list[str]:
     """The checks that were made and passed, of `CHECKS`.
 
-    ``attention`` is transformers' name of the trainer's, one that runs on a CPU; without it only the engine is tried, and
-    without ``engine_of`` only the trainer. ``recomputes`` asks for the second way to a gradient,
-    where transformers has it. Raises Failure, CannotShrink where there is no tiny copy to try, or ValueError for a
-    model that fastgrpo refuses by itself. Draws nothing from the generators of others.
+    ``attention`` is transformers' name of the trainer's, one that runs on a CPU; without it only the engine is tried,
+    and without ``engine_of`` only the trainer. ``recomputes`` asks for the second way to a gradient, where transformers
+    has it. Raises Failure, CannotShrink where there is no tiny copy to try, or ValueError for a model that fastgrpo
+    refuses by itself. Draws nothing from the generators of others.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

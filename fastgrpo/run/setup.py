@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm import Algorithm
@@ -86,7 +87,7 @@ def start(
     recomputed = fit(trainer.learner.policy, ranks, config.model, config.optimizer, config.objective.loss_path)
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
-    ranks.together(lambda: prove_weights(trainer, ranks, display))
+    ranks.together(lambda: prove_weights(trainer, dtype, display))
     ranks.together(lambda: begin_folder(recipe, config, folder, ranks))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, dtype, inputs.tokenizer)
     schedule = RunSchedule(algorithm, config, streams)
@@ -104,13 +105,13 @@ def prove_architecture(config: Config, ranks: Ranks, display: Display) -> None:
         display.say(require_proven(config, attention))
 
 
-def prove_weights(trainer: Trainer, ranks: Ranks, display: Display) -> None:
+def prove_weights(trainer: Trainer, dtype: torch.dtype, display: Display) -> None:
     """The same of the real weights, on all ranks."""
     try:
         trainer.compare_weights()
         if trainer.config.model.skip_proof:
             return
-        own, sampled = trainer.prove()
+        own, sampled = trainer.prove(dtype)
     except WeightMismatch as error:
         raise ValueError(str(error)) from error
     display.say(
