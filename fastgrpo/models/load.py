@@ -36,12 +36,18 @@ def load_causal_lm(
     model = AutoModelForCausalLM.from_pretrained(
         config.path, dtype=dtype, attn_implementation=OWN, trust_remote_code=config.trust_remote_code
     )
-    model.set_attn_implementation(attention)  # a model that has none but its own keeps it
+    set_attention(model, attention)
     if config.liger and device.type == "cuda":
         apply_liger(model)
     if place:
         torch.nn.Module.to(model, device)
     return model.eval()
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Has a model compute with this attention from now on; one whose code takes none but its own keeps that."""
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(name)
 
 
 def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fastgrpo.models.decoder import layers_of
-from fastgrpo.models.load import OWN, dropout_rates
+from fastgrpo.models.load import OWN, dropout_rates, set_attention
 from fastgrpo.models.own_pass import own_logprobs
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.models.tiny import FIRST_TOKEN, VOCABULARY, CannotShrink, tiny_config, tiny_model
@@ -137,7 +137,7 @@ def _of_policy(
 ) -> Iterator[str]:
     policy = Policy(model, TEMPERATURE, head_chunk_tokens=0)
     with _checking("packing"):
-        model.set_attn_implementation(attention)
+        set_attention(model, attention)
     shared = pack(samples, share_prompts=policy.can_share_prompts)
     yield _compared("packing" if policy.can_share_prompts else "rows", policy, pack(samples), own)
     if policy.can_share_prompts:
@@ -167,7 +167,7 @@ def _sampling(model: PreTrainedModel, engine_of: EngineOf) -> None:
     sampling = Sampling(group_size=2, max_response_tokens=8, temperature=TEMPERATURE)
     with _checking("sampling"):
         drawn = [sample for group in generate(engine_of(model), prompts, sampling) for sample in group]
-        model.set_attn_implementation(OWN)
+        set_attention(model, OWN)
         own = _own(model, drawn)
     told = torch.from_numpy(np.concatenate([s.response.rollout_logprobs for s in drawn]))
     difference = float((own - told).abs().max())

@@ -71,6 +71,10 @@ def require_sampled(config: Config) -> None:
         ) from failure
 
 
+def _done(failure: Failure) -> str:
+    return "sampled" if failure.check == "sampling" else "trained"
+
+
 def _found(failure: Failure) -> str:
     if failure.error:
         return f"cannot be had ({failure.error})"
@@ -80,8 +84,8 @@ def _found(failure: Failure) -> str:
 def _refusal(model: ModelConfig, config: PretrainedConfig, failure: Failure, attention: str) -> str:
     tried, cause = _TRIED[failure.check]
     return (
-        f"{model.path} ({config.model_type}) would be trained wrongly: in small and with random weights {tried} "
-        f"{_found(failure)}. Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains "
+        f"{model.path} ({config.model_type}) would be {_done(failure)} wrongly: in small and with random weights "
+        f"{tried} {_found(failure)}. Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains "
         f"it as it is"
     )
 

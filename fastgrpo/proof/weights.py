@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fastgrpo.models.load import OWN
+from fastgrpo.models.load import OWN, set_attention
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.packing import pack
@@ -128,13 +128,13 @@ def _trainers(batch: PackedBatch, learner: Learner) -> Tensor:  # [R]
 def own_logprobs(policy: Policy, samples: Sequence[Sample]) -> Tensor:
     """Those of the model's own forward pass, one sequence at a time, with its own attention, masks and head."""
     model, before = policy.model, policy.model.config._attn_implementation
-    model.set_attn_implementation(OWN)
+    set_attention(model, OWN)
     try:
         # A compiled layer would be compiled anew for a few sequences.
         with torch.compiler.set_stance("force_eager"):
             return torch.cat([policy.own_logprobs(s.prompt.prompt_ids, s.response.response_ids) for s in samples])
     finally:
-        model.set_attn_implementation(before)
+        set_attention(model, before)
         reshard(policy)
 
 

@@ -90,5 +90,6 @@ def on_two_ranks() -> None:
     ranks.disconnect()
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_whole_in_the_models_own_pass():
     run_ranks("from tests.proof.test_weights import on_two_ranks; on_two_ranks()", 2)

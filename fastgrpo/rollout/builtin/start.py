@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.models.load import load_causal_lm
+from fastgrpo.models.load import load_causal_lm, set_attention
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine_spec import EngineSpec
@@ -24,7 +24,7 @@ def check_builtin(config: Config, device: torch.device, dtype: torch.dtype) -> N
 
 def builtin_of(model: PreTrainedModel) -> BuiltinEngine:
     """An engine that samples from this very model, whose attention becomes the engine's."""
-    model.set_attn_implementation(ATTENTION)
+    set_attention(model, ATTENTION)
     if model.config._attn_implementation != ATTENTION:
         raise ValueError(f"the attention of a {type(model).__name__} is its own and takes no other cache")
     return BuiltinEngine(model, max_sequences=64)
