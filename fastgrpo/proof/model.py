@@ -85,8 +85,8 @@ def _refusal(model: ModelConfig, config: PretrainedConfig, failure: Failure, att
     tried, cause = _TRIED[failure.check]
     return (
         f"{model.path} ({config.model_type}) would be {_done(failure)} wrongly: in small and with random weights "
-        f"{tried} {_found(failure)}. Probably {cause}. {_advice(model, config, failure, attention)}--model.skip_proof trains "
-        f"it as it is"
+        f"{tried} {_found(failure)}. Probably {cause}. {_advice(model, config, failure, attention)}"
+        f"--model.skip_proof trains it as it is"
     )
 
 
