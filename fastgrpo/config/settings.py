@@ -237,6 +237,9 @@ class ObjectiveConfig:
     """Largest KL divergence that counts for a token, in either sign; 0: no limit."""
     entropy_coef: float = setting(0.0, at_least=0, may_change=True)
     """Weight of the entropy bonus in the loss, per nat."""
+    router_aux_coef: float = setting(0.0, at_least=0)
+    """Weight of the loss that balances the experts of a mixture over an update's response tokens; above 0 an update
+    takes one forward pass more."""
     loss_path: Literal["auto", "fused", "logprobs", "definition"] = setting("auto", free_on_resume=True)
     """How the loss is computed; the loss is the same each time. auto: fused, or logprobs where that cannot be.
     fused: with its gradient in the LM head, in three matmuls. logprobs: from logprobs that are made first, in four.

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.config import ModelConfig
+from fastgrpo.models.attention import IMPLEMENTATIONS, asked_of, choose_attention
 from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.head import measure_head
 
@@ -39,6 +40,8 @@ def load_causal_lm(
     set_attention(model, attention)
     if config.liger and device.type == "cuda":
         apply_liger(model)
+    if dtype == torch.float64:
+        one_expert_at_a_time(model)
     if place:
         torch.nn.Module.to(model, device)
     return model.eval()
@@ -48,6 +51,49 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
     """Has a model compute with this attention from now on; one whose code takes none but its own keeps that."""
     if model._can_set_attn_implementation():
         model.set_attn_implementation(name)
+
+
+def one_expert_at_a_time(model: PreTrainedModel) -> None:
+    """Lets a mixture compute its experts one by one: torch's grouped matmul does not know float64."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+
+
+def shapes_of(config: ModelConfig) -> PreTrainedModel:
+    """The model on the meta device, by its configuration alone. Raises ValueError if transformers cannot make it."""
+    model_config = AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                model_config, trust_remote_code=config.trust_remote_code, attn_implementation=OWN
+            )
+        return model.eval()
+    except Exception as error:  # of the model's own code, whatever its configuration makes it do
+        raise ValueError(
+            f"transformers cannot make a causal language model of the configuration of {config.path} "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): is its config.json whole, and of a "
+            f"model that writes text?"
+        ) from error
+
+
+def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The transformers name of the attention that this model is trained with.
+
+    Raises ValueError if the setting cannot run there, or cannot compute what the model asks for.
+    """
+    chosen, model = choose_attention(config.attention, device, dtype), shapes_of(config)
+    if chosen == OWN or not model._can_set_attn_implementation():
+        return OWN
+    try:
+        asked = asked_of(model)
+    except ValueError as error:
+        if chosen not in IMPLEMENTATIONS.values():  # it has the model's own masks
+            return chosen
+        raise ValueError(
+            f"{config.path}: {error}. --model.attention eager is the model's own, with a padded row for each sequence, "
+            f"and needs --rollout.engine vllm"
+        ) from error
+    return choose_attention(config.attention, device, dtype, asked)
 
 
 def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:
@@ -70,7 +116,7 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
             f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
         )
     _refuse_position_scaling(text_config, longest_sequence)
-    model = _without_weights(model_config, config)
+    model = shapes_of(config)
     layers_of(model)
     measure_head(model)
     if config.activation_checkpointing is True and not model.supports_gradient_checkpointing:
@@ -84,20 +130,6 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
             f"logprobs would be random: set it to 0, or --model.activation_checkpointing False"
         )
     return model.num_parameters()
-
-
-def _without_weights(model_config: PretrainedConfig, config: ModelConfig) -> PreTrainedModel:
-    """The model on the meta device. Raises ValueError if transformers cannot make it."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
-        return model.eval()
-    except Exception as error:  # of the model's own code, whatever its configuration makes it do
-        raise ValueError(
-            f"transformers cannot make a causal language model of the configuration of {config.path} "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): is its config.json whole, and of a "
-            f"model that writes text?"
-        ) from error
 
 
 def find_model(path: str) -> None:

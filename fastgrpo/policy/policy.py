@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, Padding, can_share_prompts, choose_attention
+from fastgrpo.models.attention import IMPLEMENTATIONS, can_share_prompts
 from fastgrpo.models.decoder import attention_width, decoder_of, freeze_all_but_text, layers_of, weights_a_token_reads
 from fastgrpo.models.head import measure_head
-from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
+from fastgrpo.models.layout import PackedLayout, Padding, hold_layout, takes_layout
+from fastgrpo.models.load import attention_of, compute_dtype, load_causal_lm, master_dtype
 from fastgrpo.models.own_pass import own_logprobs
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import recompute_first
@@ -50,6 +51,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.head = measure_head(model)
+        self.held = hold_layout(model)
         self.temperature = temperature
         self.head_chunk_tokens = head_chunk_tokens
 
@@ -93,8 +95,11 @@ class Policy(nn.Module):
         layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
         if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
             layout.padding(len(input_ids))
-        hidden = decoder_of(self.model)(
-            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
+        self.held.layout = layout
+        decoder = decoder_of(self.model)
+        named = {"layout": layout} if takes_layout(decoder) else {}
+        hidden = decoder(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **named
         ).last_hidden_state[0]
         return hidden.index_select(0, response_rows)
 
@@ -115,7 +120,7 @@ class Policy(nn.Module):
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
     """A policy for this device that is still on the CPU: `shard` brings each rank its part."""
-    attention = choose_attention(config.attention, device, compute_dtype(config, device))
+    attention = attention_of(config, device, compute_dtype(config, device))
     model = load_causal_lm(config, device, master_dtype(config, device), attention, place=False)
     return as_policy(model, config, temperature)
 

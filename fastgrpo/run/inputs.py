@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from fastgrpo.algorithm import ProblemText
 from fastgrpo.config import Config, DataConfig
 from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer, with_columns
-from fastgrpo.models.attention import choose_attention
-from fastgrpo.models.load import check_model, find_model
+from fastgrpo.models.load import attention_of, check_model, find_model, shapes_of
+from fastgrpo.models.routers import routers_of
 from fastgrpo.run.checkpoint import require_space
 from fastgrpo.run.display import Display
 from fastgrpo.run.hub import require_inputs
@@ -55,7 +55,9 @@ def load_inputs(
     longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
     copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
-    choose_attention(config.model.attention, device, dtype)
+    attention_of(config.model, device, dtype)
+    if any(c.objective.router_aux_coef for c in configs):
+        routers_of(shapes_of(config.model))
     loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)

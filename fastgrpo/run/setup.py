@@ -12,8 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config
 from fastgrpo.data import PromptStream, with_columns
-from fastgrpo.models.attention import choose_attention
-from fastgrpo.models.load import compute_dtype
+from fastgrpo.models.load import attention_of, compute_dtype
 from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.policy import load_policy, sequence_cost
@@ -101,7 +100,7 @@ def prove_architecture(config: Config, ranks: Ranks, display: Display) -> None:
     if config.model.skip_proof:
         display.say("--model.skip_proof: nobody compares trainer and sampler with the model's own forward pass")
     elif ranks.is_first:
-        attention = choose_attention(config.model.attention, ranks.device, compute_dtype(config.model, ranks.device))
+        attention = attention_of(config.model, ranks.device, compute_dtype(config.model, ranks.device))
         display.say(require_proven(config, attention))
 
 

@@ -4,7 +4,7 @@ vLLM mixes this class into its worker, in whatever process that runs. The method
 The copy itself is in `weight_sync.live_weights`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -86,6 +86,24 @@ class WeightSyncWorker:
 
 def live_weights(model: torch.nn.Module) -> LiveWeights:
     """The live weights of a vLLM model in this process. Raises LayoutError."""
-    layout = layout_of(model)
+    layout = layout_of(model, _renaming(model))
     parameters = {n: p.data for n, p in model.named_parameters()}
-    return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding)
+    return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding, layout.others)
+
+
+def _renaming(model: Any) -> Callable[[str], str]:
+    """From vLLM's names, which are the hub's, to those of transformers' own model, where it renames as it loads."""
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:  # before transformers 5 the names were the same
+        return lambda name: name
+    steps = get_checkpoint_conversion_mapping(getattr(getattr(model, "config", None), "model_type", "")) or []
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+
+    def renamed(name: str) -> str:
+        for renaming in renamings:
+            name = renaming.rename_source_key(name)[0]
+        return name
+
+    return renamed
