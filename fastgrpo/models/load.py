@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from fastgrpo.config import ModelConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS, asked_of, choose_attention
-from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.head import measure_head
 
 OWN = "eager"
@@ -48,9 +48,10 @@ def load_causal_lm(
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Has a model compute with this attention from now on; one whose code takes none but its own keeps that."""
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(name)
+    """Has a decoder compute with this attention from now on; one whose code takes none but its own keeps that."""
+    decoder = decoder_of(model)
+    if decoder._can_set_attn_implementation():
+        decoder.set_attn_implementation(name)
 
 
 def one_expert_at_a_time(model: PreTrainedModel) -> None:
@@ -82,7 +83,7 @@ def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     Raises ValueError if the setting cannot run there, or cannot compute what the model asks for.
     """
     chosen, model = choose_attention(config.attention, device, dtype), shapes_of(config)
-    if chosen == OWN or not model._can_set_attn_implementation():
+    if chosen == OWN or not decoder_of(model)._can_set_attn_implementation():
         return OWN
     try:
         asked = asked_of(model)

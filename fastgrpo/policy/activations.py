@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastgrpo.config import ModelConfig, OptimizerConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS
-from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.load import dropout_rates
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.packing import pack
@@ -73,7 +73,7 @@ def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerC
     if ranks.device.type != "cuda" or not can:
         return 0
     count = layers
-    if loss_path != "definition" and policy.model.config._attn_implementation in IN_PROPORTION:
+    if loss_path != "definition" and decoder_of(policy.model).config._attn_implementation in IN_PROPORTION:
         needs = Needs.of(policy, ranks, model, optimizer)
         count = needs.recomputed(layers, USABLE_SHARE * free_bytes(ranks.device))
     wanted = torch.tensor(count)

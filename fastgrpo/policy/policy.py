@@ -57,7 +57,7 @@ class Policy(nn.Module):
 
     @property
     def can_share_prompts(self) -> bool:
-        return can_share_prompts(self.model.config._attn_implementation)
+        return can_share_prompts(decoder_of(self.model).config._attn_implementation)
 
     def own_logprobs(self, prompt_ids: np.ndarray, response_ids: np.ndarray) -> Tensor:  # [num_response_tokens]
         """What the model's own forward pass gives for one sequence; `sharding` lets it meet whole weights too."""
@@ -93,7 +93,7 @@ class Policy(nn.Module):
             input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
             response_rows = batch.shared.expand[response_rows]
         layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
-        if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
+        if decoder_of(self.model).config._attn_implementation == IMPLEMENTATIONS["padded"]:
             layout.padding(len(input_ids))
         self.held.layout = layout
         decoder = decoder_of(self.model)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from fastgrpo.models.decoder import decoder_of
 from fastgrpo.models.load import OWN, set_attention
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.learner import Learner
@@ -127,7 +128,7 @@ def _trainers(batch: PackedBatch, learner: Learner) -> Tensor:  # [R]
 @torch.no_grad()
 def own_logprobs(policy: Policy, samples: Sequence[Sample]) -> Tensor:
     """Those of the model's own forward pass, one sequence at a time, with its own attention, masks and head."""
-    model, before = policy.model, policy.model.config._attn_implementation
+    model, before = policy.model, decoder_of(policy.model).config._attn_implementation
     set_attention(model, OWN)
     try:
         # A compiled layer would be compiled anew for a few sequences.

@@ -55,12 +55,12 @@ def verdict_on(name: str) -> Verdict:
     try:
         config = AutoConfig.for_model(name, **SETTINGS.get(name, {}))
     except Exception as error:  # its own defaults are not valid
-        return Verdict("not built", reason=_first_line(error))
+        return Verdict("not built", reason=_said(error))
     try:
         checks = _proven(config, ON_A_CPU)
         return Verdict("packed" if "packing" in checks else "rows", checks)
     except CannotShrink as error:
-        return Verdict("not built", reason=_first_line(error))
+        return Verdict("not built", reason=str(error))
     except Failure as failure:
         if failure.check == "sampling":
             return Verdict(
@@ -86,5 +86,5 @@ def _without_numbers(failure: Failure) -> str:
     return f"{failure.check}: {error[:100]}" if error else f"{failure.check}: other logprobs"
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
