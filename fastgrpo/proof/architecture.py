@@ -15,7 +15,8 @@ from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.load import OWN, dropout_rates, set_attention
 from fastgrpo.models.own_pass import own_logprobs
 from fastgrpo.models.packed_batch import PackedBatch
-from fastgrpo.models.tiny import FIRST_TOKEN, VOCABULARY, CannotShrink, tiny_config, tiny_model
+from fastgrpo.models.tiny import CannotShrink, tiny_config, tiny_model
+from fastgrpo.models.tiny_sizes import FIRST_TOKEN
 from fastgrpo.policy.activations import recompute_first
 from fastgrpo.policy.packing import pack
 from fastgrpo.policy.policy import Policy
@@ -63,8 +64,8 @@ def prove_architecture(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = tiny_model(tiny_config(config), trust_remote_code)
-        samples = made_up_samples()
+        model = tiny_model(tiny_config(config, trust_remote_code), trust_remote_code)
+        samples = _made_up_samples(model)
         try:
             own = _by_itself(model, samples)
         except Exception as error:  # of code that meets sizes which it was not made for
@@ -82,12 +83,13 @@ def prove_architecture(
     return done
 
 
-def made_up_samples() -> list[Sample]:
+def _made_up_samples(model: PreTrainedModel) -> list[Sample]:
     """Two responses to one prompt, and one to another."""
     random = np.random.default_rng(0)
+    vocabulary = len(model.get_output_embeddings().weight)
 
     def ids(length: int) -> np.ndarray:
-        return random.integers(FIRST_TOKEN, VOCABULARY, length).astype(np.int32)
+        return random.integers(FIRST_TOKEN, vocabulary, length).astype(np.int32)
 
     prompts = [Prompt.of_ids(ids(length), n) for n, length in enumerate(_PROMPTS)]
     return [
@@ -163,7 +165,7 @@ def _compared(check: str, policy: Policy, batch: PackedBatch, own: _Pass) -> str
 @torch.no_grad()
 def _sampling(model: PreTrainedModel, engine_of: EngineOf) -> None:
     """Sequences of different lengths drawn in one batch, against the model's own pass over what was drawn."""
-    prompts = [replace(s.prompt, position=n) for n, s in enumerate(made_up_samples()[1:])]
+    prompts = [replace(s.prompt, position=n) for n, s in enumerate(_made_up_samples(model)[1:])]
     sampling = Sampling(group_size=2, max_response_tokens=8, temperature=TEMPERATURE)
     with _checking("sampling"):
         drawn = [sample for group in generate(engine_of(model), prompts, sampling) for sample in group]

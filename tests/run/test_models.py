@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from fastgrpo.json_lines import JsonLines
-from fastgrpo.models import tiny
+from fastgrpo.models import tiny, tiny_sizes
 from fastgrpo.train import main
 from tests.conftest import TINY
 
@@ -22,7 +22,7 @@ def train_a(tmp_path, tiny_base, monkeypatch):
         shutil.copytree(tiny_base, base)
         (base / "model" / "model.safetensors").unlink()
         tokenizer = AutoTokenizer.from_pretrained(base / "model")
-        monkeypatch.setitem(tiny._SIZES, "vocab_size", len(tokenizer))
+        monkeypatch.setitem(tiny_sizes._SIZES, "vocab_size", len(tokenizer))
         config = tiny.tiny_config(AutoConfig.for_model(name, **settings))
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
