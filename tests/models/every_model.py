@@ -1,16 +1,21 @@
 """What becomes of every type of causal LM that the installed transformers knows, in small and with random weights."""
 
+import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from fastgrpo.models.load import OWN
-from fastgrpo.models.tiny import CannotShrink
+from fastgrpo.config import Config, ModelConfig, RolloutConfig
+from fastgrpo.models.load import OWN, attention_of, check_model
+from fastgrpo.models.tiny import CannotShrink, tiny_config
+from fastgrpo.models.tiny_sizes import VOCABULARY
 from fastgrpo.proof.architecture import Failure, prove_architecture
-from fastgrpo.proof.model import ON_A_CPU
+from fastgrpo.proof.model import ON_A_CPU, require_proven
 from fastgrpo.rollout.engines import engine_kind
 
 TYPES: dict[str, str] = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -73,6 +78,18 @@ def verdict_on(name: str) -> Verdict:
         return Verdict("rows", _proven(config, OWN), reason)
     except Failure as failure:
         return Verdict("refused", failure.passed, _without_numbers(failure))
+
+
+def pass_the_door(name: str, folder: Path, attention: str, engine: str) -> str:
+    """What a run of a model of this type says, from its configuration alone. Raises ValueError if it is refused."""
+    config = AutoConfig.for_model(name, **SETTINGS.get(name, {}))
+    with contextlib.suppress(CannotShrink):
+        config = tiny_config(config)
+    config.save_pretrained(folder)
+    model = ModelConfig(path=str(folder), attention=attention)
+    check_model(model, VOCABULARY, longest_sequence=16)
+    chosen = attention_of(model, torch.device("cpu"), torch.float32)
+    return require_proven(Config(model=model, rollout=RolloutConfig(engine=engine)), chosen)
 
 
 def _proven(config: Any, attention: str) -> tuple[str, ...]:
