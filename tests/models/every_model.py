@@ -100,7 +100,7 @@ def _proven(config: Any, attention: str) -> tuple[str, ...]:
 def _without_numbers(failure: Failure) -> str:
     """What every machine says alike."""
     error = " ".join(failure.error.split())
-    return f"{failure.check}: {error[:100]}" if error else f"{failure.check}: other logprobs"
+    return f"{failure.check}: {error[:130]}" if error else f"{failure.check}: other logprobs"
 
 
 def _said(error: BaseException) -> str:

@@ -62,7 +62,7 @@ def test_a_proof_that_is_skipped_says_so(train_a, capfd):
     assert train_a("bloom", "--model.skip_proof") == 2  # the engine knows by itself
     said = capfd.readouterr()
     assert "--model.skip_proof: nobody compares" in said.out
-    assert "the attention of a BloomForCausalLM is its own" in said.err
+    assert "the attention of a BloomForCausalLM takes no cache but its own" in said.err
 
 
 @pytest.mark.slow

@@ -37,8 +37,5 @@ def start_builtin(spec: EngineSpec) -> BuiltinEngine:
 def _with_its_attention(model: PreTrainedModel) -> PreTrainedModel:
     set_attention(model, ATTENTION)
     if decoder_of(model).config._attn_implementation != ATTENTION:
-        raise ValueError(
-            f"the attention of a {type(model).__name__} is its own, and takes no cache but its own: take "
-            f"--rollout.engine vllm"
-        )
+        raise ValueError(f"the attention of a {type(model).__name__} takes no cache but its own: --rollout.engine vllm")
     return model
