@@ -78,7 +78,7 @@ class Policy(nn.Module):
         hidden = self._packed(batch) if self.can_share_prompts else self._one_row_each(batch)
         head = self.model.get_output_embeddings()
         return op(
-            hidden,
+            hidden.index_select(0, self.response_rows(batch)),
             head.weight,
             batch.at_responses(batch.target_ids),
             **self.head.options(head.bias, self.temperature),
@@ -86,36 +86,42 @@ class Policy(nn.Module):
             chunk_tokens=self.head_chunk_tokens or None,
         )
 
-    def _packed(self, batch: PackedBatch) -> Tensor:  # [R, D]
-        """The hidden states of the response tokens, of sequences that lie end to end under attention of ours."""
-        input_ids, position_ids, response_rows = batch.input_ids, batch.position_ids, batch.response_rows
+    def response_rows(self, batch: PackedBatch) -> Tensor:  # [R] int64
+        """Where the response tokens are among the rows that the layers compute."""
+        if not self.can_share_prompts:
+            return _padding_of(batch).place_of_row[batch.response_rows]
+        return batch.response_rows if batch.shared is None else batch.shared.expand[batch.response_rows]
+
+    def _packed(self, batch: PackedBatch) -> Tensor:  # [U, D]
+        """The hidden states of sequences that lie end to end under attention of ours."""
+        input_ids, position_ids = batch.input_ids, batch.position_ids
         if batch.shared is not None:
             input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
-            response_rows = batch.shared.expand[response_rows]
         layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
         if decoder_of(self.model).config._attn_implementation == IMPLEMENTATIONS["padded"]:
             layout.padding(len(input_ids))
         self.held.layout = layout
         decoder = decoder_of(self.model)
         named = {"layout": layout} if takes_layout(decoder) else {}
-        hidden = decoder(
-            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **named
-        ).last_hidden_state[0]
-        return hidden.index_select(0, response_rows)
+        ids, positions = input_ids[None], position_ids[None]
+        return decoder(input_ids=ids, position_ids=positions, use_cache=False, **named).last_hidden_state[0]
 
-    def _one_row_each(self, batch: PackedBatch) -> Tensor:  # [R, D]
+    def _one_row_each(self, batch: PackedBatch) -> Tensor:  # [S * L, D]
         """The same of sequences in padded rows of their own, under the model's own attention, masks and positions.
 
         What fills a row is behind its sequence, where no causal model looks: also states of layers that are not
         attention are right.
         """
-        padding = Padding.of(batch.cu_seqlens, batch.max_seqlen, len(batch.input_ids), None)
+        padding = _padding_of(batch)
         rows = batch.input_ids[padding.row_of_place].unflatten(0, (padding.num_sequences, padding.num_columns))
-        hidden = decoder_of(self.model)(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
-        return hidden.index_select(0, padding.place_of_row[batch.response_rows])
+        return decoder_of(self.model)(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
 
     if TYPE_CHECKING:
         __call__ = forward  # as nn.Module calls it, with its types
+
+
+def _padding_of(batch: PackedBatch) -> Padding:
+    return Padding.of(batch.cu_seqlens, batch.max_seqlen, len(batch.input_ids), None)
 
 
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:

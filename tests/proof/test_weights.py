@@ -45,7 +45,7 @@ def test_a_trainer_that_is_off_in_one_token_alone_is_refused(ranks, monkeypatch)
 
     def off(self, batch):
         hidden = real(self, batch)
-        return torch.cat([hidden[:-1], hidden[-1:] * 1.3])
+        return torch.cat([hidden[:-1], hidden[-1:] * 1.3])  # of the last response's last token
 
     monkeypatch.setattr(Policy, "_packed", off)
     with pytest.raises(ValueError, match=r"the trainer would compute this MistralForCausalLM wrongly"):
