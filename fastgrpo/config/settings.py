@@ -37,6 +37,9 @@ class ModelConfig:
     """Response tokens whose logits are in memory at once; 0 chooses a number that is fast and needs little memory."""
     trust_remote_code: bool = False
     """Allow Python code that comes with the model to run."""
+    skip_proof: bool = setting(False, free_on_resume=True)
+    """Begin without comparing the trainer's and the sampler's logprobs with the model's own forward pass
+    (docs/models.md). What fastgrpo does not know of a model then goes unseen."""
     family: Literal["qwen2", "llama", "mistral"] = setting("qwen2", free_on_resume=True)
     """Architecture of the random model that --shrink makes; other runs take it from the model's own files."""
 

@@ -198,19 +198,20 @@ def asked_of(model: PreTrainedModel) -> frozenset[str]:
         return value.new_empty(1, query.shape[2], query.shape[1], value.shape[3]), None
 
     register("fastgrpo_asked", note)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("fastgrpo_asked")
+    decoder = decoder_of(model)
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation("fastgrpo_asked")
     ids = torch.zeros(1, 4, dtype=torch.int64, device="meta")
     with contextlib.suppress(Exception):  # of any code that meets tensors without values
-        decoder_of(model)(input_ids=ids, position_ids=ids, use_cache=False)
+        decoder(input_ids=ids, position_ids=ids, use_cache=False)
         if calls == 0:
             refusals.append(
                 ValueError(
                     f"a {type(model).__name__} computes attention by code of its own, which cannot be told where one "
-                    f"sequence ends and the next begins: take another model"
+                    f"sequence ends and the next begins"
                 )
             )
-    model.set_attn_implementation(before)
+    decoder.set_attn_implementation(before)
     if refusals:
         raise refusals[0]
     return frozenset(found)

@@ -80,7 +80,7 @@ class Learner:
         teaching = samples = [s for s in samples if s.teaches]
         if self.config.skip_zero_advantage and self._only_advantages_act:
             samples = [s for s in samples if s.advantage != 0]
-        share = self.config.share_prompts and self.policy.can_share_prompts
+        share = self.shares_prompts
         budget = self.config.tokens_per_microbatch
         plan = plan_microbatches(samples, self.ranks.count, budget, self.cost, share_prompts=share)
         mine = plan[self.ranks.rank]
@@ -100,6 +100,11 @@ class Learner:
         if self.settings.aggregation == "microbatch_mean":
             return [verl_denominator(chosen, len(update)) for chosen in mine]
         return [denominator(self.settings.aggregation, update, self.max_response_tokens)] * len(mine)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt stands once for its responses."""
+        return self.config.share_prompts and self.policy.can_share_prompts
 
     @property
     def chooses_tokens(self) -> bool:

@@ -49,9 +49,8 @@ class RouterLoss:
         parts = [torch.softmax(one, -1, dtype=dtype).sum(0) @ shares.to(dtype) for one in rows]
         return torch.stack(parts).sum() * (self.coef * len(shares) / (len(parts) * max(1, num_tokens)))
 
-    @staticmethod
-    def _at_responses(batch: PackedBatch, logits: Sequence[Tensor]) -> list[Tensor]:  # each [R, experts]
-        rows = batch.response_rows if batch.shared is None else batch.shared.expand[batch.response_rows]
+    def _at_responses(self, batch: PackedBatch, logits: Sequence[Tensor]) -> list[Tensor]:  # each [R, experts]
+        rows = self.policy.response_rows(batch)
         return [one.index_select(0, rows) for one in logits]
 
 

@@ -21,8 +21,14 @@ from tests.policy.test_partition_invariance import responses
 from tests.tiny import tiny_model
 
 
-def gradients(ranks: Ranks, coef: float, num_recomputed: int = 0, tokens_per_microbatch: int = 80) -> dict:
-    policy = Policy(tiny_model("qwen3_moe", "fastgrpo_padded"), 1.0, 16)
+def gradients(
+    ranks: Ranks,
+    coef: float,
+    num_recomputed: int = 0,
+    tokens_per_microbatch: int = 80,
+    attention: str = "fastgrpo_padded",
+) -> dict:
+    policy = Policy(tiny_model("qwen3_moe", attention), 1.0, 16)
     recompute_first(policy.model, num_recomputed)
     learner = Learner(
         shard(policy, ranks.mesh, torch.float32),
@@ -50,9 +56,12 @@ def by_transformers() -> tuple[torch.Tensor, dict]:
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("num_recomputed", [0, 1, 2])
-def test_it_adds_the_gradient_of_transformers_own_loss(ranks, num_recomputed):
-    plain, balanced = gradients(ranks, 0.0), gradients(ranks, 3.0, num_recomputed)
+@pytest.mark.parametrize(
+    ("num_recomputed", "attention"),
+    [(0, "fastgrpo_padded"), (1, "fastgrpo_padded"), (2, "fastgrpo_padded"), (0, "sdpa")],
+)
+def test_it_adds_the_gradient_of_transformers_own_loss(ranks, num_recomputed, attention):
+    plain, balanced = gradients(ranks, 0.0), gradients(ranks, 3.0, num_recomputed, attention=attention)
     loss, expected = by_transformers()
     assert 2.0 < float(loss) < 8.0
     scale = max(float(g.abs().max()) for g in expected.values())
