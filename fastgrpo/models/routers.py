@@ -1,5 +1,6 @@
 """The routers of a mixture of experts: which modules choose the experts of a token, and by which logits."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -41,7 +42,9 @@ class Routers(NamedTuple):
 
 
 def routers_of(model: PreTrainedModel) -> Routers:
-    """The routers of a model's decoder. Raises ValueError for a model without any."""
+    """The routers of a model's decoder. Raises ValueError for a model without any, or for which transformers has no
+    loss that balances them: other models were balanced by other means, such as a bias.
+    """
     decoder = decoder_of(model)
     known: Any = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", [])
     recorders: list[OutputRecorder] = known if isinstance(known, list) else [known]
@@ -52,9 +55,10 @@ def routers_of(model: PreTrainedModel) -> Routers:
         if isinstance(module, recorder.target_class) and (recorder.layer_name or "") in name
     ]
     num_chosen = getattr(decoder.config, "num_experts_per_tok", None)
-    if not outputs or num_chosen is None:
+    has_loss = hasattr(sys.modules[type(model).__module__], "load_balancing_loss_func")
+    if not outputs or num_chosen is None or not has_loss:
         raise ValueError(
-            f"--objective.router_aux_coef balances the experts of a mixture, and a {type(model).__name__} has no "
-            f"routers that transformers knows: leave it 0"
+            f"--objective.router_aux_coef balances the experts of a mixture by transformers' own loss, and it has none "
+            f"for a {type(model).__name__}: leave it 0"
         )
     return Routers(outputs, num_chosen)

@@ -81,9 +81,10 @@ def test_routers_are_watched_only_within_the_block():
     assert [tuple(one.shape) for one in seen] == [(5, 4), (5, 4)] and routers.num_chosen == 2
 
 
-def test_a_model_without_routers_is_refused():
-    with pytest.raises(ValueError, match="a Qwen2ForCausalLM has no routers"):
-        routers_of(tiny_model("qwen2"))
+@pytest.mark.parametrize("architecture", ["qwen2", "deepseek_v3"])
+def test_a_model_without_routers_or_without_such_a_loss_is_refused(architecture):
+    with pytest.raises(ValueError, match="transformers' own loss, and it has none for a (Qwen2|DeepseekV3)ForCausalLM"):
+        routers_of(tiny_model(architecture))
 
 
 def test_compiled_layers_are_refused():

@@ -75,4 +75,4 @@ def test_two_ranks_train_the_same_mixture_as_one_and_resume(whole, mixture_base,
 
 def test_a_balance_of_experts_is_refused_for_a_model_without_any(tiny_base, tmp_path, capfd):
     assert train(tmp_path, tiny_base) == 2
-    assert "a Qwen2ForCausalLM has no routers that transformers knows: leave it 0" in capfd.readouterr().err
+    assert "transformers' own loss, and it has none for a Qwen2ForCausalLM: leave it 0" in capfd.readouterr().err
