@@ -92,14 +92,19 @@ def layout_of(module: nn.Module, named: dict[str, Any]) -> PackedLayout:
     ``named``, or else the one that is held for its model."""
     layout = named.pop("layout", None)
     if layout is None:
-        layout = held_by(module).layout
+        layout = _held_layout(module)
     assert isinstance(layout, PackedLayout), "a forward pass over packed tokens without a layout"
     return layout
 
 
 @torch.compiler.disable
+def _held_layout(module: nn.Module) -> PackedLayout | None:
+    """Compiled code leaves this alone: it would be compiled anew for every length."""
+    return held_by(module).layout
+
+
 def held_by(module: nn.Module) -> LayoutHolder:
-    """The holder of a module's model. Compiled code leaves it alone: it would be compiled anew for every length."""
+    """The holder of a module's model."""
     holder = getattr(module, "_layout_holder", None)
     assert isinstance(holder, LayoutHolder), "attention over packed tokens in a model that holds no layout"
     return holder
