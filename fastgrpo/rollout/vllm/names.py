@@ -54,13 +54,14 @@ def hub_named(weights: Iterable[tuple[str, Tensor]], model: nn.Module | None) ->
     One after the other where each hub tensor is made of one weight, else all together.
     """
     try:
-        from transformers.core_model_loading import revert_weight_conversion as revert
+        from transformers.core_model_loading import revert_weight_conversion
     except ImportError:
         model = None
     if model is None:
         yield from weights
         return
-    shapes = dict(model.named_parameters())
+    revert: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = revert_weight_conversion
+    shapes: dict[str, Tensor] = dict(model.named_parameters())
     alone = {n: t.shape for name, value in shapes.items() for n, t in revert(model, {name: value}).items()}
     if alone == {n: t.shape for n, t in revert(model, shapes).items()}:
         for name, value in weights:
