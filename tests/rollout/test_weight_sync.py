@@ -399,6 +399,13 @@ def test_experts_in_an_order_of_the_kernels_own_are_refused_by_name(changes):
         layout_of(mixture(**changes))
 
 
+def test_latent_attention_whose_products_would_stay_old_is_refused_by_name():
+    model = sharded_model(0, 1)
+    model.block.add_module("attn", layer("MLAAttention", {}))
+    with pytest.raises(LayoutError, match=r"block\.attn: latent attention computes from products"):
+        layout_of(model)
+
+
 @pytest.mark.parametrize("mapping", [{}, {"qkv_proj": ["qkv_proj"]}])
 def test_a_fused_layer_whose_members_are_not_known_is_refused_by_name(mapping):
     model = sharded_model(0, 1)

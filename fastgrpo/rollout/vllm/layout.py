@@ -31,6 +31,8 @@ def layout_of(model: nn.Module, renamed: Callable[[str], str] = lambda name: nam
     seen: set[int] = set()
     rank = max((getattr(m, "tp_rank", 0) for m in model.modules()), default=0)
     for prefix, module in model.named_modules():
+        if "MLAAttention" in {c.__name__ for c in type(module).__mro__}:
+            raise LayoutError(f"{prefix}: latent attention computes from products of its weights that vLLM makes once")
         is_whole = _num_shards(module) == 1  # every process holds it whole, and the first counts it
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if id(parameter) not in seen:  # a tied head is the embedding
