@@ -31,6 +31,7 @@ class WeightSyncWorker:
     device: torch.device
     _sync_found: tuple[LiveWeights | None, str]
     _sync_receiver: Receiver
+    _sync_model: torch.nn.Module | None
 
     def sync_layout(self) -> str:
         """Why the weights cannot be written in place; empty if they can. Reads the layout once."""
@@ -54,9 +55,14 @@ class WeightSyncWorker:
             from vllm.config import set_current_vllm_config
 
             with set_current_vllm_config(self.vllm_config):
-                model = trained_model(self.model_runner.get_model().config)
-                self.model_runner.reload_weights(weights_iterator=hub_named(weights, model))
+                self.model_runner.reload_weights(weights_iterator=hub_named(weights, self._sync_trained()))
             cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM does not renew a tied head's packed copy
+
+    def _sync_trained(self) -> torch.nn.Module | None:
+        """transformers' model of the same configuration, without weights."""
+        if "_sync_model" not in vars(self):
+            self._sync_model = trained_model(self.model_runner.get_model().config)
+        return self._sync_model
 
     def receive_join(
         self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest
