@@ -148,13 +148,17 @@ def test_a_layout_that_is_handed_on_goes_before_the_one_that_is_held():
     assert layout_of(module, {}).max_seqlen == 2
 
 
-def test_compiled_layers_read_the_held_layout_of_each_pass():
-    model = tiny_model("stablelm", "fastgrpo_padded")
-    plain = Policy(tiny_model("stablelm", "fastgrpo_padded"), 1.0, 64)
-    for layer in model.base_model.layers:
-        layer.forward = torch.compile(layer.forward, backend="eager", dynamic=True)
-    policy = Policy(model, 1.0, 64)
-    for seed in range(3):
-        batch = pack(sequences(3 + seed, seed))
-        with torch.no_grad():
-            torch.testing.assert_close(policy(batch, entropy=False)[0], plain(batch, entropy=False)[0])
+def test_compiled_attention_reads_the_held_layout_of_each_pass():
+    module, random = torch.nn.Linear(1, 1), torch.Generator().manual_seed(0)
+    holder = hold_layout(module)
+
+    def attention(q: torch.Tensor) -> torch.Tensor:
+        return padded_attention(module, q, q, q, None, scaling=1.0)[0]
+
+    compiled = torch.compile(attention, backend="eager", dynamic=True)
+    for lengths in ([3, 5], [4, 4, 1], [2]):
+        bounds = torch.tensor([0, *lengths]).cumsum(0)
+        holder.layout = PackedLayout(bounds, max(lengths))
+        holder.layout.padding(int(bounds[-1]))
+        q = torch.randn(1, 2, int(bounds[-1]), 4, generator=random)
+        torch.testing.assert_close(compiled(q), attention(q))
