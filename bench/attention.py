@@ -87,7 +87,7 @@ class Layout:
 
     def __init__(self, num_tokens: int, device: torch.device) -> None:
         from bench.synthetic import response_mix
-        from fastgrpo.models.attention import PackedLayout
+        from fastgrpo.models.layout import PackedLayout
 
         self.device = device
         self.lengths = response_mix(num_tokens)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastgrpo.models.attention import PackedLayout
+from fastgrpo.models.layout import PackedLayout
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.policy import Policy
 

@@ -89,7 +89,7 @@ def random_learner(
     if model_config.liger and device.type == "cuda":
         apply_liger(model)
     policy = as_policy(model, model_config, 1.0, policy_class)
-    cost = sequence_cost(model.config)
+    cost = sequence_cost(model)
     sharded = shard(policy, ranks.mesh, compute_dtype(model_config, device))
     return Learner(sharded, ranks, cost, objective or ObjectiveConfig(), optimizer)
 

@@ -17,11 +17,11 @@ from fastgrpo.algorithm.metrics import recipe_metrics, reward_metrics
 from fastgrpo.algorithm.scoring import RecipeError, rewards_of, with_advantages, with_rewards
 from fastgrpo.algorithm.selection import Selection
 from fastgrpo.config import Config
-from fastgrpo.logprob_probe import probe
 from fastgrpo.policy.learner import Learner, Update
 from fastgrpo.policy.optimizer import learning_rate
 from fastgrpo.policy.packing import split_updates
 from fastgrpo.policy.token_sums import TokenSums
+from fastgrpo.proof.weights import Difference, probe, prove_weights
 from fastgrpo.ranks import Ranks
 from fastgrpo.ranks.watchdog import Watchdog
 from fastgrpo.rewards import RewardError, VerifierPool
@@ -249,12 +249,24 @@ class Trainer:
             self.probe()
 
     def compare_weights(self) -> None:
-        """Raises WeightMismatch if an engine does not hold the trainer's weights, or means something else by them."""
+        """Raises WeightMismatch if an engine does not hold the trainer's weights."""
         self.rollouts.compare()
-        self.probe()
 
     def probe(self) -> None:
-        probe(self.rollouts.prompts.at(0), self.rollouts, self.learner, engine_dtype(self.config, self.ranks.device))
+        """Raises WeightMismatch if an engine means something else by its weights than the trainer."""
+        probe(self._probe_prompts(), self.rollouts, self.learner, engine_dtype(self.config, self.ranks.device))
+
+    def prove(self, dtype: torch.dtype) -> tuple[Difference, Difference]:
+        """How far the trainer, which computes in ``dtype``, is from the model's own forward pass, and the engine from
+        the trainer.
+
+        Raises ValueError or WeightMismatch where one computes something else.
+        """
+        dtypes = dtype, engine_dtype(self.config, self.ranks.device)
+        return prove_weights(self._probe_prompts(), self.rollouts, self.learner, dtypes)
+
+    def _probe_prompts(self) -> list[Prompt]:
+        return [self.rollouts.prompts.at(position) for position in (0, 1)]
 
     def finish_step(
         self, samples: StepSamples, sums: TokenSums, norms: list[float], clock: "Clock", step_s: float

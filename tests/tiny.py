@@ -1,18 +1,14 @@
 """Tiny random models and made-up responses."""
 
+from typing import Any
+
 import numpy as np
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+import transformers
+from transformers import PreTrainedModel
 
 from fastgrpo.algorithm import Outcomes
+from fastgrpo.models.load import one_expert_at_a_time
 from fastgrpo.types import Prompt, Response, Sample
 
 NO_LENGTHS = np.zeros(0, np.int64)
@@ -29,25 +25,38 @@ SHAPE = {
     "pad_token_id": 0,
     "bos_token_id": None,
 }
-ARCHITECTURES = {
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
-    "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False, "sliding_window": 7}),
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {  # queries of 16, values of 12
+    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 12, "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "mistral": ("Mistral", {"tie_word_embeddings": False, "sliding_window": 7}),
+    "qwen3_moe": ("Qwen3Moe", {"head_dim": 8, **EXPERTS}),
+    "gemma2": ("Gemma2", {"head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 2.0}),
+    "gpt_oss": ("GptOss", {"head_dim": 8, "sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek_v3": ("DeepseekV3", LATENT),
+    "stablelm": ("StableLm", {}),
+    "bloom": ("Bloom", {}),
 }
 
 
 def tiny_model(name: str = "qwen2", attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Always the same random weights for a name."""
-    config_class, model_class, extra = ARCHITECTURES[name]
-    config = config_class(**SHAPE, **extra)
+    class_name, extra = ARCHITECTURES[name]
+    config = getattr(transformers, f"{class_name}Config")(**{**SHAPE, **extra})
     config._attn_implementation = attention
     torch.manual_seed(0)
-    model = model_class(config)
+    model = getattr(transformers, f"{class_name}ForCausalLM")(config)
     with torch.no_grad():  # the usual initialisation makes nearly uniform predictions, which hide mistakes
         for parameter in model.parameters():
             parameter.mul_(3.0)
     if dtype == torch.float64:
         _replace_norms(model)
+        one_expert_at_a_time(model)
     return model.to(dtype).eval()
 
 

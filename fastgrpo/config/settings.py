@@ -37,6 +37,9 @@ class ModelConfig:
     """Response tokens whose logits are in memory at once; 0 chooses a number that is fast and needs little memory."""
     trust_remote_code: bool = False
     """Allow Python code that comes with the model to run."""
+    skip_proof: bool = setting(False, free_on_resume=True)
+    """Begin without comparing the trainer's and the sampler's logprobs with the model's own forward pass
+    (docs/models.md). What fastgrpo does not know of a model then goes unseen."""
     family: Literal["qwen2", "llama", "mistral"] = setting("qwen2", free_on_resume=True)
     """Architecture of the random model that --shrink makes; other runs take it from the model's own files."""
 
@@ -234,6 +237,9 @@ class ObjectiveConfig:
     """Largest KL divergence that counts for a token, in either sign; 0: no limit."""
     entropy_coef: float = setting(0.0, at_least=0, may_change=True)
     """Weight of the entropy bonus in the loss, per nat."""
+    router_aux_coef: float = setting(0.0, at_least=0)
+    """Weight of the loss that balances the experts of a mixture over an update's response tokens; above 0 an update
+    takes one forward pass more."""
     loss_path: Literal["auto", "fused", "logprobs", "definition"] = setting("auto", free_on_resume=True)
     """How the loss is computed; the loss is the same each time. auto: fused, or logprobs where that cannot be.
     fused: with its gradient in the LM head, in three matmuls. logprobs: from logprobs that are made first, in four.

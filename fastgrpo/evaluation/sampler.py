@@ -14,6 +14,7 @@ from fastgrpo.data import encode, load_tokenizer
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.models.config_file import end_token_ids, read_config
 from fastgrpo.models.load import check_model, compute_dtype, find_model
+from fastgrpo.proof.model import require_sampled
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import check_engine, start_engine
 from fastgrpo.types import Prompt, Request, Response, Sampling
@@ -143,6 +144,7 @@ def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBas
         )
     config = engine_config(settings, model, longest_prompt, longest_response)
     check_model(config.model, len(tokenizer), min(longest, positions))
+    require_sampled(config)
     return config
 
 

@@ -1,20 +1,23 @@
 """Attention over packed rows, registered with transformers under names of our own.
 
-Every implementation gets ``query, key, value`` as [1, heads, U, E], and a ``PackedLayout`` as the keyword argument
-``layout``, which transformers passes through its models.
+Every implementation gets ``query, key`` as [1, heads, U, E] and ``value`` as [1, heads, U, F], and finds the
+``PackedLayout`` by `layout_of`.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from fastgrpo.models.packed_batch import SharedPrompts
+from fastgrpo.models.attention_options import Options, attend, lacks, options_of, require_options
+from fastgrpo.models.decoder import decoder_of
+from fastgrpo.models.layout import PackedLayout, layout_of
 
 HALF = (torch.bfloat16, torch.float16)
 # torch 2.10 has is_causal and no scale, 2.11 has window_size and scale, 2.12 also has enable_gqa.
@@ -23,15 +26,18 @@ IMPLEMENTATIONS = {"varlen": "fastgrpo_varlen", "flash_attn": "fastgrpo_flash_at
 """Setting -> our name. The settings ``sdpa`` and ``eager`` are transformers' own names; these read ``position_ids``."""
 
 
-def choose_attention(setting: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The transformers name of an attention setting; ``auto`` looks at device, compute dtype and what is installed.
+def choose_attention(
+    setting: str, device: torch.device, dtype: torch.dtype, beyond_plain: frozenset[str] = frozenset()
+) -> str:
+    """The transformers name of an attention setting; ``auto`` looks at device, compute dtype, what is installed, and
+    what the model asks for beyond plain attention (`asked_of`).
 
-    Raises ValueError for a setting that cannot run there.
+    Raises ValueError for a setting that cannot run there, or cannot compute what the model asks for.
     """
-    if setting == "auto" and (device.type == "cpu" or dtype not in HALF):
-        setting = "padded"
     if setting == "auto":
-        setting = "flash_attn" if _flash_attn_installed() else "varlen"
+        fast = ["flash_attn"] * _flash_attn_installed() + ["varlen"] if device.type != "cpu" and dtype in HALF else []
+        setting = next(s for s in (*fast, "padded") if not lacks(s) & beyond_plain)
+    require_options(setting, beyond_plain)
     if setting in ("varlen", "flash_attn") and dtype not in HALF and device.type != "cpu":
         raise ValueError(f"--model.attention {setting} computes in bfloat16, not in {dtype}: use padded, sdpa or eager")
     if device.type == "cpu" and setting in ("varlen", "flash_attn"):
@@ -46,76 +52,19 @@ def can_share_prompts(implementation: str) -> bool:
     return implementation in IMPLEMENTATIONS.values()
 
 
-class Padding(NamedTuple):
-    """The indices that turn packed rows into a rectangle of sequences, and back."""
-
-    num_sequences: int
-    num_columns: int
-    row_of_place: Tensor  # [S * L] int64, the row that is read at each place; after a sequence's end its last token
-    place_of_row: Tensor  # [U] int64, the place where each row is read from afterwards
-
-    @classmethod
-    def of(cls, cu_seqlens: Tensor, max_seqlen: int, num_tokens: int, shared: SharedPrompts | None) -> "Padding":
-        """The padding of T packed tokens. No size is read from the device."""
-        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
-        columns = torch.arange(max_seqlen, device=cu_seqlens.device)
-        tokens = starts[:, None] + torch.minimum(columns, lengths[:, None] - 1)
-        every = torch.arange(num_tokens, device=cu_seqlens.device)
-        sequence = torch.searchsorted(cu_seqlens[1:].long(), every, right=True)
-        places = sequence * max_seqlen + every - starts[sequence]
-        if shared is not None:
-            tokens, places = shared.expand[tokens], places[shared.select]
-        return cls(len(lengths), max_seqlen, tokens.flatten(), places)
-
-
-class PackedLayout:
-    """How T tokens are packed, and which U <= T rows the model computes.
-
-    This is not a dataclass, because FSDP2 copies dataclasses that pass through a wrapped layer: the padding would be
-    computed in every layer.
-    """
-
-    def __init__(
-        self,
-        cu_seqlens: Tensor,  # [S + 1]
-        max_seqlen: int,
-        shared: SharedPrompts | None = None,
-    ) -> None:
-        self.cu_seqlens, self.max_seqlen, self.shared = cu_seqlens, max_seqlen, shared
-        self._padding: Padding | None = None
-
-    def padding(self, num_rows: int) -> Padding:
-        """The padding of the U rows, computed once for all layers; before the first layer if layers are compiled."""
-        if self._padding is None:
-            num_tokens = num_rows if self.shared is None else len(self.shared.expand)
-            self._padding = Padding.of(self.cu_seqlens, self.max_seqlen, num_tokens, self.shared)
-        return self._padding
-
-    def expand(self, rows: Tensor) -> Tensor:  # [heads, U, E] -> [T, heads, E]
-        rows = rows.transpose(0, 1)
-        return rows.contiguous() if self.shared is None else rows.index_select(0, self.shared.expand)
-
-    def select(self, tokens: Tensor) -> Tensor:  # [T, heads, E] -> [U, heads, E]
-        return tokens if self.shared is None else tokens.index_select(0, self.shared.select)
-
-
 def padded_attention(
     module: torch.nn.Module,
     query: Tensor,  # [1, H, U, E]
     key: Tensor,  # [1, K, U, E]
-    value: Tensor,  # [1, K, U, E]
+    value: Tensor,  # [1, K, U, F]
     attention_mask: Tensor | None,
-    *,
-    layout: PackedLayout,
-    scaling: float,
-    sliding_window: int | None = None,
-    **extra: Any,
-) -> tuple[Tensor, None]:  # [1, U, H, E]
+    **named: Any,
+) -> tuple[Tensor, None]:  # [1, U, H, F]
     """Attention with each sequence in a padded row of its own: exact, and far cheaper on a CPU than a [T, T] mask."""
-    _refuse_unsupported(extra)
+    layout = layout_of(module, named)
+    options = options_of(query, attention_mask, named)
     padding = layout.padding(query.shape[2])
-    heads, width = query.shape[1], query.shape[3]
-    repeats = heads // key.shape[1]
+    repeats = query.shape[1] // key.shape[1]
 
     def pad(rows: Tensor) -> Tensor:  # [1, heads, U, E] -> [S, heads, L, E]
         places = rows[0].transpose(0, 1).index_select(0, padding.row_of_place)
@@ -124,23 +73,33 @@ def padded_attention(
     q, k, v = pad(query), pad(key), pad(value)
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    if sliding_window is not None and layout.max_seqlen > sliding_window:
-        columns = torch.arange(layout.max_seqlen, device=query.device)
-        distance = columns[:, None] - columns
-        window = (distance >= 0) & (distance < sliding_window)
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=window, scale=scaling)
+    window = options.window or layout.max_seqlen
+    if options.beyond_plain:
+        sinks = None if options.sinks is None else options.sinks[:, None, None]
+        output = attend(q, k, v, _seen(layout.max_seqlen, window, query.device), options, sinks)
+    elif window < layout.max_seqlen:
+        seen = _seen(layout.max_seqlen, window, query.device)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=options.scale)
     else:
-        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    output = output.transpose(1, 2).reshape(-1, heads, width)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=options.scale)
+    output = output.transpose(1, 2).flatten(0, 1)
     return output.index_select(0, padding.place_of_row).unsqueeze(0), None
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, PackedLayout, float, int | None], Tensor]
-"""(query, key, value, each [T, heads, E]; layout, scale, sliding window) -> [T, H, E]."""
+def _seen(length: int, window: int, device: torch.device) -> Tensor:  # [L, L] bool
+    """Where a query looks: at itself and earlier tokens, so many in all."""
+    columns = torch.arange(length, device=device)
+    distance = columns[:, None] - columns
+    return (distance >= 0) & (distance < window)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, PackedLayout, Options], Tensor]
+"""(query, key, value, each [T, heads, E]; layout, options) -> [T, H, E]."""
 
 
 def packed(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
-    """The transformers function that computes attention with a variable-length kernel."""
+    """The transformers function that computes attention with a variable-length kernel, whose queries, keys and values
+    are equally wide: narrower ones are padded with zeros."""
 
     def attention(
         module: torch.nn.Module,
@@ -148,63 +107,57 @@ def packed(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        *,
-        layout: PackedLayout,
-        scaling: float,
-        sliding_window: int | None = None,
-        **extra: Any,
+        **named: Any,
     ) -> tuple[Tensor, None]:
-        _refuse_unsupported(extra)
-        q, k, v = (layout.expand(t[0]) for t in (query, key, value))
-        return layout.select(kernel(q, k, v, layout, scaling, sliding_window)).unsqueeze(0), None
+        layout = layout_of(module, named)
+        options = options_of(query, attention_mask, named)
+        width = max(query.shape[3], value.shape[3])
+        q, k, v = (layout.expand(F.pad(t[0], (0, width - t.shape[3]))) for t in (query, key, value))
+        output = kernel(q, k, v, layout, options)[..., : value.shape[3]]
+        return layout.select(output).unsqueeze(0), None
 
     return attention
 
 
 @packed
-def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, window: int | None) -> Tensor:
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, options: Options) -> Tensor:
     """torch's own variable-length attention; no package to build.
 
     Keys and values keep their smaller number of heads: the kernel can read them so in every version of torch, and from
     2.12 on it has to be told.
     """
+    require_options("varlen", options.beyond_plain)
+    window, scale = options.window, options.scale
     if "window_size" in _VARLEN_OPTIONS:
-        options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
+        named: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
     else:
         if window is not None and layout.max_seqlen > window:
             raise ValueError("a sliding window needs torch 2.11 or newer, or --model.attention flash_attn")
-        options = {"is_causal": True}
+        named = {"is_causal": True}
     if "enable_gqa" in _VARLEN_OPTIONS:
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
+        named["enable_gqa"] = q.shape[1] != k.shape[1]
     if "scale" in _VARLEN_OPTIONS:
-        options["scale"] = scale
+        named["scale"] = scale
     elif abs(scale * q.shape[-1] ** 0.5 - 1) > 1e-6:
         raise ValueError(f"attention scale {scale} needs torch 2.11 or newer, or --model.attention flash_attn")
     bounds, longest = layout.cu_seqlens, layout.max_seqlen
-    output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
+    output = varlen_attn(q, k, v, bounds, bounds, longest, longest, **named)
     assert isinstance(output, Tensor)  # it would be a tuple if more were asked for
     return output
 
 
 @packed
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, window: int | None) -> Tensor:
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, options: Options) -> Tensor:
     """The flash-attn package's variable-length kernel."""
     from flash_attn import flash_attn_varlen_func
 
-    size = (-1, -1) if window is None else (window - 1, 0)
+    require_options("flash_attn", options.beyond_plain)
+    size = (-1, -1) if options.window is None else (options.window - 1, 0)
     bounds, longest = layout.cu_seqlens, layout.max_seqlen
+    named = {} if options.softcap is None else {"softcap": options.softcap}  # which versions before 2.6 do not know
     return flash_attn_varlen_func(
-        q, k, v, bounds, bounds, longest, longest, softmax_scale=scale, causal=True, window_size=size
+        q, k, v, bounds, bounds, longest, longest, softmax_scale=options.scale, causal=True, window_size=size, **named
     )
-
-
-def _refuse_unsupported(extra: dict[str, Any]) -> None:
-    """Raises ValueError for an option that would change the result and that packed attention does not have."""
-    for name in ("softcap", "s_aux", "position_bias"):
-        if extra.get(name) is not None:
-            raise ValueError(f"this model's attention uses {name!r}, which packed attention lacks: use sdpa or eager")
-    if extra.get("dropout"):
-        raise ValueError("attention dropout makes logprobs random: set attention_dropout to 0 in the model's config")
 
 
 def _flash_attn_installed() -> bool:
@@ -220,6 +173,48 @@ def register(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
     search ``position_ids`` for packed sequences, for which the host would wait for the GPU.
     """
     AttentionInterface.register(name, attention)
+
+
+def asked_of(model: PreTrainedModel) -> frozenset[str]:
+    """What the attention of a model on the meta device asks for beyond plain attention, by transformers' names: seen in
+    a forward pass without values.
+
+    A layer that cannot be computed without values ends the pass, and what later layers ask for is seen in the first
+    real one. Raises ValueError for what no attention of ours has.
+    """
+    found: set[str] = set()
+    refusals: list[ValueError] = []
+    calls = 0
+
+    def note(
+        module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
+    ) -> tuple[Tensor, None]:
+        nonlocal calls
+        calls += 1
+        try:
+            found.update(options_of(query, attention_mask, named).beyond_plain)
+        except ValueError as refusal:
+            refusals.append(refusal)
+        return value.new_empty(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    register("fastgrpo_asked", note)
+    decoder = decoder_of(model)
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation("fastgrpo_asked")
+    ids = torch.zeros(1, 4, dtype=torch.int64, device="meta")
+    with contextlib.suppress(Exception):  # of any code that meets tensors without values
+        decoder(input_ids=ids, position_ids=ids, use_cache=False)
+        if calls == 0:
+            refusals.append(
+                ValueError(
+                    f"a {type(model).__name__} computes attention by code of its own, which cannot be told where one "
+                    f"sequence ends and the next begins"
+                )
+            )
+    decoder.set_attn_implementation(before)
+    if refusals:
+        raise refusals[0]
+    return frozenset(found)
 
 
 register("fastgrpo_padded", padded_attention)

@@ -72,13 +72,30 @@ def measure_head(model: PreTrainedModel) -> Head:
     hidden = torch.linspace(-1.0, 1.0, width, dtype=torch.float64).expand(1, 1, width)
     known = torch.linspace(-60.0, 60.0, max(vocabulary, 4), dtype=torch.float64)[:vocabulary].clone()
     known[0], known[-1] = _LARGEST, _SMALLEST
-    seen: list[Tensor] = []
+    reached, logits = _passed(model, embedding, hidden, known)
+    before = _factor(reached, hidden)
+    if before is None:
+        raise UnknownHead(f"a {name} changes its hidden states before the head by more than a factor")
+    scale, largest = float(logits[-1] / _SMALLEST), float(logits[0])
+    softcap = None if abs(largest / _LARGEST / scale - 1) < _TOLERANCE else largest
+    head = Head(scale, softcap)
+    # Once more the other way round: beside the largest logit nothing that was added to it is seen.
+    for given, found in ((known, logits), (known.flip(0), _passed(model, embedding, hidden, known.flip(0))[1])):
+        if not torch.allclose(head.bend(given), found, rtol=_TOLERANCE, atol=_TOLERANCE * _SMALLEST):
+            raise UnknownHead(f"a {name} changes its logits by more than a factor and a softcap")
+    return Head(_round(scale * before), softcap, _round(scale))
+
+
+def _passed(model: PreTrainedModel, embedding: nn.Module, hidden: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states [1, 1, D] that reach the head of those that the decoder gives, and the logits [V] that the
+    model makes of those that the head gives."""
+    name, seen = type(model).__name__, list[Tensor]()
 
     def head(rows: Tensor, *_: Any, **__: Any) -> Tensor:
         if rows.is_meta or rows.shape != hidden.shape:
             raise UnknownHead("its hidden states pass through weights of their own")
         seen.append(rows)
-        return known.expand(*rows.shape[:-1], vocabulary)
+        return known.expand(*rows.shape[:-1], -1)
 
     def decoder(*_: Any, **__: Any) -> _Output:
         return _Output(last_hidden_state=hidden)  # type: ignore[arg-type]
@@ -88,24 +105,13 @@ def measure_head(model: PreTrainedModel) -> Head:
         try:
             logits = model(input_ids=ids, use_cache=False).logits
         except Exception as error:  # of code that meets what it was not made for
-            raise UnknownHead(f"between layers and logits a {name} does more than fastgrpo knows: {error}") from error
-    if len(seen) != 1 or logits.shape[-1] != vocabulary:
+            raise UnknownHead(
+                f"between its decoder and its logits a {name} has more than one linear head, a factor and a softcap, "
+                f"and fastgrpo computes no other heads"
+            ) from error
+    if len(seen) != 1 or logits.shape[-1] != len(known):
         raise UnknownHead(f"a {name} does not make its logits of its decoder's hidden states by one linear head")
-    before = _factor(seen[0].double(), hidden)
-    if before is None:
-        raise UnknownHead(f"a {name} changes its hidden states before the head by more than a factor")
-    return _after(name, known, logits.double().flatten(), before)
-
-
-def _after(name: str, known: Tensor, logits: Tensor, before: float) -> Head:
-    """What was done to known logits: the first is the largest, the last the smallest."""
-    scale = float(logits[-1] / known[-1])
-    largest = float(logits[0])
-    softcap = None if abs(largest / known[0] / scale - 1) < _TOLERANCE else largest
-    head = Head(scale, softcap)
-    if not torch.allclose(head.bend(known), logits, rtol=_TOLERANCE, atol=_TOLERANCE * _SMALLEST):
-        raise UnknownHead(f"a {name} changes its logits by more than a factor and a softcap")
-    return Head(_round(scale * before), softcap, _round(scale))
+    return seen[0].double(), logits.double().flatten()
 
 
 def _factor(found: Tensor, given: Tensor) -> float | None:

@@ -7,10 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fastgrpo.config import ModelConfig
+from fastgrpo.models.attention import IMPLEMENTATIONS, asked_of, choose_attention
 from fastgrpo.models.config_file import read_config
-from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.head import measure_head
 from fastgrpo.models.weight_files import read_weights
+
+OWN = "eager"
+"""Attention that every model has, and computes as it is defined."""
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -33,14 +37,65 @@ def load_causal_lm(
     It is made for the device, and moved there unless ``place`` is false. Raises ValueError where its files do not hold
     the model whole.
     """
-    model = read_weights(
-        config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
-    )
+    model = read_weights(config.path, dtype=dtype, attn_implementation=OWN, trust_remote_code=config.trust_remote_code)
+    set_attention(model, attention)
     if config.liger and device.type == "cuda":
         apply_liger(model)
+    if dtype == torch.float64:
+        one_expert_at_a_time(model)
     if place:
         torch.nn.Module.to(model, device)
     return model.eval()
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Has a decoder compute with this attention from now on; one whose code takes none but its own keeps that."""
+    decoder = decoder_of(model)
+    if decoder._can_set_attn_implementation():
+        decoder.set_attn_implementation(name)
+
+
+def one_expert_at_a_time(model: PreTrainedModel) -> None:
+    """Lets a mixture compute its experts one by one: torch's grouped matmul does not know float64."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+
+
+def shapes_of(config: ModelConfig) -> PreTrainedModel:
+    """The model on the meta device, by its configuration alone. Raises ValueError if transformers cannot make it."""
+    model_config = read_config(config.path, config.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                model_config, trust_remote_code=config.trust_remote_code, attn_implementation=OWN
+            )
+        return model.eval()
+    except Exception as error:  # of the model's own code, whatever its configuration makes it do
+        raise ValueError(
+            f"transformers cannot make a causal language model of the configuration of {config.path} "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}): is its config.json whole, and of a "
+            f"model that writes text?"
+        ) from error
+
+
+def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The transformers name of the attention that this model is trained with.
+
+    Raises ValueError if the setting cannot run there, or cannot compute what the model asks for.
+    """
+    chosen, model = choose_attention(config.attention, device, dtype), shapes_of(config)
+    if chosen == OWN or not decoder_of(model)._can_set_attn_implementation():
+        return OWN
+    try:
+        asked = asked_of(model)
+    except ValueError as error:
+        if chosen not in IMPLEMENTATIONS.values():  # it has the model's own masks
+            return chosen
+        raise ValueError(
+            f"{config.path}: {error}. --model.attention eager is the model's own, with a padded row for each sequence, "
+            f"and needs --rollout.engine vllm"
+        ) from error
+    return choose_attention(config.attention, device, dtype, asked)
 
 
 def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:
@@ -50,7 +105,7 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
     positions, or fastgrpo cannot compute the model's head or find its layers.
     """
     model_config = read_config(config.path, config.trust_remote_code)
-    text_config = model_config.get_text_config()
+    text_config = model_config.get_text_config(decoder=True)
     if tokenizer_size > text_config.vocab_size:
         raise ValueError(
             f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {text_config.vocab_size} "
@@ -63,10 +118,14 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
             f"lower --rollout.max_response_tokens or --data.max_prompt_tokens"
         )
     _refuse_position_scaling(text_config, longest_sequence)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    model = shapes_of(config)
     layers_of(model)
     measure_head(model)
+    if config.activation_checkpointing is True and not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"transformers cannot recompute the activations of a {type(model).__name__}: "
+            f"--model.activation_checkpointing False"
+        )
     if config.activation_checkpointing is True and (rates := dropout_rates(model_config)):
         raise ValueError(
             f"the model's config has dropout ({rates}), and transformers recomputes in training mode only, in which "

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastgrpo.config import ModelConfig, OptimizerConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS
-from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.decoder import decoder_of, layers_of
 from fastgrpo.models.load import dropout_rates
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.packing import pack
@@ -73,7 +73,7 @@ def fit(policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerC
     if ranks.device.type != "cuda" or not can:
         return 0
     count = layers
-    if loss_path != "definition" and policy.model.config._attn_implementation in IN_PROPORTION:
+    if loss_path != "definition" and decoder_of(policy.model).config._attn_implementation in IN_PROPORTION:
         needs = Needs.of(policy, ranks, model, optimizer)
         count = needs.recomputed(layers, USABLE_SHARE * free_bytes(ranks.device))
     wanted = torch.tensor(count)
@@ -109,8 +109,9 @@ class Needs:
     @classmethod
     def of(cls, policy: _Policy, ranks: Ranks, model: ModelConfig, optimizer: OptimizerConfig) -> "Needs":
         """Measures with two short forward passes, in which all ranks take part, and counts from the shapes."""
-        config, tokens = policy.model.config, optimizer.tokens_per_microbatch
-        vocabulary, width, num_layers = config.vocab_size, config.hidden_size, len(layers_of(policy.model))
+        tokens, layers = optimizer.tokens_per_microbatch, layers_of(policy.model)
+        (vocabulary, width), num_layers = policy.model.get_output_embeddings().weight.shape, len(layers)
+        widest = max(size for p in layers.parameters() if p.dim() == 2 for size in p.shape)
         parameters = sum(p.numel() for p in policy.parameters())
         shard = parameters / ranks.mesh["shard"].size()
         if optimizer.reduce_every_microbatch:
@@ -121,7 +122,7 @@ class Needs:
         # The gradient of the head in float32 and in 16 bits, a chunk of its logits, and the hidden rows on both sides.
         chunk = model.head_chunk_tokens or _CHUNK_TOKENS
         head = (4 + _ITEMSIZE) * vocabulary * width + _ITEMSIZE * (chunk * vocabulary + 4 * tokens * width)
-        way_back = 2 * tokens * _ITEMSIZE * config.intermediate_size
+        way_back = 2 * tokens * _ITEMSIZE * widest
         return cls(
             layer=tokens * kept_bytes_per_token(policy, ranks.device) / num_layers,
             layer_input=tokens * _ITEMSIZE * width,

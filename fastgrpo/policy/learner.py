@@ -17,6 +17,7 @@ from fastgrpo.policy.own_loss import OwnLoss
 from fastgrpo.policy.packing import SequenceCost, pack, plan_microbatches
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
+from fastgrpo.policy.router_loss import RouterLoss
 from fastgrpo.policy.sharding import accumulate, reshard
 from fastgrpo.policy.token_choice import choose, keys_of, statistics_of, with_choice
 from fastgrpo.policy.token_masks import TokenKey
@@ -34,6 +35,7 @@ class Update:
     is_first: bool = True  # of its step: the weights are still those that sampled
     old_are_rollout: bool = False  # old_logprobs are the sampler's, not the trainer's own
     keys: Sequence[Sequence[TokenKey]] = ()  # of each batch's responses, where tokens are chosen
+    num_tokens: int = 0  # response tokens of the whole update, over all ranks
 
 
 class Learner:
@@ -54,6 +56,7 @@ class Learner:
         self.policy, self.ranks, self.cost, self.reference = policy, ranks, cost, reference
         self.own_loss = None if own_loss is None else OwnLoss(own_loss, ranks.gather, is_alone=ranks.count == 1)
         self.set_config(objective, optimizer, policy.temperature, max_response_tokens)
+        self.router_loss = RouterLoss(policy, objective.router_aux_coef, ranks) if objective.router_aux_coef else None
         self.need_entropy = need_entropy  # not where the sampler tells it: the full vocabulary costs a pass
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, optimizer)
@@ -77,7 +80,7 @@ class Learner:
         teaching = samples = [s for s in samples if s.teaches]
         if self.config.skip_zero_advantage and self._only_advantages_act:
             samples = [s for s in samples if s.advantage != 0]
-        share = self.config.share_prompts and self.policy.can_share_prompts
+        share = self.shares_prompts
         budget = self.config.tokens_per_microbatch
         plan = plan_microbatches(samples, self.ranks.count, budget, self.cost, share_prompts=share)
         mine = plan[self.ranks.rank]
@@ -85,7 +88,8 @@ class Learner:
         if self.reference is not None and self.objective.kl_coef > 0:
             batches = self.reference.with_ref_logprobs(batches)
         keys = keys_of(mine, samples) if self.chooses_tokens else ()
-        return Update(batches, self._denominators(mine, teaching), keys=keys)
+        num_tokens = sum(s.response.num_sampled_tokens for s in teaching)
+        return Update(batches, self._denominators(mine, teaching), keys=keys, num_tokens=num_tokens)
 
     def _packed(self, samples: Sequence[Sample], share: bool) -> PackedBatch:
         batch = pack(samples, share_prompts=share)
@@ -98,6 +102,11 @@ class Learner:
         return [denominator(self.settings.aggregation, update, self.max_response_tokens)] * len(mine)
 
     @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt stands once for its responses."""
+        return self.config.share_prompts and self.policy.can_share_prompts
+
+    @property
     def chooses_tokens(self) -> bool:
         """Whether `with_chosen_tokens` has something to do."""
         return chooses_tokens(self.settings)
@@ -105,8 +114,10 @@ class Learner:
     @property
     def _only_advantages_act(self) -> bool:
         """Whether a response without advantage has no gradient, and no say in what others count."""
-        without_them = self.objective.kl_coef == 0 and self.objective.entropy_coef == 0 and self.own_loss is None
-        return without_them and self.settings.aggregation != "microbatch_mean" and not self.chooses_tokens
+        settings = self.settings
+        others = (settings.kl_coef, settings.entropy_coef, settings.router_aux_coef)
+        without_them = not any(others) and self.own_loss is None
+        return without_them and settings.aggregation != "microbatch_mean" and not self.chooses_tokens
 
     @torch.no_grad()
     def with_chosen_tokens(self, update: Update, seed: int, step: int) -> Update:
@@ -137,10 +148,16 @@ class Learner:
 
     def backward(self, update: Update, sums: TokenSums) -> None:
         """Adds the gradient of one update, summed over ranks, to the parameters."""
+        shares = None if self.router_loss is None else self.router_loss.shares(update.batches)
         for i, (batch, count) in enumerate(zip(update.batches, update.denominators, strict=True)):
             accumulate(self.policy, i == len(update.batches) - 1, self.config.reduce_every_microbatch)
-            output = self.loss(self.policy, batch, count, self.objective, self.need_entropy)
-            output.loss.backward()
+            if self.router_loss is None or shares is None:
+                output = self.loss(self.policy, batch, count, self.objective, self.need_entropy)
+                output.loss.backward()
+            else:
+                with self.router_loss.routers.watched() as logits:
+                    output = self.loss(self.policy, batch, count, self.objective, self.need_entropy)
+                (output.loss + self.router_loss.of(batch, logits, shares, update.num_tokens)).backward()
             trainer_logprobs: Tensor | None = output.logprobs if batch.old_logprobs is None else batch.old_logprobs
             if update.old_are_rollout:
                 trainer_logprobs = output.logprobs if update.is_first else None

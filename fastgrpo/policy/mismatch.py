@@ -19,7 +19,8 @@ The usual causes, the most frequent first:
 3. Other tokens: a chat template or BOS applied twice, or text that was tokenised again. Look at the prompt_ids and
    response_ids of one rollout on both sides.
 4. An engine in bfloat16 or fp8 beside the trainer's float32 logits. Look whether it is less with --rollout.dtype
-   float32; --objective.correction truncate or icepop bounds what such tokens do.
+   float32; --objective.correction truncate or icepop bounds what such tokens do. The routers of a mixture of experts
+   then choose other experts on either side, for there is no router replay (docs/moe.md).
 5. Responses of weights that are too old: lower --rollout.max_staleness."""
 
 

@@ -19,14 +19,6 @@ class SequenceCost:
     per_token: float
     per_token_pair: float
 
-    @classmethod
-    def of_transformer(
-        cls, num_layers: int, d_model: int, d_feed_forward: int, d_query: int, d_key_value: int
-    ) -> "SequenceCost":
-        """The cost of a decoder: two FLOPs a weight and token, half of the token pairs in each attention product."""
-        weights = num_layers * d_model * (2 * d_query + 2 * d_key_value + 3 * d_feed_forward)
-        return cls(per_token=2.0 * weights, per_token_pair=2.0 * num_layers * d_query)
-
     def flops(self, num_tokens: int) -> float:
         return self.per_token * num_tokens + self.per_token_pair * num_tokens**2
 

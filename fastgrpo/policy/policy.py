@@ -2,16 +2,19 @@
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+import numpy as np
 import torch
 from fastgrpo_kernels import linear_logprobs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastgrpo.config import ModelConfig
-from fastgrpo.models.attention import IMPLEMENTATIONS, PackedLayout, can_share_prompts, choose_attention
-from fastgrpo.models.decoder import decoder_of, layers_of
+from fastgrpo.models.attention import IMPLEMENTATIONS, can_share_prompts
+from fastgrpo.models.decoder import attention_width, decoder_of, freeze_all_but_text, layers_of, weights_a_token_reads
 from fastgrpo.models.head import measure_head
-from fastgrpo.models.load import compute_dtype, load_causal_lm, master_dtype
+from fastgrpo.models.layout import PackedLayout, Padding, hold_layout, takes_layout
+from fastgrpo.models.load import attention_of, compute_dtype, load_causal_lm, master_dtype
+from fastgrpo.models.own_pass import own_logprobs
 from fastgrpo.models.packed_batch import PackedBatch
 from fastgrpo.policy.activations import recompute_first
 from fastgrpo.policy.packing import SequenceCost
@@ -48,12 +51,17 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.head = measure_head(model)
+        self.held = hold_layout(model)
         self.temperature = temperature
         self.head_chunk_tokens = head_chunk_tokens
 
     @property
     def can_share_prompts(self) -> bool:
-        return can_share_prompts(self.model.config._attn_implementation)
+        return can_share_prompts(decoder_of(self.model).config._attn_implementation)
+
+    def own_logprobs(self, prompt_ids: np.ndarray, response_ids: np.ndarray) -> Tensor:  # [num_response_tokens]
+        """What the model's own forward pass gives for one sequence; `sharding` lets it meet whole weights too."""
+        return own_logprobs(self.model, prompt_ids, response_ids, self.temperature)
 
     @overload
     def forward(self, batch: PackedBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]: ...
@@ -67,19 +75,10 @@ class Policy(nn.Module):
 
         It runs in here because here the head's weight is whole.
         """
-        input_ids, position_ids, response_rows = batch.input_ids, batch.position_ids, batch.response_rows
-        if batch.shared is not None:
-            input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
-            response_rows = batch.shared.expand[response_rows]
-        layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
-        if self.model.config._attn_implementation == IMPLEMENTATIONS["padded"]:
-            layout.padding(len(input_ids))
-        hidden = decoder_of(self.model)(
-            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
-        ).last_hidden_state[0]
+        hidden = self._packed(batch) if self.can_share_prompts else self._one_row_each(batch)
         head = self.model.get_output_embeddings()
         return op(
-            hidden.index_select(0, response_rows),
+            hidden.index_select(0, self.response_rows(batch)),
             head.weight,
             batch.at_responses(batch.target_ids),
             **self.head.options(head.bias, self.temperature),
@@ -87,13 +86,47 @@ class Policy(nn.Module):
             chunk_tokens=self.head_chunk_tokens or None,
         )
 
+    def response_rows(self, batch: PackedBatch) -> Tensor:  # [R] int64
+        """Where the response tokens are among the rows that the layers compute."""
+        if not self.can_share_prompts:
+            return _padding_of(batch).place_of_row[batch.response_rows]
+        return batch.response_rows if batch.shared is None else batch.shared.expand[batch.response_rows]
+
+    def _packed(self, batch: PackedBatch) -> Tensor:  # [U, D]
+        """The hidden states of sequences that lie end to end under attention of ours."""
+        input_ids, position_ids = batch.input_ids, batch.position_ids
+        if batch.shared is not None:
+            input_ids, position_ids = input_ids[batch.shared.select], position_ids[batch.shared.select]
+        layout = PackedLayout(batch.cu_seqlens, batch.max_seqlen, batch.shared)
+        if decoder_of(self.model).config._attn_implementation == IMPLEMENTATIONS["padded"]:
+            layout.padding(len(input_ids))
+        self.held.layout = layout
+        decoder = decoder_of(self.model)
+        named = {"layout": layout} if takes_layout(decoder) else {}
+        ids, positions = input_ids[None], position_ids[None]
+        return decoder(input_ids=ids, position_ids=positions, use_cache=False, **named).last_hidden_state[0]
+
+    def _one_row_each(self, batch: PackedBatch) -> Tensor:  # [S * L, D]
+        """The same of sequences in padded rows of their own, under the model's own attention, masks and positions.
+
+        What fills a row is behind its sequence, where no causal model looks: also states of layers that are not
+        attention are right.
+        """
+        padding = _padding_of(batch)
+        rows = batch.input_ids[padding.row_of_place].unflatten(0, (padding.num_sequences, padding.num_columns))
+        return decoder_of(self.model)(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
+
     if TYPE_CHECKING:
         __call__ = forward  # as nn.Module calls it, with its types
 
 
+def _padding_of(batch: PackedBatch) -> Padding:
+    return Padding.of(batch.cu_seqlens, batch.max_seqlen, len(batch.input_ids), None)
+
+
 def load_policy(config: ModelConfig, temperature: float, device: torch.device) -> Policy:
     """A policy for this device that is still on the CPU: `shard` brings each rank its part."""
-    attention = choose_attention(config.attention, device, compute_dtype(config, device))
+    attention = attention_of(config, device, compute_dtype(config, device))
     model = load_causal_lm(config, device, master_dtype(config, device), attention, place=False)
     return as_policy(model, config, temperature)
 
@@ -102,6 +135,7 @@ def as_policy(
     model: PreTrainedModel, config: ModelConfig, temperature: float, policy_class: type[Policy] = Policy
 ) -> Policy:
     """A loaded model as a policy, with this configuration's checkpointing, compilation and head."""
+    freeze_all_but_text(model)
     if config.activation_checkpointing is True:  # auto: when it is known what is free
         recompute_first(model, len(layers_of(model)))
     if config.compile:
@@ -110,14 +144,7 @@ def as_policy(
     return policy_class(model, temperature, config.head_chunk_tokens)
 
 
-def sequence_cost(model_config: Any) -> SequenceCost:
-    """FLOPs by sequence length of a decoder of this transformers configuration."""
-    d_head = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
-    num_kv = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-    return SequenceCost.of_transformer(
-        num_layers=model_config.num_hidden_layers,
-        d_model=model_config.hidden_size,
-        d_feed_forward=model_config.intermediate_size,
-        d_query=model_config.num_attention_heads * d_head,
-        d_key_value=num_kv * d_head,
-    )
+def sequence_cost(model: PreTrainedModel) -> SequenceCost:
+    """FLOPs by sequence length of a decoder: two a weight and token, of experts those that a token reads; half of the
+    token pairs in each attention product."""
+    return SequenceCost(per_token=2.0 * weights_a_token_reads(model), per_token_pair=1.0 * attention_width(model))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.models.decoder import layers_of
@@ -33,6 +33,7 @@ def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
         sharded = fully_shard(module, mesh=axes, mp_policy=precision)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(policy, "own_logprobs")
     return policy
 
 

@@ -14,6 +14,11 @@ def validate_loss(config: Config, algorithm: Algorithm) -> None:
     """Raises ValueError with the settings that do not go together, and why."""
     refuse_meaningless(config.objective)
     _validate_advantages(config, algorithm)
+    if config.objective.router_aux_coef and config.model.compile:
+        raise ValueError(
+            f"--objective.router_aux_coef {config.objective.router_aux_coef:g} reads what routers compute within a "
+            f"layer, and compiled layers show nothing of it: leave --model.compile False"
+        )
     if algorithm.loss is not None:
         _validate_own_loss(config, algorithm.loss)
     elif config.objective.kl_cov and config.objective.loss_path == "fused":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from fastgrpo.rollout.weight_sync import checksum
+from fastgrpo.rollout.weight_sync.checksum import checksum, wrapped
 
 
 class WeightMismatch(RuntimeError):
@@ -26,7 +26,7 @@ def added(shards: Iterable[dict[str, int]]) -> dict[str, int]:
     total: dict[str, int] = {}
     for part in shards:
         for name, value in part.items():
-            total[name] = (total.get(name, 0) + value + 2**63) % 2**64 - 2**63
+            total[name] = wrapped(total.get(name, 0) + value)
     return total
 
 

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from fastgrpo.command_line import did_you_mean
 from fastgrpo.config import Config
-from fastgrpo.rollout.builtin.start import check_builtin, start_builtin
+from fastgrpo.rollout.builtin.start import builtin_of, check_builtin, start_builtin
 from fastgrpo.rollout.engine_protocol import RolloutEngine
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.vllm.start import check_vllm, start_vllm
@@ -20,10 +21,12 @@ class EngineKind:
     start: Callable[[EngineSpec], RolloutEngine]
     tells_entropy: bool
     """Whether its responses carry the mean entropy of their tokens, so that the trainer need not compute it."""
+    of_model: Callable[[PreTrainedModel], RolloutEngine] | None = None
+    """An engine of a model that is in this process already; not every engine can be made of one."""
 
 
 ENGINES = {
-    "builtin": EngineKind(check_builtin, start_builtin, tells_entropy=True),
+    "builtin": EngineKind(check_builtin, start_builtin, tells_entropy=True, of_model=builtin_of),
     "vllm": EngineKind(check_vllm, start_vllm, tells_entropy=False),
 }
 

@@ -12,9 +12,9 @@ from fastgrpo.algorithm import ProblemText
 from fastgrpo.config import Config, DataConfig
 from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer, with_columns
 from fastgrpo.data.tokenizer import end_token_note
-from fastgrpo.models.attention import choose_attention
 from fastgrpo.models.config_file import end_token_ids
-from fastgrpo.models.load import check_model, find_model
+from fastgrpo.models.load import attention_of, check_model, find_model, shapes_of
+from fastgrpo.models.routers import routers_of
 from fastgrpo.run.checkpoint import require_space
 from fastgrpo.run.display import Display
 from fastgrpo.run.hub import require_inputs
@@ -61,7 +61,9 @@ def load_inputs(
     longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
     copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
     require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
-    choose_attention(config.model.attention, device, dtype)
+    attention_of(config.model, device, dtype)
+    if any(c.objective.router_aux_coef for c in configs):
+        routers_of(shapes_of(config.model))
     if not config.rollout.ignore_eos:
         ends = (*end_token_ids(config.model.path, config.model.trust_remote_code), *config.rollout.stop_token_ids)
         if note := end_token_note(tokenizer, ends, "--rollout.stop_token_ids"):

@@ -41,7 +41,7 @@ class Run:
     trackers: TrackingProcess | None = None
 
     def resume_or_start(self) -> None:
-        """Loads the newest checkpoint, or compares weights and evaluates before the first step."""
+        """Loads the newest checkpoint, or evaluates before the first step."""
         path = self._checkpoint_to_resume() if self.config.resume else None
         if path is not None:
             with self._phase("start", self.config.deadline.start_s):
@@ -56,8 +56,6 @@ class Run:
             if self.config.track:
                 self.trackers = TrackingProcess(self.folder.path, self.config.track, self.display.say)
         if path is None:
-            with self._phase("start", self.config.deadline.start_s):
-                self.trainer.compare_weights()
             self._evaluate_before()
 
     def _checkpoint_to_resume(self) -> Path | None:

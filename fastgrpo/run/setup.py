@@ -12,16 +12,18 @@ from transformers.utils.logging import disable_progress_bar
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import Config
 from fastgrpo.data import PromptStream, with_columns
-from fastgrpo.models.load import compute_dtype
+from fastgrpo.models.load import attention_of, compute_dtype
 from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.policy import load_policy, sequence_cost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import full_weights, shard
+from fastgrpo.proof.model import require_proven
 from fastgrpo.ranks import Ranks
 from fastgrpo.ranks.lock import in_words
 from fastgrpo.recipe import Recipe
 from fastgrpo.rewards import MADE_UP, Item, VerifierPool
+from fastgrpo.rollout.compare_weights import WeightMismatch
 from fastgrpo.rollout.engines import check_engine, engine_kind
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.start_rollouts import start_rollouts
@@ -86,6 +88,7 @@ def start(
             configs, algorithm.problem_text, display, ranks.device, dtype, need_answers=not recipe.asks_for_row()
         )
     )
+    ranks.together(lambda: prove_architecture(config, ranks, display))
     example = ranks.together(lambda: example_of(inputs, config))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     check_golds(recipe, pool, inputs.by_source(configs), ranks, display.say)
@@ -101,6 +104,7 @@ def start(
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
     exporter = ranks.together(lambda: make_exporter(config, trainer, dtype, display))
+    ranks.together(lambda: prove_weights(trainer, dtype, display))
     ranks.together(lambda: begin_folder(recipe, config, folder, ranks, data, display))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, exporter, display.say)
     schedule = RunSchedule(algorithm, config, streams)
@@ -115,6 +119,30 @@ def make_exporter(config: Config, trainer: Trainer, dtype: torch.dtype, display:
     for note in exporter.prepare() if trainer.ranks.is_first else ():
         display.say(note)
     return exporter
+
+
+def prove_architecture(config: Config, ranks: Ranks, display: Display) -> None:
+    """Raises ValueError for a model that trainer or engine would compute wrongly; the first rank tries it in small."""
+    if config.model.skip_proof:
+        display.say("--model.skip_proof: nobody compares trainer and sampler with the model's own forward pass")
+    elif ranks.is_first:
+        attention = attention_of(config.model, ranks.device, compute_dtype(config.model, ranks.device))
+        display.say(require_proven(config, attention))
+
+
+def prove_weights(trainer: Trainer, dtype: torch.dtype, display: Display) -> None:
+    """The same of the real weights, on all ranks."""
+    try:
+        trainer.compare_weights()
+        if trainer.config.model.skip_proof:
+            return
+        own, sampled = trainer.prove(dtype)
+    except WeightMismatch as error:
+        raise ValueError(str(error)) from error
+    display.say(
+        f"logprobs: trainer against the model's own forward pass {own}, engine against trainer {sampled} (nats, over "
+        f"{own.num_tokens} tokens)"
+    )
 
 
 def prepare(recipe: Recipe, config: Config, folder: RunFolder, ranks: Ranks, display: Display) -> None:
@@ -197,7 +225,7 @@ def setup(
     learner = Learner(
         shard(policy, ranks.mesh, dtype),
         ranks,
-        sequence_cost(policy.model.config),
+        sequence_cost(policy.model),
         config.objective,
         config.optimizer,
         need_entropy=not engine_kind(config.rollout.engine).tells_entropy,

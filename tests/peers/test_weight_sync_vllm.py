@@ -192,13 +192,34 @@ def test_after_a_hundred_syncs_an_engine_draws_what_a_fresh_one_draws(name, dtyp
     assert_same_responses(modes["repack"].after, modes["live"].fresh, tolerance)
 
 
+# Mixtures of experts.
+
+
+@pytest.mark.parametrize("name", tiny.MIXTURES)
+def test_experts_are_written_in_place_as_one_tensor_and_one_by_one(name, tmp_path):
+    engine = tiny.start(tiny.save(tmp_path, name, tiny.random_weights(name, 0)))
+    try:
+        assert engine.not_in_place == ""
+        assert gap_to_trainer(engine, name, tiny.random_weights(name, 0)) < 1e-4
+        addresses = engine._rpc("sync_addresses")
+        for version in (1, 2, 3):
+            weights = tiny.random_weights(name, version)
+            written = tiny.one_by_one(name, weights) if version == 3 else weights
+            engine.write_weights(written.items(), version)
+            assert engine.checksums() == checksums_of(weights)
+            assert gap_to_trainer(engine, name, weights) < 1e-4
+        assert engine._rpc("sync_addresses") == addresses
+    finally:
+        engine.close()
+
+
 # Without a layout.
 
 
 @pytest.mark.parametrize("mode", ["live", "repack"])
-@pytest.mark.parametrize("name", ["qwen2_tied", "llama"])
+@pytest.mark.parametrize("name", ["qwen2_tied", "llama", "qwen3_moe"])
 def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(name, mode, tmp_path, monkeypatch):
-    def refuse(model: nn.Module) -> None:
+    def refuse(model: nn.Module, renamed: Callable[[str], str]) -> None:
         raise LayoutError("strange.weight is no weight that can be written")
 
     monkeypatch.setattr("fastgrpo.rollout.vllm.weight_writer.layout_of", refuse)
@@ -225,13 +246,15 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
 # Two processes of one engine.
 
 
-@pytest.mark.parametrize("name, key_heads", [("qwen2_tied", 1), ("llama", 2)])
-def test_shards_of_a_tensor_parallel_engine_get_their_parts_by_broadcast(name, key_heads, tmp_path):
+@pytest.mark.parametrize(
+    "name, key_heads, num_syncs", [("qwen2_tied", 1, NUM_SYNCS), ("llama", 2, NUM_SYNCS), ("qwen3_moe", 2, 10)]
+)
+def test_shards_of_a_tensor_parallel_engine_get_their_parts_by_broadcast(name, key_heads, num_syncs, tmp_path):
     """Fewer key heads than processes, so that both hold the same; the last process's vocabulary is padded."""
     tiny.save(
         tmp_path, name, tiny.random_weights(name, 0, num_key_value_heads=key_heads), num_key_value_heads=key_heads
     )
-    run(f"two_workers({str(tmp_path)!r}, {name!r}, {key_heads}, {NUM_SYNCS})", 1, 300)
+    run(f"two_workers({str(tmp_path)!r}, {name!r}, {key_heads}, {num_syncs})", 1, 300)
 
 
 @pytest.mark.parametrize("name, key_heads", [("qwen2_tied", 1), ("mistral", 2)])

@@ -12,9 +12,17 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from fastgrpo.policy.packing import pack
@@ -44,17 +52,26 @@ ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
     "mistral": (MistralConfig, MistralForCausalLM, {"tie_word_embeddings": False, "sliding_window": 96}),
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {"head_dim": 32, **EXPERTS}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, {"shared_expert_intermediate_size": 96, **EXPERTS}),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM, {"num_experts": 4, "num_experts_per_tok": 2}),
+}
+EVERY = {**ARCHITECTURES, **MIXTURES}
+HUB_NAMES = ("mlp", "gate_proj", "up_proj", "down_proj")
 
 
 def config_of(name: str, **changes: Any) -> Any:
-    config_class, _, extra = ARCHITECTURES[name]
+    config_class, _, extra = EVERY[name]
     return config_class(**{**SHAPE, **extra, **changes})
 
 
 def random_weights(name: str, seed: int, **changes: Any) -> Weights:
     """Every tensor at random: biases too, norms around 1, and no nearly uniform predictions."""
     with torch.device("meta"):
-        shapes = {n: p.shape for n, p in ARCHITECTURES[name][1](config_of(name, **changes)).named_parameters()}
+        shapes = {n: p.shape for n, p in EVERY[name][1](config_of(name, **changes)).named_parameters()}
     random = torch.Generator().manual_seed(seed)
 
     def draw(weight: str, shape: torch.Size) -> Tensor:
@@ -67,7 +84,7 @@ def random_weights(name: str, seed: int, **changes: Any) -> Weights:
 def model_with(name: str, weights: Weights, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
     config = config_of(name, **changes)
     config._attn_implementation = attention
-    model = ARCHITECTURES[name][1](config)
+    model = EVERY[name][1](config)
     with torch.no_grad():
         for n, p in model.named_parameters():
             p.copy_(weights[n])
@@ -157,12 +174,33 @@ def laid_out(weights: Weights, key_heads: int = 2, rank: int = 0, size: int = 1)
                 pass
             case "o_proj" | "down_proj":
                 out[name] = value.chunk(size, 1)[rank]
+            case "experts" if leaf == "gate_up_proj":
+                halves = [half.chunk(size, 1)[rank] for half in value.chunk(2, 1)]
+                out[f"{prefix}.routed_experts.w13_weight"] = torch.cat(halves, 1)
+            case "experts":
+                out[f"{prefix}.routed_experts.w2_weight"] = value.chunk(size, 2)[rank]
             case "embed_tokens" | "lm_head":
                 padded = torch.zeros(-(-len(value) // 64) * 64, value.shape[1])
                 padded[: len(value)] = value
                 out[name] = padded.chunk(size)[rank]
             case _:
                 out[name] = value
+    return out
+
+
+def one_by_one(name: str, weights: Weights) -> Weights:
+    """The same weights with the names that the hub has for the experts, one by one."""
+    block, gate, up, down = ("block_sparse_moe", "w1", "w3", "w2") if name == "mixtral" else HUB_NAMES
+    out: Weights = {}
+    for key, value in weights.items():
+        hub = key.replace(".mlp.", f".{block}.")
+        experts, _, leaf = hub.rpartition(".")
+        if not experts.endswith(".experts"):
+            out[hub] = value
+            continue
+        for i, expert in enumerate(value):
+            parts = dict(zip((gate, up), expert.chunk(2), strict=True)) if leaf == "gate_up_proj" else {down: expert}
+            out |= {f"{experts}.{i}.{member}.weight": part for member, part in parts.items()}
     return out
 
 

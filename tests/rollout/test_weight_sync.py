@@ -148,6 +148,47 @@ def test_a_part_takes_its_rows_and_columns_of_the_whole_tensor():
     assert live.checksums() == {"w": checksum(whole[2:, 3:].contiguous(), 2, 3)}
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (3, 1, 4), (2, 3, 4), (2, 2, 2, 2)], ids=str)
+def test_a_tensor_of_any_number_of_dimensions_has_a_place(shape):
+    """A scale, a norm, a matrix, a convolution, experts."""
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.zeros(shape))
+    live = LiveWeights.of_modules(module)
+    new = torch.randn(shape)
+    live.write([("weight", new)])
+    assert torch.equal(module.weight.data, new)
+    assert live.checksums() == {"weight": checksum(new)}
+    synced({"weight": new + 1}, torch.float32, [live])
+    assert torch.equal(module.weight.data, new + 1)
+
+
+def test_the_checksum_of_experts_sees_which_expert_and_row_a_value_is_of():
+    experts = torch.randn(3, 4, 64)
+    swapped = [
+        experts[[1, 0, 2]],
+        experts[:, [1, 0, 2, 3]],
+        experts.flip(-1),
+        experts.transpose(0, 1).reshape(3, 4, 64),
+    ]
+    assert len({checksum(one.contiguous()) for one in (experts, *swapped)}) == 5
+    assert checksum(experts) == checksum(experts.flatten(0, 1))
+
+
+def test_blocks_of_rows_hold_the_same_rows_of_each_and_their_checksums_add_up():
+    """Two ranks with half of every expert's gate and up rows."""
+    whole, held = torch.randn(3, 2 * 4, 5), [torch.zeros(3, 2 * 2, 5) for _ in range(2)]
+    shards = [
+        LiveWeights({"w": part}, {"w": Place("w", 0, (2 * rank, 2 * rank + 2), (0, 5), (3, 8, 5), blocks=6)})
+        for rank, part in enumerate(held)
+    ]
+    for rank, shard in enumerate(shards):
+        shard.write([("w", whole)])
+        gate, up = whole[:, :4], whole[:, 4:]
+        rows = slice(2 * rank, 2 * rank + 2)
+        assert torch.equal(held[rank], torch.cat([gate[:, rows], up[:, rows]], 1))
+    assert added(shard.checksums() for shard in shards) == {"w": checksum(whole)}
+
+
 @pytest.mark.parametrize(
     "places",
     [
@@ -289,6 +330,79 @@ def test_a_parameter_that_is_not_known_is_refused_by_name(kind, name, shape):
     model = sharded_model(0, 1)
     model.add_module("strange", layer(kind, {name: shape}))
     with pytest.raises(LayoutError, match=rf"strange\.{name} .* of {kind}"):
+        layout_of(model)
+
+
+def mixture(rank: int = 0, size: int = 1, backend: str = "TRITON", **changes: Any) -> nn.Module:
+    """Three experts of a hidden width of 4 and a width of 2 on each process, as vLLM holds them."""
+    settings = SimpleNamespace(
+        moe_parallel_config=SimpleNamespace(tp_rank=rank, tp_size=size, use_ep=changes.pop("use_ep", False)),
+        num_logical_experts=3,
+        intermediate_size_per_partition_unpadded=2,
+        hidden_dim_unpadded=4,
+    )
+    attributes = {
+        "moe_config": settings,
+        "quant_method": SimpleNamespace(unquantized_backend=SimpleNamespace(name=backend)),
+        "is_fused_checkpoint_transposed": False,
+        "ckpt_gate_proj_name": "gate_proj",
+        "ckpt_up_proj_name": "up_proj",
+        "ckpt_down_proj_name": "down_proj",
+        **changes,
+    }
+    model = layer("Model", {})
+    model.add_module("moe", layer("Block", {}))
+    model.get_submodule("moe").add_module("experts", layer("Runner", {}))
+    shapes = {"w13_weight": (3, 4, 4), "w2_weight": (3, 4, 2)}
+    model.get_submodule("moe.experts").add_module("routed_experts", layer("RoutedExperts", shapes, **attributes))
+    return model
+
+
+def renamed(name: str) -> str:
+    return name.replace("moe.", "mlp.")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_experts_are_written_as_one_tensor_and_one_by_one(size):
+    up, down = torch.randn(3, 2 * 2 * size, 4), torch.randn(3, 4, 2 * size)
+    together = {"mlp.experts.gate_up_proj": up, "mlp.experts.down_proj": down}
+    one_by_one = {}
+    for i in range(3):
+        gate_rows, up_rows = up[i].chunk(2)
+        parts = {"gate_proj": gate_rows, "up_proj": up_rows, "down_proj": down[i]}
+        one_by_one |= {f"moe.experts.{i}.{name}.weight": part for name, part in parts.items()}
+    held = []
+    for weights in (together, one_by_one):
+        models = [mixture(rank, size) for rank in range(size)]
+        layouts = [layout_of(model, renamed) for model in models]
+        shards = [
+            LiveWeights(dict(m.named_parameters()), layout.places, others=layout.others)
+            for m, layout in zip(models, layouts, strict=True)
+        ]
+        for shard in shards:
+            shard.write(weights.items())
+        assert added(shard.checksums() for shard in shards) == {n: checksum(w) for n, w in together.items()}
+        assert shards[0].names_for(weights) == weights.keys()
+        synced({n: w + 1 for n, w in weights.items()}, torch.float32, shards)
+        held.append([p.clone() for model in models for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*held, strict=True))
+    gate, ups = up.chunk(2, dim=1)
+    expected = torch.cat([gate[:, :2], ups[:, :2]], 1) + 1
+    assert torch.equal(held[0][0], expected) and torch.equal(held[0][1], down[..., :2] + 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"backend": "AITER"}, {"is_fused_checkpoint_transposed": True}, {"use_ep": True}], ids=str
+)
+def test_experts_in_an_order_of_the_kernels_own_are_refused_by_name(changes):
+    with pytest.raises(LayoutError, match=r"moe\.experts\.routed_experts\.w13_weight \[3, 4, 4\]: experts of vLLM's"):
+        layout_of(mixture(**changes))
+
+
+def test_latent_attention_whose_products_would_stay_old_is_refused_by_name():
+    model = sharded_model(0, 1)
+    model.block.add_module("attn", layer("MLAAttention", {}))
+    with pytest.raises(LayoutError, match=r"block\.attn: latent attention computes from products"):
         layout_of(model)
 
 

@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.models.decoder import decoder_of
 from fastgrpo.models.head import Head, measure_head
+from fastgrpo.models.layout import held_by, hold_layout
 from fastgrpo.rollout.builtin.kv_cache import Prefill, SlotCache, on_device
 from fastgrpo.rollout.builtin.sampling import sample
 from fastgrpo.rollout.sampling_noise import stream_keys
@@ -41,6 +43,7 @@ class BuiltinEngine:
         self, model: PreTrainedModel, max_sequences: int, kv_on_sync: Literal["recompute", "keep"] = "recompute"
     ) -> None:
         self.model, self.head = model.eval(), measure_head(model)
+        hold_layout(model)
         self.max_sequences = max_sequences
         self.kv_on_sync = kv_on_sync
         self.policy_version = 0
@@ -104,18 +107,13 @@ class BuiltinEngine:
         self._decodings.clear()
 
 
-def affordable_sequences(model: PreTrainedModel, longest: int) -> int:
+def affordable_sequences(bytes_per_token: float, longest: int, device: torch.device) -> int:
     """Sequences of ``longest`` tokens whose keys and values fit into 0.7 of the free memory of a GPU; at least 1."""
-    device = next(model.parameters()).device
     if device.type != "cuda":
         return sys.maxsize
-    config: Any = model.config
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    bytes_per_token = 2 * config.num_hidden_layers * heads * d_head * model.dtype.itemsize
     unused_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused_by_torch
-    return max(1, int(0.7 * free) // (bytes_per_token * longest))
+    return max(1, int(0.7 * free / (bytes_per_token * longest)))
 
 
 @dataclass(slots=True)
@@ -225,7 +223,8 @@ class _Decoding:
         most = self.max_sequences
         if self.device.type == "cuda":
             longest = max(len(r.prompt.prompt_ids) for r in self.waiting) + self.sampling.max_response_tokens
-            most = min(most, int(self.busy.sum()) + affordable_sequences(self.model, longest))
+            affordable = affordable_sequences(self.bytes_per_token, longest, self.device)
+            most = min(most, int(self.busy.sum()) + affordable)
         extra = min(wanted, most) - len(self.busy)
         if extra > 0:
             self.cache.extend(extra)
@@ -233,6 +232,11 @@ class _Decoding:
             self.busy, self.drawn = np.pad(self.busy, (0, extra)), np.pad(self.drawn, (0, extra))
             self.requests += [None] * extra
             self.versions += [[] for _ in range(extra)]
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Of keys and values, as the model itself makes them."""
+        return self._prefill([np.zeros(1, dtype=np.int64)])[0].bytes_per_token()
 
     def _decode_one_token(self) -> list[tuple[int, Response]]:
         if not self.busy.any():
@@ -282,11 +286,16 @@ class _Decoding:
         positions = torch.arange(len(ids)) - cu_seqlens[:-1].repeat_interleave(lengths)
         prefill = Prefill(cu_seqlens.int().to(self.device), int(lengths.max()))
         hidden = self._hidden(ids[None].to(self.device), positions[None].to(self.device), prefill)[0]
+        if not prefill.layers:
+            raise ValueError(
+                f"a {type(self.model).__name__} computes attention by code of its own, whose keys and values the "
+                f"built-in engine cannot keep: take --rollout.engine vllm"
+            )
         return prefill, self._logits(hidden[cu_seqlens[1:].to(self.device) - 1])
 
     def _hidden(self, ids: Tensor, positions: Tensor, kv: Prefill | SlotCache) -> Tensor:
-        output = decoder_of(self.model)(input_ids=ids, position_ids=positions, use_cache=False, kv=kv)
-        return output.last_hidden_state
+        held_by(self.model).kv = kv
+        return decoder_of(self.model)(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
     def _attention(self) -> AbstractContextManager[None]:
         """The attention backends to choose from: on a GPU not cuDNN's, which compiles anew for every cache capacity."""

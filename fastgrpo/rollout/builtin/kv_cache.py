@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrpo.models.attention import HALF, PackedLayout, padded_attention, register, varlen_attention
+from fastgrpo.models.attention import HALF, padded_attention, register, varlen_attention
+from fastgrpo.models.attention_options import attend, options_of
+from fastgrpo.models.layout import PackedLayout, held_by
 
 ATTENTION = "fastgrpo_rollout"
 
@@ -24,16 +26,23 @@ class Prefill:
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int) -> None:
         self.cu_seqlens, self.max_seqlen = cu_seqlens, max_seqlen
         self.layout = PackedLayout(cu_seqlens, max_seqlen)
-        self.layers: list[tuple[Tensor, Tensor]] = []  # each [K, T, E]
+        self.layers: list[tuple[Tensor, Tensor]] = []  # of each call of attention: keys [K, T, E], values [K, T, F]
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any
+    ) -> Tensor:
         self.layers.append((key[0], value[0]))
-        attention = varlen_attention if query.is_cuda and query.dtype in HALF else padded_attention
-        return attention(module, query, key, value, None, layout=self.layout, **kwargs)[0]
+        is_plain = not options_of(query, mask, named).beyond_plain
+        attention = varlen_attention if query.is_cuda and query.dtype in HALF and is_plain else padded_attention
+        return attention(module, query, key, value, mask, layout=self.layout, **named)[0]
+
+    def bytes_per_token(self) -> float:
+        return sum(t.nbytes for layer in self.layers for t in layer) / int(self.layers[0][0].shape[1])
 
 
 class SlotCache:
-    """One slot per sequence that is being decoded, [slots, K, capacity, E] a layer; the capacity grows as needed.
+    """One slot per sequence that is being decoded, keys [slots, K, capacity, E] and values [slots, K, capacity, F] for
+    each call of attention, in the order of the forward pass; the capacity grows as needed.
 
     Lengths are known on both sides: to ask a GPU for them would wait for it at every token.
     """
@@ -45,6 +54,7 @@ class SlotCache:
         self._host_lengths = np.zeros(num_slots, dtype=np.int64)
         self._mask = torch.zeros(0, dtype=torch.bool)
         self._rows = torch.zeros(0, dtype=torch.int64)
+        self._calls = 0  # of attention, in this forward pass
 
     def admit(
         self,
@@ -98,21 +108,30 @@ class SlotCache:
         columns = torch.arange(self.capacity, device=self.lengths.device)
         self._mask = (columns <= self.lengths[:, None])[:, None, None]  # [slots, 1, 1, L]
         self._rows = torch.arange(self.num_slots, device=self.lengths.device)
+        self._calls = 0
 
     def end_token(self) -> None:
         self.lengths += 1
         self._host_lengths += 1
 
-    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
-        keys, values = self.layers[module.layer_idx]
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any
+    ) -> Tensor:
+        keys, values = self.layers[self._calls]
+        self._calls += 1
+        options = options_of(query, mask, named)
         keys[self._rows, :, self.lengths] = key[:, :, 0]
         values[self._rows, :, self.lengths] = value[:, :, 0]
         slots, heads, _, width = query.shape
         # The query heads that share a key/value head stand as its queries: nothing is repeated.
-        grouped = query.view(slots, keys.shape[1], heads // keys.shape[1], width)
-        mask = self._windowed(kwargs.get("sliding_window"))
-        output = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=kwargs["scaling"])
-        return output.reshape(slots, 1, heads, width)
+        grouped = query.reshape(slots, keys.shape[1], heads // keys.shape[1], width)
+        seen = self._windowed(options.window)
+        if options.beyond_plain:
+            sinks = None if options.sinks is None else options.sinks.view(keys.shape[1], -1, 1)
+            output = attend(grouped, keys, values, seen, options, sinks)
+        else:
+            output = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=options.scale)
+        return output.reshape(slots, 1, heads, values.shape[3])
 
     def _windowed(self, sliding_window: int | None) -> Tensor:
         if sliding_window is None or self.capacity <= sliding_window:
@@ -146,11 +165,10 @@ def _rollout_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    kv: Prefill | SlotCache,
-    **kwargs: Any,
+    **named: Any,
 ) -> tuple[Tensor, None]:
-    return kv.attend(module, query, key, value, **kwargs), None
+    kv: Prefill | SlotCache = held_by(module).kv
+    return kv.attend(module, query, key, value, attention_mask, **named), None
 
 
 register(ATTENTION, _rollout_attention)

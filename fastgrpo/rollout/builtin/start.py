@@ -1,9 +1,11 @@
 """From a run's settings to the built-in engine."""
 
 import torch
+from transformers import PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.models.load import load_causal_lm
+from fastgrpo.models.decoder import decoder_of
+from fastgrpo.models.load import load_causal_lm, set_attention
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
 from fastgrpo.rollout.engine_spec import EngineSpec
@@ -21,7 +23,19 @@ def check_builtin(config: Config, device: torch.device, dtype: torch.dtype) -> N
         raise ValueError("--rollout.dtype fp8 needs --rollout.engine vllm")
 
 
+def builtin_of(model: PreTrainedModel) -> BuiltinEngine:
+    """An engine that samples from this very model, whose attention becomes the engine's."""
+    return BuiltinEngine(_with_its_attention(model), max_sequences=64)
+
+
 def start_builtin(spec: EngineSpec) -> BuiltinEngine:
     rollout = spec.config.rollout
     model = load_causal_lm(spec.config.model, spec.device, spec.dtype, ATTENTION)
-    return BuiltinEngine(model, rollout.max_sequences, rollout.kv_on_sync)
+    return BuiltinEngine(_with_its_attention(model), rollout.max_sequences, rollout.kv_on_sync)
+
+
+def _with_its_attention(model: PreTrainedModel) -> PreTrainedModel:
+    set_attention(model, ATTENTION)
+    if decoder_of(model).config._attn_implementation != ATTENTION:
+        raise ValueError(f"the attention of a {type(model).__name__} takes no cache but its own: --rollout.engine vllm")
+    return model

@@ -1,11 +1,13 @@
-"""vLLM's linear layers on a CPU, changed so that a write to their parameters takes effect.
+"""vLLM's linear layers and experts on a CPU, changed so that a write to their parameters takes effect.
 
-After loading, vLLM's layers compute from a packed copy, and the parameter has no elements: a write would change
-nothing. No setting of vLLM keeps the parameter, so vLLM's dispatch function is wrapped, in the process that holds the
-layers and before they load.
+After loading, vLLM's layers compute from a packed copy, and the parameter has no elements, or is the packed copy: a
+write would change nothing, or all. No setting of vLLM keeps the parameter, so vLLM's dispatch function is wrapped, and
+what packs experts, in the process that holds the layers and before they load. Experts have no kernel that reads
+parameters: they are packed in both modes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch.nn.functional as F
@@ -43,6 +45,36 @@ def install() -> None:
             utils.dispatch_cpu_unquantized_gemm,
             lambda: (get_current_vllm_config().additional_config or {}).get(SETTING, "repack"),
         )
+    _install_for_experts()
+
+
+def _install_for_experts() -> None:
+    try:
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts as Kernel
+    except ImportError:  # of other versions: layout_of refuses their experts
+        return
+    if getattr(Kernel.process_weights_after_loading, "of_fastgrpo", False):
+        return
+    original, apply = Kernel.process_weights_after_loading, Kernel.apply
+
+    def keep_and_pack(kernel: Any, layer: Any) -> None:
+        layer.fastgrpo_pack_experts = partial(_pack_experts, original, kernel, layer)
+        layer.fastgrpo_pack_experts()
+
+    def apply_packed(kernel: Any, *given: Any, **named: Any) -> None:
+        apply(kernel, *given, **{**named, **kernel.fastgrpo_packed})
+
+    keep_and_pack.of_fastgrpo = True  # type: ignore[attr-defined]
+    Kernel.process_weights_after_loading, Kernel.apply = keep_and_pack, apply_packed
+
+
+def _pack_experts(pack: Callable[[Any, Any], None], kernel: Any, layer: Any) -> None:
+    """Lets vLLM pack the experts' weights, keeps the copy for the kernel, and gives the layer its parameters back."""
+    held = {name: getattr(layer, name) for name in ("w13_weight", "w2_weight")}
+    pack(kernel, layer)
+    kernel.fastgrpo_packed = {"w1": layer.w13_weight.data, "w2": layer.w2_weight.data}
+    for name, parameter in held.items():
+        setattr(layer, name, parameter)
 
 
 def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
@@ -64,10 +96,13 @@ def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
 def repack_of(model: nn.Module) -> Callable[[], None]:
     """A function that makes the packed copies of this model's layers anew."""
     packed = [m for m in model.modules() if hasattr(m, _PACK)]
+    experts: list[Any] = [m for m in model.modules() if hasattr(m, "fastgrpo_pack_experts")]
 
     def repack() -> None:
         for layer in packed:
             _pack(layer)
+        for layer in experts:
+            layer.fastgrpo_pack_experts()
 
     return repack
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastgrpo.rollout.vllm import cpu_layers
 from fastgrpo.rollout.vllm.layout import layout_of
+from fastgrpo.rollout.vllm.names import hub_named, renaming, require_same_names, trained_model
 from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup, find_store
 from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights
 
@@ -30,6 +31,7 @@ class WeightSyncWorker:
     device: torch.device
     _sync_found: tuple[LiveWeights | None, str]
     _sync_receiver: Receiver
+    _sync_model: torch.nn.Module | None
 
     def sync_layout(self) -> str:
         """Why the weights cannot be written in place; empty if they can. Reads the layout once."""
@@ -53,8 +55,14 @@ class WeightSyncWorker:
             from vllm.config import set_current_vllm_config
 
             with set_current_vllm_config(self.vllm_config):
-                self.model_runner.reload_weights(weights_iterator=iter(weights))
+                self.model_runner.reload_weights(weights_iterator=hub_named(weights, self._sync_trained()))
             cpu_layers.repack_of(self.model_runner.get_model())()  # vLLM does not renew a tied head's packed copy
+
+    def _sync_trained(self) -> torch.nn.Module | None:
+        """transformers' model of the same configuration, without weights."""
+        if "_sync_model" not in vars(self):
+            self._sync_model = trained_model(self.model_runner.get_model().config)
+        return self._sync_model
 
     def receive_join(
         self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest
@@ -84,8 +92,9 @@ class WeightSyncWorker:
         return {n: p.data_ptr() for n, p in self.model_runner.get_model().named_parameters()}
 
 
-def live_weights(model: torch.nn.Module) -> LiveWeights:
+def live_weights(model: Any) -> LiveWeights:
     """The live weights of a vLLM model in this process. Raises LayoutError."""
-    layout = layout_of(model)
+    layout = layout_of(model, renaming(getattr(model.config, "model_type", "")))
+    require_same_names(layout.places, trained_model(model.config))
     parameters = {n: p.data for n, p in model.named_parameters()}
-    return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding)
+    return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding, layout.others)

@@ -148,7 +148,7 @@ class Receiver:
         """Receives every tensor of the manifest. A tensor that this process holds whole needs no copy."""
         assert self.weights is not None
         for name, shape, dtype in self.manifest:
-            place, view = self.weights.places[name], self.weights.views[name]
+            place, view = self.weights.writable[name], self.weights.views[name]
             if place.is_whole and view.dtype == dtype:
                 self.group.broadcast(view).wait()
             else:
@@ -168,9 +168,9 @@ class Receiver:
 
 
 def _require_same(manifest: Manifest, weights: LiveWeights) -> None:
-    missing = {name for name, *_ in manifest} ^ weights.places.keys()
-    if missing:
+    given = {name for name, *_ in manifest}
+    if missing := given ^ weights.names_for(given):
         raise KeyError(f"trainer and engine do not have the same weights: {', '.join(sorted(missing)[:5])}")
     for name, shape, _ in manifest:
-        if (held := weights.places[name].shape) != shape:
+        if (held := weights.writable[name].shape) != shape:
             raise KeyError(f"the trainer's {name} has shape {list(shape)}, the engine's {list(held)}")

@@ -12,18 +12,18 @@ _CHUNK_WORDS = 1 << 22
 
 
 def checksum(
-    values: Tensor,  # [rows] or [rows, columns], or a part of such a tensor
+    values: Tensor,  # [rows] or [..., columns], or a part of such a tensor
     first_row: int = 0,
     first_column: int = 0,
     num_columns: int | None = None,  # of the whole tensor; None: these are all
 ) -> int:
-    """The sum over words of ``bits * (a * row + b * column + c)``, modulo 2**64.
+    """The sum over words of ``bits * (a * row + b * column + c)``, modulo 2**64; all dimensions but the last are rows.
 
     The checksums of disjoint parts add up to the checksum of the whole, and elements that change places change it. The
     bits are those of the dtype. A word has four bytes if every row of the whole tensor is a multiple of 256 bytes,
     which is faster for small elements. Otherwise a word is an element, or half of an element of eight bytes.
     """
-    matrix = values.detach().unsqueeze(1) if values.dim() == 1 else values.detach().flatten(1)
+    matrix = values.detach().reshape(-1, 1) if values.dim() < 2 else values.detach().flatten(0, -2)
     size = matrix.element_size()
     is_aligned = (num_columns or matrix.shape[1]) * size % _ALIGNED_BYTES == 0
     bits = matrix.view(torch.int32 if is_aligned and matrix.shape[1] else _BITS[size])
@@ -35,6 +35,11 @@ def checksum(
         rows = _line(first_row + start, len(part), _ROW, values.device)
         total += (part * columns).sum() + (part.sum(1) * rows).sum()
     return int(total)
+
+
+def wrapped(value: int) -> int:
+    """The same modulo 2**64, as int64 has it."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _line(first: int, count: int, factor: int, device: torch.device) -> Tensor:

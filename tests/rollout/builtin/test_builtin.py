@@ -8,7 +8,8 @@ from fastgrpo.policy.packing import pack
 from fastgrpo.policy.policy import Policy
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
-from fastgrpo.rollout.generate import generate
+from fastgrpo.rollout.generate import generate, requests_of
+from fastgrpo.rollout.weight_sync import checksum
 from fastgrpo.types import Sampling
 from tests.tiny import prompts, tiny_model
 
@@ -23,7 +24,10 @@ def ids(groups):
     return [s.response.response_ids.tolist() for g in groups for s in g]
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "mistral"])
+EVERY = ["qwen2", "llama", "mistral", "qwen3_moe", "gemma2", "gpt_oss", "deepseek_v3", "stablelm"]
+
+
+@pytest.mark.parametrize("architecture", EVERY)
 def test_logprobs_are_those_of_the_policy_over_the_same_tokens(architecture):
     """The trainer's packed pass and the decode loop's cache are two programs for one number."""
     groups = generate(engine(architecture), prompts(9), SAMPLING)
@@ -35,7 +39,7 @@ def test_logprobs_are_those_of_the_policy_over_the_same_tokens(architecture):
     torch.testing.assert_close(sampled, logprobs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "mistral"])
+@pytest.mark.parametrize("architecture", EVERY)
 def test_greedy_tokens_are_those_of_transformers_generate(architecture):
     sampling = replace(SAMPLING, temperature=0.0, group_size=1)
     ours = ids(generate(engine(architecture), prompts(5), sampling))
@@ -90,19 +94,34 @@ def test_samples_follow_the_policys_distribution():
     assert chi_square < seen.sum() + 5 * np.sqrt(2 * seen.sum())
 
 
-def test_new_weights_are_written_in_place_and_used():
-    drawn = engine()
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3_moe"])
+def test_new_weights_are_written_in_place_and_used(architecture):
+    drawn = engine(architecture)
     before = ids(generate(drawn, prompts(4), SAMPLING))
     addresses = [p.data_ptr() for p in drawn.model.parameters()]
-    other = tiny_model()
+    other = tiny_model(architecture)
     with torch.no_grad():
         for p in other.parameters():
             p.mul_(-1.0)
     drawn.write_weights(other.named_parameters(), 1)
     assert [p.data_ptr() for p in drawn.model.parameters()] == addresses
+    assert drawn.checksums() == {n: checksum(p.data) for n, p in other.named_parameters()}
     assert ids(generate(drawn, prompts(4), SAMPLING)) != before
     with pytest.raises(KeyError):
         drawn.write_weights([("no.such.weight", torch.zeros(1))], 2)
+
+
+def test_a_token_takes_as_much_memory_as_its_keys_and_values():
+    """DeepSeek: two layers of four heads, keys of 16 and values of 12."""
+    drawn = engine("deepseek_v3")
+    drawn.submit(requests_of(prompts(1), SAMPLING))
+    (decoding,) = drawn._decodings.values()
+    assert decoding.bytes_per_token == 2 * 4 * (16 + 12) * 4
+
+
+def test_a_model_whose_attention_keeps_no_keys_is_refused():
+    with pytest.raises(ValueError, match="a BloomForCausalLM computes attention by code of its own"):
+        generate(engine("bloom"), prompts(1), SAMPLING)
 
 
 def test_no_prompts_give_no_groups():

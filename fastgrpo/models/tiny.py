@@ -1,0 +1,95 @@
+"""A tiny copy of an architecture: some layers of every kind that a configuration asks for, in small sizes."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from fastgrpo.models.decoder import layers_of
+from fastgrpo.models.load import OWN
+from fastgrpo.models.tiny_sizes import num_layers_of, shrunk
+
+_MOST_LAYERS = 12
+"""No model has a longer pattern of kinds."""
+_MOST_PARAMETERS = 64_000_000
+
+
+class CannotShrink(ValueError):
+    """No tiny copy of this architecture can be made or run; the message says what happened."""
+
+
+def tiny_config(config: PretrainedConfig, trust_remote_code: bool = False) -> PretrainedConfig:
+    """A configuration of the same class and options, with small sizes and few layers, but some of every kind."""
+    return _with_layers(config, _num_layers_that_show_all(config, trust_remote_code))
+
+
+def tiny_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A float32 model on the CPU whose random weights show mistakes, in evaluation mode. It draws from torch's
+    generator, which the caller puts aside."""
+    model = _built(config, trust_remote_code)
+    with torch.no_grad():
+        for name, value in (*model.named_parameters(), *_persistent_buffers(model)):
+            if value.is_floating_point():
+                _spread(name, value)
+    return model.eval()
+
+
+def _built(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config),
+            dtype=torch.float32,
+            attn_implementation=OWN,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # of code that meets sizes which it was not made for
+        raise CannotShrink(f"{type(error).__name__}: {error}") from error
+
+
+def _persistent_buffers(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    known = model.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in known]
+
+
+def _spread(name: str, value: Tensor) -> None:
+    """The usual beginnings make nearly uniform predictions and norms without effect, which hide mistakes."""
+    if value.dim() >= 2:
+        value.normal_().mul_(0.5 if "embed" in name else 1.2 / value.shape[-1] ** 0.5)
+    else:
+        value.add_(torch.randn_like(value), alpha=0.1)
+
+
+def _num_layers_that_show_all(config: PretrainedConfig, trust_remote_code: bool) -> int:
+    """Two, or as many from the front as it takes to have a layer of every kind."""
+    named = num_layers_of(config.get_text_config(decoder=True).to_dict())
+    most = min(_MOST_LAYERS, named or _MOST_LAYERS)
+    with torch.device("meta"):
+        model = _built(_with_layers(config, most), trust_remote_code)
+    if (size := model.num_parameters()) > _MOST_PARAMETERS:
+        raise CannotShrink(f"{size:,} weights are left, for its sizes have names that fastgrpo does not know")
+    kinds = [_kind(layer) for layer in layers_of(model)]
+    last = max(kinds.index(kind) for kind in kinds)
+    return min(most, max(2, last + 1))
+
+
+def _kind(layer: nn.Module) -> str:
+    """What tells layers of different kinds apart: their parts, weights and plain attributes, but for their numbers."""
+    found: list[object] = []
+    for name, part in layer.named_modules():
+        plain = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str) or v is None}
+        found.append(
+            (name, type(part).__name__, {k: v for k, v in plain.items() if not k.endswith(("idx", "index", "id"))})
+        )
+    shapes = [(name, tuple(value.shape)) for name, value in layer.named_parameters()]
+    return repr((found, shapes))
+
+
+def _with_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+    try:
+        small = type(config).from_dict(shrunk(config.to_dict(), num_layers))
+    except Exception as error:  # of validation that asks for what the rules do not know
+        raise CannotShrink(f"{type(error).__name__}: {error}") from error
+    small.name_or_path = config.name_or_path  # where code that comes with a model is found
+    return small
