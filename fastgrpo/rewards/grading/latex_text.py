@@ -39,7 +39,7 @@ FONTS = "text textbf textit textrm textsc textsl textnormal textstyle textsupers
 # A letter or a set (\\i, \\RR), and a symbol of text mode (\\textonehalf): their names stay, too.
 NAMED = re.compile(r"[a-zA-Z]|(?!SI)[A-Z]{2}|text(?!color)[a-z]+")
 # Dress that has the name of a character in HTML.
-SILENT = {"it", "sc", "par", "num", "ang", "deg", "checkmark"}
+SILENT = {"it", "sc", "par", "num", "ang", "deg", "checkmark", "ddagger"}
 SYMBOLS = {",": " ", ";": " ", ":": " ", " ": " ", "\t": " ", "\n": " "}
 SYMBOLS |= {symbol: symbol for symbol in "&$%#_|'`\"^~=."}
 
