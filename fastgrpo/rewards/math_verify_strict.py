@@ -61,8 +61,7 @@ def math_verify_strict(response: str, answer: str) -> bool:
 
 
 def _braced(latex: str) -> str:
-    """The text with braces where TeX takes one character for an argument, without those around it; with a percent sign.
-    """
+    """The text with braces where TeX takes one character for an argument, and none around it; percent as a sign."""
     latex = PERCENT.sub(r"\\%", latex).strip()
     if latex.startswith("{") and closing_brace(latex, 1) == len(latex) - 1:
         latex = latex[1:-1]

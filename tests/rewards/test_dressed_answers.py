@@ -2,7 +2,7 @@ r"""Verdicts on answers in dress beside those of the verifiers' sources.
 
 ``dressed_answers.tsv`` has five columns: the verdicts of the sources and ours, each for mathd_or_sympy, math_verify and
 simplerl_mix; what stands in the box; the gold answer; the family. The sources that ran are ``grade_answer_verl`` of
-thunlp/JustRL evals/utils.py with pylatexenc 2.11 (its graders are DeepScaleR's, character for character), verl's call of
+thunlp/JustRL evals/utils.py with pylatexenc 2.11 (its graders are DeepScaleR's to the letter), verl's call of
 math-verify 0.9.0, and ``extract_answer`` of hkust-nlp/simpleRL-reason (v1) before the same library's ``parse`` and
 ``verify``. Their code is not in this tree.
 """

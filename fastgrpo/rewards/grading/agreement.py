@@ -50,7 +50,7 @@ def _kind(value: Any) -> str:
     """A pair in brackets may be an open interval or a tuple, and one without brackets is read as a set."""
     from sympy import FiniteSet, Interval, MatrixBase, Tuple
 
-    if isinstance(value, Interval) and value.is_open or isinstance(value, Tuple):
+    if (isinstance(value, Interval) and value.is_open) or isinstance(value, Tuple):
         return "tuple"
     kinds = {FiniteSet: "set", Interval: "interval", MatrixBase: "matrix"}
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), "value")

@@ -14,9 +14,9 @@ MAX_DEPTH = 30
 FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "textfrac"}
 BINOMIALS = {"binom", "dbinom", "tbinom"}
 # Marks that make another value of what is under them: 0.\overline{3} is not 0.3.
-ACCENTS = set("hat check breve acute grave tilde bar vec dot ddot dddot mathring overline widehat widetilde".split())
-ACCENTS |= {"overrightarrow", "overleftarrow", "overleftrightarrow"}
-# What is not seen of a command's arguments: * a star, [ an option, { an argument, + one that is seen.
+ACCENTS = {"hat", "check", "breve", "acute", "grave", "tilde", "bar", "vec", "dot", "ddot", "dddot", "mathring"}
+ACCENTS |= {"overline", "widehat", "widetilde", "overrightarrow", "overleftarrow", "overleftrightarrow"}
+# What is not seen of a command's arguments: * a star, [ an option, { an argument.
 HIDDEN = {"hspace": "*{", "vspace": "*{", "phantom": "{", "hphantom": "{", "vphantom": "{", "label": "{", "tag": "*{"}
 HIDDEN |= {"color": "[{", "mathcolor": "[{", "pagecolor": "[{", "textcolor": "[{", "colorbox": "[{"}
 HIDDEN |= {"fcolorbox": "[{[{", "definecolor": "[{{{"}
@@ -35,7 +35,8 @@ NAMES = "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth
 NAMES += "max min inf lim limsup liminf gcd lcm det arg dim ker hom Pr mod bmod pmod Re Im choose over atop root surd "
 NAMES += "backslash lnot boxdot ddots vdots iddots dotsm dotsi dotso ae AE oe aa ss dh th"
 WORDS |= {name: name for name in NAMES.split()}
-FONTS = "text textbf textit textrm textsc textsl textnormal textstyle textsuperscript textsubscript textdegree".split()
+FONTS = {"text", "textbf", "textit", "textrm", "textsc", "textsl", "textnormal", "textstyle", "textdegree"}
+FONTS |= {"textsuperscript", "textsubscript"}
 # A letter or a set (\\i, \\RR), and a symbol of text mode (\\textonehalf): their names stay, too.
 NAMED = re.compile(r"[a-zA-Z]|(?!SI)[A-Z]{2}|text(?!color)[a-z]+")
 # Dress that has the name of a character in HTML.
@@ -52,9 +53,9 @@ def plain_text(latex: str) -> str:
     r"""The text with fractions, roots and symbols written out and without fonts, colours, sizes and braces.
 
     A command that is none of these and no character's name is dress: it vanishes, and what it is put on stays. The
-    parts of a fraction stay in brackets of their own, ``⟮1+x⟯/2``, unless each is one number or letter; with pylatexenc,
-    whose text this is otherwise, they lose them. A period behind a fraction is its last number's, as there. A root that
-    is not square becomes ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
+    parts of a fraction stay in brackets of their own, ``⟮1+x⟯/2``, unless each is one number or letter; pylatexenc,
+    whose text this is otherwise, drops them. A period behind a fraction is its last number's, as there. A root that is
+    not square becomes ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
     """
     text = _Reader(latex, units=False).group()
     text = text if text.strip() else _Reader(latex, units=True).group()
