@@ -1,8 +1,8 @@
 r"""Answers on which public reports have told graders to err, beside the verdicts of the verifiers' sources.
 
-``told_answers.tsv`` has six columns: the verdicts of the sources and ours, each for the eight verifiers of `COMPARED`; that
-of math_verify_strict, which has no source; what stands in the box, or after "!" a whole response; the gold answer; the
-kind. The sources that ran are those of ``test_dressed_answers.py`` and, for the first two, thunlp/JustRL
+``told_answers.tsv`` has six columns: the verdicts of the sources and ours, each for the eight verifiers of `COMPARED`;
+that of math_verify_strict, which has no source; what stands in the box, or after "!" a whole response; the gold answer;
+the kind. The sources that ran are those of ``test_dressed_answers.py`` and, for the first two, thunlp/JustRL
 train/verl/utils/reward_score/math_dapo.py; prime_union's is DeepScaleR's or verl's.
 """
 
@@ -58,7 +58,7 @@ def test_every_told_answer_is_judged_as_the_table_says(name: str):
 
 
 def test_ours_are_the_sources_verdicts_but_for_what_the_source_misreads():
-    """And but for a response without a closed box, which format_penalty calls unformatted and its source may call right."""
+    """And but for a response without a closed box, which format_penalty calls unformatted, whatever its source says."""
     mended = {"repeating decimal", "bracket of a fraction", "degree of a root", "names of functions"}
     for row in ROWS:
         if row.kind in mended:
@@ -105,7 +105,15 @@ def test_the_doc_has_every_told_answer_that_is_accepted_and_wrong():
         "comma dropped",
         "other units",
     }
-    wrong |= {"near an integer", "time of day", "unbraced fraction", "another base", "negated", "false equation"}
+    wrong |= {
+        "other units",
+        "near an integer",
+        "time of day",
+        "unbraced fraction",
+        "another base",
+        "negated",
+        "false equation",
+    }
     wrong |= {"letters in another order", "tuple for a set"}
     for kind in wrong:
         told = {(row.answer, row.gold) for row in ROWS if row.kind == kind}
