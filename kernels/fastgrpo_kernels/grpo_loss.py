@@ -48,10 +48,8 @@ def grpo_loss(
     objective = objective or Objective()
     require(logprobs.dim() == 1, lambda: f"logprobs must be [T], got {list(logprobs.shape)}")
     for name, values in (("logprobs", logprobs), ("entropy", entropy)):
-        require(
-            values is None or values.dtype in FLOATS,
-            lambda name=name, values=values: f"{name} must have 16, 32 or 64 bits and a point, got {values.dtype}",
-        )
+        if values is not None and values.dtype not in FLOATS:
+            raise ValueError(f"{name} must have 16, 32 or 64 bits and a point, got {values.dtype}")
     check_derivatives("grpo_loss", {"logprobs": logprobs, "entropy": entropy}, {})
     require(
         not objective.entropy_coef or entropy is not None,
