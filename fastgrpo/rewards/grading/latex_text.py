@@ -59,7 +59,7 @@ def plain_text(latex: str) -> str:
     """
     text = _Reader(latex, units=False).group()
     text = text if text.strip() else _Reader(latex, units=True).group()
-    return END_OF_SENTENCE.sub(r"\1.\2", text)
+    return END_OF_SENTENCE.sub(r"\1.\2", text) if CLOSE in text else text
 
 
 class _Reader:
