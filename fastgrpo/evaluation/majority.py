@@ -1,5 +1,6 @@
 """maj@k: the accuracy of the answer that most of k responses give."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import numpy as np
 from fastgrpo.rewards.grading.boxes import last_boxed
 from fastgrpo.rewards.grading.mathd import normalised
 
+_INTEGER = re.compile(r"\+?(-?)0*([0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)")
 _MOST_SAMPLES = 1000  # with more, the binomial coefficients overflow float64
 
 
@@ -15,11 +17,15 @@ def vote_of(response: str) -> str | None:
     """The answer that a response votes for: the content of its last box, as
     `fastgrpo.rewards.grading.mathd` normalises it.
 
-    None without a box. ``1/2`` and ``\\frac12`` are the same vote, ``1/4`` and ``0.25`` are two: the verifier is not
-    asked, because a vote must not know the gold answer.
+    None without a box. ``1/2`` and ``\\frac12`` are the same vote, ``1,234`` and ``01234`` that for 1234; ``1/4`` and
+    ``0.25`` are two: the verifier is not asked, because a vote must not know the gold answer.
     """
     answer = last_boxed(response)
-    return None if answer is None else normalised(answer)
+    if answer is None:
+        return None
+    vote = normalised(answer)
+    integer = _INTEGER.fullmatch(vote)
+    return integer[1] + re.sub("[^0-9]", "", integer[2]) if integer else vote
 
 
 def majority_at_k(

@@ -17,6 +17,7 @@ from fastgrpo.rewards.grading.boxes import last_boxed
 from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.judgement import Judgement, KnownAnswer, RewardError, Verdict
 from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
+from fastgrpo.rewards.math_verify_strict import math_verify_strict
 from fastgrpo.rewards.pool.verifier_pool import MADE_UP, VerifierPool
 from fastgrpo.rewards.pool.wire import Item
 from fastgrpo.rewards.prime_union import prime_union
@@ -55,6 +56,7 @@ __all__ = [
     "last_boxed",
     "last_code_block",
     "math_verify",
+    "math_verify_strict",
     "mathd_or_sympy",
     "prime_union",
     "reward_model",

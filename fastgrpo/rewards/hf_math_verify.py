@@ -57,6 +57,11 @@ def equal_as_boxes(given: str, answer: str) -> bool:
     return equal_values(golds, targets)
 
 
+def value_of_answer(latex: str) -> Value | None:
+    """The value of an answer's LaTeX, after the library's normalisation; None where it cannot be read as a whole."""
+    return _value_of_latex(_normalised(f"\\boxed{{{latex}}}", _targets()[0], in_box=True), is_percent=False)
+
+
 def equal_values(golds: list[Value], targets: list[Value]) -> bool:
     """Whether any gold is equal to any target; a text equals only the same text."""
     return any(_equal(gold, target) for gold in golds for target in targets)

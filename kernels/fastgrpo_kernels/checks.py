@@ -1,10 +1,13 @@
 """Checks of the public functions' inputs, and the form in which the ops take them."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
+from fastgrpo_kernels.derivatives import check_derivatives
 from fastgrpo_kernels.head import LinearInputs
 from fastgrpo_kernels.objective import Objective
 from fastgrpo_kernels.primitives import LogitTransform, TokenFields, statistics_dtype
@@ -22,11 +25,12 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the values can be read: a GPU would have to be waited for, and torch.compile traces without values."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the values can be read: a GPU would have to be waited for, and what is traced or fake has none."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
 def linear_inputs(
+    op: str,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -40,17 +44,15 @@ def linear_inputs(
     Raises ValueError for shapes, dtypes, devices or constants that do not fit, and for a sharded weight.
     """
     _refuse_sharded(hidden=hidden, weight=weight, bias=bias)
-    _check_head(hidden, weight, bias, target_ids)
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    check_head(hidden, weight, bias, target_ids)
+    temperatures = temperature if isinstance(temperature, Tensor) else None
+    check_derivatives(op, {"hidden": hidden, "weight": weight, "bias": bias}, {"temperature": temperatures})
+    device = hidden.device.type
+    with_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta
+    if with_autocast and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    require(
-        hidden.dtype in FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
-        lambda: (
-            f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
-            f"{None if bias is None else bias.dtype}: cast them, or use autocast"
-        ),
-    )
+    check_dtypes(hidden, weight, bias)
     require(chunk_tokens is None or chunk_tokens > 0, lambda: f"chunk_tokens must be above 0, got {chunk_tokens}")
     transform = logit_transform(temperature, softcap, hidden)
     bias = None if bias is None else bias.contiguous()
@@ -70,7 +72,8 @@ def _refuse_sharded(**tensors: Tensor | None) -> None:
     )
 
 
-def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor) -> None:
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor) -> None:
+    """Raises ValueError for shapes and devices that do not fit."""
     require(
         hidden.dim() == 2 and weight.dim() == 2 and hidden.shape[1] == weight.shape[1]
         and target_ids.shape == hidden.shape[:1] and (bias is None or bias.shape == weight.shape[:1]),
@@ -87,6 +90,17 @@ def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids:
     )
 
 
+def check_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raises ValueError unless all have one floating dtype, of at least 16 bits."""
+    require(
+        hidden.dtype in FLOATS and hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype),
+        lambda: (
+            f"hidden, weight and bias must have one floating dtype, got {hidden.dtype}, {weight.dtype} and "
+            f"{None if bias is None else bias.dtype}: cast them, or use autocast"
+        ),
+    )
+
+
 def logit_transform(
     temperature: float | Tensor,
     softcap: float | None,
@@ -94,24 +108,39 @@ def logit_transform(
 ) -> LogitTransform:
     """The transform from these two.
 
-    Raises ValueError for a temperature that is not above 0, a wrong length, or a softcap that is not above 0.
+    Raises ValueError for a temperature or softcap that is not above 0, or whose inverse the statistics cannot hold, and
+    for a wrong length. Where temperatures of rows cannot be read, those that would be refused become NaN, and so do
+    their rows: to learn of them, a GPU would have to be waited for.
     """
+    least = torch.finfo(statistics_dtype(rows.dtype)).tiny
+    most = 1 / least
+    bounds = f"from {least:.3g} to {most:.3g}, whose inverses {statistics_dtype(rows.dtype)} holds"
     require(
-        softcap is None or 0 < softcap < 1e30, lambda: f"softcap must be above 0 and finite, or None, got {softcap}"
+        softcap is None or least <= softcap < 1e30,
+        lambda: f"softcap must be above 0 and finite, or None, got {softcap} (the least is {least:.3g})",
     )
     if isinstance(temperature, Tensor):
         require(
             temperature.shape == rows.shape[:1],
             lambda: f"temperature must be a float or one per token [{len(rows)}], got {list(temperature.shape)}",
         )
+        require(not temperature.is_complex(), lambda: f"temperatures must be real, got {temperature.dtype}")
+        temperatures = temperature.detach().to(statistics_dtype(rows.dtype)).contiguous()
+        valid = (temperatures >= least) & (temperatures <= most)
         if readable(temperature):
-            require(bool((temperature > 0).all()), "every token's temperature must be above 0")
-        return LogitTransform(temperature.detach().to(statistics_dtype(rows.dtype)).contiguous(), softcap or 0.0)
-    require(temperature > 0, lambda: f"temperature must be above 0, got {temperature}")
+            require(bool(valid.all()), lambda: f"every token's temperature must be above 0, {bounds}")
+        else:
+            temperatures = torch.where(valid, temperatures, math.nan)
+        return LogitTransform(temperatures, softcap or 0.0)
+    require(
+        least <= temperature <= most,
+        lambda: f"temperature must be above 0, got {temperature}: {bounds}",
+    )
     return LogitTransform(float(temperature), softcap or 0.0)
 
 
 def token_fields(
+    op: str,
     fields: TokenFields,
     objective: Objective,
     rows: Tensor,  # [T, ...] of the device and dtype of the logprobs
@@ -121,6 +150,8 @@ def token_fields(
     Raises ValueError for a shape, dtype or device that does not fit, and for what the objective needs and is missing.
     """
     _check_needs(fields, objective)
+    floats = {name: values for name, values in zip(fields._fields, fields, strict=True) if name != "cu_seqlens"}
+    check_derivatives(op, {}, floats)
     cu_seqlens = fields.cu_seqlens if objective.needs_whole_responses else None
     if cu_seqlens is not None:
         boundaries(cu_seqlens, "cu_seqlens", len(rows))
@@ -133,6 +164,7 @@ def token_fields(
         if name == "response_mask":
             require(values.dtype == torch.bool, lambda: f"response_mask must be bool, got {values.dtype}")
             return values.contiguous()
+        require(not values.is_complex(), lambda: f"{name} must be real, got {values.dtype}")
         return values.detach().to(dtype).contiguous()
 
     return fields.map(checked)._replace(cu_seqlens=cu_seqlens)
@@ -177,7 +209,10 @@ def loss_token_count(
     if isinstance(num_loss_tokens, Tensor):
         require(num_loss_tokens.numel() == 1, "num_loss_tokens must be one number")
         if readable(num_loss_tokens):
-            require(bool(num_loss_tokens > 0), lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens.item()}")
+            count = num_loss_tokens.item()
+            require(0 < count < math.inf, lambda: f"num_loss_tokens must be above 0 and finite, got {count}")
         return num_loss_tokens.detach().to(rows.device, dtype).reshape(())
-    require(num_loss_tokens > 0, lambda: f"num_loss_tokens must be above 0, got {num_loss_tokens}")
+    require(
+        0 < num_loss_tokens < math.inf, lambda: f"num_loss_tokens must be above 0 and finite, got {num_loss_tokens}"
+    )
     return torch.full((), num_loss_tokens, device=rows.device, dtype=dtype)

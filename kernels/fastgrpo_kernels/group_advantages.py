@@ -1,11 +1,13 @@
 """From the rewards of a group to its advantages."""
 
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import boundaries, require
+from fastgrpo_kernels.derivatives import check_derivatives
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.primitives import statistics_dtype
 
@@ -31,9 +33,13 @@ def group_advantages(
     ``scale="batch"``, minus the group's mean, then over the standard deviation of all N. A group of one and a group
     of equal rewards give exactly 0.
 
-    Raises ValueError unless just one of ``group_size`` and ``cu_groups`` is given and fits.
+    Advantages have no gradient. Raises ValueError unless just one of ``group_size`` and ``cu_groups`` is given and
+    fits, and for rewards that ask for a gradient.
     """
     require(rewards.dim() == 1, lambda: f"rewards must be [N], got {list(rewards.shape)}")
+    require(not rewards.is_complex(), lambda: f"rewards must be real, got {rewards.dtype}")
+    require(0 <= eps < math.inf, lambda: f"eps must be 0 or more, got {eps}")
+    check_derivatives("group_advantages", {}, {"rewards": rewards})
     require((group_size is None) != (cu_groups is None), "give group_size, or cu_groups for ragged groups")
     require(baseline in ("mean", "leave_one_out"), lambda: f"baseline must be mean or leave_one_out, got {baseline!r}")
     require(scale in ("group", "batch", "none"), lambda: f"scale must be group, batch or none, got {scale!r}")

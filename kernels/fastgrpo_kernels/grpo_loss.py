@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import loss_token_count, require, token_fields
+from fastgrpo_kernels.checks import FLOATS, loss_token_count, require, token_fields
+from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.objective import METRICS, Objective
 from fastgrpo_kernels.primitives import TokenFields, statistics_dtype
@@ -41,10 +42,15 @@ def grpo_loss(
     mean of each response's mean, ``num_loss_tokens / (num_responses * length)``; for Dr.GRPO's constant,
     ``num_loss_tokens / (num_responses * max_response_tokens)``.
 
-    Raises ValueError for shapes and dtypes that do not fit, and for what the objective needs and did not get.
+    Raises ValueError for shapes and dtypes that do not fit, for what the objective needs and did not get, and for a
+    field that asks for a gradient; NotImplementedError for forward mode, torch.func and second derivatives.
     """
     objective = objective or Objective()
     require(logprobs.dim() == 1, lambda: f"logprobs must be [T], got {list(logprobs.shape)}")
+    for name, values in (("logprobs", logprobs), ("entropy", entropy)):
+        if values is not None and values.dtype not in FLOATS:
+            raise ValueError(f"{name} must have 16, 32 or 64 bits and a point, got {values.dtype}")
+    check_derivatives("grpo_loss", {"logprobs": logprobs, "entropy": entropy}, {})
     require(
         not objective.entropy_coef or entropy is not None,
         lambda: f"entropy_coef {objective.entropy_coef} needs the entropy of every token",
@@ -56,7 +62,8 @@ def grpo_loss(
     dtype = statistics_dtype(logprobs.dtype)
     loss, ratio, metrics, *_ = _grpo_loss(
         logprobs.to(dtype), None if entropy is None else entropy.to(dtype),
-        *token_fields(fields, objective, logprobs), loss_token_count(num_loss_tokens, logprobs), objective.encode(),
+        *token_fields("grpo_loss", fields, objective, logprobs),
+        loss_token_count(num_loss_tokens, logprobs), objective.encode(),
     )  # fmt: skip
     return LossOutput(loss, ratio, metrics)
 
@@ -106,6 +113,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    first_derivative_only("grpo_loss")
     of_logprobs, of_entropy = ctx.saved_tensors
     nothing = [None] * (ctx.num_inputs - 2)
     if grad_loss is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.checks import boundaries, linear_inputs, loss_token_count, readable, require, token_fields
+from fastgrpo_kernels.derivatives import first_derivative_only
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.group_advantages import Baseline, Scale, group_advantages
 from fastgrpo_kernels.head import Head, HeadGradients, LinearInputs, empty_gradients, make_head
@@ -65,10 +66,11 @@ def linear_grpo(
     The gradient is formed in the forward pass if anything requires one, and given out once: a second backward pass
     through the same call raises torch's error about a tensor that was changed in place.
 
-    Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
+    Raises ValueError for shapes, dtypes and constants that do not fit, for a sharded weight, and for a field that asks
+    for a gradient; NotImplementedError for forward mode, torch.func and second derivatives.
     """
     objective = objective or Objective()
-    inputs = linear_inputs(hidden, weight, bias, target_ids, temperature, softcap, chunk_tokens)
+    inputs = linear_inputs("linear_grpo", hidden, weight, bias, target_ids, temperature, softcap, chunk_tokens)
     if advantages is None:
         require(rewards is not None and cu_seqlens is not None, "without advantages, rewards and cu_seqlens are needed")
         assert rewards is not None and cu_seqlens is not None
@@ -79,7 +81,7 @@ def linear_grpo(
     fields = TokenFields(
         old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights, cu_seqlens
     )
-    fields = token_fields(fields, objective, inputs.hidden)
+    fields = token_fields("linear_grpo", fields, objective, inputs.hidden)
     rows = _response_rows(fields.response_mask)
     if rows is not None:
         inputs, fields = inputs.select(rows), fields.select(rows)
@@ -270,6 +272,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    first_derivative_only("linear_grpo")
     gradients: list[Tensor | None] = [None] * 3
     num_loss_tokens, *formed = ctx.saved_tensors
     if grad_loss is not None and num_loss_tokens is not None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import linear_inputs
+from fastgrpo_kernels.checks import check_dtypes, check_head, linear_inputs
+from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.head import HeadGradients, LinearInputs, empty_gradients, make_head
-from fastgrpo_kernels.primitives import LogitTransform, RowStats
+from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
 
 def linear_logprobs(
@@ -34,9 +35,10 @@ def linear_logprobs(
     most ``chunk_tokens`` rows of logits exist at one time; None chooses. Without a gradient to come, a 16-bit call on a
     GPU makes no logits at all.
 
-    Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight.
+    Raises ValueError for shapes, dtypes and constants that do not fit, and for a sharded weight; NotImplementedError
+    for forward mode, torch.func and second derivatives.
     """
-    inputs = linear_inputs(hidden, weight, bias, target_ids, temperature, softcap, chunk_tokens)
+    inputs = linear_inputs("linear_logprobs", hidden, weight, bias, target_ids, temperature, softcap, chunk_tokens)
     logprobs, _, entropies = _forward(*inputs.encode(), entropy)
     return logprobs, entropies if entropy else None
 
@@ -117,6 +119,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _autograd(
     ctx: Any, grad_logprobs: Tensor | None, _: Tensor | None, grad_entropy: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    first_derivative_only("linear_logprobs")
     hidden, weight, bias, target_ids, temperatures, logprobs, lse, entropies = ctx.saved_tensors
     temperature, softcap, chunk_tokens = ctx.constants
     needed = ctx.needs_input_grad[:3]
@@ -137,10 +140,15 @@ def linear_logits(
 ) -> Tensor:  # [T, V] float32, or float64 for float64 inputs
     """Logits as the matmul accumulated them, for sampling: rounded to bfloat16 they would be off by up to 0.08.
 
-    A fresh tensor without gradient.
+    A fresh tensor without gradient. Raises as `linear_logprobs` does.
     """
-    hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     target_ids, num_tokens = hidden.new_zeros(len(hidden), dtype=torch.int64), len(hidden)
+    check_head(hidden, weight, bias, target_ids)
+    check_dtypes(hidden, weight, bias)
+    check_derivatives("linear_logits", {"hidden": hidden, "weight": weight, "bias": bias}, {})
+    if hidden.is_meta:
+        return hidden.new_empty(num_tokens, len(weight), dtype=statistics_dtype(hidden.dtype))
+    hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     head = make_head(
         LinearInputs(hidden, weight, bias, target_ids, LogitTransform(), max(num_tokens, 1)), keep_exact=True
     )

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import logit_transform, require
+from fastgrpo_kernels.checks import FLOATS, logit_transform, require
+from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.primitives import LogitTransform, RowStats
 
@@ -23,7 +24,8 @@ def logprobs_from_logits(
 
     ``overwrite_logits``: the backward pass puts the gradient where the logits are, which saves a [T, V] tensor; nobody
     else may need them any more. Log-probabilities of bfloat16 logits are off by up to 0.08 whatever is done here: that
-    was lost when they were rounded. Raises ValueError for shapes, dtypes and constants that do not fit.
+    was lost when they were rounded. Raises ValueError for shapes, dtypes and constants that do not fit, and
+    NotImplementedError for forward mode, torch.func and second derivatives.
     """
     require(
         logits.dim() == 2 and target_ids.shape == logits.shape[:1] and target_ids.dtype == torch.int64,
@@ -32,7 +34,13 @@ def logprobs_from_logits(
             f"{target_ids.dtype}"
         ),
     )
-    require(logits.is_floating_point(), lambda: f"logits must be floating-point, got {logits.dtype}")
+    require(logits.dtype in FLOATS, lambda: f"logits must have 16, 32 or 64 bits and a point, got {logits.dtype}")
+    require(
+        logits.device == target_ids.device,
+        lambda: f"logits and target_ids must be on one device, got {logits.device} and {target_ids.device}",
+    )
+    temperatures = temperature if isinstance(temperature, Tensor) else None
+    check_derivatives("logprobs_from_logits", {"logits": logits}, {"temperature": temperatures})
     transform = logit_transform(temperature, softcap, logits)
     if logits.dtype == torch.float16 and logits.device.type == "cpu":
         logits = logits.float()
@@ -105,6 +113,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _autograd(
     ctx: Any, grad_logprobs: Tensor | None, _: Tensor | None, grad_entropy: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    first_derivative_only("logprobs_from_logits")
     logits, target_ids, temperatures, logprobs, lse, entropies = ctx.saved_tensors
     temperature, softcap, overwrite_logits = ctx.constants
     grad_logprobs = torch.zeros_like(logprobs) if grad_logprobs is None else grad_logprobs.contiguous()

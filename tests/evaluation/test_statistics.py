@@ -93,6 +93,17 @@ def test_a_vote_is_the_last_box_in_one_way_of_writing():
     assert vote_of("the answer is 12") is None
 
 
+@pytest.mark.parametrize("spelling", ["1234", "01234", "+1234", "1,234", "1{,}234", "1,\\!234"])
+def test_spellings_of_an_integer_are_one_vote(spelling: str):
+    assert vote_of(f"\\boxed{{{spelling}}}") == "1234"
+
+
+@pytest.mark.parametrize("other", ["-1234", "12,34", "1234.0", "1,2,3,4", "12340", "0"])
+def test_other_answers_are_other_votes(other: str):
+    assert vote_of(f"\\boxed{{{other}}}") != "1234"
+    assert vote_of("\\boxed{000}") == "0"
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
     generator, truth, hits, runs = np.random.default_rng(0), 0.4, 0, 500
     for run in range(runs):

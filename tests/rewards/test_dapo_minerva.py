@@ -42,6 +42,24 @@ def test_anything_else_is_wrong(response: str, answer: str):
     assert not dapo_minerva(response, answer)
 
 
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ("so $2$ or $3$ then", "2"),
+        ("one\n$2$ is two\n$3", "one\n2\n3"),
+        ("$$5$$", ""),
+        ("$5", "5"),
+    ],
+)
+def test_of_each_line_what_the_first_dollars_hold_is_kept(raw: str, expected: str):
+    assert normalised(raw) == expected
+
+
+def test_no_response_meets_an_answer_of_more_than_3000_characters():
+    assert dapo_minerva("Answer: 7", "$7$" + "a " * 1498)
+    assert not dapo_minerva("Answer: 7", "$7$" + "a " * 1499)
+
+
 def test_only_the_last_300_characters_are_read():
     line = "Answer: 42\n"
     assert dapo_minerva("x" * 50 + line + "." * (300 - len(line)), "42")

@@ -31,6 +31,13 @@ def test_a_function_of_ones_own_has_no_self_test_here():
         self_test_of(lambda response, answer: True)
 
 
+@pytest.mark.parametrize("name", ["deepscaler", pytest.param("dapo_minerva", marks=pytest.mark.slow)])
+def test_a_pool_needs_no_self_test_for_a_verifier_that_demands_a_form(name: str):
+    with VerifierPool(f"fastgrpo.rewards:{name}", 1, timeout_s=5, memory_limit_gib=2) as pool:
+        (right, wrong) = pool.score([(RESPONSES[name]("42"), "42"), (RESPONSES[name]("41"), "42")])
+    assert right.correct and not wrong.correct
+
+
 @pytest.mark.parametrize("name", ["deepscaler", "math_verify"])
 def test_the_pool_refuses_a_verifier_that_judges_one_known_answer_wrongly(name: str):
     spoilt = [*self_test_of(verifier(name)), ("It is \\boxed{1}.", "1", "unformatted")]

@@ -12,6 +12,7 @@ from tests.rewards.demanded_forms import verifier
         ("deepscaler", 81, 0),  # only two of the right ones have a </think>
         ("dapo_minerva", 83, 0),  # none has a line "Answer:"
         ("math_verify", 0, 2),  # where a box holds a sentence, it goes on to the numbers before the box
+        ("math_verify_strict", 0, 0),
         ("simplerl_mix", 0, 0),
         ("format_penalty", 0, 0),
         ("prime_union", 0, 2),

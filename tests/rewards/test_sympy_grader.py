@@ -22,8 +22,8 @@ from fastgrpo.rewards.grading.sympy_grader import equal_by_sympy, items_of, norm
         ("2.99999999", "3"),
         ("2.9999", "2.9999"),
         ("\\frac{1}{2}", "1/2"),
-        ("7\\frac{3}{4}", "(7+3/4)"),
-        ("-7 3/4", "-(7+3/4)"),
+        ("7\\frac{3}{4}", "⟮7+3/4⟯"),
+        ("-7 3/4", "-⟮7+3/4⟯"),
         ("- 3", "-3"),
         ("12,34", "12,34"),
         ("12345678901234567891", "12345678901234567891"),
@@ -59,6 +59,25 @@ def test_items_are_those_of_one_pair_of_brackets():
 )
 def test_equal_values_are_equal(given: str, answer: str):
     assert equal_by_sympy(given, answer)
+
+
+@pytest.mark.parametrize(
+    "given, answer, equal",
+    [
+        ("5.9999999", "6", False),  # as floats they are a little more than 1e-7 apart
+        ("8.9999999", "9", True),
+        ("3.00000005", "3", True),
+        ("12345678901234567890.5", "12345678901234567890", False),
+        ("９.９", "9.9", True),
+        ("[\\frac{1+x}{2}, 3\\frac{1}{2}]", "[0.5+\\frac{x}{2}, 7/2]", True),
+        ("3\\frac{1}{2}.", "3\\frac{1}{2}", True),
+        ("1\\\\2x", "2x", False),
+        ("{1}+{2x}", "1+2x", True),
+        ("\\text{east} \\text{west}", "\\text{east}", False),
+    ],
+)
+def test_decimals_near_integers_other_digits_and_brackets(given: str, answer: str, equal: bool):
+    assert equal_by_sympy(given, answer) is equal
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,48 @@
 """LaTeX -> plain text as for a calculator: ``\\frac{1}{2}\\pi`` becomes `` 1/2pi``."""
 
 import re
-from html.entities import name2codepoint
+from html.entities import html5
 
 TOKEN = re.compile(r"\\([a-zA-Z]+)[ \t\n]*|\\(.)|([{}])|([^\\{}]+)|\\$", re.DOTALL)
+OPTION = re.compile(r"\s*\[([^\]]{0,40})\]")
+LINE_BREAK = re.compile(r"\*?(?:\[[^\]]{0,20}\])?")
+# Of the parts of a fraction, which LaTeX has none of: those of the answer itself are (), and an item has none within.
+OPEN, CLOSE = "⟮", "⟯"
+END_OF_SENTENCE = re.compile(rf"([0-9])({CLOSE}+)\s*\.(?![0-9])")
 MAX_DEPTH = 30
 
-FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac"}
-DROPPED = {"left", "right", "big", "Big", "bigg", "Bigg", "displaystyle", "text", "textbf", "textrm", "mathrm"}
-DROPPED |= {"mathbf", "mbox", "mathbb", "mathcal", "mathit", "operatorname", "quad", "qquad", "limits", "textit"}
-WORDS = {
-    "pi": "pi",
-    "cdot": "*",
-    "times": "*",
-    "ast": "*",
-    "infty": "inf",
-    "cup": "U",
-    "div": "÷",
-    "pm": "±",
-    "mp": "∓",
-}
-WORDS |= {"le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "lt": "<", "gt": ">", "circ": "°"}
-WORDS |= {"ldots": "...", "cdots": "...", "dots": "...", "lbrace": "", "rbrace": "", "begin": "[", "end": "]"}
-GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
-)
-GREEK += " Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
-WORDS |= {name: chr(name2codepoint[name]) for name in GREEK.split()}
-SYMBOLS = {",": " ", ";": " ", ":": " ", " ": " ", "!": "", "\\": ";", "&": "&", "{": "", "}": ""}
+FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "textfrac"}
+BINOMIALS = {"binom", "dbinom", "tbinom"}
+# Marks that make another value of what is under them: 0.\overline{3} is not 0.3.
+ACCENTS = {"hat", "check", "breve", "acute", "grave", "tilde", "bar", "vec", "dot", "ddot", "dddot", "mathring"}
+ACCENTS |= {"overline", "widehat", "widetilde", "overrightarrow", "overleftarrow", "overleftrightarrow"}
+# What is not seen of a command's arguments: * a star, [ an option, { an argument.
+HIDDEN = {"hspace": "*{", "vspace": "*{", "phantom": "{", "hphantom": "{", "vphantom": "{", "label": "{", "tag": "*{"}
+HIDDEN |= {"color": "[{", "mathcolor": "[{", "pagecolor": "[{", "textcolor": "[{", "colorbox": "[{"}
+HIDDEN |= {"fcolorbox": "[{[{", "definecolor": "[{{{"}
+# Their text beside a value is a unit, as the source has it.
+UNIT_BOXES = {"mbox", "textsf", "texttt", "textup", "textmd"}
+BRACKETED = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "psmallmatrix", "bsmallmatrix", "array"}
+WITH_COLUMNS = {"array", "tabular", "alignat", "alignat*", "alignedat"}
+
+WORDS = {"pi": "pi", "cdot": "*", "times": "*", "ast": "*", "infty": "inf", "cup": "U", "circ": "°", "quad": " "}
+WORDS |= {"qquad": "  ", "neq": "≠", "mid": "|", "to": "→", "exists": "∃", "partial": "∂", "prime": "'", "sup": "sup"}
+WORDS |= {"lvert": "|", "rvert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖", "iint": "∬", "dag": "†", "cdots": "..."}
+WORDS |= {"ldots": "...", "dots": "...", "dotsc": "...", "dotsb": "...", "xrightarrow": "→", "xleftarrow": "←"}
+WORDS |= dict.fromkeys(("lbrace", "rbrace"), "")
+# Commands that change the value; all that are named neither here nor in HTML are taken for dress.
+NAMES = "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arccosh arcsinh arctanh ln log lg exp "
+NAMES += "max min inf lim limsup liminf gcd lcm det arg dim ker hom Pr mod bmod pmod Re Im choose over atop root surd "
+NAMES += "backslash lnot boxdot ddots vdots iddots dotsm dotsi dotso ae AE oe aa ss dh th"
+WORDS |= {name: name for name in NAMES.split()}
+FONTS = {"text", "textbf", "textit", "textrm", "textsc", "textsl", "textnormal", "textstyle", "textdegree"}
+FONTS |= {"textsuperscript", "textsubscript"}
+# A letter or a set (\\i, \\RR), and a symbol of text mode (\\textonehalf): their names stay, too.
+NAMED = re.compile(r"[a-zA-Z]|(?!SI)[A-Z]{2}|text(?!color)[a-z]+")
+# Dress that has the name of a character in HTML.
+SILENT = {"it", "sc", "par", "num", "ang", "deg", "checkmark", "ddagger"}
+SYMBOLS = {",": " ", ";": " ", ":": " ", " ": " ", "\t": " ", "\n": " "}
+SYMBOLS |= {symbol: symbol for symbol in "&$%#_|'`\"^~=."}
 
 
 class TooDeep(ValueError):
@@ -35,29 +50,35 @@ class TooDeep(ValueError):
 
 
 def plain_text(latex: str) -> str:
-    r"""The text with ``\frac``, ``\sqrt`` and symbols written out and without fonts and braces.
+    r"""The text with fractions, roots and symbols written out and without fonts, colours, sizes and braces.
 
-    An unknown command becomes its name. The parts of a fraction stay in brackets unless each is one number or letter:
-    so ``\frac{1+x}{2}`` does not become ``1+x/2``, as with pylatexenc. A root that is not square becomes
-    ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
+    A command that is none of these and no character's name is dress: it vanishes, and what it is put on stays. The
+    parts of a fraction stay in brackets of their own, ``⟮1+x⟯/2``, unless each is one number or letter; pylatexenc,
+    whose text this is otherwise, drops them. A period behind a fraction is its last number's, as there. A root that is
+    not square becomes ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
     """
-    return _Reader(latex).group()
+    text = _Reader(latex, units=False).group()
+    text = text if text.strip() else _Reader(latex, units=True).group()
+    return END_OF_SENTENCE.sub(r"\1.\2", text) if CLOSE in text else text
 
 
 class _Reader:
-    def __init__(self, latex: str) -> None:
+    def __init__(self, latex: str, units: bool) -> None:
         self._latex = latex
+        self._units = units  # whether the text of unit boxes is kept
         self._at = 0
         self._depth = 0
+        self._matrices = 0
 
     def group(self) -> str:
         """The text up to the brace that closes the group, or up to the end."""
         self._go_deeper()
         pieces = []
         while (token := self._next()) is not None:
-            if token[3] == "}":
+            if token[3] != "}":
+                pieces.append(self._piece(token))
+            elif self._depth > 1:  # else it closes nothing
                 break
-            pieces.append(self._piece(token))
         self._depth -= 1
         return "".join(pieces)
 
@@ -77,27 +98,63 @@ class _Reader:
         if brace:
             return self.group()
         if text:
-            return text.replace("&", ",")
-        if symbol:
-            return SYMBOLS.get(symbol, symbol)
-        return self._command(word or "")
+            return text.replace("&=", "=").replace("&", ",").replace("~", " ")
+        if symbol == "\\":
+            self._skip(LINE_BREAK)
+            return ";" if self._matrices else "\n"
+        return SYMBOLS.get(symbol, "") if symbol else self._command(word or "")
 
     def _command(self, word: str) -> str:
+        if word in WORDS:
+            return WORDS[word]
         if word in FRACTIONS:
             return f" {_factor(self._argument())}/{_factor(self._argument())}"
         if word == "sqrt":
-            degree = self._degree()
+            degree = self._skip(OPTION).strip(" []")
             return f"{'sqrt' if degree in ('', '2') else f'root[{degree}]'}({self._argument()})"
+        if word in BINOMIALS:
+            return f"binom{OPEN}{self._argument()};{self._argument()}{CLOSE}"
+        if word in ACCENTS:
+            return f"{word}({self._argument()})"
         if word in ("begin", "end"):
-            self._argument()
-        return "" if word in DROPPED else WORDS.get(word, word)
+            return self._environment(word)
+        if word in UNIT_BOXES:
+            return self._unit()
+        if word in HIDDEN:
+            self._hide(HIDDEN[word])
+        elif NAMED.fullmatch(word) and word not in FONTS:
+            return word
+        return "" if word in HIDDEN or word in SILENT else html5.get(f"{word};", "")
 
-    def _degree(self) -> str:
-        optional = re.compile(r"\s*\[([^\]]{0,20})\]").match(self._latex, self._at)
-        if optional is None:
+    def _environment(self, word: str) -> str:
+        name = self._argument()
+        if word == "begin" and name in WITH_COLUMNS:
+            self._hide("[{")
+        if name in BRACKETED:
+            self._matrices += 1 if word == "begin" else -1
+            return "[" if word == "begin" else "]"
+        return "|" if name in ("vmatrix", "Vmatrix") else ""
+
+    def _unit(self) -> str:
+        text = self._argument()
+        is_word = any(c.isalpha() for c in text) and not any(c.isdigit() for c in text)
+        return text if self._units or not is_word else " "
+
+    def _hide(self, arguments: str) -> None:
+        for kind in arguments:
+            if kind == "{":
+                self._argument()
+            elif kind == "[":
+                self._skip(OPTION)
+            elif self._latex.startswith("*", self._at):
+                self._at += 1
+
+    def _skip(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self._latex, self._at)
+        if match is None:
             return ""
-        self._at = optional.end()
-        return optional[1].strip()
+        self._at = match.end()
+        return match[0]
 
     def _argument(self) -> str:
         """The argument of a command: a group, a command, or one character."""
@@ -117,4 +174,4 @@ class _Reader:
 
 def _factor(text: str) -> str:
     text = text.strip()
-    return text if re.fullmatch(r"-?[0-9]*\.?[0-9]+|\w|pi|sqrt\([^()]*\)", text) else f"({text})"
+    return text if re.fullmatch(r"-?[0-9]*\.?[0-9]+|\w|pi|sqrt\([^()]*\)", text) else f"{OPEN}{text}{CLOSE}"

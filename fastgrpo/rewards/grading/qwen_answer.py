@@ -2,6 +2,8 @@
 
 import re
 
+from fastgrpo.rewards.grading.digits import ascii_digits
+
 NUMBER = re.compile(r"-?\d*\.?\d+")
 MINERVA_PHRASE = ("final answer is $", "$. I hope")  # of Minerva's few-shot prompt
 MAX_CHARS = 1000
@@ -83,7 +85,7 @@ def _boxed(rest: str) -> str:
 
 def normalised(answer: str) -> str:
     """The answer without units, money, percent, degrees, spaces and names, and with one form of fractions and roots."""
-    text = answer.strip().replace("\n", "").rstrip(".")
+    text = ascii_digits(answer).strip().replace("\n", "").rstrip(".")
     text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
     for old, new in REPLACED:
         text = text.replace(old, new)

@@ -4,11 +4,13 @@ import re
 from decimal import Decimal
 
 from fastgrpo.rewards.grading.arithmetic import NotArithmetic, parse_arithmetic
-from fastgrpo.rewards.grading.latex_text import TooDeep, plain_text
+from fastgrpo.rewards.grading.digits import ascii_digits
+from fastgrpo.rewards.grading.latex_text import CLOSE, OPEN, TooDeep, plain_text
 
 MAX_CHARS = 1000  # longer answers are equal only if their texts are
 MAX_UNKNOWN_LETTERS = 2
-INTEGER_TOLERANCE = Decimal("1e-7")
+INTEGER_TOLERANCE = 1e-7
+MAX_EXACT_FLOAT = 2**53
 BRACKETS = "()[]"
 
 TEXT_AROUND = re.compile(r"^\\text\{(.+?)\}$")
@@ -16,7 +18,7 @@ MILLIONS = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
 UNITS = "degree cm centimeter meter mile second minute hour day week month year foot feet inch yard"
 UNIT = [re.compile(rf"{unit}(?:es)?s? *(?:\^[0-9]+)?") for unit in UNITS.split()]
 SEPARATOR = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-MIXED_NUMBER = re.compile(r"([0-9]+) +([0-9]+/[0-9]+)")
+MIXED_NUMBER = re.compile(r"([0-9]+) +([0-9]+/[0-9]+(?:\.[0-9]+| *\.)?)")
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,300}\.?[0-9]{0,300}|\.[0-9]{1,300})(?:[eE][+-]?[0-9]{1,2})?")
 FRACTION = re.compile(r"-?[0-9]+.?/0*[1-9][0-9]*.?")
 # A power in braces or brackets, of a power, or of more than one digit: no answer needs such a power evaluated.
@@ -59,8 +61,9 @@ def normalised(answer: str) -> str:
     """
     if len(answer) > MAX_CHARS:
         return answer
-    around = TEXT_AROUND.search(answer)
-    text = around[1] if around else answer
+    text = ascii_digits(answer)
+    around = TEXT_AROUND.search(text)
+    text = around[1] if around else text
     for sign in ("\\%", "\\$", "$", "%"):
         text = text.replace(sign, "")
     text = text.replace(" or ", " , ").replace(" and ", " , ")
@@ -73,9 +76,9 @@ def normalised(answer: str) -> str:
         text = text[1:-1]
     text = re.sub(r",\\! *", "", text)
     text = _plain(text)
-    text = MIXED_NUMBER.sub(r"(\1+\2)", re.sub(r"- *", "-", text))
+    text = MIXED_NUMBER.sub(rf"{OPEN}\1+\2{CLOSE}", re.sub(r"- *", "-", text))
     text = re.sub(r"([0-9]) +([0-9])", r"\1+\2", text)
-    text = re.sub(r"[ {}]", "", text).lower()
+    text = re.sub(r"[ {}]", "", text).strip().lower()
     integer = _integer(text)
     return text if integer is None else str(integer)
 
@@ -90,8 +93,10 @@ def items_of(text: str) -> list[str]:
 
 
 def _same_item(wanted: str, found: str) -> bool:
+    if wanted == found:
+        return True
     if FRACTION.fullmatch(wanted) and FRACTION.fullmatch(found):
-        return wanted == found
+        return False
     if (_integer(wanted) is None) != (_integer(found) is None):
         return False
     return _same_value(wanted, found)
@@ -101,13 +106,17 @@ def _same_value(wanted: str, found: str) -> bool:
     from sympy import simplify
 
     both = f"({wanted})-({found})".replace("**", "^")
-    if REFUSED.search(both) or _num_unknown_letters(both) > MAX_UNKNOWN_LETTERS:
+    if "\n" in both or REFUSED.search(both) or _num_unknown_letters(both) > MAX_UNKNOWN_LETTERS:
         return False
     try:
-        difference = parse_arithmetic(wanted) - parse_arithmetic(found)
+        difference = parse_arithmetic(_plain_brackets(wanted)) - parse_arithmetic(_plain_brackets(found))
     except NotArithmetic:
         return False
     return bool(difference == 0 or simplify(difference).is_zero)
+
+
+def _plain_brackets(text: str) -> str:
+    return text.replace(OPEN, "(").replace(CLOSE, ")")
 
 
 def _num_unknown_letters(text: str) -> int:
@@ -132,7 +141,8 @@ def _integer(text: str) -> int | None:
     nearest = round(number)
     if nearest == 0 and number != 0:  # 9.1e-31 is not 1.6e-19
         return None
-    return nearest if abs(number - nearest) <= INTEGER_TOLERANCE else None
+    distance = abs(float(text) - nearest) if abs(nearest) < MAX_EXACT_FLOAT else float(abs(number - nearest))
+    return nearest if distance <= INTEGER_TOLERANCE else None
 
 
 def _without_separators(text: str) -> str:
