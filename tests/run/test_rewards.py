@@ -142,7 +142,7 @@ def test_a_data_set_of_tests_without_answers_is_for_rewards_that_ask_for_its_row
     path = train_with.folder / "base" / "train.jsonl"
     path.write_text("".join(json.dumps({"problem": f"Print {n}", "tests": {"n": n}}) + "\n" for n in range(20)))
     assert train_with("reward = lambda response, answer: True", *ONE_STEP) == REFUSED
-    assert "for a reward that asks for `row` any of problem" in capfd.readouterr().err
+    assert "for a reward that asks for `row` a problem alone" in capfd.readouterr().err
     reward = "def reward(response, answer, row):\n    return {'tests': row['tests']['n'], 'none': float(not answer)}\n"
     if by_name:
         module = train_with.folder.parents[1] / "rewards_of_tests.py"
