@@ -1,11 +1,15 @@
 """What a pool refuses before it judges anything, and what it takes for granted once it has started."""
 
 import os
+import time
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastgrpo.rewards import SELF_TEST, VerifierPool
+from fastgrpo.rewards.pool.feeder import Feeder
 from tests.rewards.test_pool import DIED, RIGHT, STRICT, UNFORMATTED, workers_of
 
 
@@ -97,3 +101,40 @@ def test_a_worker_that_cannot_be_replaced_is_an_error(tmp_path: Path) -> None:
 def test_limits_that_make_no_sense_are_refused(arguments: tuple[int, float, float]) -> None:
     with pytest.raises(ValueError, match="more than 0 and finite"):
         VerifierPool(STRICT, *arguments)
+
+
+class SlowPipe:
+    """Takes its time to be written to, and notes whether it is closed meanwhile."""
+
+    def __init__(self, pipe: FileIO) -> None:
+        self.pipe, self.is_written, self.was_closed_in_a_write = pipe, False, False
+
+    def write(self, data: bytes) -> None:
+        self.is_written = True
+        time.sleep(0.1)
+        self.pipe.write(data)
+        self.is_written = False
+
+    def close(self) -> None:
+        self.was_closed_in_a_write = self.is_written
+        self.pipe.close()
+
+    @property
+    def closed(self) -> bool:
+        return self.pipe.closed
+
+
+def test_the_end_of_a_failed_start_writes_into_no_file_that_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be another file's by then. Caller and thread end the same pool at the same time."""
+    pipes: list[SlowPipe] = []
+    start = Feeder.start
+
+    def slow_start(feeder: Any) -> None:
+        feeder._wake_write = SlowPipe(feeder._wake_write)
+        pipes.append(feeder._wake_write)
+        start(feeder)
+
+    monkeypatch.setattr(Feeder, "start", slow_start)
+    with pytest.raises(ValueError, match="No module named"):
+        VerifierPool("no_such_package.module:f", workers=1, timeout_s=1, memory_limit_gib=1)
+    assert [pipe.was_closed_in_a_write for pipe in pipes] == [False] and pipes[0].closed

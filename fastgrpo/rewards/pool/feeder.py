@@ -55,6 +55,7 @@ class Feeder:
         os.set_blocking(read, False)
         os.set_blocking(write, False)
         self._wake_read, self._wake_write = open(read, "rb", buffering=0), open(write, "wb", buffering=0)
+        self._wake_lock = threading.RLock()  # a finalizer may call in the midst of a call
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="reward-pool", daemon=True)
 
@@ -84,8 +85,9 @@ class Feeder:
             self._thread.join()
 
     def _wake(self) -> None:
-        with contextlib.suppress(ValueError):  # it is closed; if it is full, that wakes as well
-            self._wake_write.write(b"w")
+        with self._wake_lock:
+            if not self._wake_write.closed:
+                self._wake_write.write(b"w")  # if it is full, that wakes as well
 
     def _run(self) -> None:
         try:
@@ -104,8 +106,9 @@ class Feeder:
             self._take_arrivals()
             for job in self._jobs:
                 job.future.cancel()
-            self._wake_read.close()
-            self._wake_write.close()
+            with self._wake_lock:  # whoever writes meanwhile would write into the next file that gets its number
+                self._wake_read.close()
+                self._wake_write.close()
 
     def _start_workers(self) -> None:
         self._fill()
