@@ -48,14 +48,14 @@ def train_a(tmp_path, tiny_base, monkeypatch):
 def test_what_trainer_or_engine_do_not_know_is_refused_before_weights_load(train_a, capfd, name, words):
     assert train_a(name) == 2
     assert words in capfd.readouterr().err
-    assert sorted(path.name for path in train_a.folder.iterdir()) == ["base"]
+    assert sorted(path.name for path in train_a.folder.iterdir()) == [".lock", "base"]
 
 
 def test_broken_weights_are_refused_by_name_before_the_folder_is_touched(train_a, capfd):
     train_a.change = lambda model: model.model.norm.weight.data.fill_(float("nan"))
     assert train_a("llama") == 2
     assert "model.norm.weight" in capfd.readouterr().err
-    assert sorted(path.name for path in train_a.folder.iterdir()) == ["base"]
+    assert sorted(path.name for path in train_a.folder.iterdir()) == [".lock", "base"]
 
 
 def test_a_proof_that_is_skipped_says_so(train_a, capfd):
