@@ -213,7 +213,8 @@ class PeakMemory:
 
     On CUDA it is the allocator's count. On a CPU it is the process's high-water mark of resident memory, which is reset
     before the block. If it cannot be reset and the block does not raise it, resident memory is read every millisecond.
-    Freed memory counts as long as malloc keeps it; ``run_worker`` makes malloc return it at once.
+    What malloc keeps of freed memory goes back before the block. What the block frees counts as long as malloc keeps
+    it; ``run_worker`` makes malloc return it at once.
     """
 
     baseline_bytes: int
@@ -228,6 +229,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.baseline_bytes = torch.cuda.memory_allocated(self.device)
         else:
+            _return_freed_memory()
             _reset_high_water()
             self.baseline_bytes, self._sampled, self._mark = _resident_bytes(), 0, _high_water_bytes()
             self._done = threading.Event()
@@ -252,6 +254,12 @@ class PeakMemory:
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _return_freed_memory() -> None:
+    """A block that got its memory from what malloc has kept would not raise the resident memory."""
+    with contextlib.suppress(AttributeError):  # another malloc than glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_high_water() -> None:

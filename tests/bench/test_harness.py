@@ -73,6 +73,16 @@ def test_peak_memory_sees_what_is_freed_before_the_end() -> None:
     assert peak.bytes >= 0.9 * 2**26
 
 
+def test_peak_memory_sees_what_malloc_takes_from_memory_that_was_freed_before() -> None:
+    large = 30 * 2**20  # once one of these was freed, malloc takes the next ones from its heap
+    torch.ones(large, dtype=torch.uint8)
+    *freed, kept = [torch.ones(large - 4096, dtype=torch.uint8) for _ in range(8)]
+    del freed
+    with PeakMemory(CPU) as peak:
+        torch.ones(2**26, dtype=torch.uint8).add_(1)
+    assert peak.bytes >= 0.9 * 2**26 and len(kept) < large
+
+
 def test_full_size_formula_orders_the_variants_and_counts_logits() -> None:
     for checkpointing in (False, True):
         peaks = [predict(full_size(checkpointing), v).peak for v in VARIANTS]
