@@ -148,10 +148,8 @@ def require_finite(learner: Learner) -> None:
     ]
     if found := learner.ranks.gather(broken):
         names = list(dict.fromkeys(found))
-        raise ValueError(
-            f"the weight {names[0]} holds a NaN or an infinity, and so do {len(names) - 1} others: the model's files "
-            f"are broken"
-        )
+        others = f", and so do {len(names) - 1} others" if names[1:] else ""
+        raise ValueError(f"the weight {names[0]} holds a NaN or an infinity{others}: the model's files are broken")
 
 
 def _local(value: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ class Run:
             for complaint in complaints:
                 self.display.say(complaint)
             if path is None and complaints:
-                raise ValueError(f"no checkpoint in {self.folder.checkpoints} is intact: --overwrite starts anew")
+                raise ValueError(
+                    f"no checkpoint in {self.folder.checkpoints} is intact: start anew with --overwrite, without --resume"
+                )
             if path is None:
                 self.display.say(f"no checkpoint in {self.folder.checkpoints}: starting at step 0")
             return [path]
