@@ -69,7 +69,7 @@ class Run:
                 self.display.say(complaint)
             if path is None and complaints:
                 raise ValueError(
-                    f"no checkpoint in {self.folder.checkpoints} is intact: start anew with --overwrite, without --resume"
+                    f"no checkpoint in {self.folder.checkpoints} is intact: begin with --overwrite, not --resume"
                 )
             if path is None:
                 self.display.say(f"no checkpoint in {self.folder.checkpoints}: starting at step 0")
