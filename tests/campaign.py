@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -261,13 +262,17 @@ class Campaign:
         os.environ[SECRET] = "known to the hostile peers too"
         for kind in KINDS:
             runs = self.runs(f"strangers, {kind.name}")
-            launch, executed = self.start(kind, runs), runs / "executed"
-            with contextlib.ExitStack() as visits:
+            # Steps of a real model's length: a run that ends before the strangers come shows nothing.
+            launch, executed = self.start(kind, runs, hold="step"), runs / "executed"
+            with contextlib.ExitStack() as visits, ThreadPoolExecutor() as crowd:
                 if self.wait_for(launch, lambda launch=launch: launch.times("step") >= 2):
-                    for address in listening(launch):
+                    addresses = listening(launch)
+                    for address in addresses:
                         self.done["ports"] += 1
                         self.expect(address[0] in ("127.0.0.1", "::1"), f"it listens on {address}", launch)
-                        visits.enter_context(visit(address, executed, os.environ[SECRET]))
+                    come = [visit(address, executed, os.environ[SECRET]) for address in addresses]
+                    list(crowd.map(visits.enter_context, come))
+                    self.expect(launch.poll() is None, "it ended before all strangers had come", launch)
                 code = self.end(launch, runs)
             self.expect(code == 0, f"visited by strangers it ended with {code}", launch)
             self.expect(not executed.exists(), "what a stranger sent was executed", launch)

@@ -59,7 +59,7 @@ def prepare(settings: Settings, plan: Plan, say: Callable[[str], None] = lambda 
     notes.append(end_token_note(tokenizer, ends, f"--stop_token_ids {others}"))
     for note in dict.fromkeys(filter(None, notes)):
         say(note)
-    return Prepared(tokenizer, asked, check_fits(settings, settings.model, tokenizer, asked))
+    return Prepared(tokenizer, asked, check_fits(settings, settings.model, tokenizer, asked, say))
 
 
 def generate(

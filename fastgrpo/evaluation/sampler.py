@@ -125,8 +125,15 @@ def engine_config(settings: Settings, model: str, longest_prompt: int, longest_r
     )
 
 
-def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked]) -> Config:
-    """The engine's configuration. Raises ValueError if a sequence can be longer than the model's positions."""
+def check_fits(
+    settings: Settings,
+    model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    say: Callable[[str], None] = lambda text: None,
+) -> Config:
+    """The engine's configuration. ``say`` hears what was proven of the engine. Raises ValueError if a sequence can be
+    longer than the model's positions, or the engine would sample the model wrongly."""
     longest = max(len(a.prompt_ids) + a.sampling.max_response_tokens for a in asked)
     longest_response = max(a.sampling.max_response_tokens for a in asked)
     longest_prompt = longest - longest_response
@@ -144,7 +151,8 @@ def check_fits(settings: Settings, model: str, tokenizer: PreTrainedTokenizerBas
         )
     config = engine_config(settings, model, longest_prompt, longest_response)
     check_model(config.model, len(tokenizer), min(longest, positions))
-    require_sampled(config)
+    if proven := require_sampled(config):
+        say(proven)
     return config
 
 

@@ -11,8 +11,8 @@ from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.load import OWN
 from fastgrpo.models.tiny_sizes import num_layers_of, shrunk
 
-_MOST_LAYERS = 12
-"""No model has a longer pattern of kinds."""
+_UNNAMED_LAYERS = 12
+"""Are tried of a model whose configuration has an unknown name for their number."""
 _MOST_PARAMETERS = 64_000_000
 
 
@@ -63,14 +63,13 @@ def _spread(name: str, value: Tensor) -> None:
 
 def _num_layers_that_show_all(config: PretrainedConfig, trust_remote_code: bool) -> int:
     """Two, or as many from the front as it takes to have a layer of every kind."""
-    named = num_layers_of(config.get_text_config(decoder=True).to_dict())
-    most = min(_MOST_LAYERS, named or _MOST_LAYERS)
+    most = num_layers_of(config.get_text_config(decoder=True).to_dict()) or _UNNAMED_LAYERS
     with torch.device("meta"):
         model = _built(_with_layers(config, most), trust_remote_code)
-    if (size := model.num_parameters()) > _MOST_PARAMETERS:
-        raise CannotShrink(f"{size:,} weights are left, for its sizes have names that fastgrpo does not know")
     kinds = [_kind(layer) for layer in layers_of(model)]
     last = max(kinds.index(kind) for kind in kinds)
+    if (size := model.num_parameters() * (last + 1) // most) > _MOST_PARAMETERS:
+        raise CannotShrink(f"{size:,} weights are left, for its sizes have names that fastgrpo does not know")
     return min(most, max(2, last + 1))
 
 

@@ -120,6 +120,17 @@ def _mapping(name: str, value: dict[Any, Any], num_layers: int) -> dict[Any, Any
         return {k: shrunk(v, num_layers) for k, v in value.items() if int(k) < num_layers}
     if name.endswith("_config"):
         return shrunk(value, num_layers)
+    pairs = int(_WIDTH_OF_HEAD * value.get("partial_rotary_factor", 1.0)) // 2
+    return {k: _of_rotation(k, v, pairs) if isinstance(v, list) else v for k, v in value.items()}
+
+
+def _of_rotation(name: str, value: list[Any], pairs: int) -> list[Any]:
+    """A list of rotary embeddings: a number for each pair of a head's dimensions, or how many pairs are whose."""
+    if name in ("short_factor", "long_factor"):
+        return value[:pairs]
+    if name == "mrope_section" and sum(value) > pairs:
+        others = [1] * (len(value) - 1)
+        return [pairs - len(others), *others]
     return value
 
 

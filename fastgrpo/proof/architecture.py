@@ -5,6 +5,7 @@ weights, the trainer's and the sampler's logprobs are those of the model's own f
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,19 +33,19 @@ _PROMPTS, _RESPONSES = (5, 3), ((7, 0), (4, 0), (9, 1))  # lengths; (length, pro
 EngineOf = Callable[[PreTrainedModel], RolloutEngine]
 
 
-class Failure(Exception):
-    """A check that was not passed: one of `CHECKS`. ``passed`` are those before it."""
+Check = Literal["packing", "rows", "sharing", "checkpointing", "sampling"]
+"""Sequences end to end under attention of ours, or else a padded row for each; prompts that stand once; layers that
+recompute; the engine."""
 
-    def __init__(self, check: str, difference: float = float("nan"), error: str = "") -> None:
+
+class Failure(Exception):
+    """A check that was not passed. ``passed`` are those before it."""
+
+    def __init__(self, check: Check, difference: float = float("nan"), error: str = "") -> None:
         found = f"fails: {error}" if error else f"is off by {difference:.2g}, more than {TOLERANCE:g}"
         super().__init__(f"{check} {found}")
         self.check, self.difference, self.error = check, difference, error
-        self.passed: tuple[str, ...] = ()
-
-
-CHECKS = ("packing", "rows", "sharing", "checkpointing", "sampling")
-"""Sequences end to end under attention of ours, or else a padded row for each; prompts that stand once; layers that
-recompute; the engine."""
+        self.passed: tuple[Check, ...] = ()
 
 
 def prove_architecture(
@@ -54,8 +55,8 @@ def prove_architecture(
     *,
     recomputes: bool = True,
     trust_remote_code: bool = False,
-) -> list[str]:
-    """The checks that were made and passed, of `CHECKS`.
+) -> list[Check]:
+    """The checks that were made and passed.
 
     ``attention`` is transformers' name of the trainer's, one that runs on a CPU; without it only the engine is tried,
     and without ``engine_of`` only the trainer. ``recomputes`` asks for the second way to a gradient, where transformers
@@ -70,7 +71,7 @@ def prove_architecture(
             own = _by_itself(model, samples)
         except Exception as error:  # of code that meets sizes which it was not made for
             raise CannotShrink(f"{type(error).__name__}: {error}") from error
-        done: list[str] = []
+        done: list[Check] = []
         try:
             if attention is not None:
                 done.extend(_of_policy(model, attention, samples, own, recomputes))
@@ -136,7 +137,7 @@ def _own(model: PreTrainedModel, samples: Sequence[Sample]) -> Tensor:  # [R]
 
 def _of_policy(
     model: PreTrainedModel, attention: str, samples: Sequence[Sample], own: _Pass, recomputes: bool
-) -> Iterator[str]:
+) -> Iterator[Check]:
     policy = Policy(model, TEMPERATURE, head_chunk_tokens=0)
     with _checking("packing"):
         set_attention(model, attention)
@@ -152,7 +153,7 @@ def _of_policy(
         model.eval()
 
 
-def _compared(check: str, policy: Policy, batch: PackedBatch, own: _Pass) -> str:
+def _compared(check: Check, policy: Policy, batch: PackedBatch, own: _Pass) -> Check:
     """The check's name, if the policy's logprobs and gradients are the model's own."""
     with _checking(check):
         found = _Pass.of(policy.model, policy(batch, entropy=False)[0])
@@ -178,7 +179,7 @@ def _sampling(model: PreTrainedModel, engine_of: EngineOf) -> None:
 
 
 @contextmanager
-def _checking(check: str) -> Iterator[None]:
+def _checking(check: Check) -> Iterator[None]:
     """Whatever the model's code raises, a check has failed."""
     try:
         yield

@@ -55,21 +55,25 @@ def require_proven(config: Config, attention: str) -> str:
     return f"{model.path}: in small and with random weights its own logprobs are had ({', '.join(done)})"
 
 
-def require_sampled(config: Config) -> None:
-    """Raises ValueError for a model that the engine would compute wrongly. Engines that are not ours are not tried."""
+def require_sampled(config: Config) -> str:
+    """What was proven of the engine, in words; "" of engines that are not ours, which are not tried.
+
+    Raises ValueError for a model that the engine would compute wrongly.
+    """
     model, engine_of = config.model, engine_kind(config.rollout.engine).of_model
     if engine_of is None:
-        return
+        return ""
     of_transformers = read_config(model.path, model.trust_remote_code)
     try:
         prove_architecture(of_transformers, None, engine_of, trust_remote_code=model.trust_remote_code)
-    except CannotShrink:
-        return
+    except CannotShrink as error:
+        return f"{model.path} has no tiny copy on which the engine could be tried ({error})"
     except Failure as failure:
         raise ValueError(
             f"{model.path} ({of_transformers.model_type}) would be sampled wrongly: in small and with random weights "
             f"{_TRIED['sampling'][0]} {_found(failure)}. Probably {_TRIED['sampling'][1]}: take --engine vllm"
         ) from failure
+    return f"{model.path}: in small and with random weights the engine has its own logprobs"
 
 
 def _done(failure: Failure) -> str:

@@ -18,6 +18,9 @@ from fastgrpo.rollout.compare_weights import WeightMismatch
 from fastgrpo.rollout.rollouts import Rollouts
 from fastgrpo.types import Prompt, Sample
 
+PROMPT_TOKENS = 512
+"""Of a longer prompt the beginning is tried: the model's own attention may write down the scores of all pairs of
+tokens."""
 RESPONSE_TOKENS = 16
 MEANS = {torch.float8_e4m3fn: 0.3, torch.bfloat16: 0.1, torch.float16: 0.1}
 OTHERWISE = 2e-3
@@ -72,8 +75,12 @@ def prove_weights(
     batch = _packed(samples, learner)
     ours = _trainers(batch, learner)
     try:
-        alone = own_logprobs(learner.policy, samples)
+        alone = _by_itself(learner.policy, samples)
+    except (torch.OutOfMemoryError, MemoryError):  # of this rank, while the others wait for it: its end ends them
+        raise
     except Exception as error:  # of the model's own code
+        if not learner.ranks.all_come("own pass fails"):
+            raise
         raise ValueError(
             f"the model's own forward pass of text alone fails ({type(error).__name__}: {error}), so that nothing can "
             f"be compared with it: --model.skip_proof begins without"
@@ -108,7 +115,8 @@ def _drawn(prompts: Sequence[Prompt], rollouts: Rollouts, learner: Learner) -> l
     """Two responses to the first prompt and one to the second, for every rank of its own engine."""
     ranks = learner.ranks
     # Positions that no run reaches: the draws are the probe's own.
-    asked = [replace(prompts[i % 2], position=-1 - i) for i in range(2 * ranks.count)]
+    begun = [replace(p, prompt_ids=p.prompt_ids[:PROMPT_TOKENS]) for p in prompts]
+    asked = [replace(begun[i % 2], position=-1 - i) for i in range(2 * ranks.count)]
     sampling = replace(rollouts.sampling, group_size=2, max_response_tokens=RESPONSE_TOKENS)
     first, second = ranks.share_of(ranks.gather(rollouts.generate(asked, sampling)))
     return [*first, second[0]]
@@ -126,8 +134,8 @@ def _trainers(batch: PackedBatch, learner: Learner) -> Tensor:  # [R]
 
 
 @torch.no_grad()
-def own_logprobs(policy: Policy, samples: Sequence[Sample]) -> Tensor:
-    """Those of the model's own forward pass, one sequence at a time, with its own attention, masks and head."""
+def _by_itself(policy: Policy, samples: Sequence[Sample]) -> Tensor:  # [R]
+    """Logprobs of the model's own forward pass, one sequence at a time, with its own attention, masks and head."""
     model, before = policy.model, decoder_of(policy.model).config._attn_implementation
     set_attention(model, OWN)
     try:

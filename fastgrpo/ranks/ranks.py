@@ -1,6 +1,7 @@
 """The processes of a launch, and what they tell each other besides tensors of the model."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -153,6 +154,16 @@ class Ranks:
         if reasons := self.gather(reasons):
             raise Refused(reasons[0])
         return cast(T, result)
+
+    def all_come(self, where: str, within_s: float = 20.0) -> bool:
+        """Whether every rank comes here once, so soon after each other. One that comes alone has left the others in a
+        collective, which only its end can end."""
+        key = f"came/{where}"
+        self.store.add(key, 1)
+        until = time.monotonic() + within_s
+        while (came := self.store.add(key, 0)) < self.count and time.monotonic() < until:
+            time.sleep(0.05)
+        return came >= self.count
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over ranks, on the CPU."""

@@ -88,7 +88,7 @@ def start(
             configs, algorithm.problem_text, display, ranks.device, dtype, need_answers=not recipe.asks_for_row()
         )
     )
-    ranks.together(lambda: prove_architecture(config, ranks, display))
+    ranks.together(lambda: prove_in_small(config, ranks, display))
     example = ranks.together(lambda: example_of(inputs, config))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     check_golds(recipe, pool, inputs.by_source(configs), ranks, display.say)
@@ -104,7 +104,7 @@ def start(
     if recomputed and config.model.activation_checkpointing == "auto":
         display.say(f"{recomputed} layers recompute their activations: the free memory does not hold them all")
     exporter = ranks.together(lambda: make_exporter(config, trainer, dtype, display))
-    ranks.together(lambda: prove_weights(trainer, dtype, display))
+    ranks.together(lambda: prove_on_weights(trainer, dtype, display))
     ranks.together(lambda: begin_folder(recipe, config, folder, ranks, data, display))
     checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, exporter, display.say)
     schedule = RunSchedule(algorithm, config, streams)
@@ -121,7 +121,7 @@ def make_exporter(config: Config, trainer: Trainer, dtype: torch.dtype, display:
     return exporter
 
 
-def prove_architecture(config: Config, ranks: Ranks, display: Display) -> None:
+def prove_in_small(config: Config, ranks: Ranks, display: Display) -> None:
     """Raises ValueError for a model that trainer or engine would compute wrongly; the first rank tries it in small."""
     if config.model.skip_proof:
         display.say("--model.skip_proof: nobody compares trainer and sampler with the model's own forward pass")
@@ -130,7 +130,7 @@ def prove_architecture(config: Config, ranks: Ranks, display: Display) -> None:
         display.say(require_proven(config, attention))
 
 
-def prove_weights(trainer: Trainer, dtype: torch.dtype, display: Display) -> None:
+def prove_on_weights(trainer: Trainer, dtype: torch.dtype, display: Display) -> None:
     """The same of the real weights, on all ranks."""
     try:
         trainer.compare_weights()

@@ -51,7 +51,7 @@ def test_weights_make_predictions_that_differ():
 def test_sizes_of_unknown_names_are_not_built(monkeypatch):
     monkeypatch.delitem(tiny_sizes._SIZES, "intermediate_size")
     with pytest.raises(CannotShrink, match="weights are left"):
-        tiny_config(AutoConfig.for_model("llama", intermediate_size=100_000))
+        tiny_config(AutoConfig.for_model("llama", intermediate_size=1_000_000))
 
 
 CODE = """

@@ -100,14 +100,14 @@ def test_an_unknown_name_and_another_shape_are_refused(engine):
 
 
 def test_a_parameter_of_vllm_that_is_not_known_is_refused_by_name(engine):
-    from fastgrpo.rollout.vllm.layout import layout_of
+    from fastgrpo.rollout.vllm.layout import weight_layout
 
     model = model_of(engine)
     mlp = model.get_submodule("model.layers.0.mlp")
     for name, shape in {"weight_scale": (4,), "w13_weight": (2, 4, 4), "weight": (2, 2, 2)}.items():
         mlp.register_parameter(name, nn.Parameter(torch.ones(shape), requires_grad=False))
         with pytest.raises(LayoutError, match=rf"model\.layers\.0\.mlp\.{name} "):
-            layout_of(model)
+            weight_layout(model)
         delattr(mlp, name)
 
 
@@ -222,7 +222,7 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
     def refuse(model: nn.Module, renamed: Callable[[str], str]) -> None:
         raise LayoutError("strange.weight is no weight that can be written")
 
-    monkeypatch.setattr("fastgrpo.rollout.vllm.weight_writer.layout_of", refuse)
+    monkeypatch.setattr("fastgrpo.rollout.vllm.weight_writer.weight_layout", refuse)
     said: list[str] = []
     monkeypatch.setattr("fastgrpo.rollout.vllm.engine.log.warning", lambda text, *values: said.append(text % values))
     engine = tiny.start(tiny.save(tmp_path, name, tiny.random_weights(name, 0)), cpu_layers=mode)

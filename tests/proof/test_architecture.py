@@ -41,6 +41,15 @@ def test_a_window_that_attention_forgets_is_found(monkeypatch):
 
     monkeypatch.setitem(attention.AttentionInterface._global_mapping, ON_A_CPU, without_window)
     assert failure_of("mistral").check == "packing"
+    # The first window of 28 layers may be the 21st's.
+    late = failure_of("qwen2", use_sliding_window=True, max_window_layers=20, num_hidden_layers=28)
+    assert late.check == "packing"
+
+
+def test_rotary_factors_of_a_large_heads_width_are_tried_in_small():
+    factors = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    sizes = {"hidden_size": 3072, "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75}
+    assert "sampling" in prove("phi3", **sizes, rope_scaling={"type": "longrope", **factors})
 
 
 def test_positions_that_run_on_from_one_sequence_into_the_next_are_found(monkeypatch):
@@ -129,5 +138,6 @@ def test_what_is_proven_is_said(tmp_path):
 def test_an_evaluation_refuses_what_the_engine_would_sample_wrongly(tmp_path):
     with pytest.raises(ValueError, match="would be sampled wrongly"):
         require_sampled(config_of(tmp_path, "bloom"))
-    require_sampled(config_of(tmp_path, "bloom", "vllm"))
-    require_sampled(config_of(tmp_path, "llama"))
+    assert require_sampled(config_of(tmp_path, "bloom", "vllm")) == ""
+    assert "the engine has its own logprobs" in require_sampled(config_of(tmp_path, "llama"))
+    assert "no tiny copy" in require_sampled(config_of(tmp_path, "reformer", is_decoder=True))

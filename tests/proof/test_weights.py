@@ -1,5 +1,8 @@
 """The proof on the weights that are there: trainer against the model itself, engine against trainer."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +11,8 @@ from fastgrpo.policy.learner import Learner
 from fastgrpo.policy.packing import SequenceCost
 from fastgrpo.policy.policy import Policy, as_policy
 from fastgrpo.policy.sharding import full_weights, shard
-from fastgrpo.proof.weights import probe, prove_weights
+from fastgrpo.proof import weights
+from fastgrpo.proof.weights import PROMPT_TOKENS, probe, prove_weights
 from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.builtin.engine import BuiltinEngine
 from fastgrpo.rollout.builtin.kv_cache import ATTENTION
@@ -74,6 +78,39 @@ def test_a_model_whose_own_pass_fails_is_refused_in_words(ranks, monkeypatch):
     monkeypatch.setattr(type(learner.policy.model), "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ValueError, match="own forward pass of text alone fails"):
         prove_weights(prompts(2), rollouts, learner, FLOATS)
+
+
+def test_of_a_long_prompt_the_beginning_is_tried(ranks):
+    rollouts, learner = parts(ranks)
+    long, short = prompts(2)
+    long = replace(long, prompt_ids=np.resize(long.prompt_ids, PROMPT_TOKENS + 100))
+    drawn = weights._drawn([long, short], rollouts, learner)
+    assert [len(s.prompt.prompt_ids) for s in drawn] == [PROMPT_TOKENS, PROMPT_TOKENS, len(short.prompt_ids)]
+
+
+def one_pass_lacks_memory() -> None:
+    from fastgrpo.config import ParallelConfig
+
+    ranks = Ranks.connect(torch.device("cpu"), ParallelConfig(timeout_s=60))
+    rollouts, learner = parts(ranks)
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("on this rank alone")
+
+    if ranks.rank == 1:
+        learner.policy.own_logprobs = fails
+    prove_weights(prompts(2), rollouts, learner, FLOATS)
+
+
+@pytest.mark.slow
+def test_a_rank_that_alone_lacks_memory_ends_with_its_reason_and_waits_for_nobody():
+    with pytest.raises(AssertionError, match="on this rank alone"):
+        run_ranks("from tests.proof.test_weights import *; one_pass_lacks_memory()", 2)
+
+
+def test_whether_all_ranks_come_is_told_by_those_that_come(ranks):
+    assert ranks.all_come("here", within_s=0.1)
+    assert not replace(ranks, count=2).all_come("there", within_s=0.1)
 
 
 def on_two_ranks() -> None:

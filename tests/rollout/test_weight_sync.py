@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastgrpo.rollout.compare_weights import WeightMismatch, added, require_equal
-from fastgrpo.rollout.vllm.layout import Layout, layout_of
+from fastgrpo.rollout.vllm.layout import Layout, weight_layout
 from fastgrpo.rollout.weight_sync import (
     LayoutError,
     LiveWeights,
@@ -280,7 +280,7 @@ def sharded_model(rank: int, size: int, key_heads: int = 1) -> nn.Module:
 
 
 def live(model: nn.Module) -> LiveWeights:
-    layout = layout_of(model)
+    layout = weight_layout(model)
     return LiveWeights({n: p.data for n, p in model.named_parameters()}, layout.places, padding=layout.padding)
 
 
@@ -330,7 +330,7 @@ def test_a_parameter_that_is_not_known_is_refused_by_name(kind, name, shape):
     model = sharded_model(0, 1)
     model.add_module("strange", layer(kind, {name: shape}))
     with pytest.raises(LayoutError, match=rf"strange\.{name} .* of {kind}"):
-        layout_of(model)
+        weight_layout(model)
 
 
 def mixture(rank: int = 0, size: int = 1, backend: str = "TRITON", **changes: Any) -> nn.Module:
@@ -374,7 +374,7 @@ def test_experts_are_written_as_one_tensor_and_one_by_one(size):
     held = []
     for weights in (together, one_by_one):
         models = [mixture(rank, size) for rank in range(size)]
-        layouts = [layout_of(model, renamed) for model in models]
+        layouts = [weight_layout(model, renamed) for model in models]
         shards = [
             LiveWeights(dict(m.named_parameters()), layout.places, others=layout.others)
             for m, layout in zip(models, layouts, strict=True)
@@ -396,14 +396,14 @@ def test_experts_are_written_as_one_tensor_and_one_by_one(size):
 )
 def test_experts_in_an_order_of_the_kernels_own_are_refused_by_name(changes):
     with pytest.raises(LayoutError, match=r"moe\.experts\.routed_experts\.w13_weight \[3, 4, 4\]: experts of vLLM's"):
-        layout_of(mixture(**changes))
+        weight_layout(mixture(**changes))
 
 
 def test_latent_attention_whose_products_would_stay_old_is_refused_by_name():
     model = sharded_model(0, 1)
     model.block.add_module("attn", layer("MLAAttention", {}))
     with pytest.raises(LayoutError, match=r"block\.attn: latent attention computes from products"):
-        layout_of(model)
+        weight_layout(model)
 
 
 @pytest.mark.parametrize("mapping", [{}, {"qkv_proj": ["qkv_proj"]}])
@@ -413,15 +413,15 @@ def test_a_fused_layer_whose_members_are_not_known_is_refused_by_name(mapping):
     with pytest.raises(
         LayoutError, match=r"block\.qkv_proj\.weight: the members of the fused layer qkv_proj are not known"
     ):
-        layout_of(model)
+        weight_layout(model)
 
 
 def test_a_tied_head_has_one_place():
     model = sharded_model(0, 1)
     model.add_module("head", layer("ParallelLMHead", {}))
     model.get_submodule("head").weight = model.get_submodule("embed").weight
-    assert isinstance(layout_of(model), Layout)
-    assert "head.weight" not in layout_of(model).places
+    assert isinstance(weight_layout(model), Layout)
+    assert "head.weight" not in weight_layout(model).places
 
 
 # Broadcast.

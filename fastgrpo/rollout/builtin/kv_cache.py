@@ -1,5 +1,6 @@
 """Keys and values of the sequences that are being decoded, and the attention that reads and writes them."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,21 @@ class Prefill:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any
     ) -> Tensor:
         self.layers.append((key[0], value[0]))
-        is_plain = not options_of(query, mask, named).beyond_plain
-        attention = varlen_attention if query.is_cuda and query.dtype in HALF and is_plain else padded_attention
+        if options_of(query, mask, named).beyond_plain:
+            return self._one_by_one(module, query, key, value, mask, named)
+        attention = varlen_attention if query.is_cuda and query.dtype in HALF else padded_attention
         return attention(module, query, key, value, mask, layout=self.layout, **named)[0]
+
+    def _one_by_one(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, named: dict[str, Any]
+    ) -> Tensor:
+        """Attention that writes its scores down, [heads, L, L] in float32: those of one prompt at a time."""
+        found = []
+        for begin, end in pairwise(self.cu_seqlens.tolist()):
+            layout = PackedLayout(self.cu_seqlens.new_tensor([0, end - begin]), end - begin)
+            q, k, v = (t[:, :, begin:end] for t in (query, key, value))
+            found.append(padded_attention(module, q, k, v, mask, layout=layout, **named)[0])
+        return torch.cat(found, dim=1)
 
     def bytes_per_token(self) -> float:
         return sum(t.nbytes for layer in self.layers for t in layer) / int(self.layers[0][0].shape[1])

@@ -51,7 +51,7 @@ def install() -> None:
 def _install_for_experts() -> None:
     try:
         from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts as Kernel
-    except ImportError:  # of other versions: layout_of refuses their experts
+    except ImportError:  # of other versions: weight_layout refuses their experts
         return
     if getattr(Kernel.process_weights_after_loading, "of_fastgrpo", False):
         return

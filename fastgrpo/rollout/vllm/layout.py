@@ -19,7 +19,7 @@ class Layout:
     others: dict[str, dict[str, Place]] = field(default_factory=dict)  # places under other names, by the first name
 
 
-def layout_of(model: nn.Module, renamed: Callable[[str], str] = lambda name: name) -> Layout:
+def weight_layout(model: nn.Module, renamed: Callable[[str], str] = lambda name: name) -> Layout:
     """The layout of an unquantised vLLM model.
 
     Checkpoint names are vLLM's own names, except in fused layers, whose members ``packed_modules_mapping`` names, and

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.rollout.vllm import cpu_layers
-from fastgrpo.rollout.vllm.layout import layout_of
+from fastgrpo.rollout.vllm.layout import weight_layout
 from fastgrpo.rollout.vllm.names import hub_named, renaming, require_same_names, trained_model
 from fastgrpo.rollout.weight_sync.broadcast import Manifest, Receiver, SyncGroup, find_store
 from fastgrpo.rollout.weight_sync.live_weights import LayoutError, LiveWeights
@@ -94,7 +94,7 @@ class WeightSyncWorker:
 
 def live_weights(model: Any) -> LiveWeights:
     """The live weights of a vLLM model in this process. Raises LayoutError."""
-    layout = layout_of(model, renaming(getattr(model.config, "model_type", "")))
+    layout = weight_layout(model, renaming(getattr(model.config, "model_type", "")))
     require_same_names(layout.places, trained_model(model.config))
     parameters = {n: p.data for n, p in model.named_parameters()}
     return LiveWeights(parameters, layout.places, cpu_layers.repack_of(model), layout.padding, layout.others)
