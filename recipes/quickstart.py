@@ -118,7 +118,9 @@ def make_tokenizer(texts: list[str]) -> Any:
     from transformers import Qwen2Tokenizer
 
     special = ["<|user|>", "<|assistant|>"]
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, VOCABULARY, new_special_tokens=special)
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+        texts, VOCABULARY, new_special_tokens=special, show_progress=False
+    )
     tokenizer.chat_template = (
         "<|user|>{{ messages[0]['content'] }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )

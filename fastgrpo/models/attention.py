@@ -207,8 +207,8 @@ def asked_of(model: PreTrainedModel) -> frozenset[str]:
         if calls == 0:
             refusals.append(
                 ValueError(
-                    f"a {type(model).__name__} computes attention by code of its own, which cannot be told where one "
-                    f"sequence ends and the next begins"
+                    f"a {type(model).__name__} computes attention, or what it has in its place, by code of its own, "
+                    f"which cannot be told where one sequence ends and the next begins"
                 )
             )
     decoder.set_attn_implementation(before)

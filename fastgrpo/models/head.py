@@ -106,8 +106,8 @@ def _passed(model: PreTrainedModel, embedding: nn.Module, hidden: Tensor, known:
             logits = model(input_ids=ids, use_cache=False).logits
         except Exception as error:  # of code that meets what it was not made for
             raise UnknownHead(
-                f"between its decoder and its logits a {name} has more than one linear head, a factor and a softcap, "
-                f"and fastgrpo computes no other heads"
+                f"a {name} makes its logits of its decoder's hidden states by more than one linear head with a factor "
+                f"and a softcap, and fastgrpo computes nothing else there"
             ) from error
     if len(seen) != 1 or logits.shape[-1] != len(known):
         raise UnknownHead(f"a {name} does not make its logits of its decoder's hidden states by one linear head")

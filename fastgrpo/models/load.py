@@ -10,7 +10,7 @@ from fastgrpo.config import ModelConfig
 from fastgrpo.models.attention import IMPLEMENTATIONS, asked_of, choose_attention
 from fastgrpo.models.config_file import read_config
 from fastgrpo.models.decoder import decoder_of, layers_of
-from fastgrpo.models.head import measure_head
+from fastgrpo.models.head import UnknownHead, measure_head
 from fastgrpo.models.weight_files import read_weights
 
 OWN = "eager"
@@ -120,7 +120,10 @@ def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int)
     _refuse_position_scaling(text_config, longest_sequence)
     model = shapes_of(config)
     layers_of(model)
-    measure_head(model)
+    try:
+        measure_head(model)
+    except UnknownHead as error:
+        raise ValueError(f"{config.path} cannot be trained: {error}") from error
     if config.activation_checkpointing is True and not model.supports_gradient_checkpointing:
         raise ValueError(
             f"transformers cannot recompute the activations of a {type(model).__name__}: "

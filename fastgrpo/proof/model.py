@@ -52,7 +52,10 @@ def require_proven(config: Config, attention: str) -> str:
         return f"{model.path} has no tiny copy to be proven on ({error}): its own weights have to do"
     except Failure as failure:
         raise ValueError(_refusal(model, of_transformers, failure, small)) from failure
-    return f"{model.path}: in small and with random weights its own logprobs are had ({', '.join(done)})"
+    return (
+        f"{model.path}: right in small: with random weights trainer and engine compute what the model's own code does "
+        f"({', '.join(done)})"
+    )
 
 
 def require_sampled(config: Config) -> str:
@@ -73,7 +76,7 @@ def require_sampled(config: Config) -> str:
             f"{model.path} ({of_transformers.model_type}) would be sampled wrongly: in small and with random weights "
             f"{_TRIED['sampling'][0]} {_found(failure)}. Probably {_TRIED['sampling'][1]}: take --engine vllm"
         ) from failure
-    return f"{model.path}: in small and with random weights the engine has its own logprobs"
+    return f"{model.path}: right in small: with random weights the engine computes what the model's own code does"
 
 
 def _done(failure: Failure) -> str:

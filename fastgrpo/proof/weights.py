@@ -29,6 +29,11 @@ LARGEST = 20
 """A single token's may be so many times the mean's."""
 
 
+def allowed(dtype: torch.dtype) -> float:
+    """What a computation in this dtype may be off in the mean, in nats."""
+    return MEANS.get(dtype, OTHERWISE)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Between two logprobs of the same tokens, over all ranks."""
@@ -45,8 +50,8 @@ class Difference:
         return cls(sum(totals) / sum(counts), max(largest, key=_nan_first), sum(counts))
 
     def is_above(self, dtype: torch.dtype) -> bool:
-        allowed = MEANS.get(dtype, OTHERWISE)
-        return not (self.mean <= allowed and self.largest <= LARGEST * allowed)
+        mean = allowed(dtype)
+        return not (self.mean <= mean and self.largest <= LARGEST * mean)
 
     def __str__(self) -> str:
         return f"{self.mean:.2g} in the mean and {self.largest:.2g} at most"
@@ -91,7 +96,7 @@ def prove_weights(
         name = type(learner.policy.model).__name__
         raise ValueError(
             f"the trainer would compute this {name} wrongly: over {own.num_tokens} tokens its logprobs differ by {own} "
-            f"from those of the model's own forward pass, more than {MEANS.get(dtypes[0], OTHERWISE):g} in the mean. "
+            f"from those of the model's own forward pass, more than {allowed(dtypes[0]):g} in the mean. "
             f"In small it was right: the causes left are the kernels of --model.attention, and --model.compile. Try "
             f"--model.attention eager, which packs nothing. --model.skip_proof trains it as it is"
         )
@@ -104,7 +109,7 @@ def _compared(ours: Tensor, batch: PackedBatch, learner: Learner, dtype: torch.d
         require_finite(learner)
         raise WeightMismatch(
             f"engine and trainer hold the same weights and mean different things by them: over {found.num_tokens} "
-            f"tokens of probe prompts their logprobs differ by {found}, more than {MEANS.get(dtype, OTHERWISE):g} in "
+            f"tokens of probe prompts their logprobs differ by {found}, more than {allowed(dtype):g} in "
             f"the mean. The engine may sample at another temperature or with top-p, know the architecture under other "
             f"constants (rope, norm epsilon, softcap), or have kept keys and values of older weights"
         )

@@ -101,7 +101,7 @@ class _Forwarding:
             return code
         if self.has_killed or (self.noted and code == -signal.SIGTERM):
             how = f"ended by {self.noted[0].name}" + (", at once after a second Ctrl-C" if self.has_killed else "")
-            tell(f"{how}; what is saved is whole, and --resume goes on from there")
+            tell(f"{how}; what is saved is whole, and --resume goes on from the last checkpoint, if there is one")
             return exit_codes.of_signal(self.noted[0])
         tell(f"rank {rank} was ended by signal {-code}")
         return exit_codes.of_signal(-code)

@@ -76,6 +76,12 @@ def load_inputs(
     if config.data.held_out:  # problems as they stand, whatever training makes of them
         encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, say, need_answers)
         held_out = held_out_prompts(encoded, config.evaluation.max_problems)
+        asked = {p.text for p in held_out}
+        if trained_on := asked.intersection(p.text for _, prompts in loaded for p in prompts):
+            say(
+                f"warning: {len(trained_on)} of the {len(asked)} held-out problems of {config.data.held_out} are also "
+                f"trained on: accuracy on them shows what was memorised"
+            )
     return Inputs(tokenizer, [encoded for _, encoded in loaded], held_out)
 
 

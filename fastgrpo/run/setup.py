@@ -19,6 +19,7 @@ from fastgrpo.policy.policy import load_policy, sequence_cost
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.proof.model import require_proven
+from fastgrpo.proof.weights import allowed
 from fastgrpo.ranks import Ranks
 from fastgrpo.ranks.lock import in_words
 from fastgrpo.recipe import Recipe
@@ -141,7 +142,7 @@ def prove_on_weights(trainer: Trainer, dtype: torch.dtype, display: Display) -> 
         raise ValueError(str(error)) from error
     display.say(
         f"logprobs: trainer against the model's own forward pass {own}, engine against trainer {sampled} (nats, over "
-        f"{own.num_tokens} tokens)"
+        f"{own.num_tokens} tokens; rounding makes up to {allowed(dtype):g} in the mean)"
     )
 
 

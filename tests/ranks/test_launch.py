@@ -126,7 +126,8 @@ def test_every_announced_end_is_told_to_the_ranks_as_sigterm(monkeypatch, number
     monkeypatch.setattr(launch, "CAUSE_S", 0.05)
     assert launched("sleep 1000", "sleep 1000", then=lambda: os.kill(os.getpid(), number)) == 128 + number
     assert capfd.readouterr().err == (
-        f"fastgrpo: ended by {number.name}; what is saved is whole, and --resume goes on from there\n"
+        f"fastgrpo: ended by {number.name}; what is saved is whole, and --resume goes on from the last "
+        "checkpoint, if there is one\n"
     )
 
 

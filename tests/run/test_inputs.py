@@ -94,7 +94,10 @@ def test_what_is_odd_about_prompts_is_said_once_for_all_data(train, model, stric
     end = config["eos_token_id"]
     (model / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": end + 1}))
     template(model, (model / "chat_template.jinja").read_text() + "{{ strftime_now('%Y') }}")
+    held_out, trained_on = (train.folder / "base" / f"{name}.jsonl" for name in ("held_out", "train"))
+    held_out.write_text(trained_on.read_text().splitlines(keepends=True)[3] + held_out.read_text())
     assert strict() == 0
     out = capfd.readouterr().out.replace("\n", " ")
+    assert "warning: 1 of the " in out and "are also trained on" in out
     assert out.count("writes the date or draws at random") == 1
     assert out.count(f"({end}) ends no response") == 1

@@ -40,8 +40,8 @@ def train_a(tmp_path, tiny_base, monkeypatch):
     ("name", "words"),
     [
         ("qwen3_next", "qwen3_next) would be trained wrongly"),
-        ("mamba", "a MambaForCausalLM computes attention by code of its own"),
-        ("modernbert-decoder", "fastgrpo computes no other heads"),
+        ("mamba", "a MambaForCausalLM computes attention, or what it has in its place, by code of its own"),
+        ("modernbert-decoder", "fastgrpo computes nothing else there"),
         ("bloom", "bloom) would be sampled wrongly"),
     ],
 )
