@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -71,7 +72,8 @@ class Display:
         return (time.perf_counter() - self.started) / max(done, 1) * (self.num_steps - step)
 
     def _table(self, left_s: float) -> Table:
-        table = Table(caption=f"{self.rows[-1]['step']} of {self.num_steps} steps, {_duration(left_s)} left")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # all headings in 80 columns
+        table.caption = f"{self.rows[-1]['step']} of {self.num_steps} steps, {_duration(left_s)} left"
         for name in COLUMNS:
             table.add_column(HEADINGS.get(name, name), justify="right")
         for row in self.rows[-self.LAST_ROWS :]:
