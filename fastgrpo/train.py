@@ -64,10 +64,13 @@ def command(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as one rank of a launch. Returns the exit code, as ``command`` does."""
-    rank, count = launched_ranks()
-    is_first = rank == 0
     arguments = sys.argv[1:] if arguments is None else arguments
     _go_on_unheard(arguments)
+    try:
+        rank, count = launched_ranks()
+    except ValueError as error:
+        return _refuse(error)
+    is_first = rank == 0
     try:
         recipe, config, _ = asked_run(arguments, is_first)
         engine_kind(config.rollout.engine)

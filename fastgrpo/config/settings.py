@@ -300,7 +300,7 @@ class OptimizerConfig:
 class EvaluationConfig:
     every_steps: int = setting(50, at_least=0, free_on_resume=True)
     """Steps between evaluations on the held-out problems; 0: only before the first step and after the last."""
-    samples_per_prompt: int = setting(8, at_least=1)
+    samples_per_prompt: int = setting(8, at_least=1, at_most=65_536)
     """Responses per problem for the sampled accuracy (avg@k)."""
     temperature: float = setting(1.0, at_least=0)
     """Sampling temperature of the sampled accuracy; the greedy accuracy is measured too."""

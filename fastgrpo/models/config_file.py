@@ -62,9 +62,13 @@ def end_token_ids(path: str, trust_remote_code: bool = False) -> tuple[int, ...]
         if (file := Path(path) / "generation_config.json").is_file() and not _is_json(file):
             raise ValueError(f"{file} is no JSON: get it anew, or take it away") from error
         ids = read_config(path, trust_remote_code).get_text_config().eos_token_id
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    ids = () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    if wrong := [n for n in ids if type(n) is not int or n < 0]:
+        raise ValueError(
+            f"{path} names {wrong[0]!r} as an end token (eos_token_id), which must be the number of a token: mend its "
+            f"generation_config.json or config.json"
+        )
+    return ids
 
 
 def _is_json(file: Path) -> bool:

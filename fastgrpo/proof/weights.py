@@ -92,7 +92,8 @@ def prove_weights(
         ) from error
     own = Difference.of(ours, alone, learner)
     if own.is_above(dtypes[0]):
-        require_finite(learner)
+        if broken := _not_finite(learner):
+            raise ValueError(f"{broken}: the model's files are broken")
         name = type(learner.policy.model).__name__
         raise ValueError(
             f"the trainer would compute this {name} wrongly: over {own.num_tokens} tokens its logprobs differ by {own} "
@@ -106,7 +107,8 @@ def prove_weights(
 def _compared(ours: Tensor, batch: PackedBatch, learner: Learner, dtype: torch.dtype) -> Difference:
     found = Difference.of(ours, batch.at_responses(batch.rollout_logprobs), learner)
     if found.is_above(dtype):
-        require_finite(learner)
+        if broken := _not_finite(learner):
+            raise WeightMismatch(f"{broken}: training has diverged. Begin again with a lower --optimizer.learning_rate")
         raise WeightMismatch(
             f"engine and trainer hold the same weights and mean different things by them: over {found.num_tokens} "
             f"tokens of probe prompts their logprobs differ by {found}, more than {allowed(dtype):g} in "
@@ -152,17 +154,16 @@ def _by_itself(policy: Policy, samples: Sequence[Sample]) -> Tensor:  # [R]
         reshard(policy)
 
 
-def require_finite(learner: Learner) -> None:
-    """Raises ValueError if a weight of the trainer has a NaN or an infinity; all ranks take part."""
+def _not_finite(learner: Learner) -> str:
+    """Which weights of the trainer have a NaN or an infinity, in words, or ""; all ranks take part."""
     broken = [
         name
         for name, parameter in learner.policy.model.named_parameters()
         if not torch.isfinite(_local(parameter.data)).all()
     ]
-    if found := learner.ranks.gather(broken):
-        names = list(dict.fromkeys(found))
-        others = f", and so do {len(names) - 1} others" if names[1:] else ""
-        raise ValueError(f"the weight {names[0]} holds a NaN or an infinity{others}: the model's files are broken")
+    names = list(dict.fromkeys(learner.ranks.gather(broken)))
+    others = f", and so do {len(names) - 1} others" if names[1:] else ""
+    return f"the weight {names[0]} holds a NaN or an infinity{others}" if names else ""
 
 
 def _local(value: Tensor) -> Tensor:

@@ -98,14 +98,22 @@ class Ranks:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = meet(timeout)
         rank, count = role.index, role.num_trainers
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("trainers", store),
-            rank=rank,
-            world_size=count,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,  # NCCL connects now, not in the first step
-        )
+        try:
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore("trainers", store),
+                rank=rank,
+                world_size=count,
+                timeout=timeout,
+                device_id=device if device.type == "cuda" else None,  # NCCL connects now, not in the first step
+            )
+        except RuntimeError as error:
+            if "Unable to find address" not in str(error):
+                raise
+            raise ValueError(
+                f"gloo finds no address to listen on ({str(error).splitlines()[0]}): is GLOO_SOCKET_IFNAME, now "
+                f"{os.environ.get('GLOO_SOCKET_IFNAME')}, an interface of this machine?"
+            ) from error
         shape = (config.replicas, count // config.replicas)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replica", "shard"))
         control = dist.new_group(backend="gloo", timeout=timeout)

@@ -17,8 +17,14 @@ BACKLOG = 1024
 
 
 def launched_ranks() -> tuple[int, int]:
-    """(rank, number of ranks) as torchrun tells them; (0, 1) without a launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(rank, number of ranks) as torchrun tells them; (0, 1) without a launcher.
+
+    Raises ValueError for what no launcher writes.
+    """
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(t.isdecimal() for t in told) or int(told[0]) >= int(told[1]):
+        raise ValueError(f"the environment says RANK={told[0]} of WORLD_SIZE={told[1]} ranks: unset both, or mend them")
+    return int(told[0]), int(told[1])
 
 
 def meet(timeout: timedelta) -> dist.Store:

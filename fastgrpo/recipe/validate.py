@@ -4,6 +4,7 @@ import json
 import math
 import operator
 import re
+from typing import Any
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.config import RULES, Config, flatten
@@ -11,11 +12,18 @@ from fastgrpo.recipe.validate_loss import validate_loss
 
 PLAIN = Algorithm()
 _BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+_LARGEST = {int: 2**31 - 1, float: 1e15}
+"""Of numbers without an upper bound of their own: beyond these, what computes with them overflows."""
+_MOST_RESPONSES = 2**24
+"""Of a step."""
 
 
 def require_ranges(config: Config) -> None:
-    """Raises ValueError for a number that is not finite, or not within the bounds that its field in Config has."""
+    """Raises ValueError for a number that is not finite, or not within the bounds that its field in Config has, and for
+    text that no file can hold."""
     for name, value in flatten(config).items():
+        if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+            raise ValueError(f"--{name} must be text that UTF-8 can write, got {value!r}")
         numbers, rules = value if isinstance(value, list) else [value], RULES[name]
         bounds = {bound: rules[bound] for bound in _BOUNDS if bound in rules}
         if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
@@ -25,6 +33,14 @@ def require_ranges(config: Config) -> None:
             each = " each" if isinstance(value, list) else ""
             because = f": {rules['because']}" if "because" in rules else ""
             raise ValueError(f"--{name} must be {wanted}{each}, got {value!r}{because}")
+        if "at_most" not in rules and "below" not in rules:
+            _require_not_beyond(name, numbers)
+
+
+def _require_not_beyond(name: str, numbers: list[Any]) -> None:
+    for number in numbers:
+        if type(number) in _LARGEST and abs(number) > (most := _LARGEST[type(number)]):
+            raise ValueError(f"--{name} must be at most {most:,}, got {number!r}")
 
 
 def validate(config: Config, num_ranks: int, algorithm: Algorithm = PLAIN) -> None:
@@ -50,6 +66,11 @@ def validate(config: Config, num_ranks: int, algorithm: Algorithm = PLAIN) -> No
 
 def _validate_arithmetic(config: Config, num_ranks: int) -> None:
     prompts, updates = config.data.prompts_per_step, config.optimizer.updates_per_step
+    if (responses := prompts * config.rollout.group_size) > _MOST_RESPONSES:
+        raise ValueError(
+            f"--data.prompts_per_step {prompts} with --rollout.group_size {config.rollout.group_size} make "
+            f"{responses:,} responses a step, more than {_MOST_RESPONSES:,}: lower one of them."
+        )
     if prompts % updates:
         more = prompts - prompts % updates + updates
         raise ValueError(

@@ -97,8 +97,9 @@ class RunFolder:
     @property
     def _has_steps(self) -> bool:
         """Whether a run has left something here to go on from. What can be read of it is not asked."""
-        metrics = self.metrics.path
-        return (metrics.exists() and metrics.stat().st_size > 0) or any(self.checkpoints.glob("step_*"))
+        # Rollouts come before their step's metrics: beside a run.json they alone are no step yet.
+        lines = (self.metrics.path, *(() if self.facts.exists() else (self.rollouts.path,)))
+        return any(p.exists() and p.stat().st_size > 0 for p in lines) or any(self.checkpoints.glob("step_*"))
 
     @property
     def _is_half_cleared(self) -> bool:
@@ -154,7 +155,7 @@ class RunFolder:
             )
 
     def _require_a_run(self) -> None:
-        """A run is what has a run.json, whatever is in it; hidden files are nobody's work."""
+        """A run is what has a run.json, whatever is in it. Hidden files are no run's, and stay."""
         found = [p.name for p in self.path.iterdir() if p.name not in OF_EVERY_RUN and not p.name.startswith(".")]
         if found and not self.facts.exists():
             raise ValueError(
@@ -165,7 +166,7 @@ class RunFolder:
     def _clear(self, say: Callable[[str], None]) -> None:
         """Removes the run that was here, and nothing that its links lead to. What fails can be done once more: the mark
         and run.json stay until the new run.json takes their place."""
-        old = [path for path in self.path.iterdir() if path.name not in OF_EVERY_RUN]
+        old = [p for p in self.path.iterdir() if p.name not in OF_EVERY_RUN and not p.name.startswith(".")]
         if old:
             (self.path / CLEARING).touch()
         for path in old:

@@ -71,6 +71,8 @@ def test_a_weight_that_is_not_finite_is_named(ranks):
         learner.policy.model.model.layers[1].mlp.up_proj.weight.to_local()[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"the weight model\.layers\.1\.mlp\.up_proj\.weight holds a NaN"):
         prove_weights(prompts(2), rollouts, learner, FLOATS)
+    with pytest.raises(WeightMismatch, match=r"up_proj\.weight holds a NaN or an infinity: training has diverged"):
+        probe(prompts(2), rollouts, learner, torch.float32)
 
 
 def test_a_model_whose_own_pass_fails_is_refused_in_words(ranks, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 import torch.distributed as dist
 
 from fastgrpo.command_line.ending import ANNOUNCING
-from fastgrpo.ranks import launch, meet, signals
+from fastgrpo.ranks import launch, launched_ranks, meet, signals
 from fastgrpo.ranks.one_machine import is_on_one_machine
 from fastgrpo.ranks.rendezvous import LISTENER
 from tests.conftest import TINY
@@ -28,6 +28,14 @@ ROOT = Path(__file__).parents[2]
 def fastgrpo(*arguments: str, **options) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "fastgrpo", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("told", [{"RANK": "x"}, {"RANK": "-1", "WORLD_SIZE": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_ranks_that_no_launcher_writes_are_refused(told, monkeypatch):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"RANK={told['RANK']} of WORLD_SIZE="):
+        launched_ranks()
 
 
 def test_ranks_refuse_by_themselves_what_torchrun_starts_them_with_and_say_it_once(capfd):

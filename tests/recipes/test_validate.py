@@ -69,6 +69,9 @@ def test_a_number_that_is_not_finite_is_refused(name, number):
     "name, value, complaint",
     [
         ("rollout.group_size", 0, "at least 1, got 0"),
+        ("rollout.group_size", 2**31, "at most 2,147,483,647, got 2147483648"),
+        ("rollout.oversample", 1e308, "at most 1,000,000,000,000,000.0, got 1e+308"),
+        ("data.suffix", "\udcff", "text that UTF-8 can write, got '\\udcff'"),
         ("rollout.oversample", 0.5, "at least 1, got 0.5"),
         ("rollout.stop_token_ids", (7, -1), "at least 0 each, got [7, -1]"),
         ("optimizer.betas", (0.9, 1.0), "at least 0 and below 1 each, got [0.9, 1.0]"),

@@ -140,6 +140,10 @@ def test_steps_without_a_run_json_are_nobodys_to_overwrite_until_it_is_put_back_
         folder.check(overwriting(config), {})
     folder.metrics.path.rename(folder.path / "kept")
     folder.check(replace(config, resume=False), {})
+    folder.rollouts.path.write_text("somebody's\n")
+    with pytest.raises(ValueError, match=r"no run\.json"):
+        folder.check(replace(config, resume=False), {})
+    folder.rollouts.path.unlink()
     (folder.path / "kept").rename(folder.metrics.path)
     folder.facts.write_bytes(facts)
     folder.check(config, {})
@@ -174,6 +178,12 @@ def test_an_overwrite_removes_links_and_nothing_behind_them(folder, config, tmp_
     assert sorted(p.name for p in folder.path.iterdir()) == ["base", "engines", "run.json"]
     assert (disk / "notes.txt").read_text() == "mine" and (disk / "step_000001").is_dir()
     assert f"{folder.checkpoints} was a link to {disk}, where everything stays as it is" in said and len(said) == 3
+
+
+def test_an_overwrite_leaves_hidden_files(folder, config):
+    (folder.path / ".git").mkdir()
+    folder.begin(overwriting(config), {}, print)
+    assert (folder.path / ".git").is_dir() and not folder.metrics.path.exists()
 
 
 def test_an_overwrite_that_fails_can_be_done_once_more_and_nothing_else(folder, config, monkeypatch):
