@@ -77,10 +77,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes an object in the manner of `replace_text`; a number that is not finite becomes null."""
+    replace_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
     """Replaces the file in one rename: a reader sees the old or the new one, and so does who comes after a loss of
     power."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     to_disk(partial)
     partial.replace(path)
     to_disk(path.parent)

@@ -23,7 +23,8 @@ def decode(content: bytes, types: Iterable[type] = ()) -> Any:
     """The value that `encode` was given. Dataclasses are made of these types alone, their fields of the types that they
     are annotated with.
 
-    It takes a small multiple of the memory of ``content``. Raises ValueError, and nothing else, for any other bytes.
+    It takes up to some twenty times the memory of ``content``, as lists of empty lists do. Raises ValueError, and
+    nothing else, for any other bytes.
     """
     start = len(MAGIC) + LENGTH.size
     if len(content) < start or content[: len(MAGIC)] != MAGIC:
@@ -34,7 +35,7 @@ def decode(content: bytes, types: Iterable[type] = ()) -> Any:
     reader = _Reader(memoryview(content)[start + length :], {t.__name__: t for t in types})
     try:
         value = reader.value(json.loads(bytes(content[start : start + length])))
-    except (TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ValueError(f"these bytes hold no value: {type(error).__name__}: {error}") from error
     if reader.rest:
         raise ValueError(f"{len(reader.rest)} bytes are left over")

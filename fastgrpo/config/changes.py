@@ -1,6 +1,7 @@
 """A configuration as JSON, what two differ in, and one with some settings changed."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from operator import attrgetter
@@ -25,6 +26,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     free = {name for name, rules in RULES.items() if rules.get("free_on_resume")}
     names = sorted((old.keys() | new.keys()) - free)
     return [f"--{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names if old.get(n) != new.get(n)]
+
+
+def fingerprint(config: Config) -> str:
+    """A checksum of the settings that a run and its continuation share, wherever they are."""
+    free = {name for name, rules in RULES.items() if rules.get("free_on_resume") or rules.get("is_path")}
+    shared = {name: value for name, value in flatten(config).items() if name not in {*free, "name"}}
+    return hashlib.blake2b(json.dumps(shared, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:

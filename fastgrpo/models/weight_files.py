@@ -1,5 +1,6 @@
 """The files of a model's weights -> a model with every weight in it, or a refusal that names what is wrong."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 MAX_NAMES = 5
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 _LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<rest>.+)")
 
 
@@ -48,6 +50,7 @@ def read_weights(path: str, **how: Any) -> PreTrainedModel:
             f"config.json another model's?"
         )
     _check_unexpected(model, path, sorted(found["unexpected_keys"]))
+    _check_whole_numbers(model, path)
     _check_finite(model, path)
     return model
 
@@ -106,6 +109,20 @@ def _extra_layers(names: list[str], model: PreTrainedModel) -> list[str]:
     return [match[0] for match in found if match["layer"] not in of_another_kind]
 
 
+def _check_whole_numbers(model: PreTrainedModel, path: str) -> None:
+    """Refuses quantized weights that no configuration calls so: transformers would take their codes for values."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if name.endswith(".weight") and (kind := tensors.get_slice(name).get_dtype()) not in _FLOATS:
+                    raise ValueError(
+                        f"the weights of {path} are quantized ({name} is {kind}), and its config.json has no "
+                        f"quantization_config that says how: take whole ones"
+                    )
+
+
 def _check_finite(model: PreTrainedModel, path: str) -> None:
     tensors = ((n, p.detach()) for n, p in model.named_parameters() if p.is_floating_point() and p.numel())
     broken = [name for name, tensor in tensors if not tensor.is_meta and not _is_finite(tensor)]
@@ -133,5 +150,6 @@ def _first_line(error: Exception) -> str:
 
 @cache
 def _say(text: str) -> None:
-    """Once, although a model is loaded to be trained and to be sampled from."""
-    print(text, flush=True)
+    """Once, although a model is loaded on every rank, to be trained and to be sampled from."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)

@@ -64,7 +64,7 @@ class Run:
         def choose() -> list[Path | None]:
             if not self.trainer.ranks.is_first:
                 return []
-            path, complaints = newest_intact(self.folder.checkpoints)
+            path, complaints = newest_intact(self.folder.checkpoints, self.checkpointer.run)
             for complaint in complaints:
                 self.display.say(complaint)
             if path is None and complaints:
@@ -104,13 +104,14 @@ class Run:
                 if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
                     self._save()
                 if stop and progress.step < last:
-                    self._finish_checkpoint()
+                    self._finish_checkpoint(compare=False)  # whoever sent the signal may not wait for it
                     raise Interrupted(f"saved step {progress.step}; go on with --resume")
-            self._finish_checkpoint()
+            self._finish_checkpoint(compare=True)
 
-    def _finish_checkpoint(self) -> None:
+    def _finish_checkpoint(self, compare: bool) -> None:
         with self._phase("checkpoint", self.config.deadline.checkpoint_s):
-            self.checkpointer.finish()
+            self.checkpointer.finish(compare)
+            self.checkpointer.end_comparison()
 
     def _warn(self, metrics: dict[str, Any], num_responses: int) -> None:
         if metrics["groups_kept"] == 0:

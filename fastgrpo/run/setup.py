@@ -10,7 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm import Algorithm
-from fastgrpo.config import Config
+from fastgrpo.config import Config, fingerprint
 from fastgrpo.data import PromptStream, with_columns
 from fastgrpo.models.load import attention_of, compute_dtype
 from fastgrpo.policy.activations import fit
@@ -107,7 +107,8 @@ def start(
     exporter = ranks.together(lambda: make_exporter(config, trainer, dtype, display))
     ranks.together(lambda: prove_on_weights(trainer, dtype, display))
     ranks.together(lambda: begin_folder(recipe, config, folder, ranks, data, display))
-    checkpointer = Checkpointer(folder.checkpoints, ranks, config.checkpoint.keep_last, exporter, display.say)
+    keep_last, this = config.checkpoint.keep_last, fingerprint(config)
+    checkpointer = Checkpointer(folder.checkpoints, ranks, keep_last, exporter, display.say, this)
     schedule = RunSchedule(algorithm, config, streams)
     run = Run(recipe, config, folder, display, trainer, checkpointer, inputs.held_out, schedule)
     ends.push(run.end_trackers)

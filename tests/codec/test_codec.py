@@ -1,5 +1,6 @@
 """What is encoded comes back; what comes from elsewhere is a value or a ValueError, and nothing of it runs."""
 
+import contextlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,30 @@ plain = st.recursive(
     ),
     max_leaves=20,
 )
+
+
+wrong_kinds = st.recursive(
+    keys.filter(lambda v: not isinstance(v, bytes)),
+    lambda inner: (
+        st.lists(inner)
+        | st.builds(
+            lambda kind, v: {kind: v}, st.sampled_from(["tuple", "dict", "bytes", "dtype", "array", "class"]), inner
+        )
+        | st.builds(lambda name, v: {"class": [name, v]}, st.sampled_from(["Inner", "Outer"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(wrong_kinds)
+@example({"class": ["Inner", 5]})
+@example({"class": ["Inner", None]})
+@example({"array": ["<i4", "xy"]})
+@example({"dtype": "nn"})
+def test_a_tree_of_the_wrong_kinds_is_a_value_or_a_value_error(tree):
+    with contextlib.suppress(ValueError):
+        decode(framed(tree, b"12345678"), [Inner, Outer])
 
 
 @settings(deadline=None)

@@ -194,3 +194,17 @@ def test_generation_settings_that_are_no_json_are_refused(folder, content):
     (folder / "generation_config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"generation_config\.json is no JSON"):
         end_token_ids(str(folder))
+
+
+@pytest.mark.parametrize("ids", [[[1]], "x", -7, 1.5])
+def test_end_tokens_that_are_none_are_refused(folder, ids):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ValueError, match=r"as an end token|is no JSON"):
+        end_token_ids(str(folder))
+
+
+def test_quantized_weights_that_no_configuration_calls_so_are_refused(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change(folder, **{name: load_file(folder / "model.safetensors")[name].to(torch.int8)})
+    with pytest.raises(ValueError, match=rf"are quantized \({name} is I8\).*no quantization_config"):
+        read_weights(str(folder))

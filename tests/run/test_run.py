@@ -54,7 +54,7 @@ def test_a_run_leaves_metrics_summary_report_and_checkpoints(train, capfd):
     for name in ("metrics.jsonl", "summary.json", "report.html", "checkpoints"):
         assert (train.folder / name).exists()
         assert str(train.folder / name) in printed.replace("\n", "")
-    assert [p.name for p in sorted((train.folder / "checkpoints").iterdir())] == ["step_000002", "step_000004"]
+    assert [p.name for p in sorted((train.folder / "checkpoints").glob("[!.]*"))] == ["step_000002", "step_000004"]
     rollouts = JsonLines(train.folder / "rollouts.jsonl").read()
     assert len(rollouts) == 16 and {r["reward"] for r in rollouts} == {1.0, -1.0}
     assert all(r["grad_norm"] > 0 for r in JsonLines(train.folder / "metrics.jsonl").read()[1:])

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
-LARGEST_BYTES = 1 << 27  # larger ones are weights or data under another name
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".tflite"}
-_ABOUT = {".md", ".png", ".jpg", ".pdf", ".lock"}  # the base, and not what was made of it
+LARGEST_BYTES = 1 << 27  # larger ones are data under another name
+_KINDS = {".json", ".jinja", ".model", ".txt", ".py", ".tiktoken", ".vocab", ".bpe", ".spm", ".merges"}
+_LICENCES = ("license", "licence", "notice", "copying")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def base_files(base: str) -> dict[str, bytes]:
     """The files of a hub id or folder by their names, read now: the folder may be gone when an export is written.
 
-    Configuration, generation settings, tokenizer, chat templates, processors and code are among them.
+    They are those that a model is made of: configuration, generation settings, tokenizer, chat templates, processors,
+    code, and its licence.
     """
     folder = folder_of(base)
     found = [*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")]
@@ -38,6 +39,6 @@ def folder_of(base: str) -> Path:
 
 def _is_wanted(file: Path) -> bool:
     name = file.name.lower()
-    is_weight = file.suffix.lower() in _WEIGHTS or name.endswith(".index.json")
-    is_other = file.suffix.lower() in _ABOUT or name.startswith(".")
-    return file.is_file() and not is_weight and not is_other and file.stat().st_size <= LARGEST_BYTES
+    is_index = name.endswith(".index.json")  # of weights in several files
+    is_kind = file.suffix.lower() in _KINDS and not is_index and not name.startswith(".")
+    return (is_kind or name.startswith(_LICENCES)) and file.is_file() and file.stat().st_size <= LARGEST_BYTES

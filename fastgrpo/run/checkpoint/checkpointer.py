@@ -1,10 +1,11 @@
 """Writes and loads checkpoints: sharded, written beside training, committed in one rename."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from fastgrpo.run.checkpoint.in_flight import read_rollouts, save_rollouts
 from fastgrpo.run.checkpoint.integrity import EXPORT, SHARDS, committed, read_state, write_state
 from fastgrpo.run.checkpoint.random_state import load_random_state, save_random_state
 from fastgrpo.run.checkpoint.reload import some
-from fastgrpo.run.checkpoint.shards import load_shards
+from fastgrpo.run.checkpoint.shards import load_shards, reason_of
 from fastgrpo.trainer import Progress
+
+COMPARED = ".compared"
+"""A file beside the checkpoints once an export was compared."""
 
 
 class CheckpointError(RuntimeError):
@@ -41,9 +45,9 @@ class _Write:
 
     partial: Path
     shards: Future[Any]
+    weights: dict[str, Tensor] | None = None  # of the export, for as long as it is to be compared with them
     export: threading.Thread | None = None
     error: BaseException | None = None
-    complaints: list[str] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
@@ -62,25 +66,29 @@ class Checkpointer:
 
     ``shards`` is torch's distributed checkpoint, which any number of ranks can load; ``hf`` loads with
     ``from_pretrained``; ``state.json`` holds the trainer's progress and the size and checksum of every file, and is
-    written last: a folder without it was never finished.
+    written last: a folder without it was never finished. The first export of all is compared with what was trained,
+    beside training.
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, keep_last: int, exporter: Exporter, say: Callable[[str], None]
+        self, folder: Path, ranks: Ranks, keep_last: int, exporter: Exporter, say: Callable[[str], None], run: str
     ) -> None:
         self.folder, self.ranks, self.keep_last = folder, ranks, keep_last
-        self.exporter, self.say = exporter, say
+        self.exporter, self.say, self.run = exporter, say, run
         # The write's own collectives must not mix with training's.
         self.group = dist.new_group(backend="gloo", timeout=ranks.timeout)
         self.under_way: _Write | None = None
-        self.has_compared = False
+        self.comparison: Future[str] | None = None
         ranks.together(self._begin)
 
     def _begin(self) -> None:
         if not self.ranks.is_first:
             return
         try:
+            if self.folder.is_symlink() and not self.folder.exists():
+                raise OSError(f"it is a link to {self.folder.readlink()}, which is not there")
             self.folder.mkdir(parents=True, exist_ok=True)
+            to_disk(self.folder.parent)
             for leftover in self.folder.glob(".step_*"):
                 remove(leftover)
         except OSError as error:
@@ -107,6 +115,7 @@ class Checkpointer:
         weights = self.exporter.gather(learner.policy, keep=self.ranks.is_first)
         self.under_way = _Write(partial, shards)
         if self.ranks.is_first:
+            self.under_way.weights = None if (self.folder / COMPARED).exists() else weights
             export = threading.Thread(target=self._write_files, args=(self.under_way, weights, progress))
             self.under_way.export = export
             export.start()
@@ -116,29 +125,37 @@ class Checkpointer:
         if self.under_way is not None and not self.ranks.any(not self.under_way.is_done):
             self.finish()
 
-    def finish(self) -> None:
-        """Waits for the write under way and commits it. Raises CheckpointError if it failed, on all ranks."""
+    def finish(self, compare: bool = True) -> None:
+        """Waits for the write under way and commits it. The first export is compared from then on, unless ``compare``
+        is false. Raises CheckpointError if the write failed, on all ranks."""
+        self.end_comparison()
         if self.under_way is None:
             return
         write, self.under_way = self.under_way, None
         partial = write.partial
         self._agree(partial, write.result())
         if self.ranks.is_first:
-            for complaint in write.complaints:
-                self.say(complaint)
-            os.replace(partial, self.folder / partial.name[1:])
+            path = self.folder / partial.name[1:]
+            os.replace(partial, path)
             to_disk(self.folder)
             for old in committed(self.folder)[: -self.keep_last]:
                 remove(old)
+            if compare and write.weights is not None:
+                self.comparison = ThreadPoolExecutor(1, "comparison").submit(self._compared, path, write.weights)
         self.ranks.barrier()
+
+    def end_comparison(self) -> None:
+        """Waits for the comparison under way, if there is one, and says what it found."""
+        if self.comparison is not None and (found := self.comparison.result()):
+            self.say(found)
+        self.comparison = None
 
     def _agree(self, partial: Path, error: BaseException | None) -> None:
         """Raises CheckpointError on every rank if one of them has an error: alone it would leave the others waiting."""
-        reasons = self.ranks.gather([f"rank {self.ranks.rank}: {error}"] if error else [])
+        reasons = self.ranks.gather([f"rank {self.ranks.rank}: {reason_of(error)}"] if error else [])
         if reasons:
             raise CheckpointError(
-                f"checkpoint {partial.name[1:]} in {self.folder} was not written ({reasons[0]}); those before it "
-                f"are whole, go on with --resume"
+                f"checkpoint {partial.name[1:]} in {self.folder} was not written ({reasons[0]})"
             ) from error
 
     def load(self, path: Path, learner: Learner) -> tuple[Progress, dict[str, Any]]:
@@ -171,32 +188,31 @@ class Checkpointer:
             self.exporter.write(partial, weights)
             folder_to_disk(partial)
             partial.rename(path / EXPORT)
-            write_state(path, asdict(progress))
-        except OSError as error:
-            self.say(f"warning: the export of {path} could not be written: {error}")
+            to_disk(path)
+            write_state(path, asdict(progress), self.run)
+        except Exception as error:  # of safetensors too, which has no base class
+            remove(partial)
+            self.say(f"warning: the export of {path} could not be written: {reason_of(error)}")
 
     def _write_files(self, write: "_Write", weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
         partial = write.partial
         try:
             self.exporter.write(partial / EXPORT, weights)
-            if not self.has_compared:
-                self.has_compared = True
-                write.complaints += self._compared(partial / EXPORT, weights)
             write.shards.result()
-            write_state(partial, progress)
+            write_state(partial, progress, self.run)
             folder_to_disk(partial)
         except BaseException as error:  # told to every rank by finish()
             write.error = error
 
-    def _compared(self, export: Path, weights: dict[str, Tensor]) -> list[str]:
-        """A line if the export is not what was trained, which ends nothing: the shards are whole."""
+    def _compared(self, path: Path, weights: dict[str, Tensor]) -> str:
+        """A line if the export is not what was trained, or "". It ends nothing: the shards are whole."""
         try:
-            differences = self.exporter.differences(export, weights)
+            differences = self.exporter.differences(path / EXPORT, weights)
         except Exception as error:  # of code that loads what it was not made for
             differences = [f"it cannot be loaded ({type(error).__name__}: {error})"]
-        if not differences:
-            return []
-        return [f"warning: the export of {export.parent.name[1:]} is not what was trained: {some(differences)}"]
+        with contextlib.suppress(OSError):  # a full disk: the next one is compared too
+            (self.folder / COMPARED).touch()
+        return f"warning: the export of {path.name} is not what was trained: {some(differences)}" if differences else ""
 
 
 def _state_of(learner: Learner) -> dict[str, Any]:

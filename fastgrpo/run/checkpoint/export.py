@@ -17,15 +17,8 @@ from fastgrpo.data import load_tokenizer
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import full_weights
 from fastgrpo.run.checkpoint.base_files import base_files, folder_of
-from fastgrpo.run.checkpoint.reload import (
-    INDEX,
-    WEIGHTS,
-    Shapes,
-    free_memory_bytes,
-    reload_differences,
-    shapes_in,
-    some,
-)
+from fastgrpo.run.checkpoint.memory import free_memory_bytes
+from fastgrpo.run.checkpoint.reload import INDEX, WEIGHTS, Shapes, reload_differences, shapes_in, some
 
 LARGEST_SHARD_BYTES = 5 * 10**9
 CONFIG = "config.json"
@@ -56,8 +49,7 @@ class Exporter:
             config = _config_of(json.loads(self.files[CONFIG]), self.model, self.dtype)
             self.files[CONFIG] = _text(config)
             self.shapes = self._shapes()
-            if "auto_map" not in config:  # code, which the start has run already, from the base
-                self._read_back()
+            self._read_back(has_code="auto_map" in config)
             unused = shapes_in(folder_of(self.base.path)).keys() - self.shapes.keys() - self._tied.keys()
         except Exception as error:
             raise ValueError(
@@ -65,10 +57,12 @@ class Exporter:
             ) from error
         return [f"exports leave out {some(unused)} of {self.base.path}: the model does not use it"] if unused else []
 
-    def _read_back(self) -> None:
+    def _read_back(self, has_code: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self._write_files(Path(folder))
-            load_tokenizer(folder)
+            load_tokenizer(folder, self.base.trust_remote_code)
+            if has_code:  # which the start has run already, from the base
+                return
             with torch.device("meta"):
                 loaded = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         made, needed = ({n: w.shape for n, w in m.state_dict().items()} for m in (loaded, self.model))
@@ -100,7 +94,7 @@ class Exporter:
     def differences(self, folder: Path, weights: dict[str, Tensor]) -> list[str]:
         """In what an export differs from what was to be exported, which is in nothing.
 
-        It is loaded where the host's memory holds it; the names and shapes of its files are compared always.
+        It is loaded where the free memory holds it; the names and shapes of its files are compared always.
         """
         written, wanted = shapes_in(folder), self.shapes
         if written != wanted:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from fastgrpo.codec.conforms import conforms
+from fastgrpo.json_lines import replace_text
 from fastgrpo.run.checkpoint.disk import files_of, remove
 from fastgrpo.run.checkpoint.in_flight import read_rollouts
 from fastgrpo.run.checkpoint.shards import read_metadata
@@ -25,20 +26,21 @@ def committed(folder: Path) -> list[Path]:
     return sorted((p for p in numbers if p.is_dir()), key=numbers.__getitem__)
 
 
-def write_state(path: Path, progress: dict[str, Any]) -> None:
-    """Writes down the run's progress and what the checkpoint holds: the last file of one."""
+def write_state(path: Path, progress: dict[str, Any], run: str) -> None:
+    """Writes down whose the checkpoint is, how far the run is and what there is: the last file of one."""
     files = {str(f.relative_to(path)): [f.stat().st_size, checksum(f)] for f in files_of(path) if f != path / STATE}
-    state = {"progress": progress, "files": files}
-    (path / STATE).write_text(json.dumps({**state, "checksum": _checksum_of(state)}, indent=1))
+    state = {"run": run, "progress": progress, "files": files}
+    replace_text(path / STATE, json.dumps({**state, "checksum": _checksum_of(state)}, indent=1))
 
 
-def read_state(path: Path) -> tuple[Progress, Files]:
-    """What `write_state` wrote. Raises ValueError if the file is damaged, or if it is another version's."""
+def read_state(path: Path, run: str = "") -> tuple[Progress, Files]:
+    """What `write_state` wrote. Raises ValueError if the file is damaged, or if it is another version's, or not of the
+    run that is named."""
     try:
         state = json.loads((path / STATE).read_text())
         if state.pop("checksum") != _checksum_of(state):
             raise ValueError("it has another checksum than when it was written")
-        progress, files = Progress(**state["progress"]), state["files"]
+        progress, files, of_run = Progress(**state["progress"]), state["files"], state["run"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{STATE} cannot be read ({error!r})") from error
     hints = get_type_hints(Progress)
@@ -47,13 +49,19 @@ def read_state(path: Path) -> tuple[Progress, Files]:
         raise ValueError(f"{STATE} holds no progress of a run: {', '.join(wrong) or 'step'} is wrong")
     if not files or not conforms(files, Files) or any(len(about) != 2 for about in files.values()):
         raise ValueError(f"{STATE} names no files")
+    if outside := [n for n in files if not Path(n).parts or ".." in Path(n).parts or Path(n).is_absolute()]:
+        raise ValueError(f"{STATE} names {outside[0]!r}, which is no file of a checkpoint")
+    if run and of_run != run:
+        raise ValueError(f"{STATE} is of another run, with other settings")
+    if f"step_{progress.step:06d}" != path.name.lstrip("."):
+        raise ValueError(f"{STATE} is of step {progress.step}")
     return progress, files
 
 
-def damage(path: Path) -> str:
+def damage(path: Path, run: str = "") -> str:
     """What is wrong with a checkpoint that a run would need to go on, or an empty string."""
     try:
-        _, files = read_state(path)
+        _, files = read_state(path, run)
         needed = {name: about for name, about in files.items() if Path(name).parts[0] != EXPORT}
         if reason := _damaged(path, needed.items()):
             return reason
@@ -71,14 +79,19 @@ def export_damage(path: Path) -> str:
     return _damaged(path, exported) if exported else f"{EXPORT} is missing"
 
 
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_intact(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
     """The checkpoint to continue from, and a line about each damaged one, which is set aside.
 
-    A damaged export alone is removed: a run goes on without it, and `Checkpointer.load` makes it anew.
+    A damaged export alone is removed: a run goes on without it, and `Checkpointer.load` makes it anew. Raises
+    ValueError for a link that leads nowhere: a disk may not be mounted.
     """
     complaints: list[str] = []
+    if lost := [p for p in (folder, *folder.glob("step_*")) if p.is_symlink() and not p.exists()]:
+        raise ValueError(
+            f"{lost[0]} is a link to {lost[0].readlink()}, which is not there: mount it, or remove the link"
+        )
     for path in reversed(committed(folder)):
-        if not (reason := damage(path)):
+        if not (reason := damage(path, run)):
             if reason := export_damage(path):
                 remove(path / EXPORT)
                 complaints.append(f"the export of {path} is damaged: {reason}; it is made anew")
@@ -105,8 +118,6 @@ def _checksum_of(state: dict[str, Any]) -> int:
 def _damaged(path: Path, files: Iterable[tuple[str, list[int]]]) -> str:
     for name, (size, crc) in files:
         file = path / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            return f"{STATE} names {name}, which is no file of a checkpoint"
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:

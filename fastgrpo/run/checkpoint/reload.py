@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 _OF_A_FOLDER = {"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"}
-"""What a configuration says of its file, or of a session, and not of the model's function."""
+"""What a configuration says of its file and of how it is used, and not of what the model computes."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -60,19 +60,10 @@ def reload_differences(
     return found
 
 
-def free_memory_bytes() -> int:
-    """What the host can give without swapping; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 0
-
-
 def _equal(tensor: Tensor, other: Tensor) -> bool:
-    if tensor.is_floating_point():
-        tensor, other = tensor.float(), other.float()
-    return tensor.shape == other.shape and bool(torch.equal(tensor.nan_to_num(), other.nan_to_num()))
+    if not tensor.is_floating_point():
+        return torch.equal(tensor, other)
+    return tensor.shape == other.shape and torch.allclose(tensor.float(), other.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def _facts(model: PreTrainedModel) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -34,10 +34,8 @@ def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -
     try:
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), process_group=group)
     except CheckpointException as error:
-        rank, (reason, _) = next(iter(error.failures.items()))
-        line = f"{type(reason).__name__}: {reason}".splitlines()[0]
         raise ValueError(
-            f"{folder} cannot be loaded (rank {rank}: {line}): without {folder.parent}, --resume takes the checkpoint "
+            f"{folder} cannot be loaded ({reason_of(error)}): without {folder.parent}, --resume takes the checkpoint "
             f"before"
         ) from error
 
@@ -57,13 +55,34 @@ def read_metadata(folder: Path) -> Metadata:
     return metadata
 
 
-class _Unpickler(pickle.Unpickler):
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a line: torch's own words are a traceback."""
+    if isinstance(error, CheckpointException):
+        error = next(reason for reason, _ in error.failures.values())
+    line = (str(error).splitlines() or [""])[0]
+    if "inline_container" in line:  # torch's writer, which hides what the system said
+        return "a file could not be written whole: is the disk full, or a file longer than `ulimit -f` allows?"
+    return f"{type(error).__name__}: {line}"
+
+
+_InPython: Any = vars(pickle)["_Unpickler"]  # the one whose steps can be changed
+
+
+class _Unpickler(_InPython):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) in _KNOWN:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no such metadata needs")
+
+    def load_build(self) -> None:
+        """Gives an object its attributes. A class or a function would be changed for the whole process."""
+        if callable(self.stack[-2]):
+            raise pickle.UnpicklingError(f"it changes {self.stack[-2]}")
+        super().load_build()
+
+    dispatch: ClassVar = {**_InPython.dispatch, pickle.BUILD[0]: load_build}
 
 
 class _Reader(dcp.FileSystemReader):

@@ -51,7 +51,7 @@ def newest(checkpoints):
 def restamp(checkpoint: Path) -> None:
     """Makes the checksums right again, as whoever wants the files to be read would."""
     state = json.loads((checkpoint / STATE).read_text())
-    write_state(checkpoint, state["progress"])
+    write_state(checkpoint, state["progress"], state["run"])
 
 
 class Planted:

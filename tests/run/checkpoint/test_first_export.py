@@ -16,7 +16,8 @@ def test_the_first_export_of_a_run_is_compared_and_no_other(train, monkeypatch, 
 
     monkeypatch.setattr(Exporter, "differences", noted)
     assert train("--steps", "2", "--checkpoint.every_steps", "1", "--data.held_out", "") == 0
-    assert compared == [".step_000001"]
+    assert train("--steps", "3", "--checkpoint.every_steps", "1", "--data.held_out", "", "--resume") == 0
+    assert compared == ["step_000001"]
     assert "is not what was trained" not in capfd.readouterr().out
 
 

@@ -3,12 +3,17 @@
 import json
 import os
 import shutil
+import traceback
 
 import pytest
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM
 
-from fastgrpo.run.checkpoint import checkpointer, committed, newest_intact, remove
-from fastgrpo.run.checkpoint.integrity import STATE, damage, export_damage, write_state
+from fastgrpo.command_line.exit_codes import FAILED
+from fastgrpo.run.checkpoint import checkpointer, committed, memory, newest_intact, remove
+from fastgrpo.run.checkpoint.integrity import STATE, _checksum_of, damage, export_damage, write_state
+from fastgrpo.run.checkpoint.shards import reason_of
 from tests.run.checkpoint import saved
 
 
@@ -17,7 +22,7 @@ def rewrite(checkpoint, change):
     state = json.loads((checkpoint / STATE).read_text())
     progress = state["progress"]
     change(progress)
-    write_state(checkpoint, progress)
+    write_state(checkpoint, progress, state["run"])
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
@@ -52,6 +57,7 @@ def test_a_state_that_is_no_state_is_said_and_the_one_before_is_taken(newest, ch
         (lambda progress: progress.update(step="2"), "step is wrong"),
         (lambda progress: progress.update(step=0), "step is wrong"),
         (lambda progress: progress.update(updates=None), "updates is wrong"),
+        (lambda progress: progress.update(step=1), "is of step 1"),
     ],
 )
 def test_progress_that_no_run_writes_is_said(newest, change, says):
@@ -146,3 +152,81 @@ def test_every_byte_is_on_the_disk_before_a_checkpoint_has_its_name(runs, checkp
     assert saved.resume(runs) == 0
     assert len(at_rename) > 8 and [p for p, was_synced in at_rename.items() if not was_synced] == []
     assert str(checkpoints) in synced  # the folder that holds the name, afterwards
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(newest, checkpoints):
+    assert damage(newest, json.loads((newest / STATE).read_text())["run"]) == ""
+    assert "is of another run" in damage(newest, "with another seed")
+    path, complaints = newest_intact(checkpoints, "with another seed")
+    assert path is None and len(complaints) == 2
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_said(newest, checkpoints):
+    remove(newest)
+    newest.symlink_to("/not/mounted")
+    with pytest.raises(ValueError, match="step_000002 is a link to /not/mounted, which is not there: mount it, or"):
+        newest_intact(checkpoints)
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../run.json"])
+def test_a_file_that_is_no_checkpoints_is_said(newest, name):
+    state = json.loads((newest / STATE).read_text())
+    del state["checksum"]
+    state["files"][name] = [1, 2]
+    (newest / STATE).write_text(json.dumps({**state, "checksum": _checksum_of(state)}))
+    assert damage(newest) == f"state.json names {name!r}, which is no file of a checkpoint"
+
+
+def test_a_kill_while_the_state_is_written_anew_leaves_the_old_one(newest, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastgrpo.json_lines.to_disk", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_state(newest, {"step": 3}, "another")
+    assert damage(newest) == ""
+
+
+def test_an_export_that_cannot_be_made_anew_is_said_and_nothing_of_it_stays(newest, runs, monkeypatch, capfd):
+    (newest / "hf" / "config.json").unlink()
+
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("fastgrpo.run.checkpoint.export._write_weights", full)
+    assert saved.resume(runs) == FAILED  # at the next checkpoint, for want of the same space
+    said = capfd.readouterr().out.replace("\n", " ")
+    assert "step_000002 could not be written: SafetensorError: No space left on device" in said
+    assert not (newest / ".hf").exists() and damage(newest) == ""
+
+
+def test_what_torch_hides_of_a_write_that_failed_is_said_in_a_line():
+    cause = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    error = CheckpointException("write", {0: (cause, traceback.extract_stack())})
+    assert reason_of(error).startswith("a file could not be written whole: is the disk full")
+    assert reason_of(OSError(28, "No space left on device")) == "OSError: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("line", "group", "files"),
+    [
+        ("0::/job/step", "job", {"max": 1000, "current": 900, "cache": "inactive_file 50"}),
+        (
+            "5:cpu,memory:/job",
+            "memory/job",
+            {"limit_in_bytes": 1000, "usage_in_bytes": 900, "cache": "total_inactive_file 50"},
+        ),
+    ],
+)
+def test_the_memory_that_is_free_is_a_containers(line, group, files, tmp_path, monkeypatch):
+    (tmp_path / group).mkdir(parents=True)
+    cache = files.pop("cache")
+    for name, value in files.items():
+        (tmp_path / group / f"memory.{name}").write_text(f"{value}\n")
+    (tmp_path / group / "memory.stat").write_text(f"anon 850\n{cache}\n")
+    (tmp_path / "mine").write_text(f"{line}\n")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "MINE", tmp_path / "mine")
+    assert memory.free_memory_bytes() == 150
+    monkeypatch.setattr(memory, "MINE", tmp_path / "none")
+    assert memory.free_memory_bytes() > 2**20

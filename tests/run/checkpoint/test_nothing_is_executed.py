@@ -4,6 +4,7 @@ import contextlib
 import io
 import pickle
 import shutil
+from pathlib import PosixPath
 
 import pytest
 import torch
@@ -83,6 +84,16 @@ def test_numbers_of_the_optimizer_are_not_unpickled(newest, mark, group):
     with pytest.raises(ValueError, match=r"cannot be loaded .*weights_only"):
         load()
     assert not mark.exists()
+
+
+def test_metadata_that_would_change_a_class_are_refused_and_it_is_as_it_was(newest):
+    # GLOBAL PosixPath, then its state: (None, {"is_file": torch.Size}), and BUILD
+    content = b"cpathlib\nPosixPath\n(N}S'is_file'\nctorch\nSize\nst\x62."
+    (newest / SHARDS / ".metadata").write_bytes(content)
+    before = PosixPath.is_file
+    saved.restamp(newest)
+    assert "it changes <class 'pathlib.PosixPath'>" in damage(newest)
+    assert PosixPath.is_file is before
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04"])
