@@ -7,6 +7,7 @@ whoever sends it wants the process to end at once.
 import contextlib
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,7 +41,19 @@ def _announces(number: signal.Signals) -> bool:
     handler = signal.getsignal(number)
     if handler is signal.SIG_IGN:
         return False
-    return number not in OF_ANYBODY or handler in (signal.SIG_DFL, _answers.get(number))
+    if number not in OF_ANYBODY:
+        return True
+    return handler == _answers.get(number, signal.SIG_DFL) and (number in _answers or not _is_caught_in_c(number))
+
+
+def _is_caught_in_c(number: int) -> bool:
+    """Whether the system knows of a handler, where Python does not: ``faulthandler.register`` sets one."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    except (OSError, StopIteration, IndexError):  # not Linux
+        return False
+    return bool(int(caught, 16) >> (number - 1) & 1) and signal.getsignal(number) == signal.SIG_DFL
 
 
 def handle(handler: Any) -> dict[signal.Signals, Any]:

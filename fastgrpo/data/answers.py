@@ -6,6 +6,7 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -14,8 +15,10 @@ NO_ANSWER = {"None", "nan", "NaN", "null", "NULL", "<NA>", "notfound", "proof"}
 
 _UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError, TypeError)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?P<brace>\{)?")
-# \frac, \beta, \verb and \alpha behind a backslash that was read as an escape: no text holds these characters.
-_ESCAPED = re.compile(r"[\x07\x08\x0b\x0c]|\t(?:imes|heta|ext|frac|an|o)\b|\r(?:ight|ho)|\n(?:eq|abla|otin)\b")
+_PARTS_OF_BOXES = re.compile(r"\\+(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<word>[^\s$\\{}]+))|\\.|[{}]", re.DOTALL)
+# \frac, \beta, \verb, \alpha and \times behind a backslash that was read as an escape.
+_ESCAPED = re.compile(r"[\x07\x08\x0b\x0c][a-z]{2,}|\t(?:imes|heta|ext|frac)\b|\r(?:ight|ho)|\n(?:eq|abla|otin)\b")
+_CONTROLS = "\x07\x08\x0b\x0c"
 
 
 def answer_text(answer: Any) -> str:
@@ -57,7 +60,7 @@ def _decoded(text: str) -> Any:
     when they have several, so those stay texts."""
     if text[:1] + text[-1:] not in ("[]", '""'):
         return text
-    value = as_value(text)
+    value = as_value(text, (json.loads,) if text[0] == '"' else (json.loads, ast.literal_eval))
     if isinstance(value, str) or (isinstance(value, list) and _is_wrapping(value)):
         return value
     return text
@@ -67,9 +70,9 @@ def _is_wrapping(values: list[Any]) -> bool:
     return any(isinstance(v, str) for v in values) or (len(values) == 1 and isinstance(values[0], int | float))
 
 
-def as_value(text: str) -> Any:
+def as_value(text: str, readers: Iterable[Callable[[str], Any]] = (json.loads, ast.literal_eval)) -> Any:
     """What a text says that was written as JSON, or as Python writes lists; None if it is neither."""
-    for read in (json.loads, ast.literal_eval):
+    for read in readers:
         with warnings.catch_warnings(), contextlib.suppress(*_UNREADABLE):
             warnings.simplefilter("ignore")  # of LaTeX, which Python takes for bad escapes
             return read(text)
@@ -85,7 +88,7 @@ def _checked(text: str) -> str:
             f"the answer {shown(text)} holds {broken[0]!r}: the backslash of a LaTeX command was read as an escape, "
             f"and no response can match it. Write the file with its backslashes doubled"
         )
-    return text.strip()
+    return text.strip().strip(_CONTROLS).strip()
 
 
 def unwrap_answer(answer: str) -> str:
@@ -97,13 +100,19 @@ def unwrap_answer(answer: str) -> str:
 
 def last_box(solution: str) -> str:
     r"""What stands in the last ``\boxed{...}`` of a solution; empty where there is none that is closed."""
-    for box in reversed(list(_BOX.finditer(solution))):
-        if not box["brace"]:
-            if word := re.match(r"[^\s$\\{}]+", solution[box.end() :]):
-                return word[0]
-        elif end := _closing(solution, box.end()):
-            return solution[box.end() : end - 1].strip()
-    return ""
+    last, found = -1, ""
+    opened: list[int | None] = []  # for each brace: where its box begins, if it is one's
+    for part in _PARTS_OF_BOXES.finditer(solution):
+        if part["brace"] or part["word"]:
+            if part["word"]:
+                last, found = part.start(), part["word"]
+            else:
+                opened.append(part.end())
+        elif part[0] == "{":
+            opened.append(None)
+        elif part[0] == "}" and opened and (start := opened.pop()) is not None and start > last:
+            last, found = start, solution[start : part.start()].strip()
+    return found
 
 
 def _closing(text: str, start: int) -> int | None:

@@ -100,7 +100,7 @@ def _received(ours: Connection) -> Any:
         raise _Fault(f"did not end within {TEXT_S:.0f} s")
     try:
         fault, value = json.loads(ours.recv_bytes())
-    except EOFError:
+    except (EOFError, OSError):  # OSError where it ended in the middle of a message
         raise _Fault("ended the process that ran it") from None
     if fault:
         raise _Fault(fault)

@@ -27,13 +27,15 @@ def identity_of(prompts: Sequence[Prompt]) -> Identity:
 
 def other_than(there: Any, now: Identity) -> str:
     """How prompts that there were, as a file says, differ from those that there are; empty if they do not."""
-    if there == now:
-        return ""
     there = there if isinstance(there, dict) else {}
+    if all(there.get(name) == now[name] for name in ("problems", "checksums")):
+        return ""
     if there.get("problems") != now["problems"]:
         return f"{there.get('problems')} problems there, {now['problems']} now"
     before = there["checksums"] if isinstance(there.get("checksums"), list) else []
     same = next((n for n, pair in enumerate(zip(before, now["checksums"], strict=False)) if pair[0] != pair[1]), 0)
+    if not now["problems"]:
+        return "other checksums there, and no problems now"
     first, last = now["last_rows"][same - 1] + 1 if same else 0, now["last_rows"][same]
     where = f"rows {first} to {last}" if first < last else f"row {last}"
     return f"other prompts or answers, the first of them in {where}"

@@ -80,13 +80,13 @@ def _check_group(group: Any, leaves: list[int], largest: int, allowed: int) -> N
 
 
 def _parts(batch: pa.RecordBatch, largest: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """(rows, bytes of them as Python's objects): all rows of a batch where they are small, or else one by one."""
-    if (size := _unpacked_bytes(batch)) <= largest:
+    """(rows, bytes of them as Python's objects): all rows of a batch where they are small, else of its halves."""
+    if (size := _unpacked_bytes(batch)) <= largest or len(batch) == 1:
         yield batch, size
         return
-    for row in range(len(batch)):
-        one = batch.slice(row, 1)
-        yield one, _unpacked_bytes(one)
+    half = len(batch) // 2
+    for part in (batch.slice(0, half), batch.slice(half)):
+        yield from _parts(part, largest)
 
 
 def _unpacked_bytes(values: Any) -> int:

@@ -1,9 +1,12 @@
 """Prompts that may not be what the user means: refused, or said in one line."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fastgrpo.data.chat_template import Habits
 from fastgrpo.types import Prompt
@@ -54,15 +57,24 @@ def require_plain_ids(all_ids: Sequence[list[int]], tokenizer: "PreTrainedTokeni
         )
 
 
-def require_different(problems: Sequence[Prompt], texts: Sequence[str]) -> None:
-    """Raises ValueError if problems that differ in more than white space have one prompt: a template cuts them."""
-    first: dict[str, Prompt] = {}
-    for problem, text in zip(problems, texts, strict=True):
-        other = first.setdefault(text, problem)
+def require_different(
+    problems: Sequence[Prompt], texts: Sequence[str], all_ids: Sequence[list[int]], name: str
+) -> None:
+    """Raises ValueError if problems that differ in more than white space have one prompt: a template cuts them, or the
+    tokenizer of this name does not know what they are written in."""
+    first: dict[bytes, tuple[Prompt, str]] = {}
+    for problem, text, ids in zip(problems, texts, all_ids, strict=True):
+        key = hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest()
+        other, others_text = first.setdefault(key, (problem, text))
         if other is not problem and _words(other) != _words(problem):
+            cause = (
+                "the chat template leaves out what is different. Take another template"
+                if others_text == text
+                else f"the tokenizer {name!r} has the same tokens for both. Take the model's own, with all of its files"
+            )
             raise ValueError(
                 f"The problems in rows {other.row} and {problem.row} differ and have the same prompt, which ends in "
-                f"{text[-TAIL_CHARS:]!r}: the chat template leaves out what is different. Take another template."
+                f"{text[-TAIL_CHARS:]!r}: {cause}."
             )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgrpo.data.answers import is_text
 from fastgrpo.data.chat_template import Chat, TemplateFailed, render, source_of
 from fastgrpo.data.prompt_checks import notes_on, notes_on_template, require_different, require_plain_ids
 from fastgrpo.types import Prompt
@@ -42,7 +43,7 @@ def encode(
         texts = _plain_texts(problems)
         all_ids = _ids(tokenizer, texts, special_tokens)
         require_plain_ids(all_ids, tokenizer, special_tokens)
-    require_different(problems, texts)
+    require_different(problems, texts, all_ids, tokenizer.name_or_path)
     for note in notes_on(problems, all_ids, tokenizer, template):
         say(note)
     kept = []
@@ -93,6 +94,8 @@ def _plain_texts(problems: list[Prompt]) -> list[str]:
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special_tokens: bool) -> list[list[int]]:
+    if broken := next((text for text in texts if not is_text(text)), None):
+        raise ValueError(f"A prompt holds half a surrogate pair, which no tokenizer reads: {broken[:60]!r}")
     ids: Any = tokenizer(texts, add_special_tokens=special_tokens)["input_ids"]
     return ids
 

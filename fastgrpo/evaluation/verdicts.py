@@ -9,7 +9,7 @@ from fastgrpo.evaluation.plan import Plan
 from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.rewards import VerifierPool
-from fastgrpo.rewards.golds import can_try_golds, first_rows, try_golds
+from fastgrpo.rewards.golds import first_rows, forms_for, try_golds
 
 TRY_S = 20.0
 CHUNK = 64
@@ -42,11 +42,11 @@ def judge_by_rule(settings: Settings, plan: Plan, folder: EvaluationFolder, chec
 
 def unmet_golds(plan: Plan, rule: str, pool: VerifierPool) -> Iterator[str]:
     """A sentence for each benchmark with answers that the rule rejects even word for word."""
-    if not can_try_golds(rule, None, pool):
+    if not (forms := forms_for(rule, None, pool)):
         return
     for planned in plan.benchmarks:
         row_of = first_rows((p.answer, p.problem) for p in planned.benchmark.problems)
-        report = try_golds(pool, list(row_of), TRY_S / len(plan.benchmarks))
+        report = try_golds(pool, list(row_of), TRY_S / len(plan.benchmarks), forms)
         if words := report.unmet_words(planned.name, rule, row_of):
             yield words
 

@@ -9,13 +9,10 @@ LOOPBACK_INTERFACE = "lo"
 
 
 def is_on_one_machine() -> bool:
-    """Whether all ranks of this launch are on one node, as the launcher tells. One that does not say how many are on
-    each, as srun does not, is taken at the address where they meet."""
+    """Whether all ranks of this launch are on one node, as the launcher tells. Of one that does not say how many are
+    on each, as srun does not, only a lone rank is sure: the first of several nodes may call itself localhost."""
     count = os.environ.get("WORLD_SIZE", "1")
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return os.environ["LOCAL_WORLD_SIZE"] == count
-    address = os.environ.get("MASTER_ADDR", "")
-    return count == "1" or address in ("localhost", "::1") or address.startswith("127.")
+    return os.environ.get("LOCAL_WORLD_SIZE", "1") == count
 
 
 def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 from fastgrpo.rewards.pool.load import load_reward, locate_reward
 from fastgrpo.rewards.pool.verifier_pool import VerifierPool
 
-FORMS = (
-    "<think>\nLet me see.\n</think>\n\nThe answer is \\boxed{{{answer}}}.",
-    "Let me see.\n\nAnswer: {answer}",
-)
-"""Responses as verifiers want them: one of them suits each verifier of this package."""
-CHUNK = 256
+Form = tuple[str, str]
+"""What stands before an answer and behind it in a response as a verifier wants it."""
+MOST_FORMS = 6
+FIRST_CHUNK, LARGEST_CHUNK = 8, 256  # a slow verifier must be noticed before the time is over
+LONGEST_DRESSED = 300  # characters; no unit or name makes an answer longer
 NUM_SHOWN = 3
 
 
@@ -63,40 +62,45 @@ def first_rows(answers: Iterable[tuple[str, int]]) -> dict[str, int]:
     return found
 
 
-def can_try_golds(reward: str, function: Callable[..., Any] | None, pool: VerifierPool) -> bool:
-    """Whether the pool's reward says right or wrong of a text and an answer alone, as one does that has known answers;
-    any other may be slow, cost money, or want a response that nobody can make up. ``function`` is the reward as this
-    process has it, if it does; one of this package it may import."""
+def forms_for(reward: str, function: Callable[..., Any] | None, pool: VerifierPool) -> tuple[Form, ...]:
+    """The forms in which the pool's reward wants an answer, as its known answers show them; none where answers cannot
+    be tried on it: without known answers it may be slow, cost money, or want a response that nobody can make up.
+
+    ``function`` is the reward as this process has it, if it does; one of this package it may import.
+    """
     signature = pool.signature
     if signature.names or signature.is_async or signature.whole_groups:
-        return False
+        return ()
     if function is None and reward.startswith("fastgrpo."):
         function = load_reward(*locate_reward(reward))
-    return bool(getattr(function, "known_answers", ()))
+    found: dict[Form, None] = {}
+    for response, answer, is_right in getattr(function, "known_answers", ()):
+        before, answer, behind = response.rpartition(answer)
+        if is_right and answer:
+            found[before, behind] = None
+    return tuple(found)[:MOST_FORMS]
 
 
-def try_golds(pool: VerifierPool, golds: Sequence[str], seconds: float) -> GoldReport:
+def try_golds(pool: VerifierPool, golds: Sequence[str], seconds: float, forms: Sequence[Form]) -> GoldReport:
     """What the pool's verifier says of responses that hold nothing but these answers, as many as there is time for."""
     until = time.monotonic() + seconds
     unmet: list[str] = []
     dressed: dict[str, str] = {}
-    num_tried = 0
-    for start in range(0, len(golds), CHUNK):
-        if time.monotonic() > until:
-            break
-        chunk = golds[start : start + CHUNK]
-        rejected = set(_rejected(pool, [(gold, gold) for gold in chunk]))
+    start, size = 0, FIRST_CHUNK
+    while start < len(golds) and time.monotonic() < until:
+        chunk = golds[start : start + size]
+        rejected = set(_rejected(pool, [(gold, gold) for gold in chunk], forms))
         unmet += [gold for gold in chunk if (gold, gold) in rejected]
-        plainer = [(plain, gold) for gold in chunk if (plain := plain_form(gold)) and (gold, gold) not in rejected]
-        dressed |= {gold: plain for plain, gold in _rejected(pool, plainer)}
-        num_tried += len(chunk)
-    return GoldReport(num_tried, unmet, dressed)
+        plainer = [(plain, gold) for gold in chunk if (gold, gold) not in rejected and (plain := plain_form(gold))]
+        dressed |= {gold: plain for plain, gold in _rejected(pool, plainer, forms)}
+        start, size = start + len(chunk), min(2 * size, LARGEST_CHUNK)
+    return GoldReport(start, unmet, dressed)
 
 
-def _rejected(pool: VerifierPool, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _rejected(pool: VerifierPool, pairs: list[tuple[str, str]], forms: Sequence[Form]) -> list[tuple[str, str]]:
     """Those of these (given, gold) that are rejected in every form."""
-    for form in FORMS:
-        verdicts = pool.score([(form.format(answer=given), gold) for given, gold in pairs])
+    for before, behind in forms:
+        verdicts = pool.score([(f"{before}{given}{behind}", gold) for given, gold in pairs])
         pairs = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if not verdict.correct]
     return pairs
 
@@ -122,7 +126,9 @@ _NUMBER = re.compile(r"(?P<sign>[-+]?)0*(?P<whole>\d+)(?:\.(?P<part>\d*?)0*)?")
 
 def plain_form(gold: str) -> str:
     r"""The answer as a model would box it: without a unit, a name, delimiters, separators, zeros that say nothing
-    (``x=5``, ``5\text{ cm}``, ``1,234``, ``0.50``). Empty where it is plain already."""
+    (``x=5``, ``5\text{ cm}``, ``1,234``, ``0.50``). Empty where it is plain already, and for long ones."""
+    if len(gold) > LONGEST_DRESSED:
+        return ""
     plain, before = gold.strip(), None
     while plain != before:
         before = plain

@@ -90,9 +90,9 @@ def start(
         )
     )
     ranks.together(lambda: prove_in_small(config, ranks, display))
-    example = ranks.together(lambda: example_of(inputs, config))
+    example = ranks.together(lambda: example_of(inputs, config, recipe.asks_for_row()))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
-    check_golds(recipe, pool, inputs.by_source(configs), ranks, display.say)
+    check_golds(recipe, pool, inputs.by_source(configs), {c.data.train for c in configs}, ranks, display.say)
     if "row" in pool.signature.names:
         inputs = ranks.together(partial(inputs.with_columns, configs))
     data = data_of(inputs, ranks)
@@ -175,9 +175,11 @@ def begin_folder(
         folder.begin(config, facts, display.say)
 
 
-def example_of(inputs: Inputs, config: Config) -> Item:
+def example_of(inputs: Inputs, config: Config, with_row: bool) -> Item:
     """What the reward is tried on: a made-up response to the first problem of the data."""
-    first = with_columns(inputs.train[0][:1], config.data.train)[0]
+    first = inputs.train[0][0]
+    if with_row:  # which is read once more, whole
+        first = with_columns([first], config.data.train)[0]
     return MADE_UP._replace(answer=first.answer, named={**MADE_UP.named, "prompt": first.text, "row": first.columns})
 
 

@@ -59,7 +59,7 @@ def test_an_answer_is_its_text(answer, text):
         (float("inf"), "no answer"),
         ({"a": 1}, "must be text or a number, got dict"),
         ("\ud800", "half a surrogate"),
-        ("\x0crac{1}{2}", r"holds '\\x0c': the backslash"),  # "\frac" in a JSON that lacks a backslash
+        ("\x0crac{1}{2}", r"holds '\\x0crac': the backslash"),  # "\frac" in a JSON that lacks a backslash
         ("2\times 3", r"holds '\\times'"),
         ("2 \x08inom{5}{2}", "was read as an escape"),
     ],

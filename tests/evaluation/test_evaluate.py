@@ -159,7 +159,7 @@ def test_other_problems_under_the_same_name_are_noticed(tiny_base, tmp_path, cap
     lines = (base / "held_out.jsonl").read_text().splitlines(keepends=True)
     (base / "held_out.jsonl").write_text("".join([lines[1], lines[0], *lines[2:]]))
     assert evaluate(base, tmp_path) == 2
-    assert "held_out: its problems or answers are others" in capsys.readouterr().err
+    assert "held_out: other prompts or answers, the first of them in row 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -204,7 +204,8 @@ def test_on_one_machine_ranks_meet_on_loopback_alone(monkeypatch):
         ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "node1"}, True),
         ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1"}, False),
         ({"WORLD_SIZE": "8", "MASTER_ADDR": "node1"}, False),  # srun
-        ({"WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}, True),
+        ({"WORLD_SIZE": "8", "MASTER_ADDR": "localhost"}, False),  # as a Kubeflow job's first pod calls itself
+        ({"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, True),
     ],
 )
 def test_loopback_is_taken_only_where_all_ranks_are_on_one_machine(monkeypatch, launched, is_one):

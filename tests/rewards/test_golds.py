@@ -3,10 +3,25 @@
 import pytest
 
 from fastgrpo import rewards
-from fastgrpo.rewards import VerifierPool
-from fastgrpo.rewards.golds import GoldReport, can_try_golds, first_rows, plain_form, try_golds
+from fastgrpo.rewards import VerifierPool, known_answers
+from fastgrpo.rewards.golds import FIRST_CHUNK, GoldReport, first_rows, forms_for, plain_form, try_golds
 
-PLAIN = ["5", "-3", "100", "0", "\\frac{1}{2}", "(1,2)", "x^2+1", "\\text{east}", "1e-7", "90^\\circ", "(A)", "0.5"]
+LONG = "5" + " " * 100_000 + "x"  # which takes minutes to look at
+PLAIN = [
+    LONG,
+    "5",
+    "-3",
+    "100",
+    "0",
+    "\\frac{1}{2}",
+    "(1,2)",
+    "x^2+1",
+    "\\text{east}",
+    "1e-7",
+    "90^\\circ",
+    "(A)",
+    "0.5",
+]
 DRESSED = {
     "x=5": "5",
     "f(5)": "",
@@ -46,8 +61,8 @@ def judged():
     found = {}
     for name in ("strict_boxed", "dapo_minerva", "mathd_or_sympy", "deepscaler", "simplerl_mix", "format_penalty"):
         with VerifierPool(f"fastgrpo.rewards:{name}", 1, 10.0, 4.0) as pool:
-            assert can_try_golds(f"fastgrpo.rewards:{name}", None, pool)
-            found[name] = try_golds(pool, golds, 60.0)
+            forms = forms_for(f"fastgrpo.rewards:{name}", None, pool)
+            found[name] = try_golds(pool, golds, 60.0, forms)
     return found
 
 
@@ -71,16 +86,35 @@ def test_answers_that_only_their_own_spelling_meets_are_told_with_the_plainer_on
 
 def test_no_answer_is_tried_after_the_time_is_over():
     with VerifierPool("fastgrpo.rewards:strict_boxed", 1, 10.0, 4.0) as pool:
-        report = try_golds(pool, ["5"] * 10, 0.0)
-    assert report.num_tried < 10 and report.unmet == []
+        assert try_golds(pool, ["5"] * 10, 0.0, [("", "")]) == GoldReport(0)
+
+
+def test_a_slow_verifier_is_noticed_before_the_time_is_over(tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text("import time\ndef slow(response, answer):\n    time.sleep(0.1)\n    return True\n")
+    with VerifierPool(f"{file}:slow", 1, 10.0, 4.0) as pool:
+        assert try_golds(pool, ["5"] * 1000, 0.2, [("", "")]).num_tried == FIRST_CHUNK
+
+
+def test_a_verifier_that_demands_a_form_of_its_own_is_asked_in_it(tmp_path):
+    @known_answers(("<answer>42</answer>", "42", True), ("\\boxed{42}", "42", False), ("", "42", False))
+    def tagged(response, answer):
+        return f"<answer>{answer}</answer>" in response
+
+    file = tmp_path / "tagged.py"
+    file.write_text("def tagged(response, answer):\n    return f'<answer>{answer}</answer>' in response\n")
+    with VerifierPool(f"{file}:tagged", 1, 10.0, 4.0) as pool:
+        forms = forms_for(f"{file}:tagged", tagged, pool)
+        assert forms == (("<answer>", "</answer>"),)
+        assert try_golds(pool, ["5", "7"], 60.0, forms) == GoldReport(2)
 
 
 def test_only_a_verifier_with_known_answers_is_tried(tmp_path):
     file = tmp_path / "reward.py"
     file.write_text("def scored(response, answer):\n    return 0.5\n")
     with VerifierPool(f"{file}:scored", 1, 10.0, 4.0) as pool:
-        assert not can_try_golds(f"{file}:scored", lambda response, answer: 0.5, pool)
-        assert can_try_golds(f"{file}:scored", rewards.strict_boxed, pool)
+        assert not forms_for(f"{file}:scored", lambda response, answer: 0.5, pool)
+        assert forms_for(f"{file}:scored", rewards.strict_boxed, pool)
 
 
 def test_words_name_rows_and_how_many_were_tried():

@@ -25,7 +25,7 @@ from fastgrpo.rewards.grading.latex_text import MAX_DEPTH, TooDeep, plain_text
         ("\\left\\{1,2\\right\\}", "1,2"),
         ("\\alpha", "α"),
         ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "[1,2;3,4]"),
-        ("\\nosuchcommand{1}", "1"),
+        ("\\nosuchcommand{1}", "nosuchcommand1"),
         ("{\\bf 1}+\\boldsymbol{\\color{red}2}", "1+2"),
         ("\\textcolor[rgb]{1,0,0}{1}\\hspace*{1cm}\\phantom{0}\\tag{1}", "1"),
         ("\\dbinom{5}{2}", "binom⟮5;2⟯"),

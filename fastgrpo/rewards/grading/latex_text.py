@@ -30,7 +30,7 @@ WORDS |= {"qquad": "  ", "neq": "≠", "mid": "|", "to": "→", "exists": "∃",
 WORDS |= {"lvert": "|", "rvert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖", "iint": "∬", "dag": "†", "cdots": "..."}
 WORDS |= {"ldots": "...", "dots": "...", "dotsc": "...", "dotsb": "...", "xrightarrow": "→", "xleftarrow": "←"}
 WORDS |= dict.fromkeys(("lbrace", "rbrace"), "")
-# Commands that change the value; all that are named neither here nor in HTML are taken for dress.
+# Commands that change the value, and have another meaning in HTML or none.
 NAMES = "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth arccosh arcsinh arctanh ln log lg exp "
 NAMES += "max min inf lim limsup liminf gcd lcm det arg dim ker hom Pr mod bmod pmod Re Im choose over atop root surd "
 NAMES += "backslash lnot boxdot ddots vdots iddots dotsm dotsi dotso ae AE oe aa ss dh th"
@@ -39,8 +39,45 @@ FONTS = {"text", "textbf", "textit", "textrm", "textsc", "textsl", "textnormal",
 FONTS |= {"textsuperscript", "textsubscript"}
 # A letter or a set (\\i, \\RR), and a symbol of text mode (\\textonehalf): their names stay, too.
 NAMED = re.compile(r"[a-zA-Z]|(?!SI)[A-Z]{2}|text(?!color)[a-z]+")
-# Dress that has the name of a character in HTML.
-SILENT = {"it", "sc", "par", "num", "ang", "deg", "checkmark", "ddagger"}
+# What only changes how an answer looks; any other command that is not known keeps its name: \\sech(2) is not 2.
+DRESS = FONTS | {"it", "sc", "par", "num", "ang", "deg", "checkmark", "ddagger", "unit", "si", "SI", "qty", "rm", "bf"}
+DRESS |= {"sf", "tt", "sl", "em", "cal", "emph", "mathrm", "mathbf", "mathit", "mathsf", "mathtt", "mathcal", "mathbb"}
+DRESS |= {
+    "mathfrak",
+    "mathscr",
+    "mathnormal",
+    "boldsymbol",
+    "bm",
+    "bold",
+    "pmb",
+    "mathds",
+    "mathop",
+    "mathrel",
+    "mathbin",
+}
+DRESS |= {"mathord", "mathopen", "mathclose", "mathpunct", "mathinner", "operatorname", "ensuremath", "mathstrut"}
+DRESS |= {"tiny", "scriptsize", "footnotesize", "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge"}
+DRESS |= {"displaystyle", "scriptstyle", "scriptscriptstyle", "limits", "nolimits", "left", "right", "middle"}
+DRESS |= {f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")}
+DRESS |= {"boxed", "fbox", "hbox", "vbox", "framebox", "makebox", "underline", "underbrace", "centering", "hfill"}
+DRESS |= {"thinspace", "medspace", "thickspace", "enspace", "enskip", "negthinspace", "negmedspace", "negthickspace"}
+DRESS |= {
+    "nobreak",
+    "noindent",
+    "indent",
+    "newline",
+    "linebreak",
+    "smallskip",
+    "medskip",
+    "bigskip",
+    "strut",
+    "protect",
+}
+DRESS |= {"bfseries", "mdseries", "itshape", "scshape", "slshape", "upshape", "rmfamily", "sffamily", "ttfamily"}
+DRESS |= {"normalfont", "boldmath", "unboldmath", "uline", "overbrace", "smash", "rlap", "llap", "clap", "mathrlap"}
+DRESS |= {"mathllap", "mathclap", "circled", "cancel", "bcancel", "xcancel", "sout", "Box", "qed", "implies", "red"}
+DRESS |= {"blue", "green", "km", "celsius", "notesize"}  # the last is \\footnotesize once units are taken away
+DRESS |= {"relax", "notag", "nonumber", "hline", "allowbreak", "nobreakspace", "space", "selectfont", "degree"}
 SYMBOLS = {",": " ", ";": " ", ":": " ", " ": " ", "\t": " ", "\n": " "}
 SYMBOLS |= {symbol: symbol for symbol in "&$%#_|'`\"^~=."}
 
@@ -52,7 +89,7 @@ class TooDeep(ValueError):
 def plain_text(latex: str) -> str:
     r"""The text with fractions, roots and symbols written out and without fonts, colours, sizes and braces.
 
-    A command that is none of these and no character's name is dress: it vanishes, and what it is put on stays. The
+    Commands that only dress (`DRESS`) vanish, and what they are put on stays; unknown ones keep their names. The
     parts of a fraction stay in brackets of their own, ``⟮1+x⟯/2``, unless each is one number or letter; pylatexenc,
     whose text this is otherwise, drops them. A period behind a fraction is its last number's, as there. A root that is
     not square becomes ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
@@ -122,9 +159,9 @@ class _Reader:
             return self._unit()
         if word in HIDDEN:
             self._hide(HIDDEN[word])
-        elif NAMED.fullmatch(word) and word not in FONTS:
-            return word
-        return "" if word in HIDDEN or word in SILENT else html5.get(f"{word};", "")
+        if word in HIDDEN or word in DRESS:
+            return ""
+        return word if NAMED.fullmatch(word) else html5.get(f"{word};", word)
 
     def _environment(self, word: str) -> str:
         name = self._argument()
