@@ -61,7 +61,7 @@ def load_problems(
     num_rows = num_duplicates = num_conflicts = num_unanswered = num_unwanted = 0
     for written in _rows(source, suffix, template, need_answers):
         num_rows += 1
-        problem = replace(written, text=written.text.strip())
+        problem = _with_text(written, written.text.strip())
         is_wanted = not levels or problem.level in (None, *levels)
         text = None if not is_wanted else _stated(statement, problem) if statement else problem.text
         key = problem.history, written.text
@@ -75,13 +75,17 @@ def load_problems(
         else:
             first[key] = problem.answer
             whole = template.replace("{problem}", text) if template else text + suffix
-            problems.append(replace(problem, text=whole))
+            problems.append(_with_text(problem, whole))
     if not problems:
         unwanted = f", {num_unwanted} of another level or unwanted by the recipe" if num_unwanted else ""
         what = "no problem with an answer" if need_answers else "no problem"
         hint = " Only a reward that asks for `row` can do without answers." if num_unanswered else ""
         raise ValueError(f"{source!r} holds {what} ({num_rows} rows were read{unwanted}).{hint}")
     return Problems(problems, source, num_rows, num_duplicates, num_conflicts, num_unanswered, num_unwanted)
+
+
+def _with_text(problem: Prompt, text: str) -> Prompt:
+    return problem if problem.text == text else replace(problem, text=text)  # a copy is what takes the time
 
 
 def _stated(statement: Statement, problem: Prompt) -> str | None:

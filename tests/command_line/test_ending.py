@@ -86,3 +86,17 @@ def test_a_process_that_serves_a_run_hears_nothing_and_its_children_may():
     for number in ANNOUNCING:
         process.send_signal(number)
     assert ends(process) == (7, "")
+
+
+def test_a_handler_that_was_set_in_c_is_kept():
+    code = """
+        import faulthandler
+        faulthandler.register(signal.SIGUSR1)
+        handle(do_nothing)
+        say("ready")
+        time.sleep(0.5)
+    """
+    process = begun(code)
+    process.send_signal(signal.SIGUSR1)
+    code, said = ends(process)
+    assert code == 0 and 'File "<string>"' in said

@@ -14,6 +14,10 @@ from fastgrpo.data.answers import answer_text, last_box
     "answer, text",
     [
         ('["5"]', "5"),
+        ("7\x0c", "7"),  # as texts of PDFs end
+        ("\x077\x08", "7"),
+        ("1\tan", "1\tan"),
+        ('"5" "6"', '"5" "6"'),
         (' ["\\\\boxed{5}"] ', "5"),
         ("['5']", "5"),
         ("[5]", "5"),
@@ -73,6 +77,8 @@ def test_the_last_box_that_closes_is_a_solutions_answer():
     assert last_box("\\boxed{1} then \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
     assert last_box("\\boxed{\\{1\\}}") == "\\{1\\}"
     assert last_box("\\boxed 5$, or \\boxed{unclosed") == "5"
+    assert last_box("\\boxed{1 \\boxed{2} 3} and \\boxed{4") == "2"
+    assert last_box("\\boxed{" * 100_000) == ""  # which took hours, box by box
     assert last_box("nothing") == ""
 
 

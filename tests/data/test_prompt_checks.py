@@ -77,3 +77,9 @@ def test_control_tokens_in_a_problem_are_counted_and_said_and_those_of_the_run_a
     _, said = encoded(problems, tiny_tokenizer(CHAT), chat_template=chat, template=template)
     [note] = said
     assert note.startswith("note: 2 problems hold control tokens of the tokenizer in their text, as row 1 '<eos>'")
+
+
+def test_a_tokenizer_that_does_not_know_the_letters_is_refused_with_the_rows():
+    problems = [Prompt(0, "one", "1"), Prompt(1, "yi", "2"), Prompt(2, "er", "3")]  # two words that it has no token for
+    with pytest.raises(ValueError, match=r"rows 1 and 2 differ and .*: the tokenizer .* has the same tokens for both"):
+        encoded(problems, tiny_tokenizer(), chat_template=False, special_tokens=False)
