@@ -1,7 +1,8 @@
 """A tiny copy of an architecture: some layers of every kind that a configuration asks for, in small sizes."""
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from fastgrpo.models.decoder import layers_of
 from fastgrpo.models.load import OWN
 from fastgrpo.models.tiny_sizes import num_layers_of, shrunk
 
-_UNNAMED_LAYERS = 12
-"""Are tried of a model whose configuration has an unknown name for their number."""
+_MOST_LAYERS = 12
+"""Deeper, random weights make differences of rounding larger than what is looked for."""
 _MOST_PARAMETERS = 64_000_000
 
 
@@ -22,7 +23,7 @@ class CannotShrink(ValueError):
 
 def tiny_config(config: PretrainedConfig, trust_remote_code: bool = False) -> PretrainedConfig:
     """A configuration of the same class and options, with small sizes and few layers, but some of every kind."""
-    return _with_layers(config, _num_layers_that_show_all(config, trust_remote_code))
+    return _with_layers(config, _layers_that_show_all(config, trust_remote_code))
 
 
 def tiny_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -61,16 +62,28 @@ def _spread(name: str, value: Tensor) -> None:
         value.add_(torch.randn_like(value), alpha=0.1)
 
 
-def _num_layers_that_show_all(config: PretrainedConfig, trust_remote_code: bool) -> int:
-    """Two, or as many from the front as it takes to have a layer of every kind."""
-    most = num_layers_of(config.get_text_config(decoder=True).to_dict()) or _UNNAMED_LAYERS
+def _layers_that_show_all(config: PretrainedConfig, trust_remote_code: bool) -> Sequence[int]:
+    """The first two layers, or as many from the front as it takes to have a layer of every kind, or, where these are
+    too many, one of each kind if the configuration can be made to have no others. Else kinds that begin late are
+    left out."""
+    named = num_layers_of(config.get_text_config(decoder=True).to_dict()) or _MOST_LAYERS
+    kinds = _kinds(config, range(named), trust_remote_code)
+    firsts = sorted({kinds.index(kind) for kind in kinds})
+    if firsts[-1] < _MOST_LAYERS:
+        return range(min(named, max(2, firsts[-1] + 1)))
+    with contextlib.suppress(CannotShrink):
+        if len(firsts) <= _MOST_LAYERS and _kinds(config, firsts, trust_remote_code) == [kinds[n] for n in firsts]:
+            return firsts
+    return range(max(2, *(n + 1 for n in firsts if n < _MOST_LAYERS)))
+
+
+def _kinds(config: PretrainedConfig, layers: Sequence[int], trust_remote_code: bool) -> list[str]:
     with torch.device("meta"):
-        model = _built(_with_layers(config, most), trust_remote_code)
-    kinds = [_kind(layer) for layer in layers_of(model)]
-    last = max(kinds.index(kind) for kind in kinds)
-    if (size := model.num_parameters() * (last + 1) // most) > _MOST_PARAMETERS:
+        model = _built(_with_layers(config, layers), trust_remote_code)
+    found = layers_of(model)
+    if (size := model.num_parameters() * min(_MOST_LAYERS, len(found)) // len(found)) > _MOST_PARAMETERS:
         raise CannotShrink(f"{size:,} weights are left, for its sizes have names that fastgrpo does not know")
-    return min(most, max(2, last + 1))
+    return [_kind(layer) for layer in found]
 
 
 def _kind(layer: nn.Module) -> str:
@@ -85,9 +98,9 @@ def _kind(layer: nn.Module) -> str:
     return repr((found, shapes))
 
 
-def _with_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+def _with_layers(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     try:
-        small = type(config).from_dict(shrunk(config.to_dict(), num_layers))
+        small = type(config).from_dict(shrunk(config.to_dict(), layers))
     except Exception as error:  # of validation that asks for what the rules do not know
         raise CannotShrink(f"{type(error).__name__}: {error}") from error
     small.name_or_path = config.name_or_path  # where code that comes with a model is found

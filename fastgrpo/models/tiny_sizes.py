@@ -2,6 +2,7 @@
 cannot be made or is not small, the proof says so.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 VOCABULARY = 64
@@ -77,24 +78,24 @@ def num_layers_of(values: dict[str, Any]) -> int | None:
     return next((values[n] for n in _LAYERS if isinstance(values.get(n), int)), None)
 
 
-def shrunk(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """The fields of a configuration, made small one by one."""
+def shrunk(values: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """The fields of a configuration, made small one by one, of which these layers are left."""
     layers_now = num_layers_of(values)
-    small = {name: _field(name, value, values, layers_now, num_layers) for name, value in values.items()}
+    small = {name: _field(name, value, values, layers_now, layers) for name, value in values.items()}
     return {name: value for name, value in small.items() if name not in _LEFT_OUT}
 
 
-def _field(name: str, value: Any, values: dict[str, Any], layers_now: int | None, num_layers: int) -> Any:
+def _field(name: str, value: Any, values: dict[str, Any], layers_now: int | None, layers: Sequence[int]) -> Any:
     if isinstance(value, dict):
-        return _mapping(name, value, num_layers)
+        return _mapping(name, value, layers)
     if isinstance(value, list | tuple) and not isinstance(value, str):
-        return _list(name, list(value), layers_now, num_layers)
+        return _list(name, list(value), layers_now, layers)
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if name.endswith(("token_id", "_index")) and "image" not in name and "audio" not in name:
         return min(value, FIRST_TOKEN - 1)
     if name in _LAYERS:
-        return min(value, num_layers)
+        return min(value, len(layers))
     if name in _LENGTHS:
         return min(value, SHORT) if value > 0 else value
     if name in _KEYS_VALUES:
@@ -110,16 +111,16 @@ def _field(name: str, value: Any, values: dict[str, Any], layers_now: int | None
     if name == "num_heads" and "state_size" in values:
         return min(value, 2 * _HEADS)  # of Mamba 2: as many as are twice the width
     if name == "num_kv_shared_layers":
-        return min(value, num_layers // 3)
+        return min(value, len(layers) // 3)
     size = _SIZES.get(name)
     return value if size is None else min(value, size)
 
 
-def _mapping(name: str, value: dict[Any, Any], num_layers: int) -> dict[Any, Any]:
+def _mapping(name: str, value: dict[Any, Any], layers: Sequence[int]) -> dict[Any, Any]:
     if name == "per_layer_config":
-        return {k: shrunk(v, num_layers) for k, v in value.items() if int(k) < num_layers}
+        return {type(k)(layers.index(int(k))): shrunk(v, layers) for k, v in value.items() if int(k) in layers}
     if name.endswith("_config"):
-        return shrunk(value, num_layers)
+        return shrunk(value, layers)
     pairs = int(_WIDTH_OF_HEAD * value.get("partial_rotary_factor", 1.0)) // 2
     return {k: _of_rotation(k, v, pairs) if isinstance(v, list) else v for k, v in value.items()}
 
@@ -134,13 +135,14 @@ def _of_rotation(name: str, value: list[Any], pairs: int) -> list[Any]:
     return value
 
 
-def _list(name: str, value: list[Any], layers_now: int | None, num_layers: int) -> list[Any]:
+def _list(name: str, value: list[Any], layers_now: int | None, layers: Sequence[int]) -> list[Any]:
     if name.endswith("token_id"):
         return [min(v, FIRST_TOKEN - 1) for v in value]
     if layers_now is not None and len(value) == layers_now:
-        return [_SIZES.get(name, v) if type(v) is int and name in _SIZES else v for v in value[:num_layers]]
+        kept = [value[n] for n in layers if n < len(value)]
+        return [_SIZES.get(name, v) if type(v) is int and name in _SIZES else v for v in kept]
     if name.endswith(("_layers", "_idxs", "_layer_ids")) and all(type(v) is int for v in value):
-        return [v for v in value if v < num_layers]
+        return [layers.index(v) for v in value if v in layers]
     return value
 
 
