@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+MOST_STEPS = 10**12
+
 
 class JsonLines:
     """An append-only file of records that carry a ``step``."""
@@ -58,7 +60,7 @@ def record_of(line: bytes, where: str) -> dict[str, Any]:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
+    if not isinstance(record, dict) or type(record.get("step")) is not int or abs(record["step"]) > MOST_STEPS:
         raise ValueError(f"{where} is no record of a step: {line[:60].decode(errors='replace').strip()}")
     return record
 

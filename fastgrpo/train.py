@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fastgrpo.command_line import exit_codes, ignore_lost_output, run_command
+from fastgrpo.command_line.system_errors import in_words
 from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, is_of_a_lost_rank, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
@@ -154,7 +155,10 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         print(f"fastgrpo: rank {launched_ranks()[0]} cannot start: {error}", file=sys.stderr)
         return exit_codes.REFUSED
     except OSError as error:  # as a full disk is
-        print(f"fastgrpo: rank {launched_ranks()[0]} stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)
+        print(
+            f"fastgrpo: rank {launched_ranks()[0]} stopped: {in_words(error)}{_newest_checkpoint(config)}",
+            file=sys.stderr,
+        )
         return exit_codes.FAILED
     except RuntimeError as error:
         if not is_of_a_lost_rank(error):

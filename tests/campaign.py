@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -128,7 +129,8 @@ class Campaign:
         for process in left:
             process.kill()
         pids = {str(p.pid) for p in launch.processes}
-        shm = [p.name for p in Path("/dev/shm").iterdir() if any(pid in p.name for pid in pids)]
+        numbers = re.compile(r"(?<![0-9a-f])\d+(?![0-9a-f])")  # and no part of a checksum
+        shm = [p.name for p in Path("/dev/shm").iterdir() if pids & set(numbers.findall(p.name))]
         tmp = [p.name for p in (runs / "tmp").iterdir() if not p.name.startswith(KEEP_TMP)]
         self.expect(not shm and not tmp, f"files are left: {shm} {tmp}", launch)
         return launch.returncode

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fastgrpo.command_line.system_errors import in_words
+
 LOCK = ".lock"
 WAIT_S = 120.0
 """How long to wait for processes that are ending: a killed run's last ranks, or an NFS client that is gone (90 s)."""
@@ -19,18 +21,6 @@ SAID_AFTER_S = 1.0
 POLL_S = 0.1
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """What file systems without locks answer: Lustre mounted without ``flock``, NFS whose server has no lock service."""
-
-ADVICE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "take a folder that this user may write in"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files, `ulimit -n`"),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
-}
-
-
-def in_words(error: OSError) -> str:
-    """What the system says, of which file, and what helps where that is known."""
-    advice = f": {ADVICE[error.errno]}" if error.errno in ADVICE else ""
-    return f"{error.filename}: {error.strerror}{advice}" if error.filename else f"{error}{advice}"
 
 
 class FolderLock:

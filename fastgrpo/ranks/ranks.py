@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from fastgrpo.command_line.system_errors import in_words
 from fastgrpo.config import ParallelConfig
-from fastgrpo.ranks.lock import in_words
 from fastgrpo.ranks.rendezvous import launched_ranks, meet
 from fastgrpo.ranks.watchdog import Watchdog
 

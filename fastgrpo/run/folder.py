@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo import __version__
+from fastgrpo.command_line.system_errors import in_words
 from fastgrpo.config import Config, differences, expanded_settings, flatten
 from fastgrpo.json_lines import JsonLines, read_json, write_json
-from fastgrpo.ranks.lock import LOCK, FolderLock, in_words
+from fastgrpo.ranks.lock import LOCK, FolderLock
 from fastgrpo.run.checkpoint import remove
 from fastgrpo.run.same_data import DataFacts, other_data
 

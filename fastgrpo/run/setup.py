@@ -10,6 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.command_line.system_errors import in_words
 from fastgrpo.config import Config, fingerprint
 from fastgrpo.data import PromptStream, with_columns
 from fastgrpo.models.load import attention_of, compute_dtype
@@ -21,7 +22,6 @@ from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.proof.model import require_proven
 from fastgrpo.proof.weights import allowed
 from fastgrpo.ranks import Ranks
-from fastgrpo.ranks.lock import in_words
 from fastgrpo.recipe import Recipe
 from fastgrpo.rewards import MADE_UP, Item, VerifierPool
 from fastgrpo.rollout.compare_weights import WeightMismatch

@@ -86,3 +86,9 @@ def test_decimals_of_parquet_are_read(tmp_path):
     table = pa.table({"problem": ["A", "B"], "answer": pa.array([Decimal("2.50"), Decimal("-7.00")])})
     pq.write_table(table, tmp_path / "a.parquet")
     assert [p.answer for p in load_problems(str(tmp_path / "a.parquet"), "")] == ["2.5", "-7"]
+
+
+def test_a_number_of_a_narrow_column_is_as_it_is_written_down(tmp_path):
+    table = pa.table({"problem": ["a", "b", "c"], "answer": pa.array([0.1, 2.5, 7], pa.float32())})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert [p.answer for p in load_problems(str(tmp_path / "rows.parquet"), "").problems] == ["0.1", "2.5", "7"]

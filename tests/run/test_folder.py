@@ -100,7 +100,7 @@ def test_a_damaged_run_json_is_said_to_be_and_the_run_can_be_overwritten(content
 
 
 BROKEN_LINES = [b"{}", b"[1]", b"null", b"{", b"[" * 100_000, b'{"step": true}', b'{"step": 1.5}', b'{"step": "1"}',
-                b"\xff\xfe", b"9" * 5000, b""]  # fmt: skip
+                b"\xff\xfe", b"9" * 5000, b'{"step": 100000000000000000000}', b""]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["metrics", "rollouts"])
