@@ -13,6 +13,7 @@ from fastgrpo.rewards.known_answers import EQUIVALENT, SELF_TEST, known_answers
 TEXT = re.compile(r"\\(?:text[a-z]*|mbox|hbox|mathrm|mathit|operatorname)\s*\{([^{}]*)\}(\^(?:\{[^{}]*\}|\S))?")
 BARE_UNIT = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}\.?\s*$")
 PLURAL = re.compile(r"(?<=[a-z]{3})s\b")
+WORDS = re.compile(r"[\s(]*[a-zA-Z]{3,}[a-zA-Z\s.)-]*")
 JOINING = {"and", "or"}
 JOINED = re.compile(r"(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
 UPRIGHT = re.compile(r"\\(?:text|mathrm|mathit)\s*\{\s*([a-zA-Z])\s*\}")  # e, i and d of mathematics
@@ -26,8 +27,9 @@ GREEK += "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma 
 LETTER = re.compile(rf"\\({'|'.join(GREEK.split())})(?![a-zA-Z])|\\[a-zA-Z]+|([a-zA-Z])")
 # Square brackets are no round ones, 1 2 is not 12, and A|_{x=7} is not A.
 MARK = re.compile(r"'|!!|\\[lcv]?dots|\.\.\.|…|\\[hv]?phantom|(?<![_^][0-9])(?<=[0-9])\s+(?=[0-9])|\[|\]|\\?\|_")
+ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}")
 DEGREE = re.compile(r"\\sqrt\s*\[[^\]]*\]")
-THOUSANDS = re.compile(r"(?<=[0-9])(?:,|\{,\}|\s)(?=[0-9]{3}(?![0-9]))")
+THOUSANDS = re.compile(r"(?<=[0-9])(?:\{?,\}?(?:\\[!,;:])?|\\[!,;: ]|\s)(?=[0-9]{3}(?![0-9]))")
 # What TeX takes of \frac123 is 1/2, then 3; of \sqrt12 it is the root of 1.
 PERCENT = re.compile(r"\s*\\(?:text|mbox|mathrm)\s*\{\s*(?:percent|%|\\%)\s*\}|\s*(?<![a-zA-Z\\])percent\b")
 UNBRACED_FRACTION = re.compile(r"(\\[dtc]?frac)\s*([0-9a-zA-Z]|\{[^{}]*\})\s*([0-9a-zA-Z]|\{[^{}]*\})")
@@ -112,7 +114,9 @@ def _units(latex: str) -> list[str]:
 def _letters(latex: str) -> set[frozenset[str]]:
     """The letters of mathematics in it, Greek ones by their names: all, and those without what stands for an answer,
     the left side of ``x = 5`` and the x of ``x > 5``."""
-    plain = JOINED.sub(",", UPRIGHT.sub(r" \1 ", latex))
+    plain = JOINED.sub(",", UPRIGHT.sub(r" \1 ", ENVIRONMENT.sub(" ", latex)))
+    if WORDS.fullmatch(words := TEXT.sub(r"\1", plain)):
+        return {_letters_in(words.lower())}
     outside = BARE_UNIT.sub("", TEXT.sub(" ", plain)) if TEXT.sub("", plain).strip() else TEXT.sub(r"\1", plain)
     found = {_letters_in(outside), _letters_in(LEFT_SIDE.sub("", outside))}
     return found | {frozenset(letters - {"x"}) for letters in found if INEQUALITY.search(outside)}
