@@ -40,44 +40,19 @@ FONTS |= {"textsuperscript", "textsubscript"}
 # A letter or a set (\\i, \\RR), and a symbol of text mode (\\textonehalf): their names stay, too.
 NAMED = re.compile(r"[a-zA-Z]|(?!SI)[A-Z]{2}|text(?!color)[a-z]+")
 # What only changes how an answer looks; any other command that is not known keeps its name: \\sech(2) is not 2.
-DRESS = FONTS | {"it", "sc", "par", "num", "ang", "deg", "checkmark", "ddagger", "unit", "si", "SI", "qty", "rm", "bf"}
-DRESS |= {"sf", "tt", "sl", "em", "cal", "emph", "mathrm", "mathbf", "mathit", "mathsf", "mathtt", "mathcal", "mathbb"}
-DRESS |= {
-    "mathfrak",
-    "mathscr",
-    "mathnormal",
-    "boldsymbol",
-    "bm",
-    "bold",
-    "pmb",
-    "mathds",
-    "mathop",
-    "mathrel",
-    "mathbin",
-}
-DRESS |= {"mathord", "mathopen", "mathclose", "mathpunct", "mathinner", "operatorname", "ensuremath", "mathstrut"}
-DRESS |= {"tiny", "scriptsize", "footnotesize", "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge"}
-DRESS |= {"displaystyle", "scriptstyle", "scriptscriptstyle", "limits", "nolimits", "left", "right", "middle"}
-DRESS |= {f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")}
-DRESS |= {"boxed", "fbox", "hbox", "vbox", "framebox", "makebox", "underline", "underbrace", "centering", "hfill"}
-DRESS |= {"thinspace", "medspace", "thickspace", "enspace", "enskip", "negthinspace", "negmedspace", "negthickspace"}
-DRESS |= {
-    "nobreak",
-    "noindent",
-    "indent",
-    "newline",
-    "linebreak",
-    "smallskip",
-    "medskip",
-    "bigskip",
-    "strut",
-    "protect",
-}
-DRESS |= {"bfseries", "mdseries", "itshape", "scshape", "slshape", "upshape", "rmfamily", "sffamily", "ttfamily"}
-DRESS |= {"normalfont", "boldmath", "unboldmath", "uline", "overbrace", "smash", "rlap", "llap", "clap", "mathrlap"}
-DRESS |= {"mathllap", "mathclap", "circled", "cancel", "bcancel", "xcancel", "sout", "Box", "qed", "implies", "red"}
-DRESS |= {"blue", "green", "km", "celsius", "notesize"}  # the last is \\footnotesize once units are taken away
-DRESS |= {"relax", "notag", "nonumber", "hline", "allowbreak", "nobreakspace", "space", "selectfont", "degree"}
+# "notesize" is \\footnotesize once units are taken away.
+DRESS = "Big Bigg Biggl Biggm Biggr Bigl Bigm Bigr Box Huge LARGE Large SI allowbreak ang bcancel bf bfseries big "
+DRESS += "bigg biggl biggm biggr bigl bigm bigr bigskip blue bm bold boldmath boldsymbol boxed cal cancel celsius "
+DRESS += "centering checkmark circled clap ddagger deg degree displaystyle em emph enskip enspace ensuremath fbox "
+DRESS += "footnotesize framebox green hbox hfill hline huge implies indent it itshape km large left limits "
+DRESS += "linebreak llap makebox mathbb mathbf mathbin mathcal mathclap mathclose mathds mathfrak mathinner mathit "
+DRESS += "mathllap mathnormal mathop mathopen mathord mathpunct mathrel mathrlap mathrm mathscr mathsf mathstrut "
+DRESS += "mathtt mdseries medskip medspace middle negmedspace negthickspace negthinspace newline nobreak "
+DRESS += "nobreakspace noindent nolimits nonumber normalfont normalsize notag notesize num operatorname overbrace "
+DRESS += "par pmb protect qed qty red relax right rlap rm rmfamily sc scriptscriptstyle scriptsize scriptstyle "
+DRESS += "scshape selectfont sf sffamily si sl slshape small smallskip smash sout space strut thickspace thinspace "
+DRESS += "tiny tt ttfamily uline unboldmath underbrace underline unit upshape vbox xcancel"
+LOOKS = FONTS | set(DRESS.split())
 SYMBOLS = {",": " ", ";": " ", ":": " ", " ": " ", "\t": " ", "\n": " "}
 SYMBOLS |= {symbol: symbol for symbol in "&$%#_|'`\"^~=."}
 
@@ -89,7 +64,7 @@ class TooDeep(ValueError):
 def plain_text(latex: str) -> str:
     r"""The text with fractions, roots and symbols written out and without fonts, colours, sizes and braces.
 
-    Commands that only dress (`DRESS`) vanish, and what they are put on stays; unknown ones keep their names. The
+    Commands that only dress (`LOOKS`) vanish, and what they are put on stays; unknown ones keep their names. The
     parts of a fraction stay in brackets of their own, ``⟮1+x⟯/2``, unless each is one number or letter; pylatexenc,
     whose text this is otherwise, drops them. A period behind a fraction is its last number's, as there. A root that is
     not square becomes ``root[3](...)``, which is never evaluated. Raises TooDeep for more than 30 levels of braces.
@@ -159,7 +134,7 @@ class _Reader:
             return self._unit()
         if word in HIDDEN:
             self._hide(HIDDEN[word])
-        if word in HIDDEN or word in DRESS:
+        if word in HIDDEN or word in LOOKS:
             return ""
         return word if NAMED.fullmatch(word) else html5.get(f"{word};", word)
 
