@@ -5,10 +5,9 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from fastgrpo.models import tiny
+from tests.models import every_model
 from tests.models.exports import export_differs
-
-tiny = pytest.importorskip("fastgrpo.models.tiny")
-every_model = pytest.importorskip("tests.models.every_model")
 
 CANNOT_RUN = {
     "blt": "shapes cannot be multiplied",

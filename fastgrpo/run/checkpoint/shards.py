@@ -1,5 +1,6 @@
 """torch's distributed checkpoint, read without executing anything that its files may hold."""
 
+import enum
 import io
 import pickle
 from pathlib import Path
@@ -77,8 +78,9 @@ class _Unpickler(_InPython):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no such metadata needs")
 
     def load_build(self) -> None:
-        """Gives an object its attributes. A class or a function would be changed for the whole process."""
-        if callable(self.stack[-2]):
+        """Gives an object its attributes. A class, a function or a member of an enum would be changed for the whole
+        process."""
+        if callable(self.stack[-2]) or isinstance(self.stack[-2], enum.Enum):
             raise pickle.UnpicklingError(f"it changes {self.stack[-2]}")
         super().load_build()
 

@@ -94,6 +94,11 @@ def test_metadata_that_would_change_a_class_are_refused_and_it_is_as_it_was(newe
     saved.restamp(newest)
     assert "it changes <class 'pathlib.PosixPath'>" in damage(newest)
     assert PosixPath.is_file is before
+    # a member of an enum, which the process shares
+    content = b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n(I0\ntR}S'_value_'\nI9\ns\x62."
+    (newest / SHARDS / ".metadata").write_bytes(content)
+    saved.restamp(newest)
+    assert "it changes _MEM_FORMAT_ENCODING" in damage(newest)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04"])
