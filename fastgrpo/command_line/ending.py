@@ -41,19 +41,19 @@ def _announces(number: signal.Signals) -> bool:
     handler = signal.getsignal(number)
     if handler is signal.SIG_IGN:
         return False
-    if number not in OF_ANYBODY:
+    if number not in OF_ANYBODY or (number in _answers and handler == _answers[number]):
         return True
-    return handler == _answers.get(number, signal.SIG_DFL) and (number in _answers or not _is_caught_in_c(number))
+    return handler == signal.SIG_DFL and not _is_caught(number)
 
 
-def _is_caught_in_c(number: int) -> bool:
-    """Whether the system knows of a handler, where Python does not: ``faulthandler.register`` sets one."""
+def _is_caught(number: int) -> bool:
+    """Whether the system knows of a handler; Python knows of none that is set in C, as by ``faulthandler.register``."""
     try:
         status = Path("/proc/self/status").read_text()
         caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
     except (OSError, StopIteration, IndexError):  # not Linux
         return False
-    return bool(int(caught, 16) >> (number - 1) & 1) and signal.getsignal(number) == signal.SIG_DFL
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def handle(handler: Any) -> dict[signal.Signals, Any]:

@@ -15,7 +15,7 @@ NO_ANSWER = {"None", "nan", "NaN", "null", "NULL", "<NA>", "notfound", "proof"}
 
 _UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError, TypeError)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?P<brace>\{)?")
-_PARTS_OF_BOXES = re.compile(r"\\+(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<word>[^\s$\\{}]+))|\\.|[{}]", re.DOTALL)
+_PARTS_OF_BOXES = re.compile(r"\\{1,4}(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<word>[^\s$\\{}]+))|\\.|[{}]", re.DOTALL)
 # \frac, \beta, \verb, \alpha and \times behind a backslash that was read as an escape.
 _ESCAPED = re.compile(r"[\x07\x08\x0b\x0c][a-z]{2,}|\t(?:imes|heta|ext|frac)\b|\r(?:ight|ho)|\n(?:eq|abla|otin)\b")
 _CONTROLS = "\x07\x08\x0b\x0c"

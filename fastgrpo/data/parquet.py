@@ -49,7 +49,7 @@ def parquet_rows(file: Path, choose: Choose | None = None) -> Iterator[dict[str,
                             raise _TooLarge(f"row {done} takes {_mib(size)} unpacked, more than {_mib(largest)}")
                         if read_bytes > allowed:
                             raise _TooLarge(f"its first {done} rows take over {_mib(allowed)} unpacked")
-                        for values in _decimal(part).to_pylist():
+                        for values in _as_written(part).to_pylist():
                             yield values
                             done += 1
     except _TooLarge as error:
@@ -89,18 +89,15 @@ def _parts(batch: pa.RecordBatch, largest: int) -> Iterator[tuple[pa.RecordBatch
         yield from _parts(part, largest)
 
 
-def _decimal(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _as_written(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The rows with numbers of 16 and 32 bits as they would be written down: 0.1, and not 0.10000000149011612."""
     for place, field in enumerate(batch.schema):
         if field.type in (pa.float16(), pa.float32()):
-            shortest = [None if v is None else float(str(v)) for v in _numpy_scalars(batch.column(place))]
-            batch = batch.set_column(place, field.name, pa.array(shortest, pa.float64()))
+            narrow = batch.column(place)
+            shortest = [float(str(number)) for number in narrow.to_numpy(zero_copy_only=False)]
+            column = pa.array(shortest, pa.float64(), mask=narrow.is_null().to_numpy(zero_copy_only=False))
+            batch = batch.set_column(place, field.name, column)
     return batch
-
-
-def _numpy_scalars(values: pa.Array) -> Iterator[Any]:
-    whole = values.to_numpy(zero_copy_only=False)
-    return (number if is_there else None for number, is_there in zip(whole, values.is_valid(), strict=True))
 
 
 def _unpacked_bytes(values: Any) -> int:
