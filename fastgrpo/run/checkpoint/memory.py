@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 CGROUPS = Path("/sys/fs/cgroup")
 MINE = Path("/proc/self/cgroup")
+HOST = Path("/proc/meminfo")
 _OF_A_GROUP = (  # its limit, its use, and what of that is a cache of files: version 2, version 1
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -15,7 +14,11 @@ _OF_A_GROUP = (  # its limit, its use, and what of that is a cache of files: ver
 
 def free_memory_bytes() -> int:
     """What there is without swapping: the host's, or less where a container or a scheduler sets a limit."""
-    return min(psutil.virtual_memory().available, *_left_in_groups())
+    try:
+        host = 1024 * _field(HOST, "MemAvailable:")
+    except OSError:  # not Linux: unknown, and so nothing
+        return 0
+    return min(host, *_left_in_groups())
 
 
 def _left_in_groups() -> Iterator[int]:
