@@ -1,7 +1,9 @@
 """The layer rule of docs/architecture.md: a file imports only from lower layers; neighbours do not know each other."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -113,3 +115,19 @@ def test_kernels_never_import_the_trainer():
 def test_there_is_no_package_named_kernels():
     """It would shadow Hugging Face's package of that name wherever the checkout is on sys.path."""
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_what_a_run_imports_is_among_its_requirements():
+    """Tests see more packages than a newcomer has. vLLM's engine and trackers are optional and import their own."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    required = {re.split(r"[^\w-]", name)[0].replace("-", "_") for name in named}
+    optional = ("fastgrpo.rollout.vllm", "fastgrpo.track", "fastgrpo.rollout.weight_sync.vllm_worker")
+    for module, path in MODULES.items():
+        at_once = {
+            name.split(".")[0]
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([str(node.module)] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        }
+        if module.startswith("fastgrpo.") and not module.startswith(optional):
+            assert at_once - sys.stdlib_module_names - set(PACKAGES.values()) <= required, module
