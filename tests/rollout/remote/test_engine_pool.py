@@ -448,6 +448,7 @@ def test_what_is_cancelled_is_forgotten_wherever_it_is(pool_of):
     assert peer.told(m.Cancel)[0].ids == [1]
     peer.finish(1)  # it had ended before the word came
     peer.finish(2, 3)
+    until(lambda: pool.finished.keys() == {2, 3})
     until(lambda: peer.ids[4:] == [6, 7])
     assert pool.collect().keys() == {2, 3}
     assert pool.num_redrawn == 0
