@@ -90,9 +90,7 @@ def test_a_broken_row_in_the_middle_is_told_with_its_line(whole, tiny_base, tmp_
     "kill, code, ranks",
     [
         (signal.SIGKILL, -9, "1"),
-        (signal.SIGHUP, 75, "1"),
         (signal.SIGINT, 75, "1"),
-        (signal.SIGKILL, -9, "2"),
         (signal.SIGTERM, 75, "2"),
     ],
 )
@@ -153,17 +151,17 @@ def test_nine_benchmarks_killed_and_resumed_give_the_same_tables(tiny_base, tmp_
 
     def arguments(out: Path) -> list[str]:
         return [
-            str(tiny_base / "model"), "--data", str(REAL), "--samples", "2", "--max_response_tokens", "4",
+            str(tiny_base / "model"), "--data", str(REAL), "--samples", "1", "--max_response_tokens", "4",
             "--extrapolate", "--device", "cpu", "--max_sequences", "32", "--out", str(out), "--name", "e",
         ]  # fmt: skip
 
     assert main(arguments(tmp_path / "whole")) == 0
     process, folder = start(arguments(tmp_path / "killed")), tmp_path / "killed" / "e"
-    wait_until(lambda: num_lines(folder) >= 1000, process)
+    wait_until(lambda: num_lines(folder) >= 500, process)
     process.kill()
     process.communicate()
-    assert 1000 <= num_lines(folder) < 3292
+    assert 500 <= num_lines(folder) < 1646
     assert main(arguments(tmp_path / "killed")) == 0
     whole = tmp_path / "whole" / "e"
-    assert sorted(names(folder)) == sorted(NINE) and num_lines(folder) == num_lines(folder, "verdicts") == 3292
+    assert sorted(names(folder)) == sorted(NINE) and num_lines(folder) == num_lines(folder, "verdicts") == 1646
     assert same_results(folder, whole)

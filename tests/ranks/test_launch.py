@@ -43,18 +43,14 @@ def test_ranks_refuse_by_themselves_what_torchrun_starts_them_with_and_say_it_on
     assert capfd.readouterr().err.count("cannot be split into") == 1
 
 
-def test_a_rank_without_a_prompt_takes_part(tmp_path, tiny_base):
+def test_a_rank_without_a_prompt_takes_part_and_what_only_the_first_finds_out_is_every_ranks_refusal(
+    tmp_path, tiny_base
+):
     shutil.copytree(tiny_base, tmp_path / "tiny" / "base")
     settings = ["--runs_dir", str(tmp_path), "--steps", "1", "--data.prompts_per_step", "2", "--data.held_out", ""]
     done = fastgrpo("train", "--ranks", "3", str(TINY), *settings)
     assert done.returncode == 0, done.stderr
-
-
-def test_what_only_the_first_rank_finds_out_is_every_ranks_refusal(tmp_path, tiny_base):
-    shutil.copytree(tiny_base, tmp_path / "tiny" / "base")
-    settings = ["train", "--ranks", "2", str(TINY), "--runs_dir", str(tmp_path), "--steps", "1", "--data.held_out", ""]
-    assert fastgrpo(*settings).returncode == 0
-    again = fastgrpo(*settings)
+    again = fastgrpo("train", "--ranks", "3", str(TINY), *settings)
     assert again.returncode == 2
     assert again.stderr.count("holds a run already") == 1 and "Traceback" not in again.stderr
 

@@ -12,6 +12,7 @@ import pytest
 
 from fastgrpo.recipe import load_recipe
 from tests.recipes.shrunk import Metrics, run_shrunk
+from tests.rewards.sandboxes import needs_bwrap
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own_idea.md").read_text()
 EXAMPLES = dict(re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
@@ -81,6 +82,7 @@ def test_a_judge_over_http_is_asked_about_every_response(run_example, judge, mon
         assert r["reward"] == pytest.approx(r["reward/judge"] + 0.05)
 
 
+@needs_bwrap
 def test_a_program_is_worth_the_share_of_hidden_tests_that_it_passes(run_example, tmp_path):
     assert all(r["verifier_failures"] == 0 and r["reward"] == 0 for r in run_example("Code against hidden tests"))
     namespace: dict[str, Any] = {}

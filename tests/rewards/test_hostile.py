@@ -45,15 +45,15 @@ def test_a_sample_of_hostile_responses_is_judged_or_refused(name: str, tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", RESPONSES)
-def test_2000_hostile_responses_are_judged_or_refused(name: str, tmp_path: Path):
-    count = 500 if name == "prime_union" else 2000  # which is deepscaler's and math_verify's work over again
+def test_many_hostile_responses_are_judged_or_refused(name: str, tmp_path: Path):
+    count = 2000 if name in QUICK else 400
     items = list(hostile.responses(count, str(tmp_path / "executed")))
     verdicts = judge(name, items, timeout_s=5.0 if name in QUICK else 0.6)
     failures = [verdict.failure for verdict in verdicts]
     assert len(verdicts) == count
     assert not any(verdict.correct for verdict in verdicts)
     assert set(failures) <= {"", "timeout"}
-    assert failures.count("timeout") <= (0 if name in QUICK else 200)
+    assert failures.count("timeout") <= (0 if name in QUICK else 40)
     assert not (tmp_path / "executed").exists()
 
 
