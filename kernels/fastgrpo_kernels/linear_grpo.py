@@ -154,7 +154,7 @@ def _linear_grpo(
     constants = Objective.decode(objective)
     needed = need_hidden, need_weight, need_bias
     with running_on(hidden):
-        head = make_head(inputs, keep_logits=any(needed), keep_exact=constants.entropy_coef != 0)
+        head = make_head(inputs, gradient=any(needed), of_entropy=any(needed) and constants.entropy_coef != 0)
         gradients = HeadGradients(head, *needed)
         # float16's smallest number is above a probability over num_loss_tokens: divided by it in the backward pass.
         upstream = num_loss_tokens if hidden.dtype == torch.float16 else None
@@ -201,12 +201,14 @@ class _ChunkedLoss:
             self.forward(rows)
         self.token_objective(slice(0, len(self.head.hidden)))
         for rows in chunks if gradients.needed else ():
-            self.head.recompute(rows)
+            self.head.recompute(rows, self.stats.lse[rows])
             self.backward(rows, gradients)
 
     def forward(self, rows: slice) -> None:
         """One matmul: the chunk's logits and their statistics."""
-        self.stats.write(rows, self.head.forward(rows, self.entropy))
+        old, rollout = self.fields.old_logprobs, self.fields.rollout_logprobs
+        expected = old if old is not None else rollout
+        self.stats.write(rows, self.head.forward(rows, self.entropy, None if expected is None else expected[rows]))
 
     def token_objective(self, rows: slice) -> None:
         """The loss of these tokens, and its derivatives to their logprobs and entropies."""

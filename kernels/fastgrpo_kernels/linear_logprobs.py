@@ -13,6 +13,7 @@ from fastgrpo_kernels.checks import check_dtypes, check_head, linear_inputs
 from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
 from fastgrpo_kernels.dispatch import running_on
 from fastgrpo_kernels.head import HeadGradients, LinearInputs, empty_gradients, make_head
+from fastgrpo_kernels.head.logits import LogitsHead
 from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
 
 
@@ -58,7 +59,7 @@ def _forward(
     transform = LogitTransform.decode(temperature, temperatures, softcap)
     stats = RowStats.empty(hidden, entropy)
     with running_on(hidden):
-        head = make_head(LinearInputs(hidden, weight, bias, target_ids, transform, chunk_tokens), keep_logits=False)
+        head = make_head(LinearInputs(hidden, weight, bias, target_ids, transform, chunk_tokens), gradient=False)
         for rows in head.chunks():
             stats.write(rows, head.forward(rows, entropy))
     return stats.encode()
@@ -94,10 +95,10 @@ def _backward(
     stats = RowStats(logprobs, lse, None if grad_entropy is None else entropies)
     with running_on(hidden):
         inputs = LinearInputs(hidden, weight, bias, target_ids, transform, chunk_tokens)
-        head = make_head(inputs, keep_exact=of_entropy is not None)
+        head = make_head(inputs, gradient=True, of_entropy=of_entropy is not None)
         gradients = HeadGradients(head, need_hidden, need_weight, need_bias)
         for rows in head.chunks():
-            head.recompute(rows)
+            head.recompute(rows, lse[rows])
             upstream = of_logprobs[rows], None if of_entropy is None else of_entropy[rows]
             gradients.add(rows, head.gradient(rows, stats.of(rows), *upstream))
         return gradients.finished(hidden.dtype, hidden.dtype)
@@ -149,9 +150,7 @@ def linear_logits(
     if hidden.is_meta:
         return hidden.new_empty(num_tokens, len(weight), dtype=statistics_dtype(hidden.dtype))
     hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    head = make_head(
-        LinearInputs(hidden, weight, bias, target_ids, LogitTransform(), max(num_tokens, 1)), keep_exact=True
-    )
+    head = LogitsHead(LinearInputs(hidden, weight, bias, target_ids, LogitTransform(), max(num_tokens, 1)))
     rows = slice(0, num_tokens)
-    head.recompute(rows)
+    head.compute(rows)
     return head.logits(rows)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.objective import METRICS, Objective
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenFields, TokenGradient, statistics_dtype
+from fastgrpo_kernels.primitives import (
+    ExponentialSums,
+    LogitTransform,
+    RowStats,
+    TokenFields,
+    TokenGradient,
+    statistics_dtype,
+)
 
 LIBRARY = Path(__file__).parent / "_native.so"
 if LIBRARY.exists():
@@ -35,6 +42,19 @@ def row_gradient(
     _ops.row_gradient(
         logits, target_ids, inverse, inverses, transform.softcap, *stats, grad_logprobs, grad_entropy, out
     )
+
+
+def exponentials(
+    logits: Tensor,
+    first: int,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    offsets: Tensor,
+    sums: ExponentialSums,
+    out: Tensor,
+) -> None:
+    inverse, inverses = transform.inverse()
+    _ops.exponentials(logits, first, target_ids, inverse, inverses, offsets, *sums, out)
 
 
 def token_objective(

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from fastgrpo_kernels.objective import LOG_RATIO_BOUND, METRICS, PROBABILITY_FLOOR, Objective
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenFields, TokenGradient, statistics_dtype
+from fastgrpo_kernels.primitives import (
+    ExponentialSums,
+    LogitTransform,
+    RowStats,
+    TokenFields,
+    TokenGradient,
+    statistics_dtype,
+)
 
 
 def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:
@@ -48,6 +55,29 @@ def row_gradient(
     grad.masked_fill_(unused[:, None], 0.0)  # whatever their logits are
     if out.data_ptr() != grad.data_ptr():
         out.copy_(grad)
+
+
+def exponentials(
+    logits: Tensor,
+    first: int,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    offsets: Tensor,
+    sums: ExponentialSums,
+    out: Tensor,
+) -> None:
+    x, _ = _transformed(logits, transform)
+    x = x.sub_(offsets[:, None]) if x is not logits or out is logits else x - offsets[:, None]
+    column = target_ids - first
+    here = (column >= 0) & (column < logits.shape[1])
+    of_target = x.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    sums.target.copy_(torch.where(here, of_target.double(), sums.target))
+    e = x.exp() if sums.weighted is not None else x.exp_()
+    sums.total.add_(e.sum(1, dtype=torch.float64))
+    if sums.weighted is not None:
+        sums.weighted.add_(_finite(x).mul_(e).sum(1, dtype=torch.float64))
+    if out.data_ptr() != e.data_ptr():
+        out.copy_(e)
 
 
 def _finite(log_p: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The four primitives that every op is made of, and what they take. A backend is a module that has all four.
+"""The five primitives that every op is made of, and what they take. A backend is a module that has all five.
 
 `plain` is in torch, `native` in C++ for the CPU, `gpu` in Triton. `dispatch` chooses the one that runs.
 """
@@ -69,6 +69,26 @@ class RowStats(NamedTuple):
         return self.logprobs, self.lse, self.logprobs.new_empty(0) if self.entropy is None else self.entropy
 
 
+class ExponentialSums(NamedTuple):
+    """Sums over the exponentials of each row of logits, of which each is relative to an offset of its row."""
+
+    total: Tensor  # [R] float64, of exp(x - offset)
+    weighted: Tensor | None  # [R] float64, of (x - offset) * exp(x - offset), for the entropy
+    target: Tensor  # [R] float64, the target's x - offset
+
+    @classmethod
+    def zeros(cls, rows: Tensor, entropy: bool) -> "ExponentialSums":
+        """The sums of as many rows as this tensor has, over no logits yet."""
+        total = rows.new_zeros(len(rows), dtype=torch.float64)
+        return cls(total, torch.zeros_like(total) if entropy else None, torch.zeros_like(total))
+
+    def stats(self, offsets: Tensor) -> RowStats:  # [R]
+        """The rows' statistics, in the dtype of the offsets."""
+        log_total = self.total.log()
+        entropy = None if self.weighted is None else (log_total - self.weighted / self.total).to(offsets.dtype)
+        return RowStats((self.target - log_total).to(offsets.dtype), (offsets + log_total).to(offsets.dtype), entropy)
+
+
 class TokenFields(NamedTuple):
     """What the token objective takes of each token beside its logprob; floats of one dtype, all contiguous."""
 
@@ -134,6 +154,19 @@ class Primitives(Protocol):
         out: Tensor,  # [R, V], may be the logits; on CUDA also a narrower view of their memory
     ) -> None:
         """Writes the gradient of the bare logits to ``out``."""
+        ...
+
+    def exponentials(
+        self,
+        logits: Tensor,  # [R, C], rows contiguous: columns of the vocabulary from ``first`` on
+        first: int,
+        target_ids: Tensor,  # [R] int64
+        transform: LogitTransform,  # without a softcap
+        offsets: Tensor,  # [R] in the dtype of the statistics
+        sums: ExponentialSums,  # what these columns have is added; the target's is written where it is among them
+        out: Tensor,  # [R, C], may be the logits; on CUDA also a narrower view of their memory
+    ) -> None:
+        """Writes exp(x - offset) to ``out``, where x is a logit as the softmax sees it."""
         ...
 
     def token_objective(

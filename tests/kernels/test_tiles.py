@@ -5,6 +5,9 @@ from importlib import import_module
 import pytest
 import torch
 from fastgrpo_kernels import Objective, dispatch, head, linear_logprobs, reference
+from fastgrpo_kernels.head import choice
+from fastgrpo_kernels.head.exponentials import TiledHead
+from fastgrpo_kernels.head.logits import LogitsHead
 from fastgrpo_kernels.primitives import LogitTransform
 
 from tests.kernels.cases import OBJECTIVES, assert_as_exact_as_torch, make_case, value_and_gradients
@@ -24,10 +27,8 @@ def tiles(monkeypatch):
         shape = tiles.TileShape(rows=16, vocabulary=64, width=16, group=2)
         monkeypatch.setattr(tiles, "TileShape", lambda: shape)
 
-    def tiled(inputs, keep_logits=True, keep_exact=False):
-        if inputs.transform.softcap or keep_exact:
-            return head.LogitsHead(inputs)
-        return head.TiledHead(inputs, keep_logits)
+    def tiled(inputs, gradient, of_entropy=False):
+        return LogitsHead(inputs) if of_entropy else TiledHead(inputs, gradient)
 
     for name in ("linear_grpo", "linear_logprobs"):  # the modules, not the functions of that name
         monkeypatch.setattr(import_module(f"fastgrpo_kernels.{name}"), "make_head", tiled)
@@ -93,9 +94,9 @@ def test_extreme_logits(dtype):
 
 def test_without_a_gradient_to_come_no_logits_are_stored_in_any_form(monkeypatch):
     buffers = []
-    make = head.TiledHead.__init__
+    make = TiledHead.__init__
     monkeypatch.setattr(
-        head.TiledHead,
+        TiledHead,
         "__init__",
         lambda self, *a: (make(self, *a), buffers.append(0 if self._buffer is None else self._buffer.numel()))[0],
     )
@@ -114,11 +115,10 @@ def test_a_gpu_takes_tiles_where_they_are_better(monkeypatch):
     gpu = torch.device("cuda")
     for capability, expected in (((8, 0), False), ((9, 0), True), ((10, 0), True)):
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
-        assert head._tiles_are_better(gpu, keep_logits=True) is expected
-        assert head._tiles_are_better(gpu, keep_logits=False)
+        assert choice._tiles_are_better(gpu, gradient=True) is expected
+        assert choice._tiles_are_better(gpu, gradient=False)
         with head.first_matmul("cublas"):
-            assert not head._tiles_are_better(gpu, keep_logits=False)
+            assert not choice._tiles_are_better(gpu, gradient=False)
     hidden, weight = torch.zeros(4, 8), torch.zeros(5, 8)
     inputs = head.LinearInputs(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform())
-    made = head.make_head(inputs)
-    assert type(made) is head.LogitsHead
+    assert type(head.make_head(inputs, gradient=True, of_entropy=True)) is LogitsHead

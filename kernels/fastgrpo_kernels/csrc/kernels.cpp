@@ -7,7 +7,7 @@ namespace FASTGRPO_ARCH {
 
 template <typename T>
 Kernels<T> kernels() {
-  return {row_stats<T>, row_gradient<T>, tokens<T>, response<T>, groups<T>};
+  return {row_stats<T>, row_gradient<T>, exponentials<T>, tokens<T>, response<T>, groups<T>};
 }
 
 template Kernels<float> kernels<float>();

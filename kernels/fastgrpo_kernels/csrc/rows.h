@@ -1,4 +1,5 @@
-// The row pass over logits: log-sum-exp, the target's logprob and the entropy in one read; then the gradient.
+// The row passes over logits: log-sum-exp, the target's logprob and the entropy in one read; then the gradient. Or, where
+// an offset near the log-sum-exp is known beforehand, the exponentials, which need no gradient pass.
 #pragma once
 
 #include "kernels.h"
@@ -159,6 +160,44 @@ inline void gradient_of_row(const Rows<T>& rows, const RowGradient<T>& gradient,
 template <typename T>
 void row_gradient(const Rows<T>& rows, const RowGradient<T>& gradient, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) gradient_of_row(rows, gradient, row);
+}
+
+// Of each logit its exponential relative to the row's offset. Sums of a block are T, over blocks double.
+template <typename T, bool kEntropy>
+inline void exponentials_of_row(const Rows<T>& rows, const Exponentials<T>& to, int64_t row) {
+  constexpr int lanes = Lanes<T>::count;
+  alignas(64) T block[kBlock];
+  const T scale = scale_of(rows, row), offset = to.offsets[row];
+  const int64_t target = rows.target_ids[row] - to.first;
+  double total = 0, weighted = 0;
+  for (int64_t start = 0; start < rows.vocabulary; start += kBlock) {
+    const int count = int(rows.vocabulary - start < kBlock ? rows.vocabulary - start : kBlock);
+    load_block(rows, row, start, count, block);
+    pad(block, count);
+    if (target >= start && target < start + count) to.target[row] = double(block[target - start] * scale - offset);
+    Vector<T> block_sum{}, block_weighted{};
+    for (int i = 0; i < count; i += lanes) {
+      const Vector<T> x = load(block + i) * scale - offset;
+      const Vector<T> e = exp_of(x);
+      block_sum += e;
+      if (kEntropy) block_weighted += e == T(0) ? Vector<T>{} : x * e;  // not -inf * 0
+      std::memcpy(block + i, &e, sizeof e);
+    }
+    total += double(sum_of<T>(block_sum));
+    if (kEntropy) weighted += double(sum_of<T>(block_weighted));
+    store_block(rows.type, to.out, row * to.out_stride + start, count, block);
+  }
+  to.total[row] += total;
+  if (kEntropy) to.weighted[row] += weighted;
+}
+
+template <typename T>
+void exponentials(const Rows<T>& rows, const Exponentials<T>& to, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    if (to.weighted)
+      exponentials_of_row<T, true>(rows, to, row);
+    else
+      exponentials_of_row<T, false>(rows, to, row);
 }
 
 }  // namespace FASTGRPO_ARCH

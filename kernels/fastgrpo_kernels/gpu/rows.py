@@ -1,11 +1,11 @@
-"""The row pass over a chunk of logits: one program a row."""
+"""The row passes over a chunk of logits: one program a row."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo_kernels.primitives import LogitTransform, RowStats
+from fastgrpo_kernels.primitives import ExponentialSums, LogitTransform, RowStats
 
 # Below every finite logit, and its differences are finite: no -inf minus -inf in a running maximum.
 LOWEST = tl.constexpr(-1.0e30)
@@ -42,6 +42,26 @@ def row_gradient(
         logits, target_ids, scales, *stats, grad_logprobs, grad_entropy, out, logits.stride(0), out.stride(0),
         logits.shape[1], scale, transform.softcap, PER_ROW=scales is not None, SOFTCAP=transform.softcap != 0,
         ENTROPY=grad_entropy is not None, NARROW=out.dtype != logits.dtype and out.data_ptr() == logits.data_ptr(),
+        **_launch(logits),
+    )  # fmt: skip
+
+
+def exponentials(
+    logits: Tensor,
+    first: int,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    offsets: Tensor,
+    sums: ExponentialSums,
+    out: Tensor,
+) -> None:
+    require_single(logits)
+    if not len(logits):
+        return
+    scale, scales = transform.inverse()
+    _exponentials[(len(logits),)](
+        logits, first, target_ids, scales, offsets, *sums, out, logits.stride(0), out.stride(0), logits.shape[1],
+        scale, PER_ROW=scales is not None, NARROW=out.dtype != logits.dtype and out.data_ptr() == logits.data_ptr(),
         **_launch(logits),
     )  # fmt: skip
 
@@ -187,3 +207,54 @@ def _row_gradient(
         d = tl.where(columns == target, at_target, d) * slope
         d = tl.where(unused, 0.0, d)  # whatever the logits are
         tl.store(out + columns, d.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _exponentials(
+    logits,  # [R, C]
+    first,
+    target_ids,  # [R]
+    inverse_temperatures,  # [R] or None
+    offsets,  # [R]
+    totals,  # [R] float64, as the next two
+    weighteds,  # [R] or None
+    targets,  # [R]
+    out,  # [R, C], may be the logits, or lie in the first half of each of their rows
+    row_stride,
+    out_stride,
+    vocabulary,
+    inverse_temperature,
+    PER_ROW: tl.constexpr,
+    NARROW: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    out += row * out_stride
+    scale = inverse_temperature
+    if PER_ROW:
+        scale = tl.load(inverse_temperatures + row)
+    offset = tl.load(offsets + row)
+    target = tl.load(target_ids + row) - first
+    # Before a store can fall on it: in the first half of the row lies what was stored.
+    here = (target >= 0) & (target < vocabulary)
+    of_target = tl.load(logits + target, mask=here, other=0.0).to(tl.float32) * scale - offset
+    tl.store(targets + row, of_target.to(tl.float64), mask=here)
+    total = tl.zeros([BLOCK_V], tl.float32)
+    weighted = tl.zeros([BLOCK_V], tl.float32)
+    for start in range(0, vocabulary, BLOCK_V):
+        columns = start + tl.arange(0, BLOCK_V)
+        inside = columns < vocabulary
+        bare = tl.load(logits + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        # Stores of this block fall on logits of this block and earlier ones: every thread must have read them.
+        if NARROW:
+            tl.debug_barrier()
+        x = bare * scale - offset
+        e = tl.exp(x)
+        total += e
+        if weighteds is not None:
+            weighted += tl.where(e > 0, e * x, 0.0)
+        tl.store(out + columns, e.to(out.dtype.element_ty), mask=inside)
+    tl.store(totals + row, tl.load(totals + row) + tl.sum(total, 0))
+    if weighteds is not None:
+        tl.store(weighteds + row, tl.load(weighteds + row) + tl.sum(weighted, 0))

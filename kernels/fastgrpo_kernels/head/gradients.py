@@ -1,0 +1,89 @@
+"""The gradients of hidden, weight and bias, added up chunk by chunk.
+
+Sums over a chunk and over chunks are float32, or float64 for float64 inputs. The matmuls are cuBLAS's, on a CPU MKL's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastgrpo_kernels.head.head import Head, LogitGradient
+from fastgrpo_kernels.head.matmuls import add_product, multiply
+from fastgrpo_kernels.primitives import statistics_dtype
+
+
+class HeadGradients:
+    """Gradients of hidden, weight and bias, added up chunk by chunk; None where one is not needed."""
+
+    def __init__(self, head: Head, hidden: bool, weight: bool, bias: bool) -> None:
+        dtype = statistics_dtype(head.hidden.dtype)
+        self.head, self.needed = head, hidden or weight or bias
+        self.hidden = torch.empty_like(head.hidden) if hidden else None
+        # Rounding the sum to 16 bits at every chunk would lose its small terms.
+        self.weight = torch.empty_like(head.weight, dtype=dtype) if weight else None
+        self._weight_is_empty = weight
+        self.bias = head.weight.new_zeros(len(head.weight), dtype=dtype) if bias else None
+
+    def add(self, rows: slice, gradient: LogitGradient) -> None:
+        """Adds the gradient of a chunk's logits, by two matmuls; on a CPU of the rows between those that have none."""
+        values, factors = gradient
+        if factors is not None and not factors.is_cuda:
+            first, last = _first_and_last(factors)
+            self.skip(slice(rows.start, rows.start + first))
+            self.skip(slice(rows.start + last, rows.stop))
+            rows = slice(rows.start + first, rows.start + last)
+            values, factors = values[first:last], factors[first:last]
+        if self.hidden is not None:
+            torch.mm(values, self.head.weight, out=self.hidden[rows])
+            if factors is not None:
+                _scale(self.hidden[rows], factors, out=self.hidden[rows])
+        if self.weight is not None:
+            hidden = self.head.hidden[rows]
+            if factors is not None:
+                hidden = _scale(hidden, factors, out=torch.empty_like(hidden))
+            if self._weight_is_empty:
+                multiply(values.T, hidden, self.weight)
+                self._weight_is_empty = False
+            else:
+                add_product(values.T, hidden, self.weight)
+        if self.bias is not None:
+            of_bias = values if factors is None else values * factors[:, None]
+            self.bias += of_bias.sum(0, dtype=self.bias.dtype)
+
+    def skip(self, rows: slice) -> None:
+        """Adds nothing for a chunk whose logits have no gradient."""
+        if self.hidden is not None:
+            self.hidden[rows] = 0
+
+    def finished(self, dtype: torch.dtype, dtype_of_sums: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients: hidden's in ``dtype``, weight's and bias's in that of sums; [0] where one is not needed."""
+        if self.weight is not None and self._weight_is_empty:
+            self.weight.zero_()
+        self.head.release()  # the weight's gradient may have to be copied
+        gradients = (self.hidden, self.weight, self.bias)
+        hidden, weight, bias = (self.head.hidden.new_empty(0) if g is None else g for g in gradients)
+        return hidden.to(dtype), weight.to(dtype_of_sums), bias.to(dtype_of_sums)
+
+
+def empty_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool], dtype_of_sums: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors like those of `HeadGradients.finished`, for an op's fake implementation."""
+    dtypes = (hidden.dtype, dtype_of_sums, dtype_of_sums)
+    of_hidden, of_weight, of_bias = (
+        torch.empty_like(t, dtype=dtype) if need and t is not None else hidden.new_empty(0, dtype=dtype)
+        for t, need, dtype in zip((hidden, weight, bias), needed, dtypes, strict=True)
+    )
+    return of_hidden, of_weight, of_bias
+
+
+def _scale(rows: Tensor, factors: Tensor, out: Tensor) -> Tensor:  # [R, D], [R]
+    """Each row times its factor, 0 where that is 0 whatever the row is."""
+    return torch.mul(rows, factors[:, None], out=out).masked_fill_((factors == 0)[:, None], 0.0)
+
+
+def _first_and_last(factors: Tensor) -> tuple[int, int]:
+    """The range of the rows whose factor is not 0: from, and up to but without."""
+    used = factors.nonzero()
+    return (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)

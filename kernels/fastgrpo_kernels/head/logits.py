@@ -1,0 +1,40 @@
+"""The head that keeps logits: for gradients of the entropy, softcaps, float16 on a GPU, and where they are the result."""
+
+from torch import Tensor
+
+from fastgrpo_kernels.head.head import Head, LinearInputs, LogitGradient, chunks
+from fastgrpo_kernels.head.matmuls import multiply
+from fastgrpo_kernels.primitives import RowStats
+
+
+class LogitsHead(Head):
+    """A head that keeps a chunk's logits in float32 (float64 for float64), with two passes over them."""
+
+    def __init__(self, inputs: LinearInputs) -> None:
+        super().__init__(inputs)
+        self._buffer = self._rows_of(len(self.weight))
+
+    def forward(self, rows: slice, entropy: bool, expected: Tensor | None = None) -> RowStats:
+        self.compute(rows)
+        return self.primitives.row_stats(self.logits(rows), self.target_ids[rows], self.transform.of(rows), entropy)
+
+    def recompute(self, rows: slice, lse: Tensor) -> None:
+        self.compute(rows)
+
+    def compute(self, rows: slice) -> None:
+        """The logits of these rows, into the buffer."""
+        logits, hidden = self.logits(rows), self.hidden[rows]
+        for columns in chunks(len(self.weight), self._columns):
+            multiply(hidden, self.weight[columns].T, logits[:, columns])
+        if self.bias is not None:
+            logits.add_(self.bias)
+
+    def gradient(
+        self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None
+    ) -> LogitGradient:
+        logits = self.logits(rows)
+        out, transform = self._narrow(logits), self.transform.of(rows)
+        self.primitives.row_gradient(
+            logits, self.target_ids[rows], transform, stats, grad_logprobs, grad_entropy, out
+        )
+        return LogitGradient(out)
