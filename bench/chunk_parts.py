@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastgrpo_kernels.head import LinearInputs, LogitsHead, TiledHead, add_product, multiply
+from fastgrpo_kernels.head import LinearInputs
+from fastgrpo_kernels.head.exponentials import ExponentialHead, TiledHead
+from fastgrpo_kernels.head.gradients import scale
+from fastgrpo_kernels.head.matmuls import add_product, multiply
 from fastgrpo_kernels.primitives import LogitTransform
 from torch import Tensor
 
@@ -112,75 +115,63 @@ def add_shape(parser: argparse.ArgumentParser, dimensions: str, shapes: dict[str
 
 
 def tile_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
-    """The parts of a chunk whose first matmul also computes the statistics."""
-    from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, linear_tiles, tile_gradient
-
-    head = TiledHead(inputs.of_head(chunk_tokens), keep_logits=True)
-    rows, count = next(head.chunks()), len(list(head.chunks()))
-    hidden, ids, upstream = inputs.hidden[rows], inputs.target_ids[rows], inputs.grad_logprobs[rows]
-    transform, shape, scaled = LogitTransform(), TileShape(), head.logits(rows)
-
-    def first(kept: Tensor | None) -> Any:
-        return linear_tiles(hidden, inputs.weight, None, ids, transform, False, kept, shape)
-
-    tiles = first(scaled)
-    stats = combine_tiles(tiles)
-
-    def gradient() -> None:
-        tile_gradient(scaled, tiles, ids, transform, stats, upstream, shape)
-
-    bare = _bare_logits(hidden, inputs.weight)
-    yield Part("first matmul, exponentials stored", lambda: first(scaled), count, bare)
-    yield Part("first matmul, nothing stored", lambda: first(None), 0, bare)
-    yield Part("statistics of rows", lambda: combine_tiles(tiles), count, 8 * tiles.top.numel())
-    yield Part("gradient of logits", gradient, count, _bytes(scaled, scaled), lambda: first(scaled))
-    yield from _gradient_parts(scaled, hidden, inputs.weight, count, lambda: (first(scaled), gradient()))
+    """The parts of a chunk whose first matmul also makes the exponentials."""
+    of_head = inputs.of_head(chunk_tokens)
+    bare, unkept = _bare_logits(inputs, chunk_tokens, TiledHead), TiledHead(of_head, keep=False)
+    rows = next(TiledHead(of_head, keep=True).chunks())
+    yield Part("first matmul, nothing stored", lambda: unkept.forward(rows, entropy=False), 0, bare)
+    yield from _parts(TiledHead(of_head, keep=True), inputs, bare)
 
 
 def logit_parts(inputs: Inputs, chunk_tokens: int) -> Iterator[Part]:
     """The parts of a chunk of float32 logits: cuBLAS on a GPU, MKL on a CPU."""
-    head = LogitsHead(inputs.of_head(chunk_tokens))
+    head = ExponentialHead(inputs.of_head(chunk_tokens), keep=True)
+    yield from _parts(head, inputs, _bare_logits(inputs, chunk_tokens, ExponentialHead))
+
+
+def _parts(head: ExponentialHead, inputs: Inputs, bare: Callable[[], Any]) -> Iterator[Part]:
+    """The parts from the hidden states of a chunk to the gradients of hidden and weight."""
     rows, count = next(head.chunks()), len(list(head.chunks()))
-    hidden, logits, ids = inputs.hidden[rows], head.logits(rows), inputs.target_ids[rows]
+    hidden, weight, upstream = inputs.hidden[rows], inputs.weight, inputs.grad_logprobs[rows]
     stats = head.forward(rows, entropy=False)
 
-    def gradient() -> Tensor:
-        return head.gradient(rows, stats, inputs.grad_logprobs[rows], None)
-
     def first() -> None:
-        head.recompute(rows)
+        head.forward(rows, entropy=False)
 
-    out = gradient()
-    yield Part("first matmul, float32 logits", first, count, _bare_logits(hidden, inputs.weight))
-    yield Part("statistics of rows", lambda: head.primitives.row_stats(logits, ids, LogitTransform(), False), count,
-               _bytes(logits), first)  # fmt: skip
-    yield Part("gradient of logits", gradient, count, _bytes(logits, out), first)
-    yield from _gradient_parts(out, hidden, inputs.weight, count, lambda: (first(), gradient()))
+    def gradient() -> Any:
+        return head.gradient(rows, stats, upstream, None)
 
-
-def _gradient_parts(
-    grad_logits: Tensor, hidden: Tensor, weight: Tensor, count: int, prepare: Callable[[], Any]
-) -> Iterator[Part]:
-    """The parts from the gradient of logits [R, V], made by ``prepare``, to the gradients of hidden and weight."""
+    yield Part("first matmul, exponentials stored", first, count, bare)
+    yield Part("one number in each row", gradient, count, 64 * len(hidden), first)
+    values, factors = gradient()
     wide = torch.float32
-    of_hidden, total = torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
-    contiguous = torch.randn(grad_logits.shape, dtype=hidden.dtype, device=hidden.device)
+    of_hidden, scaled, total = torch.empty_like(hidden), torch.empty_like(hidden), torch.zeros_like(weight, dtype=wide)
+    contiguous = torch.randn(values.shape, dtype=hidden.dtype, device=hidden.device)
     narrow = torch.empty_like(weight)
-    yield Part("dX", lambda: torch.mm(grad_logits, weight, out=of_hidden), count,
-               lambda: torch.mm(contiguous, weight, out=of_hidden), prepare)  # fmt: skip
 
-    def bare() -> None:
+    def prepare() -> None:
+        first()
+        gradient()
+
+    yield Part("dX", lambda: torch.mm(values, weight, out=of_hidden), count,
+               lambda: torch.mm(contiguous, weight, out=of_hidden), prepare)  # fmt: skip
+    yield Part("factors on dX", lambda: scale(of_hidden, factors, of_hidden), count, _bytes(hidden, hidden))
+    yield Part("factors on X", lambda: scale(hidden, factors, scaled), count, _bytes(hidden, hidden))
+
+    def bare_of_weight() -> None:
         torch.mm(contiguous.T, hidden, out=narrow)
 
-    yield Part("dW, first chunk", lambda: multiply(grad_logits.T, hidden, total), 1, bare, prepare)
-    yield Part("dW, added to", lambda: add_product(grad_logits.T, hidden, total), count - 1, bare, prepare)
+    yield Part("dW, first chunk", lambda: multiply(values.T, scaled, total), 1, bare_of_weight, prepare)
+    yield Part("dW, added to", lambda: add_product(values.T, scaled, total), count - 1, bare_of_weight, prepare)
     if weight.dtype != wide:
         yield Part("dW to 16 bits", lambda: total.to(weight.dtype), 1, _bytes(total, narrow))
     one = torch.ones((), device=weight.device)
     yield Part("dW times the loss's gradient", lambda: narrow.mul_(one), 1, _bytes(narrow, narrow))
 
 
-def _bare_logits(hidden: Tensor, weight: Tensor) -> Callable[[], Any]:
+def _bare_logits(inputs: Inputs, chunk_tokens: int, head: type[ExponentialHead]) -> Callable[[], Any]:
+    rows = next(head(inputs.of_head(chunk_tokens), keep=True).chunks())
+    hidden, weight = inputs.hidden[rows], inputs.weight
     out = hidden.new_empty(len(hidden), len(weight))
     return lambda: torch.mm(hidden, weight.T, out=out)
 

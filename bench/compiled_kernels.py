@@ -1,4 +1,4 @@
-"""Registers, spills and shared memory of every Triton kernel, compiled for sm_80, sm_90 and sm_100; needs no GPU."""
+"""What every Triton kernel compiles to for sm_80, sm_90 and sm_100: registers, memory, instructions. Needs no GPU."""
 
 import argparse
 import re
@@ -18,8 +18,12 @@ TARGETS = (80, 90, 100)
 # The most that a block may have: CUDA programming guide, technical specifications per compute capability.
 SHARED_BYTES_OF = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MAX_REGISTERS = 255
+FIGURES = (
+    "registers", "spilled_bytes", "shared_bytes", "matrix_instructions", "epilogue_instructions", "loads_of_128_bits",
+    "stores_of_128_bits",
+)  # fmt: skip
 
-_F, _H, _I, _B = "*fp32", "*bf16", "*i64", "*u8"
+_F, _D, _H, _I, _B = "*fp32", "*fp64", "*bf16", "*i64", "*u8"
 
 
 class Variant(NamedTuple):
@@ -55,6 +59,9 @@ def _of_rows() -> list[Variant]:
                 {**bare, "grad_entropy": None, "NARROW": True}, 8),
         Variant("rows", "_row_gradient", {**gradient, "logits": _F, "out": _F, **_floats("entropy", "grad_entropy")},
                 {**switches, "SOFTCAP": True, "ENTROPY": True, "NARROW": False}, 8),
+        Variant("rows", "_exponentials", {"logits": _F, "target_ids": _I, "offsets": _F, "totals": _D, "targets": _D,
+                "out": _H}, {"PER_ROW": False, "inverse_temperatures": None, "weighteds": None, "NARROW": True,
+                "BLOCK_V": 4096}, 8),
     ]  # fmt: skip
 
 
@@ -98,29 +105,26 @@ def _of_tiles() -> list[Variant]:
 
     tile = TileShape()
     launch = (tile.num_warps, tile.num_stages)
-    stats = _floats("tops", "totals", "targets")
-    row = {"target_ids": _I, **_floats("logprobs", "lse")}
-    switches = {"PER_ROW": False, "inverse_temperatures": None, "BLOCK_V": tile.vocabulary}
-    matmul = {
-        **switches,
-        "BLOCK_R": tile.rows,
-        "BLOCK_D": tile.width,
-        "GROUP": tile.group,
-        "EVEN_WIDTH": True,
-        "bias": None,
-    }
-    whole_rows = {k: v for k, v in matmul.items() if k not in ("bias", "inverse_temperatures")}
-    inputs = {"hidden": _H, "weight": _H, "target_ids": _I, **stats}
+    switches = {"PER_ROW": False, "inverse_temperatures": None, "bias": None, "EVEN_WIDTH": True}
+    matmul = {**switches, "BLOCK_R": tile.rows, "BLOCK_V": tile.vocabulary, "BLOCK_D": tile.width}
+    matmul |= {"GROUP": tile.group, "EVEN_VOCABULARY": False}
+    largest = {k: v for k, v in matmul.items() if k not in ("bias", "inverse_temperatures")} | {"PER_ROW": True}
+    inputs = {"hidden": _H, "weight": _H, "target_ids": _I}
+    sums = _floats("offsets", "totals", "targets")
+    again = {**inputs, "asked": _B, **_floats("tops", "totals", "weighteds", "targets", "lse")}
+    few = {**switches, "BLOCK_R": 64, "BLOCK_V": 128, "BLOCK_D": 32, "SPLITS": 16}
     return [
-        Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H}, {**matmul, "weighteds": None}, *launch),
-        Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H, "weighteds": _F}, matmul, *launch),
-        Variant("tiles", "_linear_tiles", {**inputs, "weighteds": _F}, {**matmul, "scaled": None}, *launch),
-        Variant("tiles", "_linear_tiles", {**inputs, "scaled": _H, "bias": _H, "inverse_temperatures": _F},
-                {**whole_rows, "PER_ROW": True, "weighteds": None}, *launch),
-        Variant("tiles", "_combine_tiles", {**stats, **_floats("weighteds", "logprobs", "lse", "entropy")},
-                {"BLOCK_R": 32, "BLOCK_TILES": 64}),
-        Variant("tiles", "_tile_gradient", {**row, "scaled": _H, **_floats("tops", "grad_logprobs")},
-                {**switches, "BLOCK_R": 8}),
+        Variant("tiles", "_linear_tiles", {**inputs, **sums, "out": _H}, {**matmul, "weighteds": None}, *launch,
+                note="stored"),
+        Variant("tiles", "_linear_tiles", {**inputs, **sums, "weighteds": _F}, {**matmul, "out": None}, *launch,
+                note="entropy"),
+        Variant("tiles", "_linear_tiles", {**inputs, **sums, "out": _H, "bias": _H, "inverse_temperatures": _F,
+                "weighteds": _F}, largest, *launch, note="stored, bias, entropy"),
+        Variant("again", "_stats_again", again, few),
+        Variant("again", "_combine", {"asked": _B, **_floats("tops", "totals", "weighteds", "targets", "logprobs",
+                "lse", "entropy"), "kept_totals": _D}, {"BLOCK_R": 32, "SPLITS": 16}),
+        Variant("again", "_store_again", {**again, "kept": _H}, few),
+        Variant("again", "_clear", {"values": _H, "rows": _B}, {"BLOCK_V": 1024}),
     ]  # fmt: skip
 
 
@@ -160,23 +164,27 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
         "sm": capability,
         **_ptxas(kernel.asm["ptx"]),
         "shared_bytes": kernel.metadata.shared,
+        **instructions(_disassembled(kernel.asm["cubin"])),
     }
 
 
-def _ptxas(ptx: str) -> dict[str, int]:
+def _tools() -> Path:
     import triton
 
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def _ptxas(ptx: str) -> dict[str, int]:
     target = re.search(r"\.target (\w+)", ptx)
     assert target is not None
     # Triton has two assemblers; which of them knows this PTX depends on Triton's version.
-    folder_of_tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     printed = ""
-    for assembler in sorted(folder_of_tools.glob("ptxas*")):
+    for assembler in sorted(_tools().glob("ptxas*")):
         done, printed = _assemble(assembler, target[1], ptx)
         spills, registers = (re.search(p, printed) for p in (r"(\d+) bytes spill stores", r"Used (\d+) registers"))
         if done and spills and registers:
             return {"registers": int(registers[1]), "spilled_bytes": int(spills[1])}
-    raise RuntimeError(f"no assembler of {folder_of_tools} takes {target[1]}: {printed[-2000:]}")
+    raise RuntimeError(f"no assembler of {_tools()} takes {target[1]}: {printed[-2000:]}")
 
 
 def _assemble(assembler: Path, target: str, ptx: str) -> tuple[bool, str]:
@@ -188,6 +196,51 @@ def _assemble(assembler: Path, target: str, ptx: str) -> tuple[bool, str]:
     return done.returncode == 0, done.stdout + done.stderr
 
 
+class Instruction(NamedTuple):
+    address: int
+    name: str  # with its condition before it, and its modifiers
+    jump: int | None  # address that it may go on at
+
+
+def _disassembled(cubin: bytes) -> list[Instruction]:
+    """The kernel's SASS, by Triton's own cuobjdump."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        printed = subprocess.run([str(_tools() / "cuobjdump"), "-sass", file.name], capture_output=True, text=True)
+    if printed.returncode:
+        raise RuntimeError(f"cuobjdump failed: {printed.stderr[-2000:]}")
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/ +((?:@\S+ +)?)([A-Z0-9_.]+)([^;/]*)", printed.stdout)
+    found = []
+    for address, condition, name, operands in lines:
+        target = re.search(r"0x([0-9a-f]+)", operands) if name == "BRA" and condition else None
+        found.append(Instruction(int(address, 16), condition.strip() + name, int(target[1], 16) if target else None))
+    return found
+
+
+def instructions(sass: Sequence[Instruction]) -> dict[str, int]:
+    """How many of the matrix and the 128-bit instructions, and how many follow the last matmul of a tile.
+
+    What a condition jumps over after it is not counted: a tile that has no row's target and is not the last skips it.
+    """
+    names = [i.name for i in sass]
+    matrix = [k for k, name in enumerate(names) if re.match(r"(@\S+)?(HGMMA|HMMA|UTCHMMA)", name)]
+    k = matrix[-1] + 1 if matrix else len(sass)
+    end = next((j for j in range(k, len(sass)) if names[j] == "EXIT"), len(sass))  # behind it loops wait for memory
+    epilogue = 0
+    while k < end:
+        epilogue += 1
+        jumped = [j for j in range(k + 1, end) if sass[j].address == sass[k].jump]
+        k = jumped[0] if jumped else k + 1
+    wide = [name for name in names if ".128" in name]
+    return {
+        "matrix_instructions": len(matrix),
+        "epilogue_instructions": epilogue,
+        "loads_of_128_bits": sum("LDG" in name for name in wide),
+        "stores_of_128_bits": sum("STG" in name for name in wide),
+    }
+
+
 def main(arguments: Sequence[str]) -> int:
     """Compiles all. Returns 1 if a kernel does not compile. Without Triton it prints that nothing is measured."""
     argparse.ArgumentParser(prog="python -m bench compiled_kernels", description=__doc__).parse_args(arguments)
@@ -196,7 +249,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     failed: dict[str, str] = {}
     results = [row for v in variants() for sm in TARGETS if (row := _compiled_or_failed(v, sm, failed))]
-    columns = ("kernel", "variant", "sm", "registers", "spilled_bytes", "shared_bytes")
+    columns = ("kernel", "variant", "sm", *FIGURES)
     print_table("Triton kernels as compiled", columns, [[row[c] for c in columns] for row in results])
     worst = max((row["spilled_bytes"] for row in results), default="nothing compiled")
     headline = [["most bytes spilled by a thread of any kernel", worst, 0]]

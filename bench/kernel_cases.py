@@ -19,13 +19,16 @@ from fastgrpo_kernels import (
     reference,
 )
 from fastgrpo_kernels.dispatch import primitives_for
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+from fastgrpo_kernels.head import LinearInputs
+from fastgrpo_kernels.head.exponentials import TiledHead
+from fastgrpo_kernels.primitives import ExponentialSums, LogitTransform, statistics_dtype
 from torch import Tensor
 
 Outcome = dict[str, Tensor]
 KERNELS = (
-    "_row_stats", "_row_gradient", "_linear_tiles", "_combine_tiles", "_tile_gradient", "_token_objective",
-    "_equal_groups", "_ragged_groups",
+    "_row_stats", "_row_gradient", "_exponentials", "_linear_tiles",
+    "_stats_again", "_combine", "_store_again", "_clear",
+    "_token_objective", "_equal_groups", "_ragged_groups",
 )  # fmt: skip
 
 
@@ -124,11 +127,17 @@ def _row_launches() -> list[Launch]:
         _Rows(3, 9001, narrow=True),  # three blocks, whose stores fall on each other's logits
         _Rows(3, 9001, narrow=True, entropy=True, softcap=5.0, per_row=True),
     ]
-    return [
+    of_logits = [
         Launch(r.name, ("_row_stats", "_row_gradient"), partial(_rows_by_kernels, r), partial(_rows_by_definition, r),
                torch.bfloat16 if r.narrow else r.dtype)
         for r in shapes
     ]  # fmt: skip
+    exponentials = [
+        Launch(f"exponentials of {r.name}", ("_exponentials",), partial(_exponentials_by_kernel, r),
+               partial(_exponentials_by_definition, r), torch.bfloat16 if r.narrow else r.dtype)
+        for r in (shapes[0], _Rows(3, 9001, narrow=True, entropy=True, per_row=True))
+    ]  # fmt: skip
+    return of_logits + exponentials
 
 
 def _rows_by_kernels(r: _Rows, device: torch.device) -> Outcome:
@@ -153,6 +162,31 @@ def _rows_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
     logits = r.logits().to(kept).requires_grad_()
     outcome = _differentiated(logits, r.num_rows, r.vocabulary, r.temperature(), r.softcap, r.entropy, r.upstream())
     return outcome | {"grad_logits": outcome["grad_logits"].to(dtype)}
+
+
+def _exponentials_by_kernel(r: _Rows, device: torch.device) -> Outcome:
+    """Statistics and probabilities by exponentials whose offsets are off by 1, 4, 7 ... nats."""
+    logits, target_ids = r.logits().to(device), _target_ids(r.num_rows, r.vocabulary).to(device)
+    temperature = r.temperature()
+    transform = LogitTransform(temperature.to(device) if isinstance(temperature, Tensor) else temperature)
+    exact = _rows_by_definition(r._replace(narrow=False), torch.float64)
+    offsets = (exact["lse"] + 1 + 3 * torch.arange(r.num_rows)).float().to(device)
+    sums = ExponentialSums.zeros(logits, r.entropy)
+    out = logits.view(torch.bfloat16)[:, : r.vocabulary] if r.narrow else logits
+    primitives_for(device).exponentials(logits, 0, target_ids, transform, offsets, sums, out)
+    stats = sums.stats(offsets)
+    probabilities = (out.double() / sums.total[:, None]).to(out.dtype)
+    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_lse=probabilities)
+
+
+def _exponentials_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
+    kept = _rows_by_definition(r._replace(narrow=False), torch.float32 if dtype == torch.bfloat16 else dtype)
+    temperature = r.temperature()
+    scaled = r.logits().to(kept["lse"].dtype) / (
+        temperature[:, None] if isinstance(temperature, Tensor) else temperature
+    )
+    outcome = {name: kept[name] for name in ("logprobs", "lse", "entropy") if name in kept}
+    return outcome | {"grad_lse": torch.softmax(scaled, 1).to(dtype)}
 
 
 def _differentiated(
@@ -290,7 +324,7 @@ def _group_launch(name: str, kernel: str, lengths: list[int], options: dict[str,
     return Launch(f"groups {name}", (kernel,), ours, definition)
 
 
-# The matmul that also computes the softmax's statistics.
+# The matmul that makes exponentials of the logits, and sums them.
 
 
 class _Head(NamedTuple):
@@ -304,27 +338,32 @@ class _Head(NamedTuple):
     entropy: bool = False
     per_row: bool = False
     stored: bool = True  # whether the exponentials are stored, for the gradient
+    spread: float = 2.0  # standard deviation of the logits: far apart, rows are beyond what their offsets allow
 
     @property
     def name(self) -> str:
         switches = {"bias": self.bias, "entropy": self.entropy, "temperatures": self.per_row}
-        switches["unstored"] = not self.stored
+        switches |= {"unstored": not self.stored, "computed again": self.spread > 2}
         named = ", ".join(k for k, v in switches.items() if v)
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{dtype} {self.num_rows} x {self.width} x {self.vocabulary}" + (f", {named}" if named else "")
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
         hidden = _normal(self.num_rows, self.width, seed=5, dtype=self.dtype)
-        weight = _normal(self.vocabulary, self.width, seed=6) * (2 * self.width**-0.5)
+        weight = _normal(self.vocabulary, self.width, seed=6) * (self.spread * self.width**-0.5)
         return hidden, weight.to(self.dtype), _normal(self.vocabulary, seed=7, dtype=self.dtype) if self.bias else None
 
     def rows(self) -> _Rows:
         return _Rows(self.num_rows, self.vocabulary, per_row=self.per_row)
 
 
+_AGAIN = ("_stats_again", "_combine", "_store_again", "_clear")
+_TILED = ("_linear_tiles", *_AGAIN)
+
+
 def _tile_launches(sizes: Sizes) -> list[Launch]:
     wanted = [
-        _Head(num_rows, width, sizes.vocabulary, dtype)
+        _Head(num_rows, width, sizes.vocabulary, dtype, stored=dtype != torch.float16)
         for dtype in sizes.dtypes for num_rows in sizes.rows for width in sizes.widths[:1]
     ]  # fmt: skip
     dtype, few, odd = sizes.dtypes[0], sizes.rows[1], sizes.widths[1]
@@ -333,30 +372,29 @@ def _tile_launches(sizes: Sizes) -> list[Launch]:
         _Head(few, odd, sizes.vocabulary, dtype, entropy=True, stored=False),
         _Head(few, odd, sizes.vocabulary - 1, dtype, per_row=True, stored=False),
         _Head(1, odd, 7, dtype, bias=True),
+        _Head(few, odd, sizes.vocabulary, dtype, entropy=True, spread=60.0),
+        _Head(few, odd, sizes.vocabulary, dtype, per_row=True, stored=False, spread=60.0),
     ]
     return [
-        Launch(f"tiles {h.name}", ("_linear_tiles", "_combine_tiles", *(["_tile_gradient"] if h.stored else [])),
+        Launch(f"tiles {h.name}", _TILED if h.stored else _TILED[:3],
                partial(_tiles_by_kernels, h), partial(_tiles_by_definition, h), h.dtype)
         for h in wanted
     ]  # fmt: skip
 
 
 def _tiles_by_kernels(h: _Head, device: torch.device) -> Outcome:
-    from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, linear_tiles, tile_gradient
+    from fastgrpo_kernels.gpu.tiles import TileShape
 
     shape = TileShape() if device.type == "cuda" else TileShape(rows=16, vocabulary=64, width=16, group=2)
     hidden, weight, bias = (None if t is None else t.to(device) for t in h.inputs())
     assert hidden is not None and weight is not None
-    temperature = h.rows().temperature()
+    temperature, rows = h.rows().temperature(), slice(0, h.num_rows)
     transform = LogitTransform(temperature.to(device) if isinstance(temperature, Tensor) else temperature)
     target_ids = _target_ids(h.num_rows, h.vocabulary).to(device)
-    scaled = hidden.new_empty(h.num_rows, h.vocabulary) if h.stored else None
-    tiles = linear_tiles(hidden, weight, bias, target_ids, transform, h.entropy, scaled, shape)
-    stats: RowStats = combine_tiles(tiles)
-    if scaled is not None:
-        of_logprobs = h.rows().upstream()[0].to(device)
-        tile_gradient(scaled, tiles, target_ids, transform, stats, of_logprobs, shape)
-    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=scaled)
+    tiled = TiledHead(LinearInputs(hidden, weight, bias, target_ids, transform, h.num_rows), h.stored, shape)
+    stats = tiled.forward(rows, h.entropy)
+    gradient = tiled.gradient(rows, stats, h.rows().upstream()[0].to(device), None).whole() if h.stored else None
+    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=gradient)
 
 
 def _tiles_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
@@ -380,10 +418,9 @@ def _tiles_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
 
 def _op_launches(sizes: Sizes) -> list[Launch]:
     h = _Head(sizes.rows[1], sizes.widths[1], sizes.vocabulary, sizes.dtypes[0], bias=True)
-    tiled = ("_linear_tiles", "_combine_tiles", "_tile_gradient")
-    by_rows = ("_row_stats", "_row_gradient")
+    by_rows = ("_exponentials", *_AGAIN)
     found = []
-    for choice, kernels in (("triton", tiled), ("cublas", by_rows)):
+    for choice, kernels in (("triton", _TILED), ("cublas", by_rows)):
         note = "" if choice == "triton" else " NARROW"
         found += [
             Launch(f"linear_grpo {choice}{note}", (*kernels, "_token_objective"),
@@ -394,7 +431,7 @@ def _op_launches(sizes: Sizes) -> list[Launch]:
     from_logits = _Rows(5, 1003, torch.bfloat16)
     return [
         *found,
-        Launch("logprobs_from_logits overwritten", by_rows, partial(_overwritten, from_logits),
+        Launch("logprobs_from_logits overwritten", ("_row_stats", "_row_gradient"), partial(_overwritten, from_logits),
                partial(_overwritten_by_definition, from_logits), torch.bfloat16),
     ]  # fmt: skip
 

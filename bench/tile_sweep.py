@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from fastgrpo_kernels.primitives import LogitTransform
+from fastgrpo_kernels.head.exponentials import TiledHead
+from fastgrpo_kernels.primitives import RowStats
 from torch import Tensor
 
 from bench.chunk_parts import Inputs, add_shape, median_seconds
@@ -21,11 +22,11 @@ from bench.harness import Row, exit_code, print_table, write_results
 from bench.side_by_side import attempted, few, run_workers, share_of
 
 SHAPES = {"cpu": (20, 24, 130), "cuda": (4096, 1536, 151936)}
-DEFAULT = (128, 256, 64, 8, 8, 3)
+DEFAULT = (128, 256, 64, 32, 8, 3)
 # rows, vocabulary, width, group, warps, stages
 CANDIDATES = (
     DEFAULT,
-    *((128, 256, 64, group, 8, 3) for group in (4, 16, 32)),
+    *((128, 256, 64, group, 8, 3) for group in (4, 8, 16)),
     *((128, 256, 64, group, 8, 4) for group in (8, 16, 32)),
     (128, 256, 64, 8, 8, 2),
     (128, 256, 64, 8, 16, 3),
@@ -142,27 +143,22 @@ def _inputs(of: Sequence[int], device: torch.device) -> Inputs:
     return Inputs.random(num_rows, width, vocabulary, dtype, device)
 
 
-def first_matmul(shape: Sequence[int], inputs: Inputs, scaled: Tensor) -> Any:
-    from fastgrpo_kernels.gpu.tiles import TileShape, linear_tiles
+def head_of(shape: Sequence[int], inputs: Inputs) -> TiledHead:
+    from fastgrpo_kernels.gpu.tiles import TileShape
 
-    return linear_tiles(
-        inputs.hidden, inputs.weight, None, inputs.target_ids, LogitTransform(), False, scaled, TileShape(*shape)
-    )
+    return TiledHead(inputs.of_head(len(inputs.hidden)), True, TileShape(*shape))
 
 
-def passes(shape: Sequence[int], inputs: Inputs, tiles: Any, scaled: Tensor) -> Any:
-    """The passes after the matmul: statistics of rows, then the gradient in place of the stored exponentials."""
-    from fastgrpo_kernels.gpu.tiles import TileShape, combine_tiles, tile_gradient
-
-    stats = combine_tiles(tiles)
-    tile_gradient(scaled, tiles, inputs.target_ids, LogitTransform(), stats, inputs.grad_logprobs, TileShape(*shape))
-    return stats
+def first_matmul(head: TiledHead) -> RowStats:
+    """The matmul, its exponentials stored, and the statistics of its rows."""
+    return head.forward(slice(0, len(head.hidden)), entropy=False)
 
 
 def run(shape: Sequence[int], inputs: Inputs) -> Result:
-    scaled = inputs.hidden.new_empty(len(inputs.hidden), len(inputs.weight))
-    stats = passes(shape, inputs, first_matmul(shape, inputs, scaled), scaled)
-    return Result(stats.logprobs, stats.lse, scaled)
+    head = head_of(shape, inputs)
+    stats = first_matmul(head)
+    gradient = head.gradient(slice(0, len(head.hidden)), stats, inputs.grad_logprobs, None)
+    return Result(stats.logprobs, stats.lse, gradient.whole())
 
 
 def _swept(
@@ -203,12 +199,8 @@ def _measured(shape: Sequence[int], inputs: Inputs, found: Result, default: Resu
     """The times, and whether the result is right; without the default shape's result there is no comparison."""
 
     def work() -> Row:
-        scaled = torch.empty_like(found.grad_logits)
-        tiles = first_matmul(shape, inputs, scaled)
-        return {
-            "seconds": median_seconds(lambda: first_matmul(shape, inputs, scaled), device),
-            "passes_seconds": median_seconds(lambda: passes(shape, inputs, tiles, scaled), device),
-        }
+        head = head_of(shape, inputs)
+        return {"seconds": median_seconds(lambda: first_matmul(head), device)}
 
     off, why_not = attempted(lambda: "" if default is None else _difference(found, default), device)
     if off or why_not:
@@ -242,21 +234,16 @@ def _line(row: Row) -> str:
 
 def _best(rows: list[Row]) -> Row | None:
     measured = [row for row in rows if row["verdict"] == "measured"]
-    return min(measured, key=_seconds, default=None)
-
-
-def _seconds(row: Row) -> float:
-    """The seconds of a chunk, with the passes after the matmul, which depend on the tile's width too."""
-    return row["seconds"] + row["passes_seconds"]
+    return min(measured, key=lambda row: row["seconds"], default=None)
 
 
 def _headline(rows: list[Row]) -> list[list[str]]:
     best, default = _best(rows), rows[0]
     if best is None:
         return [["best tile shape", "none ran", "-"]]
-    of_default = f"default {1e3 * _seconds(default):.2f} ms" if default["verdict"] == "measured" else "no default"
+    of_default = f"default {1e3 * default['seconds']:.2f} ms" if default["verdict"] == "measured" else "no default"
     of_default += f", torch.mm alone {1e3 * best['limit_seconds']:.2f} ms" if best["limit_seconds"] else ""
-    return [[f"best tile shape: {best['name']}", f"{1e3 * _seconds(best):.2f} ms a chunk", of_default]]
+    return [[f"best tile shape: {best['name']}", f"{1e3 * best['seconds']:.2f} ms a chunk", of_default]]
 
 
 def _write(rows: list[Row], of: Sequence[int], device: torch.device) -> None:
@@ -266,12 +253,9 @@ def _write(rows: list[Row], of: Sequence[int], device: torch.device) -> None:
 def _print(rows: list[Row], of: Sequence[int]) -> None:
     num_rows, width, vocabulary = of
     flops = 2 * num_rows * width * vocabulary
-    measured = sorted((row for row in rows if row["verdict"] == "measured"), key=_seconds)
-    table = [
-        [row["name"], 1e3 * row["seconds"], flops / row["seconds"] / 1e12, 1e3 * row["passes_seconds"],
-         1e3 * _seconds(row)] for row in measured
-    ]  # fmt: skip
-    columns = ("tile", "first matmul ms", "TFLOP/s", "passes ms", "together ms")
+    measured = sorted((row for row in rows if row["verdict"] == "measured"), key=lambda row: row["seconds"])
+    table = [[row["name"], 1e3 * row["seconds"], flops / row["seconds"] / 1e12] for row in measured]
+    columns = ("tile", "first matmul ms", "TFLOP/s")
     print_table(f"R {num_rows:,}, D {width:,}, V {vocabulary:,}", columns, table)
     for row in rows:
         if row["verdict"] != "measured":

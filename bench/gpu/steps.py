@@ -108,7 +108,7 @@ def _correctness(processes: int) -> list[Step]:
 
 
 def _numbers(many: Sequence[str]) -> list[Step]:
-    second_of_each = "::regex:_linear_tiles|_tile_gradient|_row_stats|_row_gradient:2"
+    second_of_each = "::regex:_linear_tiles|_exponentials|_row_stats|_row_gradient:2"
     profiled = ("ncu", "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "WarpStateStats",
                 "--kernel-id", second_of_each)  # fmt: skip
     chunk = (*_WATCHED, "chunk_parts", "--device", "cuda")

@@ -336,7 +336,7 @@ def test_a_kernel_that_does_not_compile_is_the_exit_code(results, monkeypatch, c
     def compiled(variant, capability):
         if variant.kernel == "_equal_groups":
             raises()
-        found = {"registers": 1, "spilled_bytes": 0, "shared_bytes": 0}
+        found = dict.fromkeys(compiled_kernels.FIGURES, 0)
         return {"kernel": variant.kernel, "variant": "plain", "sm": capability, **found}
 
     monkeypatch.setattr(compiled_kernels, "compiled", compiled)

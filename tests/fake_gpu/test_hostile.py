@@ -36,7 +36,7 @@ def results(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("faults", "reason"),
-    [({"fail": "_tile_gradient"}, "Triton Error"), ({"gib": "6"}, "out of memory")],
+    [({"fail": "_linear_tiles"}, "Triton Error"), ({"gib": "6"}, "out of memory")],
     ids=["a launch fails", "memory ends"],
 )
 def test_what_comes_before_and_after_a_failure_is_measured(tmp_path, faults, reason):

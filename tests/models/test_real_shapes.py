@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastgrpo_kernels import head
+from fastgrpo_kernels.head.exponentials import ExponentialHead
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from fastgrpo.json_lines import JsonLines
@@ -50,13 +50,13 @@ def half_billion(tmp_path_factory):
 def test_a_step_is_finite_and_never_hold_the_logits_of_a_micro_batch(half_billion, tmp_path, monkeypatch, capsys):
     if not DAPO.exists():
         pytest.skip(f"needs {DAPO}")
-    made, rows = head.LogitsHead.__init__, []
+    made, rows = ExponentialHead.__init__, []
 
     def watched(self, *inputs):
         made(self, *inputs)
         rows.append(len(self._buffer))  # all logits that exist at one time
 
-    monkeypatch.setattr(head.LogitsHead, "__init__", watched)
+    monkeypatch.setattr(ExponentialHead, "__init__", watched)
     settings = {
         "name": "half_billion",
         "runs_dir": tmp_path,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrpo_kernels.gpu.rows import LOWEST
 from fastgrpo_kernels.primitives import ExponentialSums, LogitTransform
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -79,7 +80,7 @@ def product_of_tile(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The bare logits of a tile in float32. Rows and columns beyond the end are those of the last: no mask in the loop."""
+    """The bare logits of a tile in float32. Rows and columns beyond the end are the last ones: no mask in the loop."""
     hidden_rows = hidden + tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * hidden_stride
     weight_rows = weight + tl.minimum(columns, vocabulary - 1).to(tl.int64)[None, :] * weight_stride
     logits = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
@@ -155,13 +156,16 @@ def _linear_tiles(
         at_target = tl.where(tl.arange(0, BLOCK_V)[None, :] == target[:, None], power, 0.0)
         tl.store(targets + rows, tl.sum(at_target, 1), mask=here)
 
+    if not EVEN_VOCABULARY:  # noqa: SIM102 (one is known when this is compiled, the other when it runs)
+        if (tile + 1) * BLOCK_V > vocabulary:  # in the last tile alone
+            power = tl.where((columns < vocabulary)[None, :], power, -float("inf"))
+    if weighteds is not None:  # finite, so that times an exponential of 0 it is 0; NaN stays
+        power = tl.maximum(power, LOWEST, propagate_nan=tl.PropagateNan.ALL)
     e = tl.exp2(power)
-    if not EVEN_VOCABULARY:
-        e = tl.where((columns < vocabulary)[None, :], e, 0.0)
     at = tile.to(tl.int64) * num_rows + rows
     tl.store(totals + at, tl.sum(e, 1), mask=row_inside)
     if weighteds is not None:
-        tl.store(weighteds + at, tl.sum(tl.where(e > 0, e * power, 0.0), 1), mask=row_inside)
+        tl.store(weighteds + at, tl.sum(e * power, 1), mask=row_inside)
     if out is not None:
         # A tile's own offsets fit into 32 bits: half the registers.
         corner = out + row_tile.to(tl.int64) * BLOCK_R * out_stride + tile * BLOCK_V

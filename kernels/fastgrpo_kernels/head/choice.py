@@ -42,7 +42,7 @@ def make_head(inputs: LinearInputs, *, gradient: bool, of_entropy: bool = False)
 
 
 def _tiles_are_better(device: torch.device, gradient: bool) -> bool:
-    """Whether the Triton matmul is expected to be faster: always where none is asked for, which no other does without logits.
+    """Whether the Triton matmul is expected to be faster: always where no gradient is asked for, for it stores nothing.
 
     Else on Hopper and later, where Triton's matmul is as fast as cuBLAS, and not on Ampere, where it is slower. Both
     are measurements of others (triton-lang/triton #6523), not ours.

@@ -26,7 +26,7 @@ _ROWS_AGAIN = 16
 
 
 class ExponentialHead(Head):
-    """A head whose logits become exponentials in their place, on a CPU block of columns by block, while in its cache."""
+    """A head whose logits become exponentials in their place, on a CPU a block of columns at a time, while in cache."""
 
     def __init__(self, inputs: LinearInputs, keep: bool) -> None:
         super().__init__(inputs)
@@ -129,13 +129,13 @@ class ExponentialHead(Head):
 class TiledHead(ExponentialHead):
     """A head for bfloat16 on a GPU: its exponentials come from the matmul's accumulators, and logits exist nowhere."""
 
-    def __init__(self, inputs: LinearInputs, keep: bool) -> None:
+    def __init__(self, inputs: LinearInputs, keep: bool, shape: "TileShape | None" = None) -> None:
         from fastgrpo_kernels.gpu.tiles import TileShape
 
         hidden, weight = inputs.hidden.contiguous(), inputs.weight.contiguous()
         chunk_tokens = inputs.chunk_tokens or (4096 if keep else 8192)
         super().__init__(inputs._replace(hidden=hidden, weight=weight, chunk_tokens=chunk_tokens), keep)
-        self._shape: TileShape = TileShape()
+        self._shape = shape or TileShape()
 
     def _new_buffer(self) -> Tensor | None:
         return self.hidden.new_empty(self._longest(), len(self.weight)) if self._keep else None

@@ -37,11 +37,11 @@ class HeadGradients:
         if self.hidden is not None:
             torch.mm(values, self.head.weight, out=self.hidden[rows])
             if factors is not None:
-                _scale(self.hidden[rows], factors, out=self.hidden[rows])
+                scale(self.hidden[rows], factors, out=self.hidden[rows])
         if self.weight is not None:
             hidden = self.head.hidden[rows]
             if factors is not None:
-                hidden = _scale(hidden, factors, out=torch.empty_like(hidden))
+                hidden = scale(hidden, factors, out=torch.empty_like(hidden))
             if self._weight_is_empty:
                 multiply(values.T, hidden, self.weight)
                 self._weight_is_empty = False
@@ -78,7 +78,7 @@ def empty_gradients(
     return of_hidden, of_weight, of_bias
 
 
-def _scale(rows: Tensor, factors: Tensor, out: Tensor) -> Tensor:  # [R, D], [R]
+def scale(rows: Tensor, factors: Tensor, out: Tensor) -> Tensor:  # [R, D], [R]
     """Each row times its factor, 0 where that is 0 whatever the row is."""
     return torch.mul(rows, factors[:, None], out=out).masked_fill_((factors == 0)[:, None], 0.0)
 

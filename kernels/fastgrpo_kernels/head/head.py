@@ -55,6 +55,10 @@ class LogitGradient(NamedTuple):
     values: Tensor  # [R, V] in the dtype of hidden
     factors: Tensor | None = None  # [R] in the dtype of the statistics; None: 1
 
+    def whole(self) -> Tensor:  # [R, V]
+        """The product, for those who look at it: the gradients of hidden and weight are made without it."""
+        return self.values if self.factors is None else (self.values * self.factors[:, None]).to(self.values.dtype)
+
 
 class Head:
     """The LM head over chunks of tokens, with one buffer for what is kept of a chunk's logits.

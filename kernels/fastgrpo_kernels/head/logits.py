@@ -1,4 +1,4 @@
-"""The head that keeps logits: for gradients of the entropy, softcaps, float16 on a GPU, and where they are the result."""
+"""The head that keeps logits: for the entropy's gradient, softcaps, and dtypes that cannot keep exponentials."""
 
 from torch import Tensor
 
@@ -34,7 +34,5 @@ class LogitsHead(Head):
     ) -> LogitGradient:
         logits = self.logits(rows)
         out, transform = self._narrow(logits), self.transform.of(rows)
-        self.primitives.row_gradient(
-            logits, self.target_ids[rows], transform, stats, grad_logprobs, grad_entropy, out
-        )
+        self.primitives.row_gradient(logits, self.target_ids[rows], transform, stats, grad_logprobs, grad_entropy, out)
         return LogitGradient(out)
