@@ -206,9 +206,7 @@ class _ChunkedLoss:
 
     def forward(self, rows: slice) -> None:
         """One matmul: the chunk's logits and their statistics."""
-        old, rollout = self.fields.old_logprobs, self.fields.rollout_logprobs
-        expected = old if old is not None else rollout
-        self.stats.write(rows, self.head.forward(rows, self.entropy, None if expected is None else expected[rows]))
+        self.stats.write(rows, self.head.forward(rows, self.entropy))
 
     def token_objective(self, rows: slice) -> None:
         """The loss of these tokens, and its derivatives to their logprobs and entropies."""

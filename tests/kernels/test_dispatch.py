@@ -104,22 +104,26 @@ def test_the_library_builds_from_nothing_and_a_wheel_holds_it(tmp_path):
     assert not [n for n in names if n.startswith(("tests/", "bench/"))]
 
 
-def test_every_triton_kernel_compiles_for_every_target_within_what_the_chip_has():
+@pytest.mark.parametrize("targets", [(90,), pytest.param(TARGETS, marks=pytest.mark.slow)])
+def test_every_triton_kernel_compiles_within_what_the_chip_has(targets):
     """A process of its own compiles them, for in this one they are interpreted."""
     code = (
         "import json; from bench.compiled_kernels import *;"
-        "print(json.dumps([compiled(v, c) for v in variants() for c in TARGETS]))"
+        f"print(json.dumps([compiled(v, c) for v in variants() for c in {targets}]))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(done.stdout.splitlines()[-1])
-    kernels = {row["kernel"] for row in rows}
     sources = "".join(path.read_text() for path in (ROOT / "kernels/fastgrpo_kernels/gpu").glob("*.py"))
-    assert len(rows) == len(TARGETS) * len(variants())
     launched = set(re.findall(r"^ +(_\w+)\[.*\]\(", sources, re.MULTILINE))
-    assert launched == kernels
+    assert len(rows) == len(targets) * len(variants()) and launched == {row["kernel"] for row in rows}
     for row in rows:
         assert row["registers"] <= MAX_REGISTERS, row
         assert row["shared_bytes"] <= SHARED_BYTES_OF[row["sm"]], row
-        assert row["spilled_bytes"] <= 64, row
+        assert row["spilled_bytes"] <= (0 if row["sm"] < 100 else 64), row
+        if (row["kernel"], row["variant"]) == ("_linear_tiles", "EVEN_WIDTH, stored"):
+            assert row["matrix_instructions"] and row["epilogue_instructions"] <= (900 if row["sm"] < 100 else 1000), (
+                row
+            )
+            assert row["loads_of_128_bits"] and row["stores_of_128_bits"] and not row["spilled_bytes"], row

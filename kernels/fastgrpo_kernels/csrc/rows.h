@@ -162,33 +162,33 @@ void row_gradient(const Rows<T>& rows, const RowGradient<T>& gradient, int64_t b
   for (int64_t row = begin; row < end; ++row) gradient_of_row(rows, gradient, row);
 }
 
-// Of each logit its exponential relative to the row's offset. Sums of a block are T, over blocks double.
+// Of each logit its exponential relative to the row's offset. Far from the offset the difference has fewer digits than the
+// logit, so what rounding takes from it goes along (Knuth's two-sum), and the entropy is the small difference of two large
+// sums, so these are double.
 template <typename T, bool kEntropy>
 inline void exponentials_of_row(const Rows<T>& rows, const Exponentials<T>& to, int64_t row) {
   constexpr int lanes = Lanes<T>::count;
   alignas(64) T block[kBlock];
   const T scale = scale_of(rows, row), offset = to.offsets[row];
   const int64_t target = rows.target_ids[row] - to.first;
-  double total = 0, weighted = 0;
+  WideSum<T> total, weighted;
   for (int64_t start = 0; start < rows.vocabulary; start += kBlock) {
     const int count = int(rows.vocabulary - start < kBlock ? rows.vocabulary - start : kBlock);
     load_block(rows, row, start, count, block);
     pad(block, count);
     if (target >= start && target < start + count) to.target[row] = double(block[target - start] * scale - offset);
-    Vector<T> block_sum{}, block_weighted{};
     for (int i = 0; i < count; i += lanes) {
-      const Vector<T> x = load(block + i) * scale - offset;
-      const Vector<T> e = exp_of(x);
-      block_sum += e;
-      if (kEntropy) block_weighted += e == T(0) ? Vector<T>{} : x * e;  // not -inf * 0
+      const Vector<T> logit = load(block + i) * scale, x = logit - offset, taken = x - logit;
+      const Vector<T> rest = (logit - (x - taken)) - (offset + taken);  // NaN of an infinite logit
+      const Vector<T> e = exp_of(x, or_zero(rest));
+      total.add(e);
+      if (kEntropy) weighted.add_product(e, e == T(0) ? Vector<T>{} : x);  // not -inf * 0
       std::memcpy(block + i, &e, sizeof e);
     }
-    total += double(sum_of<T>(block_sum));
-    if (kEntropy) weighted += double(sum_of<T>(block_weighted));
     store_block(rows.type, to.out, row * to.out_stride + start, count, block);
   }
-  to.total[row] += total;
-  if (kEntropy) to.weighted[row] += weighted;
+  to.total[row] += total.value();
+  if (kEntropy) to.weighted[row] += weighted.value();
 }
 
 template <typename T>

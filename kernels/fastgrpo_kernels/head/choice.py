@@ -29,13 +29,13 @@ def make_head(inputs: LinearInputs, *, gradient: bool, of_entropy: bool = False)
 
     Exponentials do not do where each log-probability is needed, as by the entropy's gradient, or each logit, as by a
     softcap's slope. On a GPU they are of bfloat16: float16's exponents end at e^11, and far from its offset an
-    exponential in float32 is less exact than a logit. On a CPU they spare a pass only where there is a second one.
+    exponential summed in float32 is less exact than float32 logits.
     """
     device, dtype = inputs.hidden.device, inputs.hidden.dtype
     if inputs.transform.softcap or of_entropy:
         return LogitsHead(inputs)
     if device.type == "cpu":
-        return ExponentialHead(inputs, keep=True) if gradient else LogitsHead(inputs)
+        return ExponentialHead(inputs, gradient)
     if dtype == torch.bfloat16 or (dtype == torch.float16 and not gradient):
         return TiledHead(inputs, gradient) if _tiles_are_better(device, gradient) else ExponentialHead(inputs, gradient)
     return LogitsHead(inputs)

@@ -1,10 +1,10 @@
 """Heads that keep exponentials in the place of logits: no pass over them is left for the gradient.
 
-What is kept of a logit x is exp(x - offset), where the offset of a row is known before its logits are: the target's
-logit, one dot product, minus what its logprob is expected to be. Any offset within `WINDOW` of the log-sum-exp will do,
-for a float loses no digits by its exponent. With Z the row's sum, the gradient of logprob to logit j is
-``[j = target] - exp(x_j - offset) / Z``: one number a row is written in the target's place, and the factor 1 / Z goes
-with the derivative of the loss onto the rows of dX and of X. Rows beyond the window are computed again, exactly.
+What is kept of a logit x is exp(x - offset), where a row's offset is known before its logits are: the target's logit,
+one dot product. For a token that was sampled that is near enough to the log-sum-exp, since a float loses no digits by
+its exponent. With Z the row's sum, the gradient of logprob to logit j is ``[j = target] - exp(x_j - offset) / Z``: one
+number a row is written in the target's place, and the factor 1 / Z goes with the derivative of the loss onto the rows
+of dX and of X. Rows whose target is further than `WINDOW` below the log-sum-exp are computed again, exactly.
 """
 
 from typing import TYPE_CHECKING
@@ -19,10 +19,9 @@ from fastgrpo_kernels.primitives import ExponentialSums, RowStats
 if TYPE_CHECKING:
     from fastgrpo_kernels.gpu.tiles import TileShape
 
-# Nats between the offset of a row and its log-sum-exp. Float32 and bfloat16 hold e^-87 to e^88: within the window a
-# probability is kept whole down to e^-47, and sums of a million have room above.
-WINDOW = 40.0
-_ROWS_AGAIN = 16
+# Nats from a row's offset up to its log-sum-exp. Float32 and bfloat16 end at e^88; 32 is where the difference from the
+# offset begins to have fewer digits than most logits. A sampled token is within it but once in 10^13.
+WINDOW = 32.0
 
 
 class ExponentialHead(Head):
@@ -37,15 +36,16 @@ class ExponentialHead(Head):
     def _new_buffer(self) -> Tensor | None:
         return self._rows_of(len(self.weight) if self._keep else min(len(self.weight), self._columns))
 
-    def forward(self, rows: slice, entropy: bool, expected: Tensor | None = None) -> RowStats:
+    def forward(self, rows: slice, entropy: bool) -> RowStats:
         offsets = self._target_logits(rows)
-        if expected is not None:
-            offsets = offsets - expected.to(offsets.dtype).nan_to_num(nan=0.0).clamp(-WINDOW, 0.0)
         sums = self._exponentials(rows, offsets, entropy)
         stats = sums.stats(offsets)
         self._total = sums.total
-        self._compute_again(rows, stats)
-        return stats
+        if self.on_gpu:
+            self._compute_again_on_gpu(rows, stats)
+            return stats
+        beyond = (~(sums.total.log() <= WINDOW)).nonzero()[:, 0]  # NaN is
+        return self._compute_again(rows, offsets, beyond, entropy) if len(beyond) else stats
 
     def recompute(self, rows: slice, lse: Tensor) -> None:
         self._total = self._exponentials(rows, lse, entropy=False).total.fill_(1.0)
@@ -77,44 +77,45 @@ class ExponentialHead(Head):
         sums = ExponentialSums.zeros(hidden, entropy)
         for columns in chunks(len(self.weight), self._columns):
             logits = self._columns_of(rows, columns)
-            multiply(hidden, self.weight[columns].T, logits)
-            if self.bias is not None:
-                logits.add_(self.bias[columns])
+            self._multiply(rows, columns, logits)
             self.primitives.exponentials(logits, columns.start, ids, transform, offsets, sums, self._narrow(logits))
         return sums
+
+    def _multiply(self, rows: slice, columns: slice, logits: Tensor) -> None:
+        multiply(self.hidden[rows], self.weight[columns].T, logits)
+        if self.bias is not None:
+            logits.add_(self.bias[columns])
 
     def _columns_of(self, rows: slice, columns: slice) -> Tensor:  # [R, C]
         logits = self.logits(rows)
         return logits[:, columns] if self._keep else logits[:, : columns.stop - columns.start]
 
-    def _compute_again(self, rows: slice, stats: RowStats) -> None:
-        """Puts right, in `stats` and in what is kept, the rows whose offset was beyond the window."""
-        assert self._total is not None
-        if self.on_gpu:
-            from fastgrpo_kernels.gpu.again import compute_again
+    def _compute_again(self, rows: slice, offsets: Tensor, beyond: Tensor, entropy: bool) -> RowStats:
+        """The statistics, and what is kept, with the log-sum-exp as offset of some rows; the others stay as they are.
 
-            kept = self._narrow(self.logits(rows)) if self._keep else None
-            compute_again(
-                self.hidden[rows], self.weight, self.bias, self.target_ids[rows], self.transform.of(rows), kept,
-                self._total, stats, WINDOW,
-            )  # fmt: skip
-            return
-        beyond = ~(self._total.log().abs() <= WINDOW)  # NaN is
-        for ids in beyond.nonzero()[:, 0].split(_ROWS_AGAIN) if beyond.any() else ():
-            hidden, targets = self.hidden[rows][ids], self.target_ids[rows][ids]
-            transform = self.transform.of(rows).of(ids)
-            logits = hidden @ self.weight.T
-            if self.bias is not None:
-                logits += self.bias
-            exact = self.primitives.row_stats(logits, targets, transform, stats.entropy is not None)
-            for own, values in zip(stats, exact, strict=True):
-                if own is not None and values is not None:
-                    own[ids] = values
-            sums = ExponentialSums.zeros(hidden, False)
-            self.primitives.exponentials(logits, 0, targets, transform, exact.lse, sums, logits)
-            self._total[ids] = torch.where(exact.lse.isfinite(), 1.0, sums.total)
-            if self._keep:
-                self.logits(rows)[ids] = logits
+        The matmuls are the same, so that their roundings are: a backward pass computes the logits once more.
+        """
+        logits = self.logits(rows) if self._keep else self._rows_of(len(self.weight))[: rows.stop - rows.start]
+        for columns in chunks(len(self.weight), self._columns):
+            self._multiply(rows, columns, logits[:, columns])
+        ids, transform = self.target_ids[rows], self.transform.of(rows)
+        exact = self.primitives.row_stats(logits[beyond], ids[beyond], transform.of(beyond), False)
+        offsets[beyond] = exact.lse
+        sums = ExponentialSums.zeros(offsets, entropy)
+        self.primitives.exponentials(logits, 0, ids, transform, offsets, sums, logits)
+        self._total = sums.total
+        return sums.stats(offsets)
+
+    def _compute_again_on_gpu(self, rows: slice, stats: RowStats) -> None:
+        """Puts rows beyond the window right, in `stats` and in what is kept, without knowing whether there are any."""
+        from fastgrpo_kernels.gpu.again import compute_again
+
+        assert self._total is not None
+        kept = self._narrow(self.logits(rows)) if self._keep else None
+        compute_again(
+            self.hidden[rows], self.weight, self.bias, self.target_ids[rows], self.transform.of(rows), kept,
+            self._total, stats, WINDOW,
+        )  # fmt: skip
 
     def _clear(self, values: Tensor, rows: Tensor) -> None:  # [R, V], [R] bool
         """Fills rows with 0: 0 times what is not finite would not be."""

@@ -82,8 +82,8 @@ class Head:
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.hidden), self.chunk_tokens)
 
-    def forward(self, rows: slice, entropy: bool, expected: Tensor | None = None) -> RowStats:
-        """One matmul, and the statistics of the chunk's logits; faster where ``expected`` [R] are near the logprobs."""
+    def forward(self, rows: slice, entropy: bool) -> RowStats:
+        """One matmul, and the statistics of the chunk's logits."""
         raise NotImplementedError
 
     def recompute(self, rows: slice, lse: Tensor) -> None:

@@ -14,7 +14,7 @@ class LogitsHead(Head):
         super().__init__(inputs)
         self._buffer = self._rows_of(len(self.weight))
 
-    def forward(self, rows: slice, entropy: bool, expected: Tensor | None = None) -> RowStats:
+    def forward(self, rows: slice, entropy: bool) -> RowStats:
         self.compute(rows)
         return self.primitives.row_stats(self.logits(rows), self.target_ids[rows], self.transform.of(rows), entropy)
 
