@@ -66,16 +66,13 @@ def exponentials(
     sums: ExponentialSums,
     out: Tensor,
 ) -> None:
-    scaled, _ = _transformed(logits, transform)
-    x = scaled - offsets[:, None]
-    # Far from the offset the difference has fewer digits than the logit: Knuth's two-sum, what rounding took from it.
-    taken = x - scaled
-    rest = (scaled - (x - taken)).sub_(taken.add_(offsets[:, None])).nan_to_num_(nan=0.0)  # of an infinite logit
+    x, _ = _transformed(logits, transform)
+    x = x.sub_(offsets[:, None]) if x is not logits or out is logits else x - offsets[:, None]
     column = target_ids - first
     here = (column >= 0) & (column < logits.shape[1])
     of_target = x.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     sums.target.copy_(torch.where(here, of_target.double(), sums.target))
-    e = x.exp().mul_(rest.add_(1.0))
+    e = x.exp() if sums.weighted is not None else x.exp_()
     sums.total.add_(e.sum(1, dtype=torch.float64))
     if sums.weighted is not None:
         sums.weighted.add_((_finite(x).double() * e).sum(1))

@@ -44,11 +44,6 @@ inline V min_of(V a, V b) {
   return a < b ? a : b;
 }
 
-template <typename V>
-inline V or_zero(V v) {
-  return v == v ? v : V{};
-}
-
 template <typename T>
 inline T sum_of(Vector<T> v) {
   for (int half = Lanes<T>::count / 2; half > 0; half /= 2)
@@ -83,15 +78,15 @@ class WideSum {
 };
 
 // Cody and Waite's reduction to |r| <= ln 2 / 2, then the Taylor series to r^7: within 1.5 units in the last place.
-// Below -87 the result is 0, and so is that of -inf; NaN stays NaN. `rest` is what rounding took from x.
-inline Vector<float> exp_of(Vector<float> x, Vector<float> rest) {
+// Below -87 the result is 0, and so is that of -inf; NaN stays NaN.
+inline Vector<float> exp_of(Vector<float> x) {
   typedef Lanes<float>::Integer Integer;
   const Vector<float> low = broadcast(-87.0f), high = broadcast(88.0f);
   const Vector<float> bounded = x < low ? low : (x > high ? high : x);
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const Vector<float> shifted = bounded * 1.44269504088896341f + round;
   const Vector<float> n = shifted - round;
-  const Vector<float> r = (bounded - n * 0.693359375f) + (n * 2.12194440e-4f + rest);
+  const Vector<float> r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
   Vector<float> p = r * (1.0f / 5040.0f) + 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
   p = p * r + 1.0f / 24.0f;
@@ -107,13 +102,10 @@ inline Vector<float> exp_of(Vector<float> x, Vector<float> rest) {
   return x < low ? Vector<float>{} : (x == x ? p : x);
 }
 
-inline Vector<double> exp_of(Vector<double> x, Vector<double> rest) {
-  for (int i = 0; i < Lanes<double>::count; ++i) x[i] = std::exp(x[i]) * (1 + rest[i]);
+inline Vector<double> exp_of(Vector<double> x) {
+  for (int i = 0; i < Lanes<double>::count; ++i) x[i] = std::exp(x[i]);
   return x;
 }
-
-inline Vector<float> exp_of(Vector<float> x) { return exp_of(x, Vector<float>{}); }
-inline Vector<double> exp_of(Vector<double> x) { return exp_of(x, Vector<double>{}); }
 
 template <typename T>
 inline Vector<T> log_of(Vector<T> x) {

@@ -162,9 +162,8 @@ void row_gradient(const Rows<T>& rows, const RowGradient<T>& gradient, int64_t b
   for (int64_t row = begin; row < end; ++row) gradient_of_row(rows, gradient, row);
 }
 
-// Of each logit its exponential relative to the row's offset. Far from the offset the difference has fewer digits than the
-// logit, so what rounding takes from it goes along (Knuth's two-sum), and the entropy is the small difference of two large
-// sums, so these are double.
+// Of each logit its exponential relative to the row's offset. Sums are double: far from the offset, the entropy is the
+// small difference of two that are large.
 template <typename T, bool kEntropy>
 inline void exponentials_of_row(const Rows<T>& rows, const Exponentials<T>& to, int64_t row) {
   constexpr int lanes = Lanes<T>::count;
@@ -178,9 +177,8 @@ inline void exponentials_of_row(const Rows<T>& rows, const Exponentials<T>& to, 
     pad(block, count);
     if (target >= start && target < start + count) to.target[row] = double(block[target - start] * scale - offset);
     for (int i = 0; i < count; i += lanes) {
-      const Vector<T> logit = load(block + i) * scale, x = logit - offset, taken = x - logit;
-      const Vector<T> rest = (logit - (x - taken)) - (offset + taken);  // NaN of an infinite logit
-      const Vector<T> e = exp_of(x, or_zero(rest));
+      const Vector<T> x = load(block + i) * scale - offset;
+      const Vector<T> e = exp_of(x);
       total.add(e);
       if (kEntropy) weighted.add_product(e, e == T(0) ? Vector<T>{} : x);  // not -inf * 0
       std::memcpy(block + i, &e, sizeof e);
