@@ -6,10 +6,8 @@ import pytest
 import torch
 from fastgrpo_kernels import linear_grpo, linear_logprobs, reference
 from fastgrpo_kernels.head.exponentials import WINDOW, ExponentialHead
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.kernels.cases import OBJECTIVES, assert_as_exact_as_torch, make_case, value_and_gradients
+from tests.kernels.cases import OBJECTIVES, assert_as_exact_as_torch, distance, make_case, value_and_gradients
 
 ROWS, VOCABULARY = 12, 257
 
@@ -45,14 +43,22 @@ def test_a_drift_of_all_rows_costs_no_digits(backend, device, drift, dtype):
     check([drift] * ROWS, dtype, device)
 
 
-@pytest.mark.parametrize("name", ["plain", "native"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(drifts=st.lists(st.floats(0, 150), min_size=ROWS, max_size=ROWS))
-def test_any_drifts_cost_no_digits(name, drifts):
-    from fastgrpo_kernels.dispatch import forced
-
-    with forced(name):
-        check(drifts, torch.float32, torch.device("cpu"))
+@pytest.mark.parametrize("backend", ["plain", "native"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drifts", [(0, 5), (0, 30), (25, 31), (40, 150), (0, 150)])
+def test_random_drifts_cost_no_digits(backend, drifts, dtype):
+    """The root mean square of 20 errors is at most 1.25 times plain torch's; one alone is a matter of luck."""
+    generator = torch.Generator().manual_seed(0)
+    squares = torch.zeros(3, 2, dtype=torch.float64)
+    for _ in range(20):
+        low, high = drifts
+        case = case_with((low + (high - low) * torch.rand(ROWS, generator=generator)).tolist(), dtype)
+        ours = value_and_gradients(case.to(dtype), lambda c: c.ours(OBJECTIVES["plain"], chunk_tokens=8).loss)
+        torchs = value_and_gradients(case.to(dtype), lambda c: c.definition(OBJECTIVES["plain"]))
+        oracle = value_and_gradients(case.to(torch.float64), lambda c: c.definition(OBJECTIVES["plain"]))
+        for square, got, plain, exact in zip(squares, ours, torchs, oracle, strict=True):
+            square += torch.tensor([distance(got, exact), distance(plain, exact)]).square()
+    assert (squares[:, 0] <= 1.25**2 * squares[:, 1]).all(), squares.sqrt()
 
 
 def test_only_a_chunk_with_a_row_beyond_the_window_is_computed_again(monkeypatch):
