@@ -53,6 +53,7 @@ def linear_grpo(
     baseline: Baseline = "mean",
     scale: Scale = "group",
     entropy: bool = False,
+    skip_zero_advantage: bool = False,
     chunk_tokens: int | None = None,
 ) -> GrpoOutput:
     """Loss of a packed micro-batch, see `objective.py`, differentiable in hidden, weight and bias.
@@ -60,8 +61,10 @@ def linear_grpo(
     With ``rewards`` and ``cu_groups`` (or ``group_size``) in place of ``advantages`` the advantages are
     `group_advantages` of them. Logits exist for ``chunk_tokens`` rows at one time; None chooses.
 
-    Tokens outside the response mask enter no matmul on a CPU. On a GPU they do, for their number would have to be
-    waited for: there, give the tokens of responses alone.
+    Tokens outside the response mask enter no matmul on a CPU, and those whose derivatives are all 0 enter one of three,
+    or with ``skip_zero_advantage`` none, where the advantage of a token alone could have given it any: it then counts
+    in no metric, and its logprob is 0. On a GPU all tokens enter all matmuls, for their number would have to be waited
+    for: there, give the tokens of responses alone.
 
     The gradient is formed in the forward pass if anything requires one, and given out once: a second backward pass
     through the same call raises torch's error about a tensor that was changed in place.
@@ -82,7 +85,8 @@ def linear_grpo(
         old_logprobs, advantages, response_mask, ref_logprobs, rollout_logprobs, token_weights, cu_seqlens
     )
     fields = token_fields("linear_grpo", fields, objective, inputs.hidden)
-    rows = _response_rows(fields.response_mask)
+    by_advantage = objective.entropy_coef == 0 and (objective.kl_coef == 0 or ref_logprobs is None)
+    rows = _rows(fields, skip_zero_advantage) if by_advantage else _response_rows(fields.response_mask)
     if rows is not None:
         inputs, fields = inputs.select(rows), fields.select(rows)
     entropy = entropy or objective.entropy_coef != 0
@@ -106,6 +110,21 @@ def _advantages_of_tokens(advantages: Tensor, cu_seqlens: Tensor, num_tokens: in
         lambda: f"got {len(advantages)} rewards for {len(cu_seqlens) - 1} responses",
     )
     return torch.repeat_interleave(advantages, cu_seqlens.diff(), output_size=num_tokens)
+
+
+def _rows(fields: TokenFields, skip_zero_advantage: bool) -> Tensor | None:  # [R] int64
+    """The tokens to compute, those with an advantage first, so that the others lie in chunks without a gradient.
+
+    None for all of them in their order: where that is what they are, they cannot be read, or whole responses count.
+    """
+    rows, advantages = _response_rows(fields.response_mask), fields.advantages
+    if not readable(advantages) or fields.cu_seqlens is not None:
+        return rows
+    signal = advantages != 0 if rows is None else advantages[rows] != 0
+    if signal.all():
+        return rows
+    rows = torch.arange(len(advantages)) if rows is None else rows
+    return rows[signal] if skip_zero_advantage else torch.cat([rows[signal], rows[~signal]])
 
 
 def _response_rows(response_mask: Tensor | None) -> Tensor | None:  # [R] int64

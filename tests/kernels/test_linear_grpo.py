@@ -13,7 +13,7 @@ from fastgrpo_kernels import (
     linear_grpo,
     linear_logprobs,
 )
-from fastgrpo_kernels.head import exponentials, logits
+from fastgrpo_kernels.head import exponentials, gradients, logits
 from fastgrpo_kernels.head.matmuls import multiply
 
 from tests.kernels.cases import (
@@ -275,6 +275,34 @@ def test_a_chunk_whose_tokens_are_all_clipped_has_no_gradient_matmuls(monkeypatc
     ).loss.backward()
     assert added == [slice(20, 40)]
     assert (case.hidden.grad[:20] == 0).all() and (case.hidden.grad[20:] != 0).any()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("name", ["plain", "cispo", "k3", "gspo"])
+def test_on_a_cpu_tokens_without_advantage_enter_one_matmul_or_none(monkeypatch, name, skip):
+    case = make_case(60, 24, 257).to(torch.float64)
+    case = replace(case, advantages=torch.where(torch.arange(60) % 5 < 3, 0.0, case.advantages))
+    inside, signal = case.response_mask, case.response_mask & (case.advantages != 0)
+    by_advantage = name in ("plain", "cispo")  # a divergence acts on every token, a response's ratio is of all tokens
+    forward, backward = [], []
+    monkeypatch.setattr(exponentials, "multiply", lambda a, b, out: (forward.append(len(a)), multiply(a, b, out)))
+    scale = gradients.scale
+
+    def watched(rows, factors, out):
+        backward.append(len(rows))
+        return scale(rows, factors, out)
+
+    monkeypatch.setattr(gradients, "scale", watched)
+    found = value_and_gradients(
+        case, lambda c: c.ours(OBJECTIVES[name], skip_zero_advantage=skip, chunk_tokens=16).loss
+    )
+    for got, expected in zip(found, value_and_gradients(case, lambda c: c.definition(OBJECTIVES[name])), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-13)
+    if by_advantage:
+        assert sum(forward) == (signal if skip else inside).sum()
+        assert 0 < sum(backward) <= 2 * signal.sum()  # a clipped one at an end has no derivative either
+    output = case.ours(OBJECTIVES[name], skip_zero_advantage=skip)
+    assert torch.equal(output.logprobs != 0, signal if skip and by_advantage else inside)
 
 
 def test_from_rewards_to_gradients_is_one_call(backend, device):
