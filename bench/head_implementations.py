@@ -95,10 +95,11 @@ def eager_token_loss(inputs: TokenInputs) -> Tensor:
     )
 
 
-def our_grpo(inputs: HeadInputs) -> Tensor:
+def our_grpo(inputs: HeadInputs, **options: bool) -> Tensor:
     return linear_grpo(
-        inputs.hidden, inputs.weight, inputs.target_ids, inputs.old_logprobs, inputs.advantages, None, inputs.num_tokens
-    ).loss
+        inputs.hidden, inputs.weight, inputs.target_ids, inputs.old_logprobs, inputs.advantages, None,
+        inputs.num_tokens, **options,
+    ).loss  # fmt: skip
 
 
 def our_logprobs(inputs: HeadInputs) -> Tensor:

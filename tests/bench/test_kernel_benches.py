@@ -16,7 +16,7 @@ from bench.peers import kernels
 from bench.peers.kernels import Peer
 
 SUBJECTS = {
-    "linear_grpo": {"forward and backward"},
+    "linear_grpo": {"forward and backward", bench.linear_grpo.WITHOUT_SIGNAL},
     "linear_logprobs": {"forward", "forward and backward"},
     "grpo_loss": {"forward and backward"},
     "group_advantages": {"forward"},
