@@ -102,9 +102,12 @@ def _stats_again(
     for start in range(split * BLOCK_V, vocabulary, SPLITS * BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
         x = product_of_tile(
-            hidden, weight, bias, rows, columns, num_rows, vocabulary, width, hidden_stride, weight_stride,
-            EVEN_WIDTH, BLOCK_R, BLOCK_V, BLOCK_D,
-        ) * scale[:, None]  # fmt: skip
+            hidden, weight, rows, columns, num_rows, vocabulary, width, hidden_stride, weight_stride, EVEN_WIDTH,
+            BLOCK_R, BLOCK_V, BLOCK_D,
+        )  # fmt: skip
+        if bias is not None:
+            x += tl.load(bias + columns, mask=columns < vocabulary, other=0.0).to(tl.float32)[None, :]
+        x *= scale[:, None]
         inside = (columns < vocabulary)[None, :]
         of_target = tl.sum(tl.where((columns[None, :] == target[:, None]) & inside, x, 0.0), 1)
         tl.store(targets + rows, of_target, mask=wanted & (target >= start) & (target < start + BLOCK_V))
@@ -198,9 +201,12 @@ def _store_again(
     for start in range(split * BLOCK_V, vocabulary, SPLITS * BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
         x = product_of_tile(
-            hidden, weight, bias, rows, columns, num_rows, vocabulary, width, hidden_stride, weight_stride,
-            EVEN_WIDTH, BLOCK_R, BLOCK_V, BLOCK_D,
-        ) * scale[:, None]  # fmt: skip
+            hidden, weight, rows, columns, num_rows, vocabulary, width, hidden_stride, weight_stride, EVEN_WIDTH,
+            BLOCK_R, BLOCK_V, BLOCK_D,
+        )  # fmt: skip
+        if bias is not None:
+            x += tl.load(bias + columns, mask=columns < vocabulary, other=0.0).to(tl.float32)[None, :]
+        x *= scale[:, None]
         e = tl.exp(x - offset[:, None])
         to = kept + rows.to(tl.int64)[:, None] * kept_stride + columns[None, :]
         tl.store(to, e.to(kept.dtype.element_ty), mask=wanted[:, None] & (columns < vocabulary)[None, :])
