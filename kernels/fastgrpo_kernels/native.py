@@ -53,8 +53,9 @@ def exponentials(
     sums: ExponentialSums,
     out: Tensor,
 ) -> None:
+    assert out.data_ptr() == logits.data_ptr()
     inverse, inverses = transform.inverse()
-    _ops.exponentials(logits, first, target_ids, inverse, inverses, offsets, *sums, out)
+    _ops.exponentials(logits, first, target_ids, inverse, inverses, offsets, *sums)
 
 
 def token_objective(

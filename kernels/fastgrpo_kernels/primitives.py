@@ -158,13 +158,13 @@ class Primitives(Protocol):
 
     def exponentials(
         self,
-        logits: Tensor,  # [R, C], rows contiguous: columns of the vocabulary from ``first`` on
+        logits: Tensor,  # [R, C], columns of the vocabulary from ``first`` on; on a CPU a column's rows side by side
         first: int,
         target_ids: Tensor,  # [R] int64
         transform: LogitTransform,  # without a softcap
         offsets: Tensor,  # [R] in the dtype of the statistics
         sums: ExponentialSums,  # what these columns have is added; the target's is written where it is among them
-        out: Tensor,  # [R, C], may be the logits; on CUDA also a narrower view of their memory
+        out: Tensor,  # [R, C], the logits, or on CUDA a narrower view of their memory
     ) -> None:
         """Writes exp(x - offset) to ``out``, where x is a logit as the softmax sees it."""
         ...

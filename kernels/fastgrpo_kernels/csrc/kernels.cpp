@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, each time into a namespace of its own (CMakeLists.txt).
+#include "exponentials.h"
 #include "groups.h"
 #include "rows.h"
 #include "token_objective.h"

@@ -30,14 +30,17 @@ struct RowGradient {
   int64_t out_stride;
 };
 
-// Some columns of each row, from `first` on; what they have is added to the sums, of which `weighted` may be null.
+// Some columns of the logits, from `first` on, the rows of a column side by side. What they have is added to the sums, of
+// which `weighted` may be null.
 template <typename T>
 struct Exponentials {
+  T* logits;  // become the exponentials
+  int64_t column_stride, columns, first;
+  const int64_t* target_ids;
+  T inverse_temperature;
+  const T* inverse_temperatures;  // a row each, or null
   const T* offsets;
-  int64_t first;
   double *total, *weighted, *target;
-  void* out;  // of the logits' type, may be the logits
-  int64_t out_stride;
 };
 
 // The constants of objective.py's Objective, in its order.
@@ -77,7 +80,7 @@ template <typename T>
 struct Kernels {
   void (*row_stats)(const Rows<T>&, const RowStats<T>&, int64_t begin, int64_t end);
   void (*row_gradient)(const Rows<T>&, const RowGradient<T>&, int64_t begin, int64_t end);
-  void (*exponentials)(const Rows<T>&, const Exponentials<T>&, int64_t begin, int64_t end);
+  void (*exponentials)(const Exponentials<T>&, int64_t begin, int64_t end);
   void (*tokens)(const Tokens<T>&, const Objective&, int64_t begin, int64_t end, double* sums);
   void (*response)(const Tokens<T>&, const Objective&, int64_t begin, int64_t end, double* sums);
   void (*groups)(const Groups&, const T* rewards, T* advantages, int64_t begin, int64_t end);

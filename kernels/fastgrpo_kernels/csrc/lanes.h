@@ -51,7 +51,7 @@ inline T sum_of(Vector<T> v) {
   return v[0];
 }
 
-// A sum in double of vectors of T.
+// Sums in double, one a lane, of vectors of T.
 template <typename T>
 class WideSum {
  public:
@@ -63,7 +63,11 @@ class WideSum {
     low_ += half(a, 0) * half(b, 0);
     high_ += half(a, 1) * half(b, 1);
   }
-  double value() const { return sum_of<double>(low_ + high_); }
+  // Adds the sums of the first `count` lanes to as many numbers.
+  void add_to(double* sums, int count) const {
+    constexpr int wide = Lanes<double>::count;
+    for (int i = 0; i < count; ++i) sums[i] += i < wide ? low_[i] : high_[i - wide];
+  }
 
  private:
   // The first or second half of the lanes; the second half of doubles, which fill a vector, is empty.

@@ -66,26 +66,18 @@ LogitType logit_type(const Tensor& logits) {
   }
 }
 
-// Whether every target is among the columns is for those to check that have all columns.
 template <typename T>
-Rows<T> columns_of(const Tensor& logits, const Tensor& target_ids, double inverse_temperature,
-                   const Optional& inverse_temperatures, double softcap) {
+Rows<T> rows_of(const Tensor& logits, const Tensor& target_ids, double inverse_temperature, const Optional& inverse_temperatures,
+                double softcap) {
   STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2 && (logits.size(1) < 2 || logits.stride(1) == 1),
                   "logits must be a matrix whose rows are contiguous");
   const int64_t count = logits.size(0), vocabulary = logits.size(1);
   const int64_t* targets = pointer<int64_t>(target_ids, count, ScalarType::Long, "target_ids");
+  for (int64_t i = 0; i < count; ++i)
+    STD_TORCH_CHECK(targets[i] >= 0 && targets[i] < vocabulary, "target id ", targets[i], " of row ", i,
+                    " is outside the vocabulary of ", vocabulary);
   return {logits.data_ptr(), logit_type(logits),         logits.stride(0), vocabulary, targets,
           T(inverse_temperature), floats<T>(inverse_temperatures, count, "inverse temperatures"), T(softcap)};
-}
-
-template <typename T>
-Rows<T> rows_of(const Tensor& logits, const Tensor& target_ids, double inverse_temperature, const Optional& inverse_temperatures,
-                double softcap) {
-  const Rows<T> rows = columns_of<T>(logits, target_ids, inverse_temperature, inverse_temperatures, softcap);
-  for (int64_t i = 0; i < logits.size(0); ++i)
-    STD_TORCH_CHECK(rows.target_ids[i] >= 0 && rows.target_ids[i] < rows.vocabulary, "target id ", rows.target_ids[i],
-                    " of row ", i, " is outside the vocabulary of ", rows.vocabulary);
-  return rows;
 }
 
 template <typename T>
@@ -135,23 +127,28 @@ void row_gradient(Tensor logits, Tensor target_ids, double inverse_temperature, 
 template <typename T>
 void typed_exponentials(const Tensor& logits, int64_t first, const Tensor& target_ids, double inverse_temperature,
                         const Optional& inverse_temperatures, const Tensor& offsets, const Tensor& total,
-                        const Optional& weighted, const Tensor& target, const Tensor& out) {
-  const Rows<T> rows = columns_of<T>(logits, target_ids, inverse_temperature, inverse_temperatures, 0);
+                        const Optional& weighted, const Tensor& target) {
   const int64_t count = logits.size(0);
-  STD_TORCH_CHECK(out.is_cpu() && out.dim() == 2 && out.size(0) == count && out.size(1) == rows.vocabulary &&
-                      out.scalar_type() == logits.scalar_type() && (out.size(1) < 2 || out.stride(1) == 1),
-                  "out must have the logits' shape and dtype");
-  const Exponentials<T> to{floats<T>(offsets, count, "offsets"), first, floats<double>(total, count, "total"),
-                           floats<double>(weighted, count, "weighted"), floats<double>(target, count, "target"),
-                           out.data_ptr(), out.stride(0)};
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { best<T>().exponentials(rows, to, begin, end); });
+  const Exponentials<T> of{static_cast<T*>(logits.data_ptr()), logits.stride(1), logits.size(1), first,
+                           pointer<int64_t>(target_ids, count, ScalarType::Long, "target_ids"), T(inverse_temperature),
+                           floats<T>(inverse_temperatures, count, "inverse temperatures"),
+                           floats<T>(offsets, count, "offsets"), floats<double>(total, count, "total"),
+                           floats<double>(weighted, count, "weighted"), floats<double>(target, count, "target")};
+  constexpr int64_t group = 64;  // rows: whole lines of the cache
+  torch::stable::parallel_for(0, (count + group - 1) / group, 1, [&](int64_t begin, int64_t end) {
+    best<T>().exponentials(of, begin * group, end * group < count ? end * group : count);
+  });
 }
 
-// exp(logit - offset) of some columns of the logits, from `first` on, into `out`; adds to total, weighted and target [R].
+// Some columns of the logits [R, V], from `first` on, become exp(logit - offset); adds to total, weighted and target [R].
 void exponentials(Tensor logits, int64_t first, Tensor target_ids, double inverse_temperature, Optional inverse_temperatures,
-                  Tensor offsets, Tensor total, Optional weighted, Tensor target, Tensor out) {
-  const auto typed = logits.scalar_type() == ScalarType::Double ? typed_exponentials<double> : typed_exponentials<float>;
-  typed(logits, first, target_ids, inverse_temperature, inverse_temperatures, offsets, total, weighted, target, out);
+                  Tensor offsets, Tensor total, Optional weighted, Tensor target) {
+  const bool wide = logits.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2 && (logits.size(0) < 2 || logits.stride(0) == 1) &&
+                      (wide || logits.scalar_type() == ScalarType::Float),
+                  "logits must be a float32 or float64 matrix whose columns are contiguous");
+  const auto typed = wide ? typed_exponentials<double> : typed_exponentials<float>;
+  typed(logits, first, target_ids, inverse_temperature, inverse_temperatures, offsets, total, weighted, target);
 }
 
 Objective decode(const Tensor& numbers) {
@@ -264,8 +261,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgrpo_native, m) {
       "row_gradient(Tensor logits, Tensor target_ids, float inverse_temperature, Tensor? inverse_temperatures, float softcap, "
       "Tensor logprobs, Tensor lse, Tensor? entropy, Tensor grad_logprobs, Tensor? grad_entropy, Tensor(a!) out) -> ()");
   m.def(
-      "exponentials(Tensor logits, int first, Tensor target_ids, float inverse_temperature, Tensor? inverse_temperatures, "
-      "Tensor offsets, Tensor(a!) total, Tensor(b!)? weighted, Tensor(c!) target, Tensor(d!) out) -> ()");
+      "exponentials(Tensor(a!) logits, int first, Tensor target_ids, float inverse_temperature, Tensor? inverse_temperatures, "
+      "Tensor offsets, Tensor(b!) total, Tensor(c!)? weighted, Tensor(d!) target) -> ()");
   m.def(
       "token_objective(Tensor logprobs, Tensor? old_logprobs, Tensor advantages, Tensor? mask, Tensor? ref_logprobs, "
       "Tensor? rollout_logprobs, Tensor? token_weights, Tensor? entropy, Tensor? cu_seqlens, float num_loss_tokens, "

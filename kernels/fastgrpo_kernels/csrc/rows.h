@@ -1,5 +1,4 @@
-// The row passes over logits: log-sum-exp, the target's logprob and the entropy in one read; then the gradient. Or, where
-// an offset near the log-sum-exp is known beforehand, the exponentials, which need no gradient pass.
+// The row pass over logits: log-sum-exp, the target's logprob and the entropy in one read; then the gradient.
 #pragma once
 
 #include "kernels.h"
@@ -160,42 +159,6 @@ inline void gradient_of_row(const Rows<T>& rows, const RowGradient<T>& gradient,
 template <typename T>
 void row_gradient(const Rows<T>& rows, const RowGradient<T>& gradient, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) gradient_of_row(rows, gradient, row);
-}
-
-// Of each logit its exponential relative to the row's offset. Sums are double: far from the offset, the entropy is the
-// small difference of two that are large.
-template <typename T, bool kEntropy>
-inline void exponentials_of_row(const Rows<T>& rows, const Exponentials<T>& to, int64_t row) {
-  constexpr int lanes = Lanes<T>::count;
-  alignas(64) T block[kBlock];
-  const T scale = scale_of(rows, row), offset = to.offsets[row];
-  const int64_t target = rows.target_ids[row] - to.first;
-  WideSum<T> total, weighted;
-  for (int64_t start = 0; start < rows.vocabulary; start += kBlock) {
-    const int count = int(rows.vocabulary - start < kBlock ? rows.vocabulary - start : kBlock);
-    load_block(rows, row, start, count, block);
-    pad(block, count);
-    if (target >= start && target < start + count) to.target[row] = double(block[target - start] * scale - offset);
-    for (int i = 0; i < count; i += lanes) {
-      const Vector<T> x = load(block + i) * scale - offset;
-      const Vector<T> e = exp_of(x);
-      total.add(e);
-      if (kEntropy) weighted.add_product(e, e == T(0) ? Vector<T>{} : x);  // not -inf * 0
-      std::memcpy(block + i, &e, sizeof e);
-    }
-    store_block(rows.type, to.out, row * to.out_stride + start, count, block);
-  }
-  to.total[row] += total.value();
-  if (kEntropy) to.weighted[row] += weighted.value();
-}
-
-template <typename T>
-void exponentials(const Rows<T>& rows, const Exponentials<T>& to, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row)
-    if (to.weighted)
-      exponentials_of_row<T, true>(rows, to, row);
-    else
-      exponentials_of_row<T, false>(rows, to, row);
 }
 
 }  // namespace FASTGRPO_ARCH

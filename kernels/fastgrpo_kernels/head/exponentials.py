@@ -34,7 +34,11 @@ class ExponentialHead(Head):
         self._buffer = self._new_buffer()
 
     def _new_buffer(self) -> Tensor | None:
-        return self._rows_of(len(self.weight) if self._keep else min(len(self.weight), self._columns))
+        return self._new_logits(len(self.weight) if self._keep else min(len(self.weight), self._columns))
+
+    def _new_logits(self, columns: int) -> Tensor:
+        """A buffer for a chunk, on a CPU with the rows of a column side by side: there all three matmuls are faster."""
+        return self._rows_of(columns) if self.on_gpu else self._columns_of_all(columns)
 
     def forward(self, rows: slice, entropy: bool) -> RowStats:
         offsets = self._target_logits(rows)
@@ -95,11 +99,11 @@ class ExponentialHead(Head):
 
         The matmuls are the same, so that their roundings are: a backward pass computes the logits once more.
         """
-        logits = self.logits(rows) if self._keep else self._rows_of(len(self.weight))[: rows.stop - rows.start]
+        logits = self.logits(rows) if self._keep else self._new_logits(len(self.weight))[: rows.stop - rows.start]
         for columns in chunks(len(self.weight), self._columns):
             self._multiply(rows, columns, logits[:, columns])
         ids, transform = self.target_ids[rows], self.transform.of(rows)
-        exact = self.primitives.row_stats(logits[beyond], ids[beyond], transform.of(beyond), False)
+        exact = self.primitives.row_stats(logits[beyond].contiguous(), ids[beyond], transform.of(beyond), False)
         offsets[beyond] = exact.lse
         sums = ExponentialSums.zeros(offsets, entropy)
         self.primitives.exponentials(logits, 0, ids, transform, offsets, sums, logits)

@@ -35,9 +35,15 @@ class HeadGradients:
             rows = slice(rows.start + first, rows.start + last)
             values, factors = values[first:last], factors[first:last]
         if self.hidden is not None:
-            torch.mm(values, self.head.weight, out=self.hidden[rows])
+            product = self.hidden[rows]
+            if values.is_cuda:
+                torch.mm(values, self.head.weight, out=product)
+            else:  # a tenth faster with the few rows of a chunk as columns
+                product = torch.mm(self.head.weight.T, values.T).T
             if factors is not None:
-                scale(self.hidden[rows], factors, out=self.hidden[rows])
+                scale(product, factors, out=self.hidden[rows])
+            elif product.data_ptr() != self.hidden[rows].data_ptr():
+                self.hidden[rows] = product
         if self.weight is not None:
             hidden = self.head.hidden[rows]
             if factors is not None:

@@ -105,6 +105,10 @@ class Head:
         """Gives the buffer's memory back."""
         self._buffer = None
 
+    def _columns_of_all(self, columns: int) -> Tensor:
+        """A buffer as that of `_rows_of`, but the rows of a column are side by side."""
+        return self.hidden.new_empty(columns, self._longest(), dtype=self.statistics_dtype).T
+
     def _rows_of(self, columns: int) -> Tensor:
         """A buffer of this many columns for every row of a chunk, in the dtype of the statistics.
 
