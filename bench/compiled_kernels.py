@@ -36,6 +36,7 @@ class Variant(NamedTuple):
     num_warps: int = 4
     num_stages: int = 3
     note: str = ""  # what its constants do not say by their names
+    least_sm: int = 80  # the oldest target that it is launched on
 
 
 def variants() -> list[Variant]:
@@ -120,12 +121,26 @@ def _of_tiles() -> list[Variant]:
                 note="entropy"),
         Variant("tiles", "_linear_tiles", {**inputs, **sums, "out": _H, "bias": _H, "inverse_temperatures": _F,
                 "weighteds": _F}, largest, *launch, note="stored, bias, entropy"),
+        *(_persistent(tile, stages, matmul, {**inputs, **sums}) for stages in (3, 4)),
         Variant("again", "_stats_again", again, few),
         Variant("again", "_combine", {"asked": _B, **_floats("tops", "totals", "weighteds", "targets", "logprobs",
                 "lse", "entropy"), "kept_totals": _D}, {"BLOCK_R": 32, "SPLITS": 16}),
         Variant("again", "_store_again", {**again, "kept": _H}, few),
         Variant("again", "_clear", {"values": _H, "rows": _B}, {"BLOCK_V": 1024}),
     ]  # fmt: skip
+
+
+def _persistent(tile: Any, stages: int, matmul: dict[str, Any], pointers: dict[str, str]) -> Variant:
+    from fastgrpo_kernels.gpu.tiles import SUBTILES
+
+    rows, width, columns = tile.rows, tile.width, tile.vocabulary
+    descriptors = {
+        "hidden": f"tensordesc<bf16[{rows}, {width}]>", "weight": f"tensordesc<bf16[{columns}, {width}]>",
+        "out": f"tensordesc<bf16[{rows}, {columns // SUBTILES}]>",
+    }  # fmt: skip
+    constants = {k: v for k, v in matmul.items() if k != "EVEN_WIDTH"} | {"weighteds": None, "PROGRAMS": 132}
+    return Variant("tiles", "_persistent_tiles", {**pointers, **descriptors}, constants, tile.num_warps, stages,
+                   note=f"{stages} stages", least_sm=90)  # fmt: skip
 
 
 _SCALARS = dict.fromkeys(
@@ -248,7 +263,9 @@ def main(arguments: Sequence[str]) -> int:
         print("compiled_kernels is not measured: it needs Triton, which is not installed")
         return 0
     failed: dict[str, str] = {}
-    results = [row for v in variants() for sm in TARGETS if (row := _compiled_or_failed(v, sm, failed))]
+    results = [
+        row for v in variants() for sm in TARGETS if sm >= v.least_sm and (row := _compiled_or_failed(v, sm, failed))
+    ]
     columns = ("kernel", "variant", "sm", *FIGURES)
     print_table("Triton kernels as compiled", columns, [[row[c] for c in columns] for row in results])
     worst = max((row["spilled_bytes"] for row in results), default="nothing compiled")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 Outcome = dict[str, Tensor]
 KERNELS = (
-    "_row_stats", "_row_gradient", "_exponentials", "_linear_tiles",
+    "_row_stats", "_row_gradient", "_exponentials", "_linear_tiles", "_persistent_tiles",
     "_stats_again", "_combine", "_store_again", "_clear",
     "_token_objective", "_equal_groups", "_ragged_groups",
 )  # fmt: skip
@@ -327,6 +327,10 @@ def _group_launch(name: str, kernel: str, lengths: list[int], options: dict[str,
 # The matmul that makes exponentials of the logits, and sums them.
 
 
+_AGAIN = ("_stats_again", "_combine", "_store_again", "_clear")
+_TILED = ("_linear_tiles", *_AGAIN)
+
+
 class _Head(NamedTuple):
     """Hidden states [R, D] in front of a head [V, D]."""
 
@@ -338,12 +342,17 @@ class _Head(NamedTuple):
     entropy: bool = False
     per_row: bool = False
     stored: bool = True  # whether the exponentials are stored, for the gradient
+    persistent: bool = False
     spread: float = 2.0  # standard deviation of the logits: far apart, rows are beyond what their offsets allow
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        return ("_persistent_tiles" if self.persistent else _TILED[0], *(_AGAIN if self.stored else _AGAIN[:2]))
 
     @property
     def name(self) -> str:
         switches = {"bias": self.bias, "entropy": self.entropy, "temperatures": self.per_row}
-        switches |= {"unstored": not self.stored, "computed again": self.spread > 2}
+        switches |= {"unstored": not self.stored, "computed again": self.spread > 2, "persistent": self.persistent}
         named = ", ".join(k for k, v in switches.items() if v)
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{dtype} {self.num_rows} x {self.width} x {self.vocabulary}" + (f", {named}" if named else "")
@@ -355,10 +364,6 @@ class _Head(NamedTuple):
 
     def rows(self) -> _Rows:
         return _Rows(self.num_rows, self.vocabulary, per_row=self.per_row)
-
-
-_AGAIN = ("_stats_again", "_combine", "_store_again", "_clear")
-_TILED = ("_linear_tiles", *_AGAIN)
 
 
 def _tile_launches(sizes: Sizes) -> list[Launch]:
@@ -374,9 +379,10 @@ def _tile_launches(sizes: Sizes) -> list[Launch]:
         _Head(1, odd, 7, dtype, bias=True),
         _Head(few, odd, sizes.vocabulary, dtype, entropy=True, spread=60.0),
         _Head(few, odd, sizes.vocabulary, dtype, per_row=True, stored=False, spread=60.0),
+        *(_Head(rows, sizes.widths[0], sizes.vocabulary, dtype, entropy=True, persistent=True) for rows in sizes.rows),
     ]
     return [
-        Launch(f"tiles {h.name}", _TILED if h.stored else _TILED[:3],
+        Launch(f"tiles {h.name}", h.kernels,
                partial(_tiles_by_kernels, h), partial(_tiles_by_definition, h), h.dtype)
         for h in wanted
     ]  # fmt: skip
@@ -386,6 +392,7 @@ def _tiles_by_kernels(h: _Head, device: torch.device) -> Outcome:
     from fastgrpo_kernels.gpu.tiles import TileShape
 
     shape = TileShape() if device.type == "cuda" else TileShape(rows=16, vocabulary=64, width=16, group=2)
+    shape = shape._replace(persistent=h.persistent)
     hidden, weight, bias = (None if t is None else t.to(device) for t in h.inputs())
     assert hidden is not None and weight is not None
     temperature, rows = h.rows().temperature(), slice(0, h.num_rows)

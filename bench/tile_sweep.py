@@ -23,7 +23,7 @@ from bench.side_by_side import attempted, few, run_workers, share_of
 
 SHAPES = {"cpu": (20, 24, 130), "cuda": (4096, 1536, 151936)}
 DEFAULT = (128, 256, 64, 32, 8, 3)
-# rows, vocabulary, width, group, warps, stages
+# rows, vocabulary, width, group, warps, stages, and whether persistent
 CANDIDATES = (
     DEFAULT,
     *((128, 256, 64, group, 8, 3) for group in (4, 8, 16)),
@@ -45,8 +45,10 @@ CANDIDATES = (
     (256, 128, 64, 4, 8, 3),
     (256, 128, 64, 8, 8, 4),
     (64, 128, 64, 32, 4, 3),
+    *((128, 256, 64, group, 8, stages, True) for group in (8, 32) for stages in (3, 4)),
+    *((128, 128, 64, 32, warps, 4, True) for warps in (4, 8)),
 )
-INTERPRETED = ((16, 64, 16, 2, 4, 1), (16, 32, 16, 4, 4, 1), (32, 64, 32, 2, 4, 1))
+INTERPRETED = ((16, 64, 16, 2, 4, 1), (16, 32, 16, 4, 4, 1), (32, 64, 32, 2, 4, 1, True))
 VALUE_BOUND, GRADIENT_BOUND = 1e-3, 1e-2
 """Bounds on the difference from the default shape: in nats, and relative to the norm of the gradient, whose elements
 are rounded twice."""
@@ -98,8 +100,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def name_of(shape: Sequence[int]) -> str:
-    rows, vocabulary, width, group, warps, stages = shape
-    return f"{rows} x {vocabulary} x {width}, group {group}, {warps} warps, {stages} stages"
+    rows, vocabulary, width, group, warps, stages, *persistent = shape
+    name = f"{rows} x {vocabulary} x {width}, group {group}, {warps} warps, {stages} stages"
+    return name + (", persistent" if persistent else "")
 
 
 # Compiling.

@@ -122,7 +122,7 @@ def test_a_peer_that_fails_is_the_exit_code_and_hides_no_other_row(results, peer
     peers(Peer("failing", "torch", lambda: raises))
     assert main(["linear_grpo", "--quick"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "bench linear_grpo: failing failed: RuntimeError: an odd shape"
+    assert last == "bench linear_grpo: failing, forward and backward failed: RuntimeError: an odd shape"
     rows = rows_of(results, "linear_grpo_quick", "forward and backward")
     assert rows["failing"]["why_not"] == "failed: RuntimeError: an odd shape"
     assert rows["ours, plain torch"]["seconds"] > 0
@@ -132,7 +132,8 @@ def test_ours_out_of_memory_is_the_exit_code(results, peers, monkeypatch, capsys
     peers()
     monkeypatch.setattr(bench.linear_grpo, "our_two_ops", does_not_fit)
     assert main(["linear_grpo", "--quick", "--only", "ours, in two ops (four matmuls)"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].endswith("(four matmuls) failed: out of memory")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("(four matmuls), forward and backward failed: out of memory")
 
 
 def fails_from(call: int) -> Any:
@@ -152,7 +153,7 @@ def test_a_row_that_fails_in_a_timing_round_is_dropped_with_its_reason(results, 
     late = fails_from(4)
     peers(Peer("late", "torch", lambda: late))
     assert main(["linear_grpo", "--quick"]) == 1
-    assert "bench linear_grpo: late failed: RuntimeError: an odd shape" in capsys.readouterr().err
+    assert "bench linear_grpo: late, forward and backward failed: RuntimeError: an odd shape" in capsys.readouterr().err
     rows = rows_of(results, "linear_grpo_quick", "forward and backward")
     assert "errors" in rows["late"] and "seconds" not in rows["late"]
     assert [len(rows[name]["ratios"]) for name in ("ours, plain torch", NAIVE)] == [2, 2]

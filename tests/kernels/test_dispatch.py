@@ -109,7 +109,7 @@ def test_every_triton_kernel_compiles_within_what_the_chip_has(targets):
     """A process of its own compiles them, for in this one they are interpreted."""
     code = (
         "import json; from bench.compiled_kernels import *;"
-        f"print(json.dumps([compiled(v, c) for v in variants() for c in {targets}]))"
+        f"print(json.dumps([compiled(v, c) for v in variants() for c in {targets} if c >= v.least_sm]))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -117,11 +117,13 @@ def test_every_triton_kernel_compiles_within_what_the_chip_has(targets):
     rows = json.loads(done.stdout.splitlines()[-1])
     sources = "".join(path.read_text() for path in (ROOT / "kernels/fastgrpo_kernels/gpu").glob("*.py"))
     launched = set(re.findall(r"^ +(_\w+)\[.*\]\(", sources, re.MULTILINE))
-    assert len(rows) == len(targets) * len(variants()) and launched == {row["kernel"] for row in rows}
+    assert len(rows) == sum(c >= v.least_sm for v in variants() for c in targets) and launched == {
+        row["kernel"] for row in rows
+    }
     for row in rows:
         assert row["registers"] <= MAX_REGISTERS, row
         assert row["shared_bytes"] <= SHARED_BYTES_OF[row["sm"]], row
-        assert row["spilled_bytes"] <= (0 if row["sm"] < 100 else 64), row
+        assert row["spilled_bytes"] <= (0 if row["sm"] < 100 else 128), row
         if (row["kernel"], row["variant"]) == ("_linear_tiles", "EVEN_WIDTH, stored"):
             assert row["matrix_instructions"] and row["epilogue_instructions"] <= (900 if row["sm"] < 100 else 1000), (
                 row

@@ -19,13 +19,17 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.bfloat16, torch.float16] if ON_GPU else [torch.float32]
 
 
-@pytest.fixture(autouse=True)
-def tiles(monkeypatch):
+@pytest.fixture(autouse=True, params=["a program a tile", "persistent"])
+def tiles(request, monkeypatch):
     from fastgrpo_kernels.gpu import tiles
 
-    if not ON_GPU:
-        shape = tiles.TileShape(rows=16, vocabulary=64, width=16, group=2)
-        monkeypatch.setattr(tiles, "TileShape", lambda: shape)
+    shape = tiles.TileShape() if ON_GPU else tiles.TileShape(rows=16, vocabulary=64, width=16, group=2)
+    if request.param == "persistent":
+        if ON_GPU and torch.cuda.get_device_capability()[0] < 9:
+            pytest.skip("tensor descriptors are of sm_90 and later")
+        monkeypatch.setattr(tiles, "_linear_tiles", None)  # it must not be that one
+        shape = shape._replace(persistent=True)
+    monkeypatch.setattr(tiles, "TileShape", lambda: shape)
 
     def tiled(inputs, gradient, of_entropy=False):
         return LogitsHead(inputs) if of_entropy else TiledHead(inputs, gradient)

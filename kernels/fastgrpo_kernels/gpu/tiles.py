@@ -53,7 +53,7 @@ def linear_tiles(
     Without a softcap, whose derivative is not a function of the exponential alone.
     """
     assert not transform.softcap
-    num_rows, vocabulary = len(hidden), len(weight)
+    (num_rows, width), vocabulary = hidden.shape, len(weight)
     num_tiles = triton.cdiv(vocabulary, shape.vocabulary)
     totals = hidden.new_empty(num_tiles, num_rows, dtype=torch.float32)
     weighteds = torch.empty_like(totals) if entropy else None
@@ -69,7 +69,7 @@ def linear_tiles(
         targets,
         num_rows,
         vocabulary,
-        hidden.shape[1],
+        width,
         scale,
     )
     options = {

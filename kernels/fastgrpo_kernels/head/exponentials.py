@@ -143,7 +143,11 @@ class TiledHead(ExponentialHead):
         self._shape = shape or TileShape()
 
     def _new_buffer(self) -> Tensor | None:
-        return self.hidden.new_empty(self._longest(), len(self.weight)) if self._keep else None
+        if not self._keep:
+            return None
+        vocabulary = len(self.weight)
+        stride = -(-vocabulary // 8) * 8  # rows begin at multiples of 16 bytes, as tensor descriptors want them
+        return self.hidden.new_empty(self._longest(), stride)[:, :vocabulary]
 
     def _exponentials(self, rows: slice, offsets: Tensor, entropy: bool) -> ExponentialSums:
         from fastgrpo_kernels.gpu.tiles import linear_tiles
