@@ -1,54 +1,55 @@
-"""Where the packages lie, and the native library; everything else about the project is in pyproject.toml."""
+"""Where the packages lie; everything else about the project is in pyproject.toml. The kernels have their own."""
 
-import runpy
 import sys
+import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_ext import build_ext
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
 
-class BuildNative(build_ext):
-    """CMake's library in place of an extension module. Without a compiler or torch the package works in plain torch."""
+def refuse_pip_without_kernels() -> None:
+    """Ends `pip install .` with what to do instead, where pip would only say that no `fastgrpo-kernels` can be found.
 
-    def build_extension(self, ext: Extension) -> None:
-        native = runpy.run_path(str(ROOT / "kernels" / "fastgrpo_kernels" / "build.py"))
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # one that was left from other sources must not pass for this one
-        # A new folder: CMake remembers the tools of pip's environment, which is gone after the build.
-        with TemporaryDirectory() as folder:
-            try:
-                print(
-                    f"fastgrpo_kernels: built {native['build'](target.parent, build_dir=Path(folder))}", file=sys.stderr
-                )
-            except native["BuildError"] as error:
-                print(f"fastgrpo_kernels: no native library, the CPU runs plain torch: {error}", file=sys.stderr)
-
-    def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", "/") + ".so"  # loaded by torch, not by Python
+    That name is on no registry yet: it has to be installed, or be named in the same command.
+    """
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]  # pip hides them while it builds
+    if not (ROOT / "kernels").is_dir() or any(d.name == "fastgrpo-kernels" for d in distributions(path=places)):
+        return
+    words = _words_of_pip()
+    options = ("--no-deps", "-r", "--requirement", "-f", "--find-links", "-i", "--index-url", "--extra-index-url")
+    if "install" in words and not any("kernels" in w or w.split("=")[0] in options for w in words):
+        editable = "-e " if {"-e", "--editable"} & set(words) else ""
+        sys.exit(
+            "fastgrpo needs fastgrpo-kernels, which lies beside it in kernels/ and is on no registry yet. "
+            f"Install both in one command:\n\n    pip install {editable}{ROOT / 'kernels'} {editable}{ROOT}\n"
+        )
 
 
-class OnePythonFits(bdist_wheel):
-    """The library knows torch's stable ABI and nothing of Python: one wheel for each platform."""
+def _words_of_pip() -> list[str]:
+    """The words of the pip command that builds this, or none: of the nearest process above that is a pip."""
+    process = "self"
+    for _ in range(4):
+        try:
+            parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]
+            words = Path(f"/proc/{parent}/cmdline").read_bytes().decode().split("\0")
+        except (OSError, UnicodeDecodeError):
+            return []
+        names = [Path(w).name for w in words[:3]]
+        if any(n.startswith("pip") for n in names) and "install" in words:
+            return words[words.index("install") :]
+        process = parent
+    return []
 
-    def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
 
-
+refuse_pip_without_kernels()
 setup(
     packages=[
         *find_packages(include=["fastgrpo", "fastgrpo.*"]),
-        *(f"fastgrpo_kernels{name}" for name in ("", ".adapters", ".gpu")),
         "fastgrpo_recipes",
         *(f"fastgrpo_recipes.{name}" for name in find_packages("recipes")),
     ],
-    # Not `kernels` itself: Hugging Face's own package has that name.
-    package_dir={"fastgrpo_kernels": "kernels/fastgrpo_kernels", "fastgrpo_recipes": "recipes"},
-    ext_modules=[Extension("fastgrpo_kernels._native", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": OnePythonFits},
+    package_dir={"fastgrpo_recipes": "recipes"},
 )

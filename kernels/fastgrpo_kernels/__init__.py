@@ -1,11 +1,13 @@
 """Ops from hidden states and rewards to the GRPO gradient, without ``[T, V]`` logits. Needs torch, on a GPU Triton."""
 
-from fastgrpo_kernels.group_advantages import group_advantages
-from fastgrpo_kernels.grpo_loss import LossOutput, grpo_loss
-from fastgrpo_kernels.linear_grpo import GrpoOutput, linear_grpo
-from fastgrpo_kernels.linear_logprobs import linear_logits, linear_logprobs
-from fastgrpo_kernels.logprobs_from_logits import logprobs_from_logits
-from fastgrpo_kernels.objective import METRICS, Objective, cispo, dppo, gmpo, gspo, sapo
+from .group_advantages import group_advantages
+from .grpo_loss import LossOutput, grpo_loss
+from .linear_grpo import GrpoOutput, linear_grpo
+from .linear_logprobs import linear_logits, linear_logprobs
+from .logprobs_from_logits import logprobs_from_logits
+from .objective import METRICS, Objective, cispo, dppo, gmpo, gspo, sapo
+
+__version__ = "0.1.0"  # `fastgrpo` has and needs the same
 
 __all__ = [
     "METRICS",

@@ -5,19 +5,24 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from fastgrpo_kernels.native import LIBRARY
+from . import __version__
+from .native import LIBRARY
 
 
 def main() -> int:
     try:
         triton = version("triton")
     except PackageNotFoundError:
-        triton = "not installed"
-    print(f"torch {torch.__version__}, triton {triton}, CUDA {'yes' if torch.cuda.is_available() else 'no'}")
-    built = (
-        f"native library {LIBRARY}" if LIBRARY.exists() else "plain torch; `python -m fastgrpo_kernels.build` is faster"
-    )
-    print(f"CPU tensors:  {built}\nCUDA tensors: Triton kernels")
+        triton = None
+    cuda = torch.cuda.is_available()
+    print(f"fastgrpo_kernels {__version__}, torch {torch.__version__}, triton {triton or 'not installed'}")
+    if LIBRARY.exists():
+        print(f"CPU tensors:  native library {LIBRARY}")
+    else:
+        print("CPU tensors:  plain torch; `python -m fastgrpo_kernels.build` builds the native library, which is faster")
+    needed = [] if triton else ["triton is not installed"]
+    needed += [] if cuda else ["torch sees no CUDA GPU here"]
+    print("CUDA tensors: Triton kernels" + (f"; {', '.join(needed)}" if needed else ""))
     return 0
 
 

@@ -1,6 +1,6 @@
 """``python -m fastgrpo_kernels.build`` compiles the native library with CMake; `pip install` calls the same.
 
-That needs a C++20 compiler and CMake, no GPU and no CUDA toolkit: there is no CUDA source, because none has been
+That needs torch, a C++20 compiler and CMake, no GPU and no CUDA toolkit: there is no CUDA source, because none has been
 measured to be faster than a Triton kernel. This file imports nothing but the standard library, so that setup.py can
 run it.
 """
@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 LIBRARY_NAME = "_native.so"
+NAMESPACE = "fastgrpo_native"
 
 
 class BuildError(RuntimeError):
@@ -32,25 +34,21 @@ def torch_folder() -> Path:
     raise BuildError("torch >= 2.10 is not installed in this environment: install it first, its headers are needed")
 
 
-def build(output_dir: Path = PACKAGE, torch_dir: Path | None = None, build_dir: Path | None = None) -> Path:
+def build(output_dir: Path = PACKAGE, torch_dir: Path | None = None, namespace: str = NAMESPACE) -> Path:
     """Builds the library into ``output_dir`` and returns its path. Raises BuildError."""
-    root = PACKAGE.parents[1]
-    if not (root / "CMakeLists.txt").is_file():
-        raise BuildError(
-            "the sources are not installed: in a checkout `pip install --no-deps --force-reinstall --no-cache-dir .`"
-        )
     cmake = shutil.which("cmake")
     if cmake is None:
         raise BuildError("cmake was not found: `pip install cmake ninja`, or your system's package")
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
         raise BuildError("no C++ compiler was found: install g++ or clang")
-    build_dir = build_dir or root / "build" / "native"
-    configure = [cmake, "-S", str(root), "-B", str(build_dir)]
-    configure += [f"-DTORCH_DIR={torch_dir or torch_folder()}", f"-DOUTPUT_DIR={output_dir}"]
-    if shutil.which("ninja") and not (build_dir / "CMakeCache.txt").exists():
-        configure += ["-G", "Ninja"]
-    _run(configure)
-    _run([cmake, "--build", str(build_dir), "--parallel"])
+    # A new folder: CMake remembers the tools of pip's environment, which is gone after the build.
+    with tempfile.TemporaryDirectory() as folder:
+        configure = [cmake, "-S", str(PACKAGE / "csrc"), "-B", folder, f"-DNAMESPACE={namespace}"]
+        configure += [f"-DTORCH_DIR={torch_dir or torch_folder()}", f"-DOUTPUT_DIR={output_dir}"]
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        _run(configure)
+        _run([cmake, "--build", folder, "--parallel"])
     return output_dir / LIBRARY_NAME
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from fastgrpo_kernels.derivatives import check_derivatives
-from fastgrpo_kernels.head import LinearInputs
-from fastgrpo_kernels.objective import Objective
-from fastgrpo_kernels.primitives import LogitTransform, TokenFields, statistics_dtype
+from .derivatives import check_derivatives
+from .head import LinearInputs
+from .objective import Objective
+from .primitives import LogitTransform, TokenFields, statistics_dtype
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 import torch
 
-from fastgrpo_kernels.primitives import Primitives
+from .primitives import Primitives
 
 Backend = Literal["gpu", "native", "plain"]
 
@@ -32,7 +32,7 @@ def backend_for(device: torch.device) -> Backend:
 
 
 def primitives_for(device: torch.device) -> Primitives:
-    return cast(Primitives, import_module(f"fastgrpo_kernels.{backend_for(device)}"))
+    return cast(Primitives, import_module(f".{backend_for(device)}", __package__))
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def running_on(tensor: torch.Tensor) -> Iterator[Primitives]:
 @cache
 def native_is_built() -> bool:
     """Whether the library was built; if not, a warning, once, gives the command that builds it."""
-    from fastgrpo_kernels.native import LIBRARY
+    from .native import LIBRARY
 
     if not LIBRARY.exists():
         warnings.warn(

@@ -6,10 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import boundaries, require
-from fastgrpo_kernels.derivatives import check_derivatives
-from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.primitives import statistics_dtype
+from ._ops import add_op_namespace_prefix
+from .checks import boundaries, require
+from .derivatives import check_derivatives
+from .dispatch import running_on
+from .primitives import statistics_dtype
 
 Baseline = Literal["mean", "leave_one_out"]
 Scale = Literal["group", "batch", "none"]
@@ -55,7 +56,7 @@ def group_advantages(
     return _group_advantages(rewards, cu_groups, group_size or 0, baseline == "leave_one_out", scale, eps)
 
 
-@torch.library.custom_op("fastgrpo::group_advantages", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("group_advantages"), mutates_args=())
 def _group_advantages(
     rewards: Tensor, cu_groups: Tensor | None, group_size: int, leave_one_out: bool, scale: str, eps: float
 ) -> Tensor:

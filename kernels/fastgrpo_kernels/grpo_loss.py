@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import FLOATS, loss_token_count, require, token_fields
-from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
-from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.objective import METRICS, Objective
-from fastgrpo_kernels.primitives import TokenFields, statistics_dtype
+from ._ops import add_op_namespace_prefix
+from .checks import FLOATS, loss_token_count, require, token_fields
+from .derivatives import check_derivatives, first_derivative_only
+from .dispatch import running_on
+from .objective import METRICS, Objective
+from .primitives import TokenFields, statistics_dtype
 
 
 class LossOutput(NamedTuple):
@@ -68,7 +69,7 @@ def grpo_loss(
     return LossOutput(loss, ratio, metrics)
 
 
-@torch.library.custom_op("fastgrpo::grpo_loss", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("grpo_loss"), mutates_args=())
 def _grpo_loss(
     logprobs: Tensor,
     entropy: Tensor | None,

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import boundaries, linear_inputs, loss_token_count, readable, require, token_fields
-from fastgrpo_kernels.derivatives import first_derivative_only
-from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.group_advantages import Baseline, Scale, group_advantages
-from fastgrpo_kernels.head import Head, HeadGradients, LinearInputs, empty_gradients, make_head
-from fastgrpo_kernels.objective import METRICS, Objective
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, TokenFields
+from ._ops import add_op_namespace_prefix
+from .checks import boundaries, linear_inputs, loss_token_count, readable, require, token_fields
+from .derivatives import first_derivative_only
+from .dispatch import running_on
+from .group_advantages import Baseline, Scale, group_advantages
+from .head import Head, HeadGradients, LinearInputs, empty_gradients, make_head
+from .objective import METRICS, Objective
+from .primitives import LogitTransform, RowStats, TokenFields
 
 
 class GrpoOutput(NamedTuple):
@@ -140,7 +141,7 @@ def _placed(values: Tensor, rows: Tensor, num_tokens: int) -> Tensor:  # [R] -> 
     return values.new_zeros(num_tokens).index_copy(0, rows, values)
 
 
-@torch.library.custom_op("fastgrpo::linear_grpo", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("linear_grpo"), mutates_args=())
 def _linear_grpo(
     hidden: Tensor,  # from here on LinearInputs
     weight: Tensor,

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import check_dtypes, check_head, linear_inputs
-from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
-from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.head import HeadGradients, LinearInputs, empty_gradients, make_head
-from fastgrpo_kernels.head.logits import LogitsHead
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+from ._ops import add_op_namespace_prefix
+from .checks import check_dtypes, check_head, linear_inputs
+from .derivatives import check_derivatives, first_derivative_only
+from .dispatch import running_on
+from .head import HeadGradients, LinearInputs, empty_gradients, make_head
+from .head.logits import LogitsHead
+from .primitives import LogitTransform, RowStats, statistics_dtype
 
 
 def linear_logprobs(
@@ -44,7 +45,7 @@ def linear_logprobs(
     return logprobs, entropies if entropy else None
 
 
-@torch.library.custom_op("fastgrpo::linear_logprobs", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("linear_logprobs"), mutates_args=())
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -70,7 +71,7 @@ def _(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return RowStats.empty(hidden, entropy=rest[-1]).encode()
 
 
-@torch.library.custom_op("fastgrpo::linear_logprobs_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("linear_logprobs_backward"), mutates_args=())
 def _backward(
     hidden: Tensor,
     weight: Tensor,

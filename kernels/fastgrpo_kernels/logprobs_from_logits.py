@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.checks import FLOATS, logit_transform, require
-from fastgrpo_kernels.derivatives import check_derivatives, first_derivative_only
-from fastgrpo_kernels.dispatch import running_on
-from fastgrpo_kernels.primitives import LogitTransform, RowStats
+from ._ops import add_op_namespace_prefix
+from .checks import FLOATS, logit_transform, require
+from .derivatives import check_derivatives, first_derivative_only
+from .dispatch import running_on
+from .primitives import LogitTransform, RowStats
 
 
 def logprobs_from_logits(
@@ -54,7 +55,7 @@ def logprobs_from_logits(
     return logprobs, entropies if entropy else None
 
 
-@torch.library.custom_op("fastgrpo::logprobs_from_logits", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("logprobs_from_logits"), mutates_args=())
 def _forward(
     logits: Tensor,
     target_ids: Tensor,
@@ -77,7 +78,7 @@ def _(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return RowStats.empty(logits, entropy).encode()
 
 
-@torch.library.custom_op("fastgrpo::logprobs_from_logits_backward", mutates_args=("out",))
+@torch.library.custom_op(add_op_namespace_prefix("logprobs_from_logits_backward"), mutates_args=("out",))
 def _backward(
     logits: Tensor,
     target_ids: Tensor,

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.objective import METRICS, Objective
-from fastgrpo_kernels.primitives import (
+from ._ops import add_op_namespace_prefix
+from .objective import METRICS, Objective
+from .primitives import (
     ExponentialSums,
     LogitTransform,
     RowStats,
@@ -18,7 +19,8 @@ from fastgrpo_kernels.primitives import (
 LIBRARY = Path(__file__).parent / "_native.so"
 if LIBRARY.exists():
     torch.ops.load_library(str(LIBRARY))
-_ops = torch.ops.fastgrpo_native
+# The namespace that the library was built with: csrc/CMakeLists.txt.
+_ops = getattr(torch.ops, add_op_namespace_prefix("").removesuffix("::") + "_native")
 
 
 def row_stats(logits: Tensor, target_ids: Tensor, transform: LogitTransform, entropy: bool) -> RowStats:

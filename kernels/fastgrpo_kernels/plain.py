@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.objective import LOG_RATIO_BOUND, METRICS, PROBABILITY_FLOOR, Objective
-from fastgrpo_kernels.primitives import (
+from .objective import LOG_RATIO_BOUND, METRICS, PROBABILITY_FLOOR, Objective
+from .primitives import (
     ExponentialSums,
     LogitTransform,
     RowStats,

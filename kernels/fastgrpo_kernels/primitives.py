@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.objective import Objective
+from .objective import Objective
 
 
 class LogitTransform(NamedTuple):

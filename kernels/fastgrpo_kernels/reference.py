@@ -6,8 +6,8 @@ Gradients are autograd's, and all logits exist at once. No op calls this module.
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.group_advantages import Baseline, Scale
-from fastgrpo_kernels.objective import LOG_RATIO_BOUND, PROBABILITY_FLOOR, Objective
+from .group_advantages import Baseline, Scale
+from .objective import LOG_RATIO_BOUND, PROBABILITY_FLOOR, Objective
 
 
 def logprobs_from_logits(

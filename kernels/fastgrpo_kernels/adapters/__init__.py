@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fastgrpo_kernels import linear_logprobs
-from fastgrpo_kernels.checks import FLOATS
+from .. import linear_logprobs
+from ..checks import FLOATS
 
 
 def check_version(package: str, known: tuple[str, ...]) -> None:

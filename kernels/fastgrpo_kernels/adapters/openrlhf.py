@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.adapters import check_version, head_logprobs, logits_rule, replace_method, unwrapped
+from . import check_version, head_logprobs, logits_rule, replace_method, unwrapped
 
 KNOWN_VERSIONS = ("0.11.2",)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.adapters import check_version, head_logprobs, logits_rule, replace_method
+from . import check_version, head_logprobs, logits_rule, replace_method
 
 KNOWN_VERSIONS = ("1.16.0",)
 

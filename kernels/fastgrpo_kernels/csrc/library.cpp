@@ -1,4 +1,4 @@
-// The ops of `fastgrpo_native`, against torch's stable ABI: one build serves every torch from 2.10 on.
+// The ops of the namespace that the build names, against torch's stable ABI: one build serves every torch from 2.10 on.
 //
 // They write into tensors that native.py made, and check what a wrong call could make them read or write.
 #include <torch/csrc/stable/library.h>
@@ -253,7 +253,7 @@ void group_advantages(Tensor rewards, Optional cu_groups, int64_t group_size, bo
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgrpo_native, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTGRPO_NAMESPACE, m) {
   m.def(
       "row_stats(Tensor logits, Tensor target_ids, float inverse_temperature, Tensor? inverse_temperatures, float softcap, "
       "Tensor(a!) logprobs, Tensor(b!) lse, Tensor(c!)? entropy) -> ()");
@@ -272,7 +272,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgrpo_native, m) {
       "Tensor(a!) advantages) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastgrpo_native, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(FASTGRPO_NAMESPACE, CPU, m) {
   m.impl("row_stats", TORCH_BOX(&row_stats));
   m.impl("row_gradient", TORCH_BOX(&row_gradient));
   m.impl("exponentials", TORCH_BOX(&exponentials));

@@ -3,8 +3,8 @@
 No atomics: sums have a fixed order, so that a result is the same bit for bit every time.
 """
 
-from fastgrpo_kernels.gpu.groups import group_advantages
-from fastgrpo_kernels.gpu.rows import exponentials, row_gradient, row_stats
-from fastgrpo_kernels.gpu.token_objective import token_objective
+from .groups import group_advantages
+from .rows import exponentials, row_gradient, row_stats
+from .token_objective import token_objective
 
 __all__ = ["exponentials", "group_advantages", "row_gradient", "row_stats", "token_objective"]

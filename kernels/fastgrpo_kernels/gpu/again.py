@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo_kernels.gpu.rows import LOWEST
-from fastgrpo_kernels.gpu.tiles import product_of_tile
-from fastgrpo_kernels.primitives import LogitTransform, RowStats
+from ..primitives import LogitTransform, RowStats
+from .rows import LOWEST
+from .tiles import product_of_tile
 
 _ROWS, _COLUMNS, _WIDTH = 64, 128, 32
 _SPLITS = 16  # programs that share the vocabulary of the same rows

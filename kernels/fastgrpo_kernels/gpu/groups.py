@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo_kernels.gpu.rows import require_single
+from .rows import require_single
 
 _BLOCK = 4096
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo_kernels.primitives import ExponentialSums, LogitTransform, RowStats
+from ..primitives import ExponentialSums, LogitTransform, RowStats
 
 # Below every finite logit, and its differences are finite: no -inf minus -inf in a running maximum.
 LOWEST = tl.constexpr(-1.0e30)

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo_kernels.gpu.rows import expm1, require_single
-from fastgrpo_kernels.objective import METRICS, PROBABILITY_FLOOR, Correction, Kl, Objective, Ratio, Surrogate
-from fastgrpo_kernels.primitives import TokenFields, TokenGradient
+from ..objective import METRICS, PROBABILITY_FLOOR, Correction, Kl, Objective, Ratio, Surrogate
+from ..primitives import TokenFields, TokenGradient
+from .rows import expm1, require_single
 
 _BLOCK = 1024
 _NUM_SUMS = tl.constexpr(1 + len(METRICS))

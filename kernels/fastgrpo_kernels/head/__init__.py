@@ -3,8 +3,8 @@
 `LogitsHead` keeps logits, `ExponentialHead` their exponentials, `TiledHead` as well, which a Triton matmul gives.
 """
 
-from fastgrpo_kernels.head.choice import first_matmul, make_head
-from fastgrpo_kernels.head.gradients import HeadGradients, empty_gradients
-from fastgrpo_kernels.head.head import Head, LinearInputs
+from .choice import first_matmul, make_head
+from .gradients import HeadGradients, empty_gradients
+from .head import Head, LinearInputs
 
 __all__ = ["Head", "HeadGradients", "LinearInputs", "empty_gradients", "first_matmul", "make_head"]

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from fastgrpo_kernels.head.exponentials import ExponentialHead, TiledHead
-from fastgrpo_kernels.head.head import Head, LinearInputs
-from fastgrpo_kernels.head.logits import LogitsHead
+from .exponentials import ExponentialHead, TiledHead
+from .head import Head, LinearInputs
+from .logits import LogitsHead
 
 _first_matmul: Literal["triton", "cublas", "auto"] = "auto"
 

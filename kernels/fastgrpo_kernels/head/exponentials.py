@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.head.head import Head, LinearInputs, LogitGradient, chunks
-from fastgrpo_kernels.head.matmuls import multiply
-from fastgrpo_kernels.primitives import ExponentialSums, RowStats
+from .head import Head, LinearInputs, LogitGradient, chunks
+from .matmuls import multiply
+from ..primitives import ExponentialSums, RowStats
 
 if TYPE_CHECKING:
-    from fastgrpo_kernels.gpu.tiles import TileShape
+    from ..gpu.tiles import TileShape
 
 # Nats from a row's offset up to its log-sum-exp. Float32 and bfloat16 end at e^88; 32 is where the difference from the
 # offset begins to have fewer digits than most logits. A sampled token is within it but once in 10^13.
@@ -112,7 +112,7 @@ class ExponentialHead(Head):
 
     def _compute_again_on_gpu(self, rows: slice, stats: RowStats) -> None:
         """Puts rows beyond the window right, in `stats` and in what is kept, without knowing whether there are any."""
-        from fastgrpo_kernels.gpu.again import compute_again
+        from ..gpu.again import compute_again
 
         assert self._total is not None
         kept = self._narrow(self.logits(rows)) if self._keep else None
@@ -124,7 +124,7 @@ class ExponentialHead(Head):
     def _clear(self, values: Tensor, rows: Tensor) -> None:  # [R, V], [R] bool
         """Fills rows with 0: 0 times what is not finite would not be."""
         if self.on_gpu:
-            from fastgrpo_kernels.gpu.again import clear
+            from ..gpu.again import clear
 
             clear(values, rows)
         elif rows.any():
@@ -135,7 +135,7 @@ class TiledHead(ExponentialHead):
     """A head for bfloat16 on a GPU: its exponentials come from the matmul's accumulators, and logits exist nowhere."""
 
     def __init__(self, inputs: LinearInputs, keep: bool, shape: "TileShape | None" = None) -> None:
-        from fastgrpo_kernels.gpu.tiles import TileShape
+        from ..gpu.tiles import TileShape
 
         hidden, weight = inputs.hidden.contiguous(), inputs.weight.contiguous()
         chunk_tokens = inputs.chunk_tokens or (4096 if keep else 8192)
@@ -150,7 +150,7 @@ class TiledHead(ExponentialHead):
         return self.hidden.new_empty(self._longest(), stride)[:, :vocabulary]
 
     def _exponentials(self, rows: slice, offsets: Tensor, entropy: bool) -> ExponentialSums:
-        from fastgrpo_kernels.gpu.tiles import linear_tiles
+        from ..gpu.tiles import linear_tiles
 
         return linear_tiles(
             self.hidden[rows], self.weight, self.bias, self.target_ids[rows], self.transform.of(rows), offsets,

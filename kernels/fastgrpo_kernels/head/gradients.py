@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.head.head import Head, LogitGradient
-from fastgrpo_kernels.head.matmuls import add_product, multiply
-from fastgrpo_kernels.primitives import statistics_dtype
+from ..primitives import statistics_dtype
+from .head import Head, LogitGradient
+from .matmuls import add_product, multiply
 
 
 class HeadGradients:

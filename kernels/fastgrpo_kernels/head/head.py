@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo_kernels.dispatch import backend_for, primitives_for
-from fastgrpo_kernels.primitives import LogitTransform, RowStats, statistics_dtype
+from ..dispatch import backend_for, primitives_for
+from ..primitives import LogitTransform, RowStats, statistics_dtype
 
 _MIN_LOGIT_BYTES = 2**25
 # On a CPU a few hundred tokens by this many columns at a time run as fast as all tokens by all columns; by all columns

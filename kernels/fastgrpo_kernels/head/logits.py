@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from fastgrpo_kernels.head.head import Head, LinearInputs, LogitGradient, chunks
-from fastgrpo_kernels.head.matmuls import multiply
-from fastgrpo_kernels.primitives import RowStats
+from ..primitives import RowStats
+from .head import Head, LinearInputs, LogitGradient, chunks
+from .matmuls import multiply
 
 
 class LogitsHead(Head):
