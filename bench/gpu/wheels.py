@@ -82,8 +82,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def _project_requirements() -> list[Requirement]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(text) for text in (*project["dependencies"], *FOR_TESTS)]
+    """What the trainer, the kernels and the tests need, without the kernels themselves, which the checkout has."""
+    projects = [
+        tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for folder in (".", "kernels")
+    ]
+    ours = {canonicalize_name(project["name"]) for project in projects}
+    needed = [Requirement(text) for project in projects for text in project["dependencies"]]
+    return [r for r in (*needed, *map(Requirement, FOR_TESTS)) if canonicalize_name(r.name) not in ours]
 
 
 def _download(requirement: Requirement, folder: Path) -> Path | None:
