@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -59,9 +60,10 @@ def native_is_built() -> bool:
     from .native import LIBRARY
 
     if not LIBRARY.exists():
+        here = Path(__file__).with_name("build.py").exists()  # not in a build for the hub
+        advice = "`python -m fastgrpo_kernels.build` builds it" if here else "the hub's variants for CPUs have it"
         warnings.warn(
-            f"fastgrpo_kernels runs in plain torch on the CPU, slower, because {LIBRARY.name} was not built: "
-            f"`python -m fastgrpo_kernels.build` builds it",
+            f"fastgrpo_kernels runs in plain torch on the CPU, slower, because {LIBRARY.name} was not built: {advice}",
             stacklevel=2,
         )
     return LIBRARY.exists()
