@@ -54,10 +54,22 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name if name in MODULES else str(node.module) for name in inside.values()}
+            module = absolute(path, node)
+            inside = {alias.name: f"{module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else module for name in inside.values()}
     return names
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The module that the statement names. In the kernels alone it is relative: the hub loads them by any name."""
+    kernels = ROOT / "kernels"
+    of_kernels = path.is_relative_to(kernels)
+    assert node.level == 0 or of_kernels, f"{path}: relative import"
+    if node.level == 0:
+        assert not of_kernels or str(node.module).split(".")[0] != "fastgrpo_kernels", f"{path}: absolute import"
+        return str(node.module)
+    folder = path.relative_to(kernels).parts[:-1]
+    return ".".join([*folder[: len(folder) + 1 - node.level], *([node.module] if node.module else [])])
 
 
 def imports_of_ours(path: Path) -> set[str]:

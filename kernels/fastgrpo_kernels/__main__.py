@@ -19,7 +19,7 @@ def main() -> int:
     if LIBRARY.exists():
         print(f"CPU tensors:  native library {LIBRARY}")
     else:
-        print("CPU tensors:  plain torch; `python -m fastgrpo_kernels.build` builds the native library, which is faster")
+        print("CPU tensors:  plain torch; `python -m fastgrpo_kernels.build` builds the faster library")
     needed = [] if triton else ["triton is not installed"]
     needed += [] if cuda else ["torch sees no CUDA GPU here"]
     print("CUDA tensors: Triton kernels" + (f"; {', '.join(needed)}" if needed else ""))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..primitives import ExponentialSums, RowStats
 from .head import Head, LinearInputs, LogitGradient, chunks
 from .matmuls import multiply
-from ..primitives import ExponentialSums, RowStats
 
 if TYPE_CHECKING:
     from ..gpu.tiles import TileShape
