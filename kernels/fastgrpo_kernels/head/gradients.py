@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..primitives import statistics_dtype
 from .head import Head, LogitGradient
-from .matmuls import add_product, multiply
+from .matmuls import add_product, multiply, sums_in_float32
 
 
 class HeadGradients:
@@ -37,7 +37,8 @@ class HeadGradients:
         if self.hidden is not None:
             product = self.hidden[rows]
             if values.is_cuda:
-                torch.mm(values, self.head.weight, out=product)
+                with sums_in_float32():
+                    torch.mm(values, self.head.weight, out=product)
             else:  # a tenth faster with the few rows of a chunk as columns
                 product = torch.mm(self.head.weight.T, values.T).T
             if factors is not None:
