@@ -1,8 +1,9 @@
-"""What the LM head should take on a GPU, part by part, by bytes, FLOPs, instructions and waves: predicted, not measured.
+"""What the LM head should take on a GPU by bytes, FLOPs, instructions and waves, part by part: predicted, not measured.
 
 The limit is three matmuls in bfloat16 by the same rules. A matmul takes whole waves of the best of cuBLAS's tiles, or
-the time of its bytes if that is longer. Our tiles add their epilogue, whose instructions `python -m bench compiled_kernels`
-counts, and, unless they are persistent, the store of a tile and the latency of its first loads, which nothing hides.
+the time of its bytes if that is longer. Our tiles add their epilogue, whose instructions are those that
+`python -m bench compiled_kernels` counts, and, unless they are persistent, the store of a tile and the latency of its
+first loads, which nothing hides.
 """
 
 import argparse
@@ -42,7 +43,7 @@ DEVICES = (
 
 
 def matmul_s(device: Device, rows: int, columns: int, inner: int, out_bytes: float) -> float:
-    """Seconds of [rows, inner] times [inner, columns] in bfloat16; ``out_bytes``: moved for an element of the result."""
+    """Seconds of [rows, inner] times [inner, columns] in bfloat16, with ``out_bytes`` an element of the result."""
     of_a_tile = [
         math.ceil(math.ceil(rows / r) * math.ceil(columns / c) / device.multiprocessors)
         * (2 * r * c * inner / (device.flops_per_s / device.multiprocessors))
