@@ -8,6 +8,8 @@ import pytest
 import torch
 from fastgrpo_kernels.dispatch import backend_for
 
+from tests.kernels.readme import block
+
 kernels = pytest.importorskip("kernels", reason="the environment .venv-hub has it")
 pytestmark = pytest.mark.peers
 KERNELS = Path(__file__).parents[2] / "kernels"
@@ -65,3 +67,9 @@ def test_it_compiles_to_one_graph(out):
     advantages = torch.compile(lambda rewards: loaded.group_advantages(rewards, 4), fullgraph=True, backend="eager")
     rewards = torch.tensor([0.0, 1.0, 1.0, 0.0])
     assert torch.equal(advantages(rewards), fastgrpo_kernels.group_advantages(rewards, 4))
+
+
+def test_the_lines_of_the_kernels_page_run(out):
+    namespace = {"OUT": out, "torch": torch}
+    exec(block("From Hugging Face's hub"), namespace)
+    assert namespace["advantages"].sum().abs() < 1e-6

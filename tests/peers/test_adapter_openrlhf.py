@@ -12,6 +12,7 @@ import torch
 from fastgrpo_kernels.adapters.openrlhf import use_linear_logprobs
 from torch import Tensor
 
+from tests.kernels.readme import block
 from tests.peers.off_policy import make_batch
 from tests.peers.tiny_peers import ARCHITECTURES, Run, assert_close, save
 
@@ -228,3 +229,9 @@ def test_calls_that_cannot_be_served_are_refused_in_words(folders, change, words
     use_linear_logprobs(actor)
     with pytest.raises(ValueError, match=words):
         actor(**{**rl_batch(), **change})
+
+
+def test_the_lines_of_the_kernels_page_run(folders):
+    namespace = {"model_name": str(folders["qwen2"]), **rl_batch()}
+    exec(block("From OpenRLHF"), namespace)
+    assert any(p.grad is not None and p.grad.norm() > 0 for p in namespace["actor"].parameters())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastgrpo_kernels.adapters.trl import use_linear_logprobs
 
+from tests.kernels.readme import block
 from tests.peers.tiny_peers import ARCHITECTURES, VOCABULARY, Run, assert_close, save, tokenizer
 
 trl = pytest.importorskip("trl")
@@ -236,3 +237,19 @@ def test_shifted_labels_of_context_parallelism_are_refused_when_they_come(traine
     use_linear_logprobs(trainer)
     with pytest.raises(ValueError, match=r"does not support .'shift_labels'."):
         trainer.model(torch.ones(1, 3, dtype=torch.int64), shift_labels=torch.ones(1, 3), fused_lm_head=True)
+
+
+def test_the_lines_of_the_kernels_page_run(folders, tmp_path):
+    from datasets import Dataset
+
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 2}
+    settings |= {"max_completion_length": 5, "num_generations": 4, "per_device_train_batch_size": 8}
+    namespace = {
+        "model_name": str(folders["qwen2"]),
+        "reward": odd_tokens,
+        "settings": settings,
+        "dataset": Dataset.from_list([{"prompt": "w5 w6 w7"}, {"prompt": "w8"}] * 8),
+        "tokenizer": tokenizer(),
+    }
+    exec(block("From TRL"), namespace)
+    assert namespace["trainer"].state.global_step == 2

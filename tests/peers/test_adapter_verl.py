@@ -12,6 +12,7 @@ import pytest
 import torch
 from fastgrpo_kernels.adapters.verl import use_linear_logprobs
 
+from tests.kernels.readme import block
 from tests.peers.off_policy import make_batch
 from tests.peers.tiny_peers import ARCHITECTURES, Run, assert_close, save
 
@@ -270,3 +271,12 @@ def test_the_first_fsdp_and_sequence_parallelism_are_refused(folders):
     engine.module = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"actor.strategy=fsdp2"):
         use_linear_logprobs(engine)
+
+
+def test_the_lines_of_the_kernels_page_run(folders):
+    namespace: dict[str, object] = {}
+    own = FSDPEngineWithLMHead.initialize
+    exec(block("From verl"), namespace)
+    assert FSDPEngineWithLMHead.initialize is not own
+    namespace["undo"]()
+    assert FSDPEngineWithLMHead.initialize is own

@@ -11,7 +11,7 @@ from ..primitives import LogitTransform, RowStats, statistics_dtype
 
 _MIN_LOGIT_BYTES = 2**25
 # On a CPU a few hundred tokens by this many columns at a time run as fast as all tokens by all columns; by all columns
-# at once they are slower (kernels/README.md).
+# at once they are slower (kernels/NOTES.md).
 _CPU_COLUMNS = 1024
 _CPU_PADDING = 16
 
