@@ -23,7 +23,7 @@ START_S = 120.0
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This environment, with the checkout's packages importable as `setup.py` maps them, and with hubs offline."""
+    """This environment, with the checkout's packages importable as they are installed, and with hubs offline."""
     mapped = ROOT / "build" / "gpu" / "packages"
     mapped.mkdir(parents=True, exist_ok=True)
     link = mapped / "fastgrpo_recipes"

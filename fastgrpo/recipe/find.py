@@ -47,5 +47,5 @@ def shipped_recipes() -> dict[str, Path]:
 def _root() -> Path:
     spec = importlib.util.find_spec("fastgrpo_recipes")
     if spec is None or spec.origin is None:
-        raise ValueError("the package fastgrpo_recipes is not installed: run `pip install -e .` in the checkout")
+        raise ValueError("no package fastgrpo_recipes is installed: run `pip install -e kernels -e .` in the checkout")
     return Path(spec.origin).parent
