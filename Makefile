@@ -139,7 +139,7 @@ GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>
 .venv-hub/ready: .venv/ready-dev
 	test -x .venv-hub/bin/python || .venv/bin/python -m venv .venv-hub
 	echo "import site; site.addsitedir('$$(.venv/bin/python $(PACKAGES))')" > "$$(.venv-hub/bin/python $(PACKAGES))/main.pth"
-	.venv-hub/bin/pip install -q -c constraints/main.txt kernels==0.17.2
+	.venv-hub/bin/pip install -q -c constraints/main.txt kernels==0.17.2 cmake ninja
 	touch $@
 
 # The trackers' libraries on top of .venv, which stays small without them.

@@ -6,6 +6,7 @@ the check does not use.
 """
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def _is_cpu_build(version: str) -> bool:
     if done.returncode:
         return False
     (found,) = json.loads(done.stdout)["install"]
-    return not any(re.match(r"nvidia|cuda|triton", name) for name in found["metadata"].get("requires_dist", ()))
+    needed = [r for r in found["metadata"].get("requires_dist", ()) if re.match(r"nvidia|cuda|triton", r)]
+    return not any("platform_machine" not in r or platform.machine() in r for r in needed)
 
 
 def _failure(version: str, wheel: Path) -> str:

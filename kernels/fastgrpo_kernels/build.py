@@ -6,6 +6,7 @@ run it.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -36,20 +37,25 @@ def torch_folder() -> Path:
 
 def build(output_dir: Path = PACKAGE, torch_dir: Path | None = None, namespace: str = NAMESPACE) -> Path:
     """Builds the library into ``output_dir`` and returns its path. Raises BuildError."""
-    cmake = shutil.which("cmake")
+    cmake = _tool("cmake")
     if cmake is None:
         raise BuildError("cmake was not found: `pip install cmake ninja`, or your system's package")
-    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+    if not any(map(_tool, ("c++", "g++", "clang++"))):
         raise BuildError("no C++ compiler was found: install g++ or clang")
     # A new folder: CMake remembers the tools of pip's environment, which is gone after the build.
     with tempfile.TemporaryDirectory() as folder:
         configure = [cmake, "-S", str(PACKAGE / "csrc"), "-B", folder, f"-DNAMESPACE={namespace}"]
         configure += [f"-DTORCH_DIR={torch_dir or torch_folder()}", f"-DOUTPUT_DIR={output_dir}"]
-        if shutil.which("ninja"):
-            configure += ["-G", "Ninja"]
+        if ninja := _tool("ninja"):
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         _run(configure)
         _run([cmake, "--build", folder, "--parallel"])
     return output_dir / LIBRARY_NAME
+
+
+def _tool(name: str) -> str | None:
+    """Its path, also where this environment has it and is not activated."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)]))
 
 
 def _run(command: list[str]) -> None:

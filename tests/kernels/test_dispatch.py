@@ -73,7 +73,7 @@ def test_importing_the_package_loads_torch_alone():
 
 
 def test_without_a_compiler_the_build_says_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(build.shutil, "which", lambda tool: None if tool != "cmake" else "/usr/bin/cmake")
+    monkeypatch.setattr(build.shutil, "which", lambda tool, path: None if tool != "cmake" else "/usr/bin/cmake")
     monkeypatch.setattr(sys, "argv", ["build"])
     assert build.main() == 1
     assert "no C++ compiler was found: install g++ or clang" in capsys.readouterr().err
