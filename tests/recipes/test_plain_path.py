@@ -70,7 +70,7 @@ def test_a_large_group_has_one_mean_however_it_is_packed_and_on_however_many_ran
     """BroRL's groups are larger than a micro-batch, and their problems are dealt to every rank's engine."""
     large = ["--rollout.group_size", "48", "--steps", "1"]
     whole = run_shrunk("brorl_1_5b", tmp_path / "whole", *large, "--optimizer.tokens_per_microbatch", "200000")[0]
-    parts = run_shrunk("brorl_1_5b", tmp_path / "parts", *large, "--optimizer.tokens_per_microbatch", "400")[0]
+    parts = run_shrunk("brorl_1_5b", tmp_path / "parts", *large, "--optimizer.tokens_per_microbatch", "900")[0]
     command = [sys.executable, "-m", "fastgrpo", "train", "--ranks", "2", "brorl_1_5b", "--shrink", *large]
     done = subprocess.run(
         [*command, "--runs_dir", str(tmp_path / "ranks")], capture_output=True, text=True, timeout=300

@@ -67,9 +67,9 @@ class ExponentialHead(Head):
         return LogitGradient(values, factors.to(grad_logprobs.dtype).masked_fill_(unused, 0.0))
 
     def _target_logits(self, rows: slice) -> Tensor:  # [R]
-        """About what the softmax will see of each target's logit, without the logits."""
-        ids, dtype = self.target_ids[rows], self.statistics_dtype
-        logits = (self.hidden[rows].to(dtype) * self.weight.index_select(0, ids).to(dtype)).sum(1)
+        """About what the softmax will see of each target's logit: an offset may be off by its rounding, and by more."""
+        ids = self.target_ids[rows]
+        logits = (self.hidden[rows] * self.weight.index_select(0, ids)).sum(1, dtype=self.statistics_dtype)
         if self.bias is not None:
             logits += self.bias.index_select(0, ids)
         inverse, inverses = self.transform.of(rows).inverse()
