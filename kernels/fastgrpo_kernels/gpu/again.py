@@ -31,7 +31,7 @@ def compute_again(
 
     Their maximum is looked for, and what is kept becomes relative to the log-sum-exp itself, with 1 as its total.
     """
-    beyond = ~(total.log() <= window)
+    beyond = ~(total.log().abs() <= window)
     num_rows, vocabulary = len(hidden), len(weight)
     if not num_rows:
         return

@@ -48,7 +48,7 @@ class ExponentialHead(Head):
         if self.on_gpu:
             self._compute_again_on_gpu(rows, stats)
             return stats
-        beyond = (~(sums.total.log() <= WINDOW)).nonzero()[:, 0]  # NaN is
+        beyond = (~(sums.total.log().abs() <= WINDOW)).nonzero()[:, 0]  # NaN is
         return self._compute_again(rows, offsets, beyond, entropy) if len(beyond) else stats
 
     def recompute(self, rows: slice, lse: Tensor) -> None:
