@@ -86,3 +86,13 @@ def test_wrong_shapes_and_temperatures_are_refused():
         linear_logprobs(hidden, weight, ids, temperature=0)
     with pytest.raises(ValueError, match=r"need hidden \[T, D\]"):
         linear_logprobs(hidden, weight, ids[:3])
+
+
+def test_a_row_without_a_gradient_spoils_nothing_whatever_it_holds():
+    tensors, ids = inputs(20, 8, 31, torch.float32)
+    with torch.no_grad():
+        tensors[0][3] = torch.nan
+    upstream = torch.ones(20).index_fill(0, torch.tensor([3]), 0.0)
+    logprobs, _ = linear_logprobs(tensors[0], tensors[1], ids, bias=tensors[2], chunk_tokens=8)
+    logprobs.backward(upstream)
+    assert all(t.grad.isfinite().all() for t in tensors) and (tensors[0].grad[3] == 0).all()

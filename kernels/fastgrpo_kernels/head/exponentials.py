@@ -52,7 +52,8 @@ class ExponentialHead(Head):
         return self._compute_again(rows, offsets, beyond, entropy) if len(beyond) else stats
 
     def recompute(self, rows: slice, lse: Tensor) -> None:
-        self._total = self._exponentials(rows, lse, entropy=False).total.fill_(1.0)
+        total = self._exponentials(rows, lse, entropy=False).total
+        self._total = torch.where(lse.isfinite(), 1.0, torch.nan).to(total.dtype)  # what it is but for rounding
 
     def gradient(
         self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None

@@ -55,8 +55,15 @@ class HeadGradients:
             else:
                 add_product(values.T, hidden, self.weight)
         if self.bias is not None:
-            of_bias = values if factors is None else values * factors[:, None]
-            self.bias += of_bias.sum(0, dtype=self.bias.dtype)
+            self.bias += self._of_bias(values, factors)
+
+    def _of_bias(self, values: Tensor, factors: Tensor | None) -> Tensor:  # [R, V], [R] -> [V]
+        assert self.bias is not None
+        if factors is None:
+            return values.sum(0, dtype=self.bias.dtype)
+        weighted = self.bias.new_empty(1, len(self.bias))  # without the product of all, which is as large as the logits
+        multiply(factors[None].to(values.dtype), values, weighted)
+        return weighted[0]
 
     def skip(self, rows: slice) -> None:
         """Adds nothing for a chunk whose logits have no gradient."""
