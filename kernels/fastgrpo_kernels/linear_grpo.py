@@ -62,10 +62,10 @@ def linear_grpo(
     With ``rewards`` and ``cu_groups`` (or ``group_size``) in place of ``advantages`` the advantages are
     `group_advantages` of them. Logits exist for ``chunk_tokens`` rows at one time; None chooses.
 
-    Tokens outside the response mask enter no matmul on a CPU, and those whose derivatives are all 0 enter one of three,
-    or with ``skip_zero_advantage`` none, where the advantage of a token alone could have given it any: it then counts
-    in no metric, and its logprob is 0. On a GPU all tokens enter all matmuls, for their number would have to be waited
-    for: there, give the tokens of responses alone.
+    Tokens outside the response mask enter no matmul on a CPU. Those without advantage enter one of three, or with
+    ``skip_zero_advantage`` none, where nothing else acts on them: they then count in no metric, and their logprobs are
+    0. On a GPU all tokens enter all matmuls, for their number would have to be waited for: there, give the tokens of
+    responses alone.
 
     The gradient is formed in the forward pass if anything requires one, and given out once: a second backward pass
     through the same call raises torch's error about a tensor that was changed in place.
@@ -87,14 +87,13 @@ def linear_grpo(
     )
     fields = token_fields("linear_grpo", fields, objective, inputs.hidden)
     by_advantage = objective.entropy_coef == 0 and (objective.kl_coef == 0 or ref_logprobs is None)
-    rows = _rows(fields, skip_zero_advantage) if by_advantage else _response_rows(fields.response_mask)
+    leaves = inputs.hidden, inputs.weight, inputs.bias
+    needed = [torch.is_grad_enabled() and leaf is not None and leaf.requires_grad for leaf in leaves]
+    chosen = by_advantage and (any(needed) or skip_zero_advantage)
+    rows = _rows(fields, skip_zero_advantage) if chosen else _response_rows(fields.response_mask)
     if rows is not None:
         inputs, fields = inputs.select(rows), fields.select(rows)
     entropy = entropy or objective.entropy_coef != 0
-    needed = [
-        torch.is_grad_enabled() and leaf is not None and leaf.requires_grad
-        for leaf in (inputs.hidden, inputs.weight, inputs.bias)
-    ]
     loss, logprobs, entropies, ratio, metrics, *_ = _linear_grpo(
         *inputs.encode(), *fields, loss_token_count(num_loss_tokens, hidden), objective.encode(), entropy, *needed
     )

@@ -80,13 +80,16 @@ class ExponentialSums(NamedTuple):
     def zeros(cls, rows: Tensor, entropy: bool) -> "ExponentialSums":
         """The sums of as many rows as this tensor has, over no logits yet."""
         total = rows.new_zeros(len(rows), dtype=torch.float64)
-        return cls(total, torch.zeros_like(total) if entropy else None, torch.zeros_like(total))
+        unknown = torch.full_like(total, torch.nan)  # until its column comes
+        return cls(total, torch.zeros_like(total) if entropy else None, unknown)
 
     def stats(self, offsets: Tensor) -> RowStats:  # [R]
         """The rows' statistics, in the dtype of the offsets."""
         log_total = self.total.log()
-        entropy = None if self.weighted is None else (log_total - self.weighted / self.total).to(offsets.dtype)
-        return RowStats((self.target - log_total).to(offsets.dtype), (offsets + log_total).to(offsets.dtype), entropy)
+        dtype = offsets.dtype
+        entropy = None if self.weighted is None else (log_total - self.weighted / self.total).clamp(min=0.0).to(dtype)
+        logprobs = (self.target - log_total).clamp(max=0.0)  # rounding alone is above it
+        return RowStats(logprobs.to(dtype), (offsets + log_total).to(dtype), entropy)
 
 
 class TokenFields(NamedTuple):

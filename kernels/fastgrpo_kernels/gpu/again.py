@@ -37,7 +37,7 @@ def compute_again(
         return
     tops = torch.empty(_SPLITS, num_rows, dtype=torch.float32, device=hidden.device)
     totals, weighteds = torch.empty_like(tops), torch.empty_like(tops)
-    targets = torch.zeros_like(tops[0])
+    targets = torch.full_like(tops[0], torch.nan)
     scale, scales = transform.inverse()
     blocks = _blocks(hidden.shape[1])
     grid = (triton.cdiv(num_rows, blocks["BLOCK_R"]) * _SPLITS,)
@@ -116,7 +116,7 @@ def _stats_again(
         fall = top - new_top
         x -= new_top[:, None]
         x = tl.where(x < LOWEST, LOWEST, x)  # finite, so that times an exponential of 0 it is 0; NaN stays
-        e = tl.exp(x)
+        e = tl.where(inside, tl.exp(x), 0.0)
         shrink = tl.exp(fall)
         weighted = (weighted + total * fall) * shrink + tl.sum(e * x, 1)
         total = total * shrink + tl.sum(e, 1)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..gpu.tiles import TileShape
 
 # Nats from a row's offset up to its log-sum-exp. Float32 and bfloat16 end at e^88; 32 is where the difference from the
-# offset begins to have fewer digits than most logits. A sampled token is within it but once in 10^13.
+# offset begins to have fewer digits than most logits. Of a vocabulary of 150,000 a sampled token is beyond it less than
+# once in 10^8.
 WINDOW = 32.0
 
 
@@ -29,6 +30,13 @@ class ExponentialHead(Head):
 
     def __init__(self, inputs: LinearInputs, keep: bool) -> None:
         super().__init__(inputs)
+        self._known = (self.target_ids >= 0) & (self.target_ids < len(self.weight))
+        if not self.on_gpu and not self._known.all():  # on a GPU the logprob of an id that is none is NaN
+            row = int((~self._known).nonzero()[0])
+            raise ValueError(
+                f"target id {int(self.target_ids[row])} of row {row} is outside the vocabulary of {len(self.weight)}"
+            )
+        self._ids = self.target_ids.where(self._known, 0)
         self._keep = keep
         self._total: Tensor | None = None  # [R] of the chunk that was computed last
         self._buffer = self._new_buffer()
@@ -52,8 +60,7 @@ class ExponentialHead(Head):
         return self._compute_again(rows, offsets, beyond, entropy) if len(beyond) else stats
 
     def recompute(self, rows: slice, lse: Tensor) -> None:
-        total = self._exponentials(rows, lse, entropy=False).total
-        self._total = torch.where(lse.isfinite(), 1.0, torch.nan).to(total.dtype)  # what it is but for rounding
+        self._total = self._exponentials(rows, lse, entropy=False).total  # 1 but for rounding
 
     def gradient(
         self, rows: slice, stats: RowStats, grad_logprobs: Tensor, grad_entropy: Tensor | None
@@ -61,15 +68,15 @@ class ExponentialHead(Head):
         assert grad_entropy is None and self._total is not None
         values, unused = self._narrow(self.logits(rows)), grad_logprobs == 0
         at_target = self._total * torch.expm1(stats.logprobs)  # Z (p - 1) without cancellation
-        values.scatter_(1, self.target_ids[rows][:, None], at_target[:, None].to(values.dtype))
-        self._clear(values, unused & ~self._total.isfinite())
+        values.scatter_(1, self._ids[rows][:, None], at_target[:, None].to(values.dtype))
+        self._clear(values, unused & ~at_target.isfinite())
         inverse, inverses = self.transform.of(rows).inverse()
         factors = -grad_logprobs * (inverse if inverses is None else inverses) / self._total
         return LogitGradient(values, factors.to(grad_logprobs.dtype).masked_fill_(unused, 0.0))
 
     def _target_logits(self, rows: slice) -> Tensor:  # [R]
-        """About what the softmax will see of each target's logit: an offset may be off by its rounding, and by more."""
-        ids = self.target_ids[rows]
+        """What the softmax will see of each target's logit, but for products that are rounded to hidden's dtype."""
+        ids = self._ids[rows]
         logits = (self.hidden[rows] * self.weight.index_select(0, ids)).sum(1, dtype=self.statistics_dtype)
         if self.bias is not None:
             logits += self.bias.index_select(0, ids)

@@ -1,22 +1,7 @@
 """Matmuls that return what they accumulated, and not what their inputs' dtype holds of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
-
-
-@contextmanager
-def sums_in_float32() -> Iterator[None]:
-    """Within the block cuBLAS adds up parts of a long sum in float32: over a vocabulary bfloat16 would lose digits."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_bf16_reduced_precision_reduction
-    settings.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        settings.allow_bf16_reduced_precision_reduction = before
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
