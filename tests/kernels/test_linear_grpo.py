@@ -1,5 +1,6 @@
 """`linear_grpo`: every option against the float64 definition, and what a caller may rely on."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -83,7 +84,7 @@ def test_temperature_and_softcap(backend, device, temperature, softcap):
         options = {"temperature": temperature.to(device), "softcap": softcap}
     else:
         options = {"temperature": temperature, "softcap": softcap}
-    objective = OBJECTIVES["entropy"]
+    objective = OBJECTIVES["entropy" if softcap else "plain"]
     ours = value_and_gradients(
         case.to(torch.float32, device), lambda c: c.ours(objective, chunk_tokens=16, **options).loss
     )
@@ -96,13 +97,14 @@ def test_temperature_and_softcap(backend, device, temperature, softcap):
 
 @pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_extreme_logits_leave_everything_finite_and_right(backend, device, shift, scale):
+@pytest.mark.parametrize("name", ["cispo", "entropy"])  # of exponentials, and of logits
+def test_extreme_logits_leave_everything_finite_and_right(backend, device, shift, scale, name):
     """Logits are all very negative, or all very positive, or one token has all the probability."""
     case = make_case(20, 16, 257, scale=scale)
     case = replace(case, bias=case.bias + shift)
-    ours = value_and_gradients(case.to(torch.float32, device), lambda c: c.ours(OBJECTIVES["entropy"]).loss)
-    torchs = value_and_gradients(case.to(torch.float32), lambda c: c.definition(OBJECTIVES["entropy"]))
-    oracle = value_and_gradients(case.to(torch.float64), lambda c: c.definition(OBJECTIVES["entropy"]))
+    ours = value_and_gradients(case.to(torch.float32, device), lambda c: c.ours(OBJECTIVES[name]).loss)
+    torchs = value_and_gradients(case.to(torch.float32), lambda c: c.definition(OBJECTIVES[name]))
+    oracle = value_and_gradients(case.to(torch.float64), lambda c: c.definition(OBJECTIVES[name]))
     assert all(torch.isfinite(t).all() for t in ours)
     # The logits themselves carry the rounding of 1e4 in float32.
     assert_as_exact_as_torch(ours, torchs, oracle, largest_terms=max(1.0, abs(shift), scale))
@@ -118,26 +120,26 @@ def test_memory_that_nobody_wrote_is_not_read(backend, device):
         torch.use_deterministic_algorithms(False)
 
 
-def test_what_stands_outside_the_mask_does_not_matter(backend, device):
+@pytest.mark.parametrize("name", ["icepop", "everything"])
+def test_what_stands_outside_the_mask_does_not_matter(backend, device, name):
     case = make_case(30, 24, 257)
-    clean = value_and_gradients(case.to(torch.float32, device), lambda c: c.ours(OBJECTIVES["everything"]).loss)
+    clean = value_and_gradients(case.to(torch.float32, device), lambda c: c.ours(OBJECTIVES[name]).loss)
     outside = ~case.response_mask
     spoilt = {
         name: getattr(case, name).masked_fill(outside, torch.nan)
         for name in ("old_logprobs", "advantages", "ref_logprobs", "rollout_logprobs", "token_weights")
     }
     dirty = value_and_gradients(
-        replace(case, **spoilt).to(torch.float32, device), lambda c: c.ours(OBJECTIVES["everything"]).loss
+        replace(case, **spoilt).to(torch.float32, device), lambda c: c.ours(OBJECTIVES[name]).loss
     )
     for a, b in zip(clean, dirty, strict=True):
         assert torch.equal(a, b)
 
 
-def test_results_repeat_bit_for_bit(backend, device):
+@pytest.mark.parametrize("name", ["icepop", "everything"])
+def test_results_repeat_bit_for_bit(backend, device, name):
     case = make_case(200, 24, 257).to(torch.float32, device)
-    runs = [
-        value_and_gradients(case, lambda c: c.ours(OBJECTIVES["everything"], chunk_tokens=64).loss) for _ in range(3)
-    ]
+    runs = [value_and_gradients(case, lambda c: c.ours(OBJECTIVES[name], chunk_tokens=64).loss) for _ in range(3)]
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
@@ -234,6 +236,28 @@ def test_on_a_cpu_tokens_outside_the_mask_enter_no_matmul(monkeypatch, name):
     output = case.ours(OBJECTIVES[name], entropy=True)
     for values in (output.logprobs, output.entropy, output.ratio):
         assert ((values != 0) == case.response_mask).all()
+
+
+@pytest.mark.parametrize("name", ["plain", "gspo", "everything"])
+def test_an_id_that_is_none_is_refused_on_a_cpu_and_outside_the_mask_nothing_on_a_gpu(
+    monkeypatch, backend, device, name
+):
+    """Many stacks write -100 there."""
+    case = make_case(30, 24, 257).to(torch.float32, device)
+    outside, inside = (int(where.nonzero()[2, 0]) for where in (~case.response_mask, case.response_mask))
+    clean = value_and_gradients(case, lambda c: c.ours(OBJECTIVES[name], chunk_tokens=8).loss)
+    case.target_ids[outside] = -100
+    if backend == "gpu":
+        monkeypatch.setattr(sys.modules["fastgrpo_kernels.linear_grpo"], "readable", lambda _: False)
+    marked = value_and_gradients(case, lambda c: c.ours(OBJECTIVES[name], chunk_tokens=8).loss)
+    for a, b in zip(clean, marked, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    case.target_ids[inside] = 257
+    if backend == "gpu":
+        assert torch.isnan(case.ours(OBJECTIVES[name]).logprobs[inside])
+    else:
+        with pytest.raises((ValueError, RuntimeError), match=r"outside the vocabulary of 257|out of bounds"):
+            case.ours(OBJECTIVES[name])
 
 
 def test_nan_of_a_broken_model_stays_nan(backend, device):

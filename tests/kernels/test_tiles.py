@@ -1,4 +1,4 @@
-"""The Triton matmul that computes the softmax's statistics as well, and stores scaled exponentials or nothing."""
+"""The Triton matmuls whose epilogue makes exponentials of the logits, and stores them or nothing."""
 
 from importlib import import_module
 
