@@ -99,9 +99,12 @@ def _backward(
         head = make_head(inputs, gradient=True, of_entropy=of_entropy is not None)
         gradients = HeadGradients(head, need_hidden, need_weight, need_bias)
         for rows in head.chunks():
-            head.recompute(rows, lse[rows])
-            upstream = of_logprobs[rows], None if of_entropy is None else of_entropy[rows]
-            gradients.add(rows, head.gradient(rows, stats.of(rows), *upstream))
+            if of_entropy is None:
+                head.recompute(rows, lse[rows])
+                gradients.add(rows, head.gradient(rows, stats.of(rows), of_logprobs[rows], None))
+            else:  # by statistics of these very logits: those of the forward pass may be rounded otherwise
+                own = head.forward(rows, entropy=True)
+                gradients.add(rows, head.gradient(rows, own, of_logprobs[rows], of_entropy[rows]))
         return gradients.finished(hidden.dtype, hidden.dtype)
 
 
