@@ -1,7 +1,7 @@
 """From hidden states to the GRPO loss and its gradient in one op: three matmuls, one chunk of logits.
 
 The derivative of the loss to a token's logprob depends on that logprob and on what is known beforehand, so a chunk's
-logits become their own gradient as soon as they are computed, and are never computed again. Where one ratio holds for a
+logits become their own gradient as soon as they are computed, and are not computed again. Where one ratio holds for a
 whole response (GSPO) the chunk has to be the whole micro-batch, or the logits are computed twice: four matmuls.
 """
 
