@@ -1,8 +1,7 @@
 """Every Triton kernel with every switch that changes what it reads or writes, at odd shapes, and its definition."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,8 +9,6 @@ import torch
 from fastgrpo_kernels import (
     Objective,
     dispatch,
-    group_advantages,
-    grpo_loss,
     head,
     linear_grpo,
     linear_logprobs,
@@ -24,27 +21,14 @@ from fastgrpo_kernels.head.exponentials import TiledHead
 from fastgrpo_kernels.primitives import ExponentialSums, LogitTransform, statistics_dtype
 from torch import Tensor
 
-Outcome = dict[str, Tensor]
+from bench.launch import Launch, Outcome, normal, present, some_target_ids
+from bench.token_cases import group_launches, token_launches
+
 KERNELS = (
     "_row_stats", "_row_gradient", "_exponentials", "_linear_tiles", "_persistent_tiles",
     "_stats_again", "_combine", "_store_again", "_clear",
     "_token_objective", "_equal_groups", "_ragged_groups",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A launch of our kernel and its definition, both on the same numbers.
-
-    ``ours`` gets the device. ``definition`` computes on the CPU in the dtype that it gets. Results of the same name are
-    compared: a gradient with that of plain torch in ``dtype``, everything else with float32.
-    """
-
-    name: str
-    kernels: Sequence[str]
-    ours: Callable[[torch.device], Outcome]
-    definition: Callable[[torch.dtype], Outcome]
-    dtype: torch.dtype = torch.float32
 
 
 class Sizes(NamedTuple):
@@ -68,21 +52,8 @@ def running_gpu_backend(device: torch.device) -> AbstractContextManager[None]:
 def launches(device: torch.device) -> list[Launch]:
     """Every kernel with every switch that changes what it reads or writes."""
     sizes = INTERPRETED if device.type == "cpu" else ON_GPU
-    found = [*_row_launches(), *_token_launches(), *_group_launches(), *_tile_launches(sizes)]
+    found = [*_row_launches(), *token_launches(), *group_launches(), *_tile_launches(sizes)]
     return found if device.type == "cpu" else [*found, *_op_launches(sizes)]
-
-
-def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Random numbers on the CPU, rounded to the dtype; the same for the same seed."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def _target_ids(num_rows: int, vocabulary: int) -> Tensor:
-    """Random target ids, with the first and the last id among them."""
-    ids = torch.randint(vocabulary, (num_rows,), generator=torch.Generator().manual_seed(num_rows))
-    ids[0] = vocabulary - 1
-    ids[1:2] = 0
-    return ids
 
 
 class _Rows(NamedTuple):
@@ -105,14 +76,14 @@ class _Rows(NamedTuple):
         return f"rows {kind} {self.num_rows} x {self.vocabulary}" + (f", {named}" if named else "")
 
     def logits(self) -> Tensor:
-        return (2 * _normal(self.num_rows, self.vocabulary, seed=self.vocabulary)).to(self.dtype)
+        return (2 * normal(self.num_rows, self.vocabulary, seed=self.vocabulary)).to(self.dtype)
 
     def temperature(self) -> Tensor | float:
         return torch.linspace(0.5, 2.0, self.num_rows) if self.per_row else 0.7
 
     def upstream(self) -> tuple[Tensor, Tensor]:
         """The gradients of logprobs, where one row has none, and of entropies."""
-        of_logprobs, of_entropy = _normal(2, self.num_rows, seed=1)
+        of_logprobs, of_entropy = normal(2, self.num_rows, seed=1)
         if self.num_rows > 2:
             of_logprobs[2] = of_entropy[2] = 0
         return of_logprobs, of_entropy
@@ -149,12 +120,12 @@ def _rows_by_kernels(r: _Rows, device: torch.device) -> Outcome:
     transform = LogitTransform(
         temperature.to(device) if isinstance(temperature, Tensor) else temperature, r.softcap or 0.0
     )
-    target_ids = _target_ids(r.num_rows, r.vocabulary).to(device)
+    target_ids = some_target_ids(r.num_rows, r.vocabulary).to(device)
     stats = primitives.row_stats(logits, target_ids, transform, r.entropy)
     of_logprobs, of_entropy = (t.to(device) for t in r.upstream())
     out = logits.view(torch.bfloat16)[:, : r.vocabulary] if r.narrow else torch.empty_like(logits)
     primitives.row_gradient(logits, target_ids, transform, stats, of_logprobs, of_entropy if r.entropy else None, out)
-    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=out)
+    return present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=out)
 
 
 def _rows_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
@@ -166,7 +137,7 @@ def _rows_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
 
 def _exponentials_by_kernel(r: _Rows, device: torch.device) -> Outcome:
     """Statistics and probabilities by exponentials whose offsets are off by 1, 4, 7 ... nats."""
-    logits, target_ids = r.logits().to(device), _target_ids(r.num_rows, r.vocabulary).to(device)
+    logits, target_ids = r.logits().to(device), some_target_ids(r.num_rows, r.vocabulary).to(device)
     temperature = r.temperature()
     transform = LogitTransform(temperature.to(device) if isinstance(temperature, Tensor) else temperature)
     exact = _rows_by_definition(r._replace(narrow=False), torch.float64)
@@ -176,7 +147,7 @@ def _exponentials_by_kernel(r: _Rows, device: torch.device) -> Outcome:
     primitives_for(device).exponentials(logits, 0, target_ids, transform, offsets, sums, out)
     stats = sums.stats(offsets)
     probabilities = (out.double() / sums.total[:, None]).to(out.dtype)
-    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_lse=probabilities)
+    return present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_lse=probabilities)
 
 
 def _exponentials_by_definition(r: _Rows, dtype: torch.dtype) -> Outcome:
@@ -204,124 +175,11 @@ def _differentiated(
     temperature = temperature.to(wide) if isinstance(temperature, Tensor) else temperature
     bent = logits.to(wide) if softcap is None else softcap * torch.tanh(logits.to(wide) / softcap)
     lse = torch.logsumexp(bent / (temperature[:, None] if isinstance(temperature, Tensor) else temperature), -1)
-    ids = _target_ids(num_rows, vocabulary)
+    ids = some_target_ids(num_rows, vocabulary)
     logprobs, entropies = reference.logprobs_from_logits(logits.to(wide), ids, temperature=temperature, softcap=softcap)
     value = (logprobs * upstream[0]).sum() + ((entropies * upstream[1]).sum() if entropy else 0)
     (gradient,) = torch.autograd.grad(value, logits) if with_gradient else (None,)
-    return _present(logprobs=logprobs, lse=lse, entropy=entropies if entropy else None, grad_logits=gradient)
-
-
-def _present(**values: Tensor | None) -> Outcome:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-# Tokens.
-
-_OBJECTIVES = {
-    "plain": Objective(),
-    "dual_clip": Objective(dual_clip=1.5),
-    "cispo, k1": Objective(surrogate="cispo", clip_low=1.0, clip_high=0.3, kl="k1", kl_coef=0.2),
-    "entropy, k2 capped": Objective(entropy_coef=0.3, kl="k2", kl_coef=0.2, kl_cap=0.02),
-    "icepop, k3": Objective(correction="icepop", correction_low=0.7, correction_high=1.4, kl="k3", kl_coef=0.2),
-    "truncate": Objective(correction="truncate", correction_high=1.2),
-    "sequence_mask": Objective(correction="sequence_mask", correction_low=0.8, correction_high=1.25),
-    "sapo": Objective(surrogate="sapo", sapo_negative=3.0),
-    "dppo_tv": Objective(surrogate="dppo_tv", clip_low=0.05, clip_high=0.04),
-    "dppo_kl, capped": Objective(surrogate="dppo_kl", clip_low=0.02, clip_high=0.01, dual_clip=1.5),
-    "RATIO geometric_mean": Objective(ratio="geometric_mean"),
-    "RATIO sequence": Objective(ratio="sequence", clip_low=0.1, clip_high=0.1),
-    "RATIO sequence, everything": Objective(
-        dual_clip=1.5, ratio="sequence", kl="k3", kl_coef=0.2, kl_cap=0.05, entropy_coef=0.1,
-        correction="sequence_mask", correction_low=0.5, correction_high=2.0,
-    ),
-}  # fmt: skip
-_STARTS = (0, 1, 1, 1400, 2503)  # a response of one token, an empty one, one of two blocks of 1024
-
-
-def _token_launches() -> list[Launch]:
-    found = [
-        Launch(f"tokens {name}", ("_token_objective",), partial(_loss, objective, torch.float32),
-               lambda dtype, objective=objective: _loss(objective, dtype, None))
-        for name, objective in _OBJECTIVES.items()
-    ]  # fmt: skip
-    one = partial(_loss, Objective(), num_tokens=1, bare=True)
-    bare = Launch("tokens one, nothing else given", ("_token_objective",),
-                  lambda device: one(torch.float32, device), lambda dtype: one(dtype, None))  # fmt: skip
-    return [*found, bare]
-
-
-def _loss(
-    objective: Objective,
-    dtype: torch.dtype,
-    device: torch.device | None,  # None: by the definition
-    num_tokens: int = _STARTS[-1],
-    bare: bool = False,  # no mask, no old logprobs
-) -> Outcome:
-    """The loss of logprobs around the old ones: tokens on both sides of every bound, and none exactly on it."""
-
-    def given(values: Tensor) -> Tensor:
-        return values.to(device or "cpu", dtype)
-
-    steps = torch.linspace(-0.9, 0.9, num_tokens)
-    old, near_ref, near_rollout = (
-        -2 * torch.rand(num_tokens, generator=torch.Generator().manual_seed(2)),
-        *(0.3 * _normal(2, num_tokens, seed=3)),
-    )
-    logprobs, entropy = given(old + steps).requires_grad_(), given(steps.abs()).requires_grad_()
-    mask = torch.arange(num_tokens) % 7 != 3
-    known: dict[str, Any] = {
-        "ref_logprobs": given(old + near_ref), "rollout_logprobs": given(old + near_rollout),
-        "token_weights": given(0.5 + steps.abs()), "cu_seqlens": torch.tensor(_STARTS).to(device or "cpu"),
-        "response_mask": mask.to(device or "cpu"),
-    }  # fmt: skip
-    known = {"entropy": entropy} if bare else known | {"entropy": entropy}
-    if objective.kl_coef == 0:
-        known.pop("ref_logprobs", None)
-    advantages, count = given(_normal(num_tokens, seed=4)), max(num_tokens // 2, 1)
-    olds = None if bare else given(old)
-    if device is None:
-        loss = reference.grpo_loss(logprobs, olds, advantages, count, objective, **known)
-    else:
-        known.setdefault("response_mask", None)
-        loss = grpo_loss(logprobs, olds, advantages, num_loss_tokens=count, objective=objective, **known).loss
-    loss.backward()
-    assert logprobs.grad is not None
-    return _present(loss=loss, grad_logprobs=logprobs.grad, grad_entropy=entropy.grad)
-
-
-# Groups.
-
-
-def _group_launches() -> list[Launch]:
-    equal: list[tuple[str, list[int], dict[str, Any]]] = [
-        ("equal 7 x 8", [8] * 7, {}),
-        ("equal 3 x 5, leave one out, unscaled", [5] * 3, {"baseline": "leave_one_out", "scale": "none"}),
-        ("equal 5 x 1", [1] * 5, {}),
-        ("equal 1031 x 3, over the batch", [3] * 1031, {"scale": "batch"}),
-    ]
-    ragged: list[tuple[str, list[int], dict[str, Any]]] = [
-        ("ragged 1, 0, 1500, 7", [1, 0, 1500, 7], {}),
-        ("ragged 3, 1025, leave one out", [3, 1025], {"baseline": "leave_one_out"}),
-    ]
-    found = [_group_launch(name, "_equal_groups", lengths, options) for name, lengths, options in equal]
-    found += [_group_launch(name, "_ragged_groups", lengths, options) for name, lengths, options in ragged]
-    return [*found, _group_launch("equal 1 x 5003, above a block", "_ragged_groups", [5003], {})]
-
-
-def _group_launch(name: str, kernel: str, lengths: list[int], options: dict[str, Any]) -> Launch:
-    rewards = _normal(sum(lengths), seed=sum(lengths))
-    if len(lengths) > 1:
-        rewards[: lengths[0]] = 0.1  # a group of equal rewards
-
-    def ours(device: torch.device) -> Outcome:
-        starts = torch.tensor([0, *lengths]).cumsum(0).to(device)
-        as_groups = {"cu_groups": starts} if name.startswith("ragged") else {"group_size": lengths[0]}
-        return {"advantages": group_advantages(rewards.to(device), **as_groups, **options)}
-
-    def definition(dtype: torch.dtype) -> Outcome:
-        return {"advantages": reference.group_advantages(rewards.to(dtype), lengths, **options)}
-
-    return Launch(f"groups {name}", (kernel,), ours, definition)
+    return present(logprobs=logprobs, lse=lse, entropy=entropies if entropy else None, grad_logits=gradient)
 
 
 # The matmul that makes exponentials of the logits, and sums them.
@@ -358,9 +216,9 @@ class _Head(NamedTuple):
         return f"{dtype} {self.num_rows} x {self.width} x {self.vocabulary}" + (f", {named}" if named else "")
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        hidden = _normal(self.num_rows, self.width, seed=5, dtype=self.dtype)
-        weight = _normal(self.vocabulary, self.width, seed=6) * (self.spread * self.width**-0.5)
-        return hidden, weight.to(self.dtype), _normal(self.vocabulary, seed=7, dtype=self.dtype) if self.bias else None
+        hidden = normal(self.num_rows, self.width, seed=5, dtype=self.dtype)
+        weight = normal(self.vocabulary, self.width, seed=6) * (self.spread * self.width**-0.5)
+        return hidden, weight.to(self.dtype), normal(self.vocabulary, seed=7, dtype=self.dtype) if self.bias else None
 
     def rows(self) -> _Rows:
         return _Rows(self.num_rows, self.vocabulary, per_row=self.per_row)
@@ -397,11 +255,11 @@ def _tiles_by_kernels(h: _Head, device: torch.device) -> Outcome:
     assert hidden is not None and weight is not None
     temperature, rows = h.rows().temperature(), slice(0, h.num_rows)
     transform = LogitTransform(temperature.to(device) if isinstance(temperature, Tensor) else temperature)
-    target_ids = _target_ids(h.num_rows, h.vocabulary).to(device)
+    target_ids = some_target_ids(h.num_rows, h.vocabulary).to(device)
     tiled = TiledHead(LinearInputs(hidden, weight, bias, target_ids, transform, h.num_rows), h.stored, shape)
     stats = tiled.forward(rows, h.entropy)
     gradient = tiled.gradient(rows, stats, h.rows().upstream()[0].to(device), None).whole() if h.stored else None
-    return _present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=gradient)
+    return present(logprobs=stats.logprobs, lse=stats.lse, entropy=stats.entropy, grad_logits=gradient)
 
 
 def _tiles_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
@@ -451,11 +309,11 @@ def _known(h: _Head, device: torch.device | str, dtype: torch.dtype) -> tuple[Te
     """Target ids, old logprobs, advantages and the mask."""
     wide = statistics_dtype(dtype)
     hidden, weight, bias = _leaves(h, "cpu", torch.float64)
-    ids = _target_ids(h.num_rows, h.vocabulary)
+    ids = some_target_ids(h.num_rows, h.vocabulary)
     logprobs, _ = reference.linear_logprobs(hidden, weight, ids, bias=bias)
     # Ratios are far within the clip or far beyond it, so that rounding decides nothing.
     old = (logprobs.detach() - torch.where(torch.arange(h.num_rows) % 5 == 0, 0.7, 0.05)).float()
-    advantages, mask = _normal(h.num_rows, seed=8), torch.arange(h.num_rows) % 7 != 3
+    advantages, mask = normal(h.num_rows, seed=8), torch.arange(h.num_rows) % 7 != 3
     return ids.to(device), old.to(device, wide), advantages.to(device, wide), mask.to(device)
 
 
@@ -478,7 +336,7 @@ def _grpo_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
 
 def _logprobs_by_op(h: _Head, choice: Any, device: torch.device) -> Outcome:
     hidden, weight, bias = leaves = _leaves(h, device, h.dtype)
-    ids, upstream = _target_ids(h.num_rows, h.vocabulary).to(device), h.rows().upstream()[0].to(device)
+    ids, upstream = some_target_ids(h.num_rows, h.vocabulary).to(device), h.rows().upstream()[0].to(device)
     with head.first_matmul(choice):
         logprobs, _ = linear_logprobs(hidden, weight, ids, bias=bias, chunk_tokens=16)
         gradients = torch.autograd.grad(logprobs, leaves, upstream)
@@ -487,7 +345,7 @@ def _logprobs_by_op(h: _Head, choice: Any, device: torch.device) -> Outcome:
 
 def _logprobs_by_definition(h: _Head, dtype: torch.dtype) -> Outcome:
     leaves = _leaves(h, "cpu", dtype)
-    logprobs, _ = _plain_logprobs(leaves, _target_ids(h.num_rows, h.vocabulary))
+    logprobs, _ = _plain_logprobs(leaves, some_target_ids(h.num_rows, h.vocabulary))
     upstream = h.rows().upstream()[0].to(logprobs.dtype)
     return {"logprobs": logprobs, **_named(torch.autograd.grad(logprobs, leaves, upstream))}
 
@@ -505,7 +363,7 @@ def _named(gradients: Sequence[Tensor]) -> Outcome:
 
 def _overwritten(r: _Rows, device: torch.device) -> Outcome:
     logits = r.logits().to(device).requires_grad_()
-    ids = _target_ids(r.num_rows, r.vocabulary).to(device)
+    ids = some_target_ids(r.num_rows, r.vocabulary).to(device)
     logprobs, _ = logprobs_from_logits(logits, ids, temperature=0.7, overwrite_logits=True)
     (gradient,) = torch.autograd.grad(logprobs, logits, r.upstream()[0].to(device))
     return {"logprobs": logprobs, "grad_logits": gradient}

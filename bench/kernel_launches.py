@@ -31,7 +31,8 @@ from bench.harness import (
     print_table,
     write_results,
 )
-from bench.kernel_cases import KERNELS, Launch, Outcome, launches, running_gpu_backend
+from bench.kernel_cases import KERNELS, launches, running_gpu_backend
+from bench.launch import Launch, Outcome
 from bench.side_by_side import attempted, run_workers, share_of
 
 _ROW = "launch: "

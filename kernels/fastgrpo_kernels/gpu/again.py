@@ -63,6 +63,14 @@ def _blocks(width: int) -> dict[str, int | bool]:
 
 
 @triton.jit
+def _transformed(product, bias, columns, vocabulary, scale):
+    """The logits of a tile as the softmax sees them."""
+    if bias is not None:
+        product += tl.load(bias + columns, mask=columns < vocabulary, other=0.0).to(tl.float32)[None, :]
+    return product * scale[:, None]
+
+
+@triton.jit
 def _stats_again(
     hidden,  # [R, D]
     weight,  # [V, D]
@@ -105,9 +113,7 @@ def _stats_again(
             hidden, weight, rows, columns, num_rows, vocabulary, width, hidden_stride, weight_stride, EVEN_WIDTH,
             BLOCK_R, BLOCK_V, BLOCK_D,
         )  # fmt: skip
-        if bias is not None:
-            x += tl.load(bias + columns, mask=columns < vocabulary, other=0.0).to(tl.float32)[None, :]
-        x *= scale[:, None]
+        x = _transformed(x, bias, columns, vocabulary, scale)
         inside = (columns < vocabulary)[None, :]
         of_target = tl.sum(tl.where((columns[None, :] == target[:, None]) & inside, x, 0.0), 1)
         tl.store(targets + rows, of_target, mask=wanted & (target >= start) & (target < start + BLOCK_V))
@@ -204,9 +210,7 @@ def _store_again(
             hidden, weight, rows, columns, num_rows, vocabulary, width, hidden_stride, weight_stride, EVEN_WIDTH,
             BLOCK_R, BLOCK_V, BLOCK_D,
         )  # fmt: skip
-        if bias is not None:
-            x += tl.load(bias + columns, mask=columns < vocabulary, other=0.0).to(tl.float32)[None, :]
-        x *= scale[:, None]
+        x = _transformed(x, bias, columns, vocabulary, scale)
         e = tl.exp(x - offset[:, None])
         to = kept + rows.to(tl.int64)[:, None] * kept_stride + columns[None, :]
         tl.store(to, e.to(kept.dtype.element_ty), mask=wanted[:, None] & (columns < vocabulary)[None, :])
