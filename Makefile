@@ -14,7 +14,7 @@ test: .venv/ready-dev
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not peers and not gpu"
 
 # Slow tests that keep one core busy go two at a time.
-ON_A_CORE_EACH = rewards evaluation recipes kernels
+ON_A_CORE_EACH = rewards evaluation recipes kernels policy proof bench
 .PHONY: $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" tests/$*

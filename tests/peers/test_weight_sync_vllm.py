@@ -247,7 +247,7 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
 
 
 @pytest.mark.parametrize(
-    "name, key_heads, num_syncs", [("qwen2_tied", 1, NUM_SYNCS), ("llama", 2, NUM_SYNCS), ("qwen3_moe", 2, 10)]
+    "name, key_heads, num_syncs", [("qwen2_tied", 1, NUM_SYNCS), ("llama", 2, 10), ("qwen3_moe", 2, 10)]
 )
 def test_shards_of_a_tensor_parallel_engine_get_their_parts_by_broadcast(name, key_heads, num_syncs, tmp_path):
     """Fewer key heads than processes, so that both hold the same; the last process's vocabulary is padded."""
@@ -268,7 +268,7 @@ def test_an_engine_over_two_trainer_ranks_is_written_by_both(name, key_heads, tm
 # Processes of their own.
 
 
-@pytest.mark.parametrize("name, num_syncs", [("qwen2_tied", NUM_SYNCS), ("llama", 10), ("mistral", 10)])
+@pytest.mark.parametrize("name, num_syncs", [("qwen2_tied", 20), ("llama", 10), ("mistral", 10)])
 def test_two_trainer_ranks_send_sharded_weights_to_two_engine_processes(name, num_syncs, tmp_path):
     tiny.save(tmp_path, name, tiny.random_weights(name, 0))
     run(f"trainer({str(tmp_path)!r}, {name!r}, {num_syncs})", 2, 400)

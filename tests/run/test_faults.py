@@ -113,7 +113,7 @@ def test_an_engine_that_never_comes_ends_the_run(tmp_path, tiny_base):
     """Its supervisor is stopped, and the engine killed."""
     launch = Launch(
         with_base(tmp_path, tiny_base),
-        "--steps", "50", "--deadline.start_s", "30",
+        "--steps", "50", "--deadline.start_s", "20",
         accidents=[(3, "rollout", "SIGSTOP", "supervisor 0"), (4, "rollout", "SIGKILL", "engine 0")],
     )  # fmt: skip
     assert launch.wait() == 1, launch.printed
