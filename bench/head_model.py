@@ -10,11 +10,13 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.harness import RESULTS, print_table
 
 SHAPE = (16384, 1536, 151936)
+WIDTHS = (896, 1536, 2048, 2560, 3584, 4096, 5120)  # of Qwen2.5's, Qwen3's and Llama's models, 0.5B to 32B
+CHUNKS = (1024, 2048, 2816, 3328, 4096, 6144, 8192)
 CUBLAS_TILES = ((128, 256), (256, 128), (128, 192), (128, 128))
 TILE, THREADS, LANES = (128, 256), 256, 128  # our tile, its threads, and lanes that an SM issues for in a cycle
 FILL_S, LAUNCH_S = 1.5e-6, 3e-6  # the first loads of a tile; a small kernel
@@ -67,8 +69,8 @@ def tiles_s(device: Device, rows: int, columns: int, inner: int, epilogue: int, 
 def parts(device: Device, shape: Sequence[int], way: str, epilogue: int) -> dict[str, float]:
     """Name -> seconds in a micro-batch, for "tiles", "persistent tiles" or "cuBLAS logits"."""
     tokens, width, vocabulary = shape
-    rows = min(device.chunk_tokens, tokens)
-    chunks = math.ceil(tokens / rows)
+    chunks = math.ceil(tokens / device.chunk_tokens)
+    rows = math.ceil(tokens / chunks / 16) * 16
     logits, of_weight = tokens * vocabulary, width * vocabulary
     if way == "cuBLAS logits":
         first = chunks * matmul_s(device, rows, vocabulary, width, 4)
@@ -115,4 +117,21 @@ def main(argv: Sequence[str]) -> int:
             table.append([device.name, way, *(1e3 * s for s in found.values()), 1e3 * total, total / limit])
     columns = ("device", "first matmul by", *(f"{name}, ms" for name in found), "all, ms", "x three matmuls")
     print_table("predicted: T {:,}, D {:,}, V {:,}".format(*SHAPE), columns, table)
+    print_table(
+        "x three matmuls by the rows of a chunk, as each device chooses the first matmul",
+        ("device", "multiprocessors", "width", *(f"{n:,}" for n in CHUNKS)),
+        [
+            [device.name, device.multiprocessors, width, *of_chunks(device, width, epilogues[device.sm])]
+            for device in DEVICES
+            for width in WIDTHS
+        ],
+    )
     return 0
+
+
+def of_chunks(device: Device, width: int, epilogue: int) -> list[float]:
+    """The time over three matmuls with chunks of each size: what whole waves of dX and few passes over dW are worth."""
+    shape = (SHAPE[0], width, SHAPE[2])
+    way = "tiles" if device.sm >= 90 else "cuBLAS logits"
+    limit = limit_s(device, shape)
+    return [sum(parts(replace(device, chunk_tokens=n), shape, way, epilogue).values()) / limit for n in CHUNKS]

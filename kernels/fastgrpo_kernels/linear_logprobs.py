@@ -83,7 +83,6 @@ def _backward(
     chunk_tokens: int,
     logprobs: Tensor,
     lse: Tensor,
-    entropies: Tensor,  # [0] where the entropy has no gradient
     grad_logprobs: Tensor | None,
     grad_entropy: Tensor | None,
     need_hidden: bool,
@@ -93,7 +92,7 @@ def _backward(
     transform = LogitTransform.decode(temperature, temperatures, softcap)
     of_logprobs = torch.zeros_like(logprobs) if grad_logprobs is None else grad_logprobs.contiguous()
     of_entropy = None if grad_entropy is None else grad_entropy.contiguous()
-    stats = RowStats(logprobs, lse, None if grad_entropy is None else entropies)
+    stats = RowStats(logprobs, lse, None)
     with running_on(hidden):
         inputs = LinearInputs(hidden, weight, bias, target_ids, transform, chunk_tokens)
         head = make_head(inputs, gradient=True, of_entropy=of_entropy is not None)
@@ -114,23 +113,23 @@ def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, target_ids, temperature, temperatures, softcap, chunk_tokens, _ = inputs
-    ctx.save_for_backward(hidden, weight, bias, target_ids, temperatures, *output)
+    hidden, weight, bias, target_ids, temperature, temperatures, softcap, chunk_tokens, entropy = inputs
+    ctx.save_for_backward(hidden, weight, bias, target_ids, temperatures, *output[:2])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.constants = temperature, softcap, chunk_tokens
+    ctx.constants = temperature, softcap, chunk_tokens, entropy
 
 
 def _autograd(
     ctx: Any, grad_logprobs: Tensor | None, _: Tensor | None, grad_entropy: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     first_derivative_only("linear_logprobs")
-    hidden, weight, bias, target_ids, temperatures, logprobs, lse, entropies = ctx.saved_tensors
-    temperature, softcap, chunk_tokens = ctx.constants
+    hidden, weight, bias, target_ids, temperatures, logprobs, lse = ctx.saved_tensors
+    temperature, softcap, chunk_tokens, entropy = ctx.constants
     needed = ctx.needs_input_grad[:3]
     gradients = _backward(
         hidden, weight, bias, target_ids, temperature, temperatures, softcap, chunk_tokens,
-        logprobs, lse, entropies, grad_logprobs, grad_entropy if len(entropies) else None, *needed,
+        logprobs, lse, grad_logprobs, grad_entropy if entropy else None, *needed,
     )  # fmt: skip
     return (*(g if n else None for g, n in zip(gradients, needed, strict=True)), *[None] * 6)
 

@@ -31,7 +31,7 @@ def op_inputs():
     return {
         "linear_logprobs": (hidden, weight, bias, ids, 0.7, None, 0.0, 4, True),
         "linear_logprobs_backward": (
-            hidden.detach(), weight.detach(), bias.detach(), ids, 0.7, None, 0.0, 4, *row, field, None,
+            hidden.detach(), weight.detach(), bias.detach(), ids, 0.7, None, 0.0, 4, *row[:2], field, None,
             True, True, True,
         ),
         "linear_grpo": (
@@ -171,7 +171,7 @@ def test_no_tensor_of_all_tokens_by_vocabulary_exists():
     with Watch():
         made = logprobs._forward._init_fn(hidden, weight, None, ids, 1.0, None, 0.0, 32, True)
         logprobs._backward._init_fn(
-            hidden, weight, None, ids, 1.0, None, 0.0, 32, *made, field, field, True, True, False
+            hidden, weight, None, ids, 1.0, None, 0.0, 32, *made[:2], field, field, True, True, False
         )
         grpo._linear_grpo._init_fn(
             hidden, weight, None, ids, 1.0, None, 0.0, 32, field, field, None, None, None, None, None, count,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastgrpo_kernels import Objective, build, dispatch, group_advantages, native, plain
 
-from bench.compiled_kernels import MAX_REGISTERS, SHARED_BYTES_OF, TARGETS, variants
+from bench.compiled_kernels import TARGETS, beyond_limits, variants
 from tests.kernels.cases import make_case
 
 ROOT = Path(__file__).parents[2]
@@ -101,12 +101,4 @@ def test_every_triton_kernel_compiles_within_what_the_chip_has(targets):
     assert len(rows) == sum(c >= v.least_sm for v in variants() for c in targets) and launched == {
         row["kernel"] for row in rows
     }
-    for row in rows:
-        assert row["registers"] <= MAX_REGISTERS, row
-        assert row["shared_bytes"] <= SHARED_BYTES_OF[row["sm"]], row
-        assert row["spilled_bytes"] <= (0 if row["sm"] < 100 else 128), row
-        if (row["kernel"], row["variant"]) == ("_linear_tiles", "EVEN_WIDTH, stored"):
-            assert row["matrix_instructions"] and row["epilogue_instructions"] <= (900 if row["sm"] < 100 else 1000), (
-                row
-            )
-            assert row["loads_of_128_bits"] and row["stores_of_128_bits"] and not row["spilled_bytes"], row
+    assert not [(row, beyond) for row in rows if (beyond := beyond_limits(row))]

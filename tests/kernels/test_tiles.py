@@ -1,12 +1,13 @@
 """The Triton matmuls whose epilogue makes exponentials of the logits, and stores them or nothing."""
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fastgrpo_kernels import Objective, dispatch, head, linear_logprobs, reference
 from fastgrpo_kernels.head import choice
-from fastgrpo_kernels.head.exponentials import TiledHead
+from fastgrpo_kernels.head.exponentials import ExponentialHead, TiledHead
 from fastgrpo_kernels.head.logits import LogitsHead
 from fastgrpo_kernels.primitives import LogitTransform
 
@@ -96,6 +97,19 @@ def test_extreme_logits(dtype):
         torch.testing.assert_close(logprobs.double().cpu(), expected.detach(), rtol=1e-4, atol=2e-2)
 
 
+@pytest.mark.parametrize("off", [-200.0, -40.0, 40.0, 200.0])
+def test_an_offset_however_wrong_costs_no_digits(monkeypatch, off):
+    """Products of large 16-bit numbers that cancel are rounded before they are added up for it."""
+    right = TiledHead._target_logits
+    monkeypatch.setattr(TiledHead, "_target_logits", lambda head, rows: right(head, rows) + off)
+    case = make_case(20, 24, 257, dtype=DTYPES[0])
+    loss = OBJECTIVES["plain"]
+    ours = value_and_gradients(case.to(DTYPES[0], DEVICE), lambda c: c.ours(loss).loss)
+    torchs = value_and_gradients(case.to(DTYPES[0]), lambda c: c.definition(loss))
+    oracle = value_and_gradients(case.to(torch.float64), lambda c: c.definition(loss))
+    assert_as_exact_as_torch(ours, torchs, oracle, largest_terms=1.0)
+
+
 def test_without_a_gradient_to_come_no_logits_are_stored_in_any_form(monkeypatch):
     buffers = []
     make = TiledHead.__init__
@@ -123,6 +137,30 @@ def test_a_gpu_takes_tiles_where_they_are_better(monkeypatch):
         assert choice._tiles_are_better(gpu, gradient=False)
         with head.first_matmul("cublas"):
             assert not choice._tiles_are_better(gpu, gradient=False)
-    hidden, weight = torch.zeros(4, 8), torch.zeros(5, 8)
-    inputs = head.LinearInputs(hidden, weight, None, torch.zeros(4, dtype=torch.int64), LogitTransform())
-    assert type(head.make_head(inputs, gradient=True, of_entropy=True)) is LogitsHead
+
+
+# What a call needs of its logits, and the head that it gets on sm_90 and on sm_80.
+TILES, KEPT, LOGITS = TiledHead, ExponentialHead, LogitsHead
+CHOICES = {
+    "bfloat16, gradient": (torch.bfloat16, {"gradient": True}, 0.0, TILES, KEPT),
+    "bfloat16, none": (torch.bfloat16, {"gradient": False}, 0.0, TILES, TILES),
+    "bfloat16, entropy's gradient": (torch.bfloat16, {"gradient": True, "of_entropy": True}, 0.0, LOGITS, LOGITS),
+    "bfloat16, softcap": (torch.bfloat16, {"gradient": False}, 30.0, LOGITS, LOGITS),
+    "float16, gradient": (torch.float16, {"gradient": True}, 0.0, LOGITS, LOGITS),
+    "float16, none": (torch.float16, {"gradient": False}, 0.0, TILES, TILES),
+    "float32, gradient": (torch.float32, {"gradient": True}, 0.0, LOGITS, LOGITS),
+    "float32, none": (torch.float32, {"gradient": False}, 0.0, LOGITS, LOGITS),
+}
+
+
+@pytest.mark.parametrize("call", CHOICES)
+def test_each_call_on_a_gpu_gets_the_head_that_suits_it(call, monkeypatch):
+    monkeypatch.undo()
+    dtype, asked, softcap, on_90, on_80 = CHOICES[call]
+    for name, head_class in (("LogitsHead", LOGITS), ("ExponentialHead", KEPT), ("TiledHead", TILES)):
+        monkeypatch.setattr(choice, name, lambda *_, made=head_class: made)
+    tensor = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    inputs = head.LinearInputs(tensor, tensor, None, tensor, LogitTransform(softcap=softcap))
+    for capability, expected in (((9, 0), on_90), ((8, 0), on_80)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
+        assert head.make_head(inputs, **asked) is expected

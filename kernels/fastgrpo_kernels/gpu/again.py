@@ -13,7 +13,7 @@ from .rows import LOWEST
 from .tiles import product_of_tile
 
 _ROWS, _COLUMNS, _WIDTH = 64, 128, 32
-_SPLITS = 16  # programs that share the vocabulary of the same rows
+SPLITS = 16  # programs that share the vocabulary of the same rows
 
 
 def compute_again(
@@ -35,18 +35,18 @@ def compute_again(
     num_rows, vocabulary = len(hidden), len(weight)
     if not num_rows:
         return
-    tops = torch.empty(_SPLITS, num_rows, dtype=torch.float32, device=hidden.device)
+    tops = torch.empty(SPLITS, num_rows, dtype=torch.float32, device=hidden.device)
     totals, weighteds = torch.empty_like(tops), torch.empty_like(tops)
     targets = torch.full_like(tops[0], torch.nan)
     scale, scales = transform.inverse()
-    blocks = _blocks(hidden.shape[1])
-    grid = (triton.cdiv(num_rows, blocks["BLOCK_R"]) * _SPLITS,)
+    blocks = blocks_of(hidden.shape[1])
+    grid = (triton.cdiv(num_rows, blocks["BLOCK_R"]) * SPLITS,)
     inputs = hidden, weight, bias, target_ids, scales, beyond
     sizes = num_rows, vocabulary, hidden.shape[1], hidden.stride(0), weight.stride(0)
-    options = {"PER_ROW": scales is not None, "SPLITS": _SPLITS, **blocks}
+    options = {"PER_ROW": scales is not None, "SPLITS": SPLITS, **blocks}
     _stats_again[grid](*inputs, tops, totals, weighteds, targets, *sizes, scale, **options)
     _combine[(triton.cdiv(num_rows, 32),)](
-        beyond, tops, totals, weighteds, targets, *stats, total, num_rows, BLOCK_R=32, SPLITS=_SPLITS
+        beyond, tops, totals, weighteds, targets, *stats, total, num_rows, BLOCK_R=32, SPLITS=SPLITS
     )
     if kept is not None:
         _store_again[grid](*inputs, stats.lse, kept, *sizes, kept.stride(0), scale, **options)
@@ -58,7 +58,7 @@ def clear(values: Tensor, rows: Tensor) -> None:  # [R, V], [R] bool
         _clear[(len(rows),)](values, rows, values.stride(0), values.shape[1], BLOCK_V=1024)
 
 
-def _blocks(width: int) -> dict[str, int | bool]:
+def blocks_of(width: int) -> dict[str, int | bool]:
     return {"BLOCK_R": _ROWS, "BLOCK_V": _COLUMNS, "BLOCK_D": _WIDTH, "EVEN_WIDTH": width % _WIDTH == 0}
 
 

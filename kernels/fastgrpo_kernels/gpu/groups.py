@@ -24,8 +24,9 @@ def group_advantages(
         padded = triton.next_power_of_2(group_size)
         together = _BLOCK // padded
         _equal_groups[(triton.cdiv(num_groups, together),)](
-            rewards, advantages, num_groups, group_size, eps, BLOCK_GROUPS=together, BLOCK_SIZE=padded, **switches
-        )
+            rewards, advantages, num_groups, group_size, eps, BLOCK_GROUPS=together, BLOCK_SIZE=padded,
+            DENSE=padded == group_size, **switches,
+        )  # fmt: skip
     else:
         _ragged_groups[(num_groups,)](
             rewards,
@@ -64,11 +65,13 @@ def _equal_groups(
     SCALE: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    DENSE: tl.constexpr,  # group_size is BLOCK_SIZE: groups are aligned, and read by 128 bits
 ):
     groups = tl.program_id(0).to(tl.int64) * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)
     places = tl.arange(0, BLOCK_SIZE)
-    at = groups[:, None] * group_size + places[None, :]
-    inside = (groups < num_groups)[:, None] & (places < group_size)[None, :]
+    stride = BLOCK_SIZE if DENSE else group_size
+    at = groups[:, None] * stride + places[None, :]
+    inside = (groups < num_groups)[:, None] & (places < stride)[None, :]
     r = tl.load(rewards + at, mask=inside, other=0.0)
     count = tl.zeros([BLOCK_GROUPS], tl.float32) + group_size
     first = tl.load(rewards + groups * group_size, mask=groups < num_groups, other=0.0)

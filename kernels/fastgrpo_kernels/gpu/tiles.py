@@ -18,7 +18,6 @@ from .rows import LOWEST
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = 0.6931471805599453
-SUBTILES = 2  # parts that a persistent program stores of a tile, one beside the arithmetic of the next
 
 
 class TileShape(NamedTuple):
@@ -102,7 +101,7 @@ def _have_descriptors(*tensors: Tensor | None) -> bool:
 
 
 def _descriptors(hidden: Tensor, weight: Tensor, out: Tensor | None, shape: TileShape) -> list[TensorDescriptor | None]:
-    blocks = [shape.rows, shape.width], [shape.vocabulary, shape.width], [shape.rows, shape.vocabulary // SUBTILES]
+    blocks = [shape.rows, shape.width], [shape.vocabulary, shape.width], [shape.rows, shape.vocabulary // 2]
     return [
         None if t is None else TensorDescriptor.from_tensor(t, block)
         for t, block in zip((hidden, weight, out), blocks, strict=True)
@@ -282,7 +281,10 @@ def _persistent_tiles(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):
-    """A descriptor gives 0 beyond the ends of a matrix and stores nothing there."""
+    """A tile is stored in two halves, one beside the arithmetic of the next.
+
+    A descriptor gives 0 beyond the ends of a matrix and stores nothing there.
+    """
     num_tiles = tl.cdiv(num_rows, BLOCK_R) * tl.cdiv(vocabulary, BLOCK_V)
     HALF: tl.constexpr = BLOCK_V // 2  # noqa: N806
     for program in tl.range(tl.program_id(0), num_tiles, PROGRAMS, flatten=True):

@@ -59,19 +59,43 @@ def token_objective(
 
 
 @triton.jit
-def _counts(response_mask, at, end):
+def _read(pointer, at, inside, whole, WIDE: tl.constexpr):
+    """The values of a block of places; where all of them are inside, and the first is aligned, by 128 bits."""
+    if WIDE:
+        if whole:
+            values = tl.load(pointer + at)
+        else:
+            values = tl.load(pointer + at, mask=inside, other=0)
+    else:
+        values = tl.load(pointer + at, mask=inside, other=0)
+    return values
+
+
+@triton.jit
+def _write(pointer, at, values, inside, whole, WIDE: tl.constexpr):
+    if WIDE:
+        if whole:
+            tl.store(pointer + at, values)
+        else:
+            tl.store(pointer + at, values, mask=inside)
+    else:
+        tl.store(pointer + at, values, mask=inside)
+
+
+@triton.jit
+def _counts(response_mask, at, inside, whole=False, WIDE: tl.constexpr = False):
     """Whether a token stands at each place, and the policy sampled it."""
-    counted = at < end
+    counted = inside
     if response_mask is not None:
-        counted = counted & (tl.load(response_mask + at, mask=counted, other=0) != 0)
+        counted = counted & (_read(response_mask, at, inside, whole, WIDE) != 0)
     return counted
 
 
 @triton.jit
-def _field(pointer, at, counted, default):
+def _field(pointer, at, inside, counted, default, whole=False, WIDE: tl.constexpr = False):
     """The field of the tokens that count, 0 for the others; `default` where there is no such field."""
     if pointer is not None:
-        return tl.load(pointer + at, mask=counted, other=0.0)
+        return tl.where(counted, _read(pointer, at, inside, whole, WIDE), 0.0)
     return default
 
 
@@ -247,16 +271,16 @@ def _response_means(
     tokens = tl.zeros([BLOCK], tl.float32)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        counted = _counts(response_mask, at, end)
+        counted = _counts(response_mask, at, at < end)
         new = tl.load(logprobs + at, mask=counted, other=0.0)
-        old = _field(old_logprobs, at, counted, new)
+        old = _field(old_logprobs, at, counted, counted, new)
         log_ratio = new - old
         if RATIO == _GEOMETRIC_MEAN:  # clipped before the mean; NaN stays
             a = tl.load(advantages + at, mask=counted, other=0.0)
             below, above = _beyond(log_ratio, a, clip_low, clip_high)
             log_ratio = tl.where(below, -clip_low, tl.where(above, clip_high, log_ratio))
         summed += log_ratio
-        summed_rollout += old - _field(rollout_logprobs, at, counted, old)
+        summed_rollout += old - _field(rollout_logprobs, at, counted, counted, old)
         tokens += counted.to(tl.float32)
     length = tl.maximum(tl.sum(tokens, 0), 1.0)
     return tl.sum(summed, 0) / length, tl.sum(summed_rollout, 0) / length, length
@@ -271,11 +295,11 @@ def _add_to_response(
     tl.debug_barrier()  # another thread may have written this one's places
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        counted = _counts(response_mask, at, end)
+        counted = _counts(response_mask, at, at < end)
         if RATIO == _GEOMETRIC_MEAN:
             new = tl.load(logprobs + at, mask=counted, other=0.0)
             a = tl.load(advantages + at, mask=counted, other=0.0)
-            below, above = _beyond(new - _field(old_logprobs, at, counted, new), a, clip_low, clip_high)
+            below, above = _beyond(new - _field(old_logprobs, at, counted, counted, new), a, clip_low, clip_high)
             counted = counted & ((below | above) == 0)
         own = tl.load(gradient + at, mask=counted, other=0.0)
         tl.store(gradient + at, own + value, mask=counted)
@@ -333,23 +357,27 @@ def _token_objective(
             RATIO, BLOCK,
         )  # fmt: skip
 
+    WIDE: tl.constexpr = not BY_RESPONSE  # noqa: N806
     inverse_count = 1.0 / tl.load(num_loss_tokens).to(tl.float32)
     sums = tl.zeros([_PADDED_SUMS], tl.float32)
     through_ratio = 0.0
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        inside = at < end
-        counted = _counts(response_mask, at, end)
+        inside, whole = at < end, start + BLOCK <= end
+        counted = _counts(response_mask, at, inside, whole, WIDE)
         one = counted.to(tl.float32)
-        new = tl.load(logprobs + at, mask=counted, other=0.0)
-        old = _field(old_logprobs, at, counted, new)
-        a = tl.load(advantages + at, mask=counted, other=0.0)
-        weight = _field(token_weights, at, counted, one) * inverse_count
-        e = _field(entropy, at, counted, one * 0.0)
+        zero = one * 0.0
+        new = _field(logprobs, at, inside, counted, zero, whole, WIDE)
+        old = _field(old_logprobs, at, inside, counted, new, whole, WIDE)
+        a = _field(advantages, at, inside, counted, zero, whole, WIDE)
+        weight = _field(token_weights, at, inside, counted, one, whole, WIDE) * inverse_count
+        e = _field(entropy, at, inside, counted, zero, whole, WIDE)
+        reference = _field(ref_logprobs, at, inside, counted, new, whole, WIDE)
+        rollout = _field(rollout_logprobs, at, inside, counted, old, whole, WIDE)
         log_ratio = new - old
         if RATIO != _TOKEN:
             log_ratio = tl.where(counted, mean_log_ratio, 0.0)
-        rollout_log_ratio = old - _field(rollout_logprobs, at, counted, old)
+        rollout_log_ratio = old - rollout
         if CORRECTION == _SEQUENCE_MASK:
             rollout_log_ratio = tl.where(counted, mean_rollout, 0.0)
         ratio = _bounded_exp(log_ratio)
@@ -358,17 +386,17 @@ def _token_objective(
             SURROGATE, RATIO, DUAL,
         )  # fmt: skip
         correction, corrected = _correction(rollout_log_ratio, correction_low, correction_high, CORRECTION)
-        kl, kl_slope = _divergence(new - _field(ref_logprobs, at, counted, new), kl_cap, KL, CAP)
+        kl, kl_slope = _divergence(new - reference, kl_cap, KL, CAP)
         loss = weight * (kl_coef * kl - correction * surrogate - entropy_coef * e)
         through = -correction * slope * weight
         straight = (kl_coef * kl_slope - correction * direct) * weight
         if RATIO != _TOKEN:
             through_ratio += tl.sum(through, 0)
             through = through * 0.0
-        tl.store(grad_logprobs + at, through + straight, mask=inside)
-        tl.store(ratios + at, ratio * one, mask=inside)
+        _write(grad_logprobs, at, through + straight, inside, whole, WIDE)
+        _write(ratios, at, ratio * one, inside, whole, WIDE)
         if grad_entropy is not None:
-            tl.store(grad_entropy + at, -entropy_coef * weight, mask=inside)
+            _write(grad_entropy, at, -entropy_coef * weight, inside, whole, WIDE)
         sums = _add(sums, 0, loss)
         sums = _add(sums, 1, one)
         sums = _add(sums, 2, one * below.to(tl.float32))
