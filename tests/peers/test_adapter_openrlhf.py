@@ -1,10 +1,8 @@
 """OpenRLHF's Actor and PolicyLoss, executed as published on CPU, on float32 logits and on our op."""
 
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from fastgrpo_kernels.adapters.openrlhf import use_linear_logprobs
 from torch import Tensor
 
 from tests.kernels.readme import block
+from tests.peers.flash_attn_rows import stand_in_for_flash_attn
 from tests.peers.off_policy import make_batch
 from tests.peers.tiny_peers import ARCHITECTURES, Run, assert_close, save
 
@@ -22,35 +21,13 @@ deepspeed = pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.peers
 
 
-def stand_in_for_flash_attn() -> None:
-    """flash-attn does not build without CUDA; of it the actor imports four functions that move rows about.
-
-    They are put in as modules of their own: a package of that name would make transformers use it.
-    """
-
-    def unpad_input(values: Tensor, mask: Tensor) -> tuple:
-        indices, lengths = mask.flatten().nonzero().flatten(), mask.sum(1)
-        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
-        return values.flatten(0, 1)[indices], indices, starts, int(lengths.max()), lengths
-
-    def pad_input(values: Tensor, indices: Tensor, batch: int, length: int) -> Tensor:
-        padded = values.new_zeros(batch * length, *values.shape[1:])
-        return padded.index_copy(0, indices, values).unflatten(0, (batch, length))
-
-    padding, distributed = ModuleType("flash_attn.bert_padding"), ModuleType("flash_attn.utils.distributed")
-    padding.unpad_input, padding.pad_input = unpad_input, pad_input
-    padding.index_first_axis = lambda values, indices: values[indices]
-    padding.rearrange = lambda values, _: values.flatten(0, 1)  # "b s ... -> (b s) ..." in all its calls
-    distributed.all_gather = None  # of ring attention
-    sys.modules.setdefault(padding.__name__, padding)
-    sys.modules.setdefault(distributed.__name__, distributed)
-
-
 stand_in_for_flash_attn()
 
 from openrlhf.models import Actor, PolicyLoss  # noqa: E402
 
 TEMPERATURE = 0.7
+# 0.11.0 takes the entropy before it divides the logits in place, so that no gradient of the entropy comes back.
+ENTROPY_UNSCALED = metadata.version("openrlhf") == "0.11.0"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,6 +74,8 @@ def forward_backward(actor: Actor) -> Run:
     advantages = make_batch().advantages.float()[:, None].expand(mask.shape)
     loss, *_ = PolicyLoss(0.2, 0.28, dual_clip=10.0)(logprobs, old_logprobs, advantages, mask)
     entropy = output.entropy[:, -mask.shape[1] :] * mask
+    if ENTROPY_UNSCALED:
+        entropy = entropy.detach()
     (loss - 0.1 * entropy.sum() / mask.sum()).backward()
     found = {"logprobs": logprobs.detach(), "entropy": entropy.detach(), "loss": loss.detach()}
     return found | {name: p.grad for name, p in actor.named_parameters() if p.grad is not None}
@@ -111,6 +90,20 @@ def test_logprobs_entropy_loss_and_gradients_are_upstreams(folders, name, packin
     got = forward_backward(actor)
     assert len(got) > 20
     assert_close(got, want)
+
+
+def test_without_a_temperature_the_entropys_gradient_is_upstreams(folders):
+    """In every version, 0.11.0 too."""
+    batch, found = rl_batch(), []
+    for adapt in (False, True):
+        actor = make_actor(folders["qwen2"], temperature=1.0)
+        if adapt:
+            use_linear_logprobs(actor)
+        _, output = actor(**batch, return_output=True, return_entropy=True)
+        mask = batch["action_mask"]
+        (output.entropy[:, -mask.shape[1] :] * mask).sum().backward()
+        found.append({name: p.grad for name, p in actor.named_parameters()})
+    assert_close(found[1], found[0])
 
 
 def test_lora_trains_as_upstream(folders):
@@ -195,11 +188,11 @@ def test_generation_reaches_the_models_own_forward(folders):
     torch.testing.assert_close(actor.model(ids).logits, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("installed", ["0.11.1", "0.12.0"])
+@pytest.mark.parametrize("installed", ["0.10.4", "0.12.0"])
 def test_another_version_is_refused_by_name(folders, monkeypatch, installed):
     actor = make_actor(folders["qwen2"])
     monkeypatch.setattr(metadata, "version", lambda package: installed)
-    with pytest.raises(ValueError, match=rf"openrlhf 0\.11\.2, and {installed} is installed.*openrlhf==0\.11\.2"):
+    with pytest.raises(ValueError, match=rf"0\.11\.1, 0\.11\.2, and {installed} is installed.*openrlhf==0\.11\.2"):
         use_linear_logprobs(actor)
 
 

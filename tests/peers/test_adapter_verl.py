@@ -21,27 +21,36 @@ pytest.importorskip("peft", reason="verl's engine imports it")
 
 pytestmark = pytest.mark.peers
 
-from verl.plugin.platform.platform_cuda import PlatformCUDA  # noqa: E402
-from verl.plugin.platform.platform_manager import set_platform  # noqa: E402
+from tests.peers.flash_attn_rows import stand_in_for_flash_attn  # noqa: E402
+
+stand_in_for_flash_attn()  # 0.9.1 has functions of its own
 
 
-class CPU(PlatformCUDA):
-    """verl knows no platform without an accelerator; this is its own seam for others."""
+def set_platform_to_cpu() -> None:
+    """0.9 knows no platform without an accelerator, and has a seam for others; 0.8 takes the CPU by itself."""
+    try:
+        from verl.plugin.platform.platform_cuda import PlatformCUDA
+        from verl.plugin.platform.platform_manager import set_platform
+    except ModuleNotFoundError:
+        return
 
-    device_name = "cpu"
-    device_module = torch.cpu
+    class CPU(PlatformCUDA):
+        device_name = "cpu"
+        device_module = torch.cpu
 
-    def is_available(self) -> bool:
-        return True
+        def is_available(self) -> bool:
+            return True
 
-    def current_device(self) -> torch.device:
-        return torch.device("cpu")
+        def current_device(self) -> torch.device:
+            return torch.device("cpu")
 
-    def communication_backend_name(self) -> str:
-        return "gloo"
+        def communication_backend_name(self) -> str:
+            return "gloo"
+
+    set_platform(CPU())
 
 
-set_platform(CPU())  # before the engine is imported, which asks for the device then
+set_platform_to_cpu()  # before the engine is imported, which asks for the device then
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about engines that are not installed
     from verl.trainer.config import CheckpointConfig
@@ -52,6 +61,7 @@ with warnings.catch_warnings():
     from verl.workers.utils.padding import left_right_2_no_padding, no_padding_2_padding
 
 TEMPERATURE = 0.7
+IS_0_8 = metadata.version("verl") == "0.8.0"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -148,6 +158,8 @@ def materialised(folder: Path, **settings) -> Run:
 @pytest.mark.parametrize("remove_padding", [True, False])
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_logprobs_entropy_loss_and_gradients_are_those_of_verls_logits(folders, name, remove_padding):
+    if IS_0_8 and not remove_padding:
+        pytest.skip("verl 0.8.0 fails there with each fused head, and the adapter refuses it")
     want = materialised(folders[name], remove_padding=remove_padding)
     engine = make_engine(folders[name], fused=True, remove_padding=remove_padding)
     use_linear_logprobs(engine)
@@ -165,6 +177,18 @@ def test_verls_own_fused_head_agrees_but_for_the_cap_that_it_leaves_out(folders,
         got = forward_backward(make_engine(folders[name], fused=True, **options), fused=True)
     error = float((got["log_probs"] - want["log_probs"]).abs().max())
     assert error < 1e-4 if name == "qwen2" else error > 0.1
+
+
+@pytest.mark.skipif(not IS_0_8, reason="verl 0.9 has mended it")
+def test_padded_batches_fail_in_verl_0_8_itself_and_are_refused(folders):
+    with _forward_of_class_kept(ARCHITECTURES["qwen2"][1]):
+        engine = make_engine(
+            folders["qwen2"], fused=True, remove_padding=False, fused_kernel_options={"impl_backend": "torch"}
+        )
+        with pytest.raises(AssertionError):
+            forward_backward(engine, fused=True, remove_padding=False)
+    with pytest.raises(ValueError, match="use_remove_padding=True"):
+        use_linear_logprobs(engine)
 
 
 @contextmanager
@@ -238,10 +262,10 @@ def test_undoing_puts_the_models_forward_back(folders):
     assert "forward" not in vars(engine.module)
 
 
-@pytest.mark.parametrize("installed", ["0.9.0", "0.10.0"])
+@pytest.mark.parametrize("installed", ["0.7.1", "0.10.0"])
 def test_another_version_is_refused_by_name(monkeypatch, installed):
     monkeypatch.setattr(metadata, "version", lambda package: installed)
-    with pytest.raises(ValueError, match=rf"tested with verl 0\.9\.1, and {installed} is installed.*verl==0\.9\.1"):
+    with pytest.raises(ValueError, match=rf"0\.9\.0, 0\.9\.1, and {installed} is installed.*verl==0\.9\.1"):
         use_linear_logprobs(FSDPEngineWithLMHead)
 
 

@@ -1,6 +1,8 @@
 """OpenRLHF's Actor with ``linear_logprobs`` in the place of float32 logits."""
 
+import functools
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from . import check_version, head_logprobs, logits_rule, replace_method, unwrapped
 
-KNOWN_VERSIONS = ("0.11.2",)
+KNOWN_VERSIONS = ("0.11.0", "0.11.1", "0.11.2")
 
 
 def use_linear_logprobs(actor: Any) -> Callable[[], None]:
@@ -17,7 +19,7 @@ def use_linear_logprobs(actor: Any) -> Callable[[], None]:
     Replaces two methods, each on its object alone: `forward` of the actor, and `forward` of the transformers model in
     it, before or after DeepSpeed has wrapped that. What the actor returns is upstream's, but for two things: the
     output has no `logits`, and logprobs and entropy are 0 where no loss reads them (outside of ``action_mask``, or
-    of ``attention_mask`` where that alone is given).
+    of ``attention_mask`` where that alone is given). The entropy has no temperature in 0.11.0, as upstream's there.
 
     Raises ValueError for an OpenRLHF that was not tested, another class, images, and whatever ``logits_rule``
     refuses, ZeRO stage 3 among it; and from the actor for a call that asks for logits, and for ring attention.
@@ -44,6 +46,8 @@ def _replace_model_forward(model: Any) -> Callable[[], None]:
     from transformers.modeling_outputs import CausalLMOutput
 
     rule, original = logits_rule(model), model.forward
+    # OpenRLHF 0.11.0 divides by the temperature after it has taken the entropy.
+    entropy_unscaled = metadata.version("openrlhf") == "0.11.0"
 
     def forward(
         *args: Any,
@@ -57,9 +61,11 @@ def _replace_model_forward(model: Any) -> Callable[[], None]:
             return original(*args, **kwargs)
         assert rows is not None
         hidden = model.base_model(*args, **kwargs).last_hidden_state
-        logprobs, entropies = head_logprobs(
-            model, rule, hidden, target_ids, rows, temperature=temperature, entropy=entropy
-        )
+        head = functools.partial(head_logprobs, model, rule, hidden, target_ids, rows)
+        apart = entropy and entropy_unscaled and temperature != 1.0
+        logprobs, entropies = head(temperature=temperature, entropy=entropy and not apart)
+        if apart:
+            _, entropies = head(temperature=1.0, entropy=True)
         output = CausalLMOutput()
         output["log_probs"] = logprobs
         if entropies is not None:

@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer with ``linear_logprobs`` in the place of its own chunked LM head."""
+"""TRL's GRPOTrainer with ``linear_logprobs`` in the place of its own LM head."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -9,17 +9,18 @@ from torch import Tensor
 
 from . import check_version, head_logprobs, logits_rule, replace_method
 
-KNOWN_VERSIONS = ("1.16.0",)
+KNOWN_VERSIONS = ("1.14.2", "1.15.0", "1.16.0")
 
 
 def use_linear_logprobs(trainer: Any) -> Callable[[], None]:
     """Makes a constructed ``trl.GRPOTrainer`` compute logprobs and entropy with our op; returns what undoes it.
 
     Replaces `forward` of the policy, and of the reference model where there is one, on these two objects. Calls
-    without TRL's keyword ``fused_lm_head``, as in generation, reach the original.
+    without TRL's keyword ``fused_lm_head``, as in generation, reach the original. TRL 1.14 does not use the keyword
+    yet: there the trainer's method that scores is replaced too, by one that does.
 
-    Raises ValueError for a TRL that was not tested, a trainer of another class, PEFT, images, a router loss, and
-    whatever ``logits_rule`` refuses.
+    Raises ValueError for a TRL that was not tested, a trainer of another class, PEFT, images, a router loss, under
+    TRL 1.14 `use_liger_kernel`, and whatever ``logits_rule`` refuses.
     """
     check_version("trl", KNOWN_VERSIONS)
     import trl
@@ -30,19 +31,29 @@ def use_linear_logprobs(trainer: Any) -> Callable[[], None]:
         raise ValueError("PEFT models are not supported under TRL: train all weights, or run without the adapter")
     if trainer.aux_loss_enabled:
         raise ValueError("The router's loss of mixture-of-experts models is not supported: set router_aux_loss_coef=0")
-    undone = [_replace_forward(trainer, trainer.model, entropy=True)]
-    if trainer.ref_model is not None:
-        undone.append(_replace_forward(trainer, trainer.ref_model, entropy=False))
+    with ExitStack() as undone:  # what was replaced before an error is put back
+        if not _has_fused_head():
+            from .trl_1_14 import replace_scoring
 
-    def undo() -> None:
-        for undo_one in undone:
-            undo_one()
+            undone.callback(replace_scoring(trainer))
+        undone.callback(_replace_forward(trainer, trainer.model, entropy=True))
+        if trainer.ref_model is not None:
+            undone.callback(_replace_forward(trainer, trainer.ref_model, entropy=False))
+        return undone.pop_all().close
 
-    return undo
+
+def _has_fused_head() -> bool:
+    """Whether this TRL's trainers ask the model for logprobs, by ``fused_lm_head=True``."""
+    from trl.trainer import utils
+
+    return hasattr(utils, "add_fused_lm_head")
 
 
 def _replace_forward(trainer: Any, wrapped: Any, *, entropy: bool) -> Callable[[], None]:
-    from trl.trainer.utils import FusedCausalLMOutput
+    if _has_fused_head():
+        from trl.trainer.utils import FusedCausalLMOutput
+    else:
+        from .trl_1_14 import FusedCausalLMOutput
 
     model = trainer.accelerator.unwrap_model(wrapped)
     rule, original = logits_rule(model), model.forward

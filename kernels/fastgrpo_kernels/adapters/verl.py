@@ -1,6 +1,7 @@
 """verl's FSDP actor with ``linear_logprobs`` in the place of its fused LM heads."""
 
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from . import check_version, head_logprobs, logits_rule, replace_method, unwrapped
 
-KNOWN_VERSIONS = ("0.9.1",)
+KNOWN_VERSIONS = ("0.8.0", "0.9.0", "0.9.1")
 
 
 def use_linear_logprobs(engine: Any) -> Callable[[], None]:
@@ -23,8 +24,8 @@ def use_linear_logprobs(engine: Any) -> Callable[[], None]:
     verl's own fused heads leave out.
 
     Raises ValueError for a verl that was not tested, another engine, `use_fused_kernels=False`, the first FSDP,
-    Ulysses, quantisation-aware training, and whatever ``logits_rule`` refuses; given the class, when an engine is
-    initialized.
+    Ulysses, quantisation-aware training, padded batches under verl 0.8.0, and whatever ``logits_rule`` refuses; given
+    the class, when an engine is initialized.
     """
     check_version("verl", KNOWN_VERSIONS)
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
@@ -83,6 +84,8 @@ def _check_engine(engine: Any) -> None:
             f"Tested with FSDP2 alone, got {type(engine.module).__name__}: set actor_rollout_ref.actor.strategy=fsdp2 "
             "and actor_rollout_ref.ref.strategy=fsdp2"
         )
+    if metadata.version("verl") == "0.8.0" and not engine.model_config.use_remove_padding:
+        raise ValueError("verl 0.8.0 fails with fused kernels on padded batches: set model.use_remove_padding=True")
     if engine.use_ulysses_sp:
         raise ValueError("Sequence parallelism was not tested: set ulysses_sequence_parallel_size=1")
     if getattr(engine, "_qat_enabled", False):
