@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test test-full test-gpu rehearse wheels lint clean
+.PHONY: train test test-full peers test-gpu rehearse wheels lint clean
 
 train: .venv/ready
 	.venv/bin/fastgrpo train quickstart --overwrite
@@ -33,6 +33,11 @@ test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready
 	.venv-vllm/bin/python -m pytest tests/test_environment.py
 	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py evaluate_vllm.py)
 	.venv-vllm/bin/python -m pytest tests/peers/test_quickstart_vllm.py tests/bench/test_rollout_benches.py
+
+# The adapters' tests in each release that the adapters know; a table at the end (docs/adapters.md).
+OLDER_PEERS = trl-1.15.0 trl-1.14.2 verl-0.9.0 verl-0.8.0 openrlhf-0.11.1 openrlhf-0.11.0
+peers: $(OLDER_PEERS:%=.venv-%/ready)
+	$(PYTHON) tests/peers/window.py
 
 # On a CUDA GPU the kernels' tests run on it, in place of the interpreter.
 test-gpu: .venv/ready-dev
@@ -116,6 +121,15 @@ TESTS = pytest pytest-timeout
 	  peft==0.19.0 accelerate pylatexenc sympy $(TESTS)
 	.venv-openrlhf/bin/pip install -q -c constraints/openrlhf.txt -e kernels -e .
 	touch $@
+
+# An older release alone, on top of the newest one's environment, whose transformers serves all three. TRL 1.15's head
+# is a Triton kernel and nothing else, which the tests interpret.
+$(OLDER_PEERS:%=.venv-%/ready): .venv-%/ready: .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready
+	test -x .venv-$*/bin/python || .venv-$(PEER)/bin/python -m venv .venv-$*
+	echo "import site; site.addsitedir('$$(.venv-$(PEER)/bin/python $(PACKAGES))')" > "$$(.venv-$*/bin/python $(PACKAGES))/main.pth"
+	.venv-$*/bin/pip install -q --no-deps $(subst -,==,$*) $(if $(filter trl-1.15.0,$*),triton==3.9.0)
+	touch $@
+PEER = $(firstword $(subst -, ,$*))
 
 # What a GPU machine is given, CUDA build of torch and all, and nothing else: the rest is carried there.
 GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
