@@ -9,6 +9,7 @@ USAGE = """usage: fastgrpo COMMAND ...
 
   train [RECIPE] [--ranks N] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
   evaluate MODEL [--suite justrl|simplerl|prorl] ...       draw and judge benchmarks the way a paper did
+  serve RECIPE [--port N] [--section.field value ...]      start a vLLM server with which a run samples
   report RUN                                               make report.html of a run, also while it goes
   track RUN --track wandb|tensorboard|trackio|mlflow ...   send a run that is over, or goes on, to trackers
   recipes [PART OF A NAME]                                 list the recipes that come with fastgrpo, or show one
@@ -48,6 +49,12 @@ def _evaluate(arguments: list[str]) -> int:
     return evaluate(arguments)
 
 
+def _serve(arguments: list[str]) -> int:
+    from fastgrpo.serve import main as serve
+
+    return serve(arguments)
+
+
 def _report(arguments: list[str]) -> int:
     from fastgrpo.report.__main__ import main as report
 
@@ -83,7 +90,7 @@ def _version() -> int:
     return exit_codes.DONE
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "track": _track, "recipes": _recipes}
+COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "track": _track, "recipes": _recipes, "serve": _serve}
 
 
 if __name__ == "__main__":

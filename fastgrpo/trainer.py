@@ -61,7 +61,7 @@ class StepSamples:
 
 def limit_of(phase: str, config: Config) -> tuple[str, float, str]:
     """The name of a step's phase in messages, its longest time, and the setting that gives it."""
-    if phase == "sync" and config.rollout.gpus:
+    if phase == "sync" and config.rollout.samples_apart:
         return "sync", config.longest_sync_s, "(--deadline.start_s + sync_s) for each engine that may be lost,"
     names = {"rollout": "generate", "drain": "generate", "reward": "judge", "old_logprobs": "update"}
     name = names.get(phase, phase)

@@ -86,12 +86,16 @@ class RolloutConfig:
     gpus: int = setting(0, at_least=0, free_on_resume=True)
     """GPUs of every node that only sample, one rank for each; without GPUs, ranks that only sample.
     0: every rank samples and trains."""
+    servers: tuple[str, ...] = setting((), free_on_resume=True)
+    """Addresses of vLLM servers that sample, as http://host:8000 (`fastgrpo serve` starts one); every rank trains."""
+    server_key_file: str = setting("", free_on_resume=True)
+    """File with the servers' key; empty: the environment's VLLM_API_KEY, if they have one."""
     tensor_parallel: int = setting(1, at_least=1, free_on_resume=True)
     """GPUs that share the weights of one engine."""
     dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
     """Dtype of the engine's weights; auto is the policy's compute dtype."""
     max_staleness: int = setting(0, at_least=0)
-    """How many steps older than the trained weights the sampling ones may be; above 0 needs --rollout.gpus.
+    """How many steps older than the trained weights the sampling ones may be; above 0 needs --rollout.gpus or servers.
     0: sample, then train. 1: sample the next step while training. From 2 on: replace weights also during sampling."""
     kv_on_sync: Literal["recompute", "keep"] = "recompute"
     """When weights are replaced while responses are sampled: recompute their keys and values, or keep the old ones."""
@@ -123,6 +127,11 @@ class RolloutConfig:
     """Run vLLM without CUDA graphs: it starts sooner and samples slower."""
     max_engine_restarts: int = setting(3, at_least=0, free_on_resume=True)
     """How often engines on GPUs of their own may be restarted in a run; the next one that dies ends the run."""
+
+    @property
+    def samples_apart(self) -> bool:
+        """Whether engines are outside of the trainer ranks."""
+        return self.gpus > 0 or bool(self.servers)
 
 
 @dataclass(frozen=True, kw_only=True)

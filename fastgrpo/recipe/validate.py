@@ -93,10 +93,14 @@ def _validate_arithmetic(config: Config, num_ranks: int) -> None:
 
 def _validate_rollouts(config: Config, num_trainers: int, has_own_loss: bool) -> None:
     rollout = config.rollout
-    if rollout.max_staleness > 0 and rollout.gpus == 0:
+    if rollout.servers and rollout.gpus:
+        raise ValueError("--rollout.servers and --rollout.gpus both say who samples: leave one of them")
+    if rollout.servers and rollout.engine != "vllm":
+        raise ValueError(f"--rollout.servers are of vLLM: set --rollout.engine vllm, not {rollout.engine}")
+    if rollout.max_staleness > 0 and not rollout.samples_apart:
         raise ValueError(
             f"--rollout.max_staleness {rollout.max_staleness} needs engines that sample while the trainer trains: give "
-            f"them ranks of their own with --rollout.gpus, or take staleness 0"
+            f"them ranks of their own with --rollout.gpus, or name --rollout.servers, or take staleness 0"
         )
     if rollout.max_staleness > 1 and config.objective.correction == "none" and not has_own_loss:
         recomputed = " with --objective.old_logprobs recomputed" if config.objective.old_logprobs == "rollout" else ""
@@ -110,7 +114,7 @@ def _validate_rollouts(config: Config, num_trainers: int, has_own_loss: bool) ->
             "--rollout.oversample cuts the tail that a step waits for; with --rollout.max_staleness above 0 a step "
             "does not wait for it: leave one of them"
         )
-    if rollout.gpus == 0 and num_trainers % rollout.tensor_parallel:
+    if not rollout.samples_apart and num_trainers % rollout.tensor_parallel:
         raise ValueError(
             f"--rollout.tensor_parallel {rollout.tensor_parallel} does not divide the {num_trainers} ranks that share "
             f"engines"

@@ -46,6 +46,8 @@ def start_engine(spec: EngineSpec) -> RolloutEngine:
 
 def check_engine(config: Config, device: torch.device, dtype: torch.dtype) -> None:
     """Refuses what no engine of these settings could do, before anything is loaded. Raises ValueError."""
-    if config.rollout.sleep_level and config.rollout.gpus:
-        raise ValueError("--rollout.sleep_level is for engines inside trainer ranks: leave it with --rollout.gpus")
+    if config.rollout.sleep_level and config.rollout.samples_apart:
+        raise ValueError("--rollout.sleep_level is for engines inside trainer ranks: leave it where others sample")
+    if config.rollout.servers:
+        return  # they are asked when they are there
     engine_kind(config.rollout.engine).check(config, device, dtype)

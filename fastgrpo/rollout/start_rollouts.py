@@ -19,6 +19,7 @@ from fastgrpo.rollout.remote.remote_rollouts import RemoteRollouts
 from fastgrpo.rollout.remote.supervisor import POOL, engines_folder
 from fastgrpo.rollout.remote.weight_sender import WeightSender
 from fastgrpo.rollout.rollouts import Rollouts
+from fastgrpo.rollout.servers.start import servers_of
 from fastgrpo.rollout.weight_sync import manifest
 from fastgrpo.types import Sampling
 
@@ -35,7 +36,7 @@ def start_rollouts(
 
     ``parameters`` tell names and shapes, ``weights`` gives the whole tensors of every sync; all ranks call it.
     """
-    if config.rollout.gpus:
+    if config.rollout.samples_apart:
         return _remote(config, ranks, prompts, sampling, parameters, weights)
     return _local(config, ranks, prompts, sampling, weights)
 
@@ -76,16 +77,18 @@ def _remote(
     dtype = EngineSpec(config, ranks.device.type, "own_process").dtype
     pool, sender = None, None
     if ranks.is_first:
-        num_engines = Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel
+        servers = servers_of(config, str(dtype).removeprefix("torch.")) if rollout.servers else None
         pool = EnginePool(
-            LOOPBACK if is_on_one_machine() else os.environ["MASTER_ADDR"],
-            num_engines,
+            servers.host_of_trainer() if servers else LOOPBACK if is_on_one_machine() else os.environ["MASTER_ADDR"],
+            len(servers.urls) if servers else Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel,
             config.deadline,
             rollout.max_engine_restarts,
             rollout.max_sequences,
             pinned=rollout.max_staleness == 0 and rollout.oversample == 1,
+            servers=servers,
         )
         wire = manifest(parameters, dtype)
         sender = WeightSender(pool, wire, ranks.device, config.deadline.sync_s)
-        ranks.store.set(POOL, published(pool.address, engines_folder(config)))
+        if servers is None:
+            ranks.store.set(POOL, published(pool.address, engines_folder(config)))
     return RemoteRollouts(pool, sender, config, ranks, prompts, sampling, weights, dtype)

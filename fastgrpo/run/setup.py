@@ -191,7 +191,7 @@ def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks, example: Item)
     try the reward.
     """
     settings, workers = config.reward, config.reward.workers
-    if config.rollout.gpus:
+    if config.rollout.samples_apart:
         workers = workers * ranks.count if ranks.is_first else 1
     try:
         return VerifierPool(

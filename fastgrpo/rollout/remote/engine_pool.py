@@ -15,6 +15,8 @@ from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.remote.address import Address, new_secret
 from fastgrpo.rollout.remote.channel import Channel
 from fastgrpo.rollout.remote.door import Door
+from fastgrpo.rollout.servers.channel import ServerChannel
+from fastgrpo.rollout.servers.servers import MakeChannel, Servers
 from fastgrpo.types import Request, Response
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ WATCH_S = 0.1
 CLOSE_S = 2.0  # for the last messages to be sent: they are lost if the process ends first
 
 
+AnyChannel = Channel | ServerChannel
 Asked = tuple[Request, OnFinished | None]
 
 
@@ -35,7 +38,7 @@ class Engine:
     """An engine: its process may be replaced by another."""
 
     index: int
-    channel: Channel | None = None  # None while there is no process
+    channel: AnyChannel | None = None  # None while there is no process
     process: str = ""
     num_workers: int = 1
     last_heard: float = 0.0  # time.monotonic of its last message
@@ -66,9 +69,9 @@ class EnginePool:
         max_restarts: int,
         max_sequences: int,
         pinned: bool,
+        servers: Servers | None = None,
     ) -> None:
-        listener, port = m.listen(host)
-        self.address = Address(host, port, new_secret())
+        self.host, self.servers = host, servers
         self.deadlines, self.max_restarts, self.max_sequences = deadlines, max_restarts, max_sequences
         self.pinned = pinned
         now = time.monotonic()
@@ -82,9 +85,15 @@ class EnginePool:
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._closing = False
-        self._door = Door(self.address, listener, num_engines)
+        self._door: Door | None = None
         self._known: dict[int, Asked] = {}  # requests that are not collected yet
-        self._door.open(self._admit)
+        if servers is None:
+            listener, port = m.listen(host)
+            self.address = Address(host, port, new_secret())
+            self._door = Door(self.address, listener, num_engines)
+            self._door.open(self._admit)
+        else:
+            servers.open(self)
         threading.Thread(target=self._watch, name="engine pool: watch", daemon=True).start()
 
     def submit(
@@ -183,7 +192,7 @@ class EnginePool:
                 self._send(engine, _submission(engine.share))
             self._assign_waiting()
 
-    def lose(self, engine: Engine, channel: Channel, why: str) -> None:
+    def lose(self, engine: Engine, channel: AnyChannel, why: str) -> None:
         """Gives up the process behind this channel and has another started, unless it is lost already."""
         with self._changed:
             if engine.channel is channel:
@@ -206,14 +215,32 @@ class EnginePool:
         """Tells every engine and supervisor to end, and waits a moment until the messages are sent."""
         with self._changed:
             self._closing = True
-            channels = [e.channel for e in self.engines if e.channel is not None] + list(self.supervisors.values())
+            channels: list[AnyChannel] = [e.channel for e in self.engines if e.channel is not None]
+            channels += self.supervisors.values()
         for channel in channels:
             channel.send(m.End())
             channel.send(None)
         until = time.monotonic() + CLOSE_S
         for channel in channels:
             channel.wait_until_sent(max(0.0, until - time.monotonic()))
-        self._door.close()
+        if self._door is not None:
+            self._door.close()
+        if self.servers is not None:
+            self.servers.close()
+
+    def admit_server(self, index: int, process: str, num_workers: int, make: MakeChannel) -> None:
+        """Takes a server in that is ready; ``make`` makes its channel."""
+        with self._changed:
+            if not self._closing:
+                engine = self.engines[index]
+                self._take_in(engine, process, num_workers)
+                engine.channel = make(lambda channel, message: self._on_message(engine, channel, message))
+                self._changed.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """Makes every wait, from now on, raise EngineFailure."""
+        with self._changed:
+            self._fail(reason)
 
     # The methods below run on the pool's own threads, or under its lock.
 
@@ -230,15 +257,18 @@ class EnginePool:
             else:
                 if engine.channel is not None:
                     self._lose(engine, "another process took its place", restart=False)
-                engine.process, engine.num_workers = hello.process, hello.num_workers
-                engine.last_heard, engine.version = time.monotonic(), None
-                engine.inbox.clear()
+                self._take_in(engine, hello.process, hello.num_workers)
                 engine.channel = Channel(
                     connection, lambda channel, message: self._on_message(engine, channel, message), name
                 )
             self._changed.notify_all()
 
-    def _on_message(self, engine: Engine, channel: Channel, message: Any) -> None:
+    def _take_in(self, engine: Engine, process: str, num_workers: int) -> None:
+        engine.process, engine.num_workers = process, num_workers
+        engine.last_heard, engine.version = time.monotonic(), None
+        engine.inbox.clear()
+
+    def _on_message(self, engine: Engine, channel: AnyChannel, message: Any) -> None:
         with self._changed:
             if engine.channel is channel:  # not from a process that was replaced
                 self._handle(engine, message)
@@ -255,7 +285,8 @@ class EnginePool:
     def _watch(self) -> None:
         while not self._closing:
             time.sleep(WATCH_S)
-            self._door.send_away_the_silent()
+            if self._door is not None:
+                self._door.send_away_the_silent()
             with self._changed:
                 self._check_deadlines()
 
@@ -315,6 +346,8 @@ class EnginePool:
             self._assign_waiting()
         if self.num_restarts > self.max_restarts:
             self._fail(f"{message}. {self.num_restarts} losses are more than --rollout.max_engine_restarts allows")
+        elif self.servers is not None:
+            self.servers.look_for(engine.index)
         elif restart and (supervisor := self.supervisors.get(engine.index)) is not None:
             supervisor.send(m.Restart())
         self._changed.notify_all()

@@ -73,7 +73,7 @@ class WeightSender:
         self.leave()
         # A process that waits for others gives up before the deadline and says so: then the silent ones are at fault.
         timeout_s = COLLECTIVE_FRAC * self.timeout_s
-        host, size, first_rank = self.pool.address.host, 1 + sum(e.num_workers for e in engines), 1
+        host, size, first_rank = self.pool.host, 1 + sum(e.num_workers for e in engines), 1
         store = open_store(host, size, timeout_s)
         for engine in engines:
             self.pool.send(engine, m.Join(host, store.port, first_rank, size, timeout_s, self.manifest))

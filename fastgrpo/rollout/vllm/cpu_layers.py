@@ -35,20 +35,30 @@ def choose_mode(setting: str, num_parameters: int) -> Mode:
     return cast(Mode, setting)
 
 
-def install() -> None:
-    """Wraps vLLM's dispatch function. Raises AttributeError if vLLM has none of that name."""
-    from vllm.config import get_current_vllm_config
+def install(only_for: str = "") -> None:
+    """Wraps vLLM's dispatch function; ``only_for`` a backend of weight transfer leaves the layers of others alone.
+
+    Raises AttributeError if vLLM has no function of that name.
+    """
     from vllm.model_executor.layers import utils
 
+    mode = partial(_mode_of_engine, only_for)
     if not getattr(utils.dispatch_cpu_unquantized_gemm, "of_fastgrpo", False):
-        utils.dispatch_cpu_unquantized_gemm = wrapped(
-            utils.dispatch_cpu_unquantized_gemm,
-            lambda: (get_current_vllm_config().additional_config or {}).get(SETTING, "repack"),
-        )
-    _install_for_experts()
+        utils.dispatch_cpu_unquantized_gemm = wrapped(utils.dispatch_cpu_unquantized_gemm, mode)
+    _install_for_experts(mode)
 
 
-def _install_for_experts() -> None:
+def _mode_of_engine(only_for: str) -> Mode | None:
+    """The mode of the engine that is being loaded; None if its layers stay vLLM's."""
+    from vllm.config import get_current_vllm_config
+
+    config = get_current_vllm_config()
+    if only_for and getattr(config.weight_transfer_config, "backend", None) != only_for:
+        return None
+    return (config.additional_config or {}).get(SETTING, "repack")
+
+
+def _install_for_experts(mode: Callable[[], Mode | None]) -> None:
     try:
         from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts as Kernel
     except ImportError:  # of other versions: weight_layout refuses their experts
@@ -58,11 +68,13 @@ def _install_for_experts() -> None:
     original, apply = Kernel.process_weights_after_loading, Kernel.apply
 
     def keep_and_pack(kernel: Any, layer: Any) -> None:
+        if mode() is None:
+            return original(kernel, layer)
         layer.fastgrpo_pack_experts = partial(_pack_experts, original, kernel, layer)
         layer.fastgrpo_pack_experts()
 
     def apply_packed(kernel: Any, *given: Any, **named: Any) -> None:
-        apply(kernel, *given, **{**named, **kernel.fastgrpo_packed})
+        apply(kernel, *given, **{**named, **getattr(kernel, "fastgrpo_packed", {})})
 
     keep_and_pack.of_fastgrpo = True  # type: ignore[attr-defined]
     Kernel.process_weights_after_loading, Kernel.apply = keep_and_pack, apply_packed
@@ -77,13 +89,14 @@ def _pack_experts(pack: Callable[[Any, Any], None], kernel: Any, layer: Any) -> 
         setattr(layer, name, parameter)
 
 
-def wrapped(original: Dispatch, mode: Callable[[], Mode]) -> Dispatch:
+def wrapped(original: Dispatch, mode: Callable[[], Mode | None]) -> Dispatch:
     """The function that replaces vLLM's dispatch: linear layers' parameters keep their storage, dtype and values."""
 
     def dispatch(layer: Any, remove_weight: bool) -> None:
-        if layer.weight.is_meta or layer.weight.ndim != 2:
+        chosen = mode()
+        if chosen is None or layer.weight.is_meta or layer.weight.ndim != 2:
             original(layer, remove_weight)
-        elif mode() == "live":
+        elif chosen == "live":
             layer.cpu_linear = F.linear
         else:
             setattr(layer, _PACK, original)

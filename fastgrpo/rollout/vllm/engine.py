@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from fastgrpo.rollout.compare_weights import added
-from fastgrpo.rollout.sampling_noise import response_seed
 from fastgrpo.rollout.vllm.cpu_layers import SETTING
+from fastgrpo.rollout.vllm.sampling import merged_changes, sampling_of
 from fastgrpo.rollout.vllm.versions import require_vllm
 from fastgrpo.rollout.weight_sync import Manifest
-from fastgrpo.types import Request, Response, Sampling
+from fastgrpo.types import Request, Response
 
 log = logging.getLogger(__name__)
 
@@ -173,20 +173,14 @@ class _Drawing:
 
     def response(self, finish_reason: str) -> Response:
         assert finish_reason in ("stop", "length"), f"vLLM ended a request with {finish_reason!r}"
-        first, *later = _merged([(0, self.policy_version), *self.changes], len(self.ids))
+        first, later = merged_changes([(0, self.policy_version), *self.changes], len(self.ids))
         return Response(
             response_ids=np.array(self.ids, dtype=np.int32),
             rollout_logprobs=np.array(self.logprobs, dtype=np.float32),
             finish_reason="stop" if finish_reason == "stop" else "length",
-            policy_version=first[1],
-            version_changes=tuple(later),
+            policy_version=first,
+            version_changes=later,
         )
-
-
-def _merged(changes: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """The changes of weights by their place in a response: the last of several at one place, none after the end."""
-    last = dict(changes)
-    return [(place, version) for place, version in last.items() if place < length]
 
 
 def _sampled_logprobs(num_tokens: int, flat: Any) -> list[float]:
@@ -201,19 +195,7 @@ def _sampling_params(request: Request) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    sampling: Sampling = request.sampling
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=response_seed(sampling.seed, request.prompt.position, request.index),
-        max_tokens=sampling.max_response_tokens,
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=True,  # the stop tokens are the recipe's, not those of the model's files
-        logprobs=0 if sampling.top_p == 1 else None,  # of the sampled token alone
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-    )
+    return SamplingParams(**sampling_of(request), flat_logprobs=True, output_kind=RequestOutputKind.DELTA)
 
 
 def _start(settings: VllmSettings) -> Any:

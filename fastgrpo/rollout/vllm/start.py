@@ -37,7 +37,7 @@ def start_vllm(spec: EngineSpec) -> VllmEngine:
             executor=_executor(spec),
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_frac=0.0 if on_cpu else _memory_share(spec),
-            cpu_layers=choose_mode(config.sync.vllm_cpu_layers, _num_parameters(config)) if on_cpu else None,
+            cpu_layers=choose_mode(config.sync.vllm_cpu_layers, num_parameters(config)) if on_cpu else None,
             sleep_level=rollout.sleep_level,
             enforce_eager=rollout.enforce_eager or on_cpu,
             kv_on_sync=rollout.kv_on_sync,
@@ -59,7 +59,8 @@ def _memory_share(spec: EngineSpec) -> float:
     return (SHARE_ALONE if spec.config.rollout.gpus else SHARE_BESIDE_TRAINER) * free / total
 
 
-def _num_parameters(config: Config) -> int:
+def num_parameters(config: Config) -> int:
+    """The size of the run's model."""
     model_config = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.model.trust_remote_code)

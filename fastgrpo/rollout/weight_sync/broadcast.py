@@ -23,6 +23,20 @@ Manifest = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """(checkpoint name, shape, dtype on the wire) of every tensor, in the order of a sync."""
 
 
+def manifest_as_json(manifest: Manifest) -> list[list[Any]]:
+    """The manifest for a message; `manifest_of_json` reads it."""
+    return [[name, list(shape), str(dtype).removeprefix("torch.")] for name, shape, dtype in manifest]
+
+
+def manifest_of_json(value: list[list[Any]]) -> Manifest:
+    return tuple((name, tuple(shape), getattr(torch, dtype)) for name, shape, dtype in value)
+
+
+def checksums_key(number: int, rank: int) -> str:
+    """Key of the store under which a process leaves its checksums of a sync."""
+    return f"checksums/{number}/{rank}"
+
+
 def manifest(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Manifest:
     """The manifest of these tensors, all sent in one dtype."""
     return tuple((name, tuple(value.shape), dtype) for name, value in weights)

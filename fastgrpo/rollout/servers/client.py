@@ -1,0 +1,112 @@
+"""One vLLM server as a trainer speaks to it: token ids in and out, weights, signs of life. For one event loop."""
+
+import json
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from fastgrpo.rollout.servers.about import About
+from fastgrpo.rollout.vllm.sampling import merged_changes, sampling_of
+from fastgrpo.types import Request, Response
+
+CONNECT_S = 10.0
+KEEP_ALIVE_S = 3.0  # vLLM closes an idle connection after 5 s
+ANSWER_S = 30.0  # for what needs no step of the engine
+ERROR_CHARACTERS = 2000
+
+
+class ServerError(RuntimeError):
+    """A server refused a request or failed in it; ``status`` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """Speaks to one server. Raises ServerError for an answer that is none, and aiohttp.ClientError or TimeoutError
+    where there is no answer."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._session = self._open()
+
+    def _open(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            read_bufsize=2**20,
+        )
+
+    async def about(self) -> About:
+        """What the server is."""
+        return About.of_json(await self._ask("GET", "/inference/fastgrpo/about", limit_s=ANSWER_S))
+
+    async def alive(self) -> None:
+        """Returns when the engine has answered between two of its steps, however long that takes."""
+        await self._ask("GET", "/inference/fastgrpo/alive")
+
+    async def draw(self, request: Request, salt: str, version: int) -> Response:
+        """Draws a response. ``salt``: keys and values that were computed under another one are not reused.
+        ``version``: of the weights, where the server does not say it."""
+        body = {
+            "token_ids": request.prompt.prompt_ids.tolist(),
+            "cache_salt": salt,
+            "sampling_params": sampling_of(request),
+        }
+        try:
+            answer = await self._ask("POST", "/inference/v1/generate", body)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):  # an idle connection was closed just then
+            answer = await self._ask("POST", "/inference/v1/generate", body)
+        return response_of(answer["choices"][0], version)
+
+    async def join(self, meeting: dict[str, Any]) -> None:
+        """Has the server's processes meet the sender of weights."""
+        await self._ask("POST", "/inference/fastgrpo/join", meeting)
+
+    async def receive(self, number: int, version: int, *, with_checksums: bool, keep_cache: bool) -> None:
+        """Has the server receive one sync."""
+        body = {"number": number, "version": version, "with_checksums": with_checksums, "keep_cache": keep_cache}
+        await self._ask("POST", "/inference/fastgrpo/receive", body)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _ask(self, method: str, path: str, body: Any = None, limit_s: float | None = None) -> Any:
+        timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=CONNECT_S)
+        async with self._session.request(method, self.url + path, json=body, timeout=timeout) as answer:
+            if answer.status != 200:
+                raise ServerError(answer.status, _message(await answer.text()))
+            return await answer.json()
+
+
+def response_of(choice: dict[str, Any], version: int) -> Response:
+    """The response in an answer of `/inference/v1/generate`. Raises ServerError if it was not drawn to its end."""
+    ids, finish_reason, logprobs = choice["token_ids"], choice["finish_reason"], choice.get("logprobs")
+    if finish_reason not in ("stop", "length"):
+        raise ServerError(200, f"it ended a request with {finish_reason!r}")
+    spans = choice.get("weight_versions") or [{"start": 0, "version": version}]
+    first, later = merged_changes([(span["start"], int(span["version"])) for span in spans], len(ids))
+    of_ids = [np.nan] * len(ids) if logprobs is None else [entry["logprob"] for entry in logprobs["content"]]
+    return Response(
+        response_ids=np.array(ids, dtype=np.int32),
+        rollout_logprobs=np.array(of_ids, dtype=np.float32),
+        finish_reason=finish_reason,
+        policy_version=first,
+        version_changes=later,
+    )
+
+
+def _message(text: str) -> str:
+    """What an answer says is wrong."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if isinstance(value, dict):
+        error = value.get("error", value.get("detail", value))
+        value = error.get("message", error) if isinstance(error, dict) else error
+    return str(value)[:ERROR_CHARACTERS]

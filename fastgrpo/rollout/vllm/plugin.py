@@ -1,0 +1,39 @@
+"""What `vllm serve` finds by vLLM's entry points: a weight transfer engine, and routes for a trainer.
+
+vLLM calls `register` in every process of a server (group `vllm.general_plugins`), before the model is loaded, and
+mounts `Routes` in the one that speaks HTTP (group `vllm.endpoint_plugins`) if ``VLLM_PLUGINS`` names it. Both do nothing
+in a server that does not ask for them.
+"""
+
+from typing import Any
+
+BACKEND = "fastgrpo"
+"""Name for ``--weight-transfer-config '{"backend": "fastgrpo"}'``."""
+
+
+def register() -> None:
+    """Makes the backend known to vLLM, and on a CPU layers that a write reaches."""
+    import torch
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "fastgrpo.rollout.vllm.weight_transfer", "InPlaceTransfer")
+    if not torch.cuda.is_available():
+        from fastgrpo.rollout.vllm import cpu_layers
+
+        cpu_layers.install(only_for=BACKEND)
+
+
+class Routes:
+    """Mounts `fastgrpo.rollout.vllm.routes`."""
+
+    name = "fastgrpo"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: Any) -> None:
+        from fastgrpo.rollout.vllm.routes import router
+
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Needs none: the routes find the engine where vLLM's own do."""
