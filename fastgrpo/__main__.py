@@ -90,7 +90,14 @@ def _version() -> int:
     return exit_codes.DONE
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "track": _track, "recipes": _recipes, "serve": _serve}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "track": _track,
+    "recipes": _recipes,
+    "serve": _serve,
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastgrpo.command_line import exit_codes
+from fastgrpo.ranks import choose_device
 from fastgrpo.recipe.arguments import asked_run
 from fastgrpo.rollout.servers.command import server_command, server_environment
 from fastgrpo.rollout.servers.start import server_key
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _, config, _ = asked_run(settings)
         _wait_for(config.model.path, config.run_dir)
-        words = server_command(config, options.host, options.port)
+        words = server_command(config, options.host, options.port, choose_device(config.device).type == "cpu")
         named = server_environment(server_key(config.rollout.server_key_file))
     except ValueError as error:
         print(f"fastgrpo: {error}", file=sys.stderr)

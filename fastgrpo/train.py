@@ -107,18 +107,18 @@ def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None = None, per_n
 
 def _sample(config: Config, role: Role) -> int:
     """Raises ValueError if the ranks cannot meet. The GPU is the engine's: nothing of this process may be on it."""
-    from fastgrpo.rollout.remote.supervisor import supervise
+    from fastgrpo.rollout.servers.own import run_server
 
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return supervise(config, role, "cuda" if on_gpu else "cpu")
+    return run_server(config, role, "cuda" if on_gpu else "cpu")
 
 
 def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> int:
     from fastgrpo.algorithm.scoring import RecipeError
     from fastgrpo.ranks.signals import Interrupted
     from fastgrpo.rollout.compare_weights import WeightMismatch
-    from fastgrpo.rollout.remote.engine_pool import EngineFailure
-    from fastgrpo.rollout.remote.supervisor import OVER
+    from fastgrpo.rollout.servers.own import OVER
+    from fastgrpo.rollout.servers.pool import ServerFailure
     from fastgrpo.run.checkpoint import CheckpointError
     from fastgrpo.run.setup import CannotStart, train
     from fastgrpo.trainer import TrainingError
@@ -147,7 +147,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         code = exit_codes.SAVED
         if is_first:
             print(f"fastgrpo: {interrupted}")
-    except (TrainingError, RecipeError, CheckpointError, EngineFailure, WeightMismatch) as error:
+    except (TrainingError, RecipeError, CheckpointError, ServerFailure, WeightMismatch) as error:
         code = exit_codes.FAILED
         if is_first:
             print(f"fastgrpo: stopped: {error}{_newest_checkpoint(config)}", file=sys.stderr)

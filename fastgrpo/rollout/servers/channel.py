@@ -1,52 +1,82 @@
-"""A server as the pool sees an engine: messages go out, and what came of them comes back."""
+"""The way to one server: what the pool asks of it goes out, and what comes of it is told to the pool."""
 
 import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from fastgrpo.rollout.compare_weights import added
-from fastgrpo.rollout.remote import messages as m
 from fastgrpo.rollout.servers.client import Client, ServerError
-from fastgrpo.rollout.weight_sync import find_store
+from fastgrpo.rollout.servers.pool import Received, Server, ServerPool
+from fastgrpo.rollout.weight_sync import Manifest, find_store
 from fastgrpo.rollout.weight_sync.broadcast import checksums_key, manifest_as_json
 from fastgrpo.types import Request
 
-OnMessage = Callable[["ServerChannel", Any], None]
+ALIVE_S = 1.0
+"""A server is asked for a sign of life so long after the last."""
+FAILURES = (ServerError, aiohttp.ClientError, TimeoutError)
 
 
-class ServerChannel:
-    """Takes the messages of the pool on any thread, and works on an event loop.
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the sender of weights waits; the server's processes take the ranks from ``first_rank`` on."""
 
-    ``on_message`` gets every answer on the loop's thread, and a Failed once, when the server is lost.
+    host: str
+    port: int
+    first_rank: int
+    size: int
+    timeout_s: float
+    manifest: Manifest
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "host": self.host,
+            "port": self.port,
+            "first_rank": self.first_rank,
+            "size": self.size,
+            "timeout_s": self.timeout_s,
+            "manifest": manifest_as_json(self.manifest),
+        }
+
+
+class HttpChannel:
+    """A channel (`fastgrpo.rollout.servers.pool`) whose methods are for any thread, and whose work is on an event loop.
+
+    ``keep_cache``: keys and values of what is being drawn stay when weights change.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, client: Client, num_workers: int, keep_cache: bool, on_message: OnMessage
+        self, loop: asyncio.AbstractEventLoop, client: Client, pool: ServerPool, server: Server, keep_cache: bool
     ) -> None:
-        self._loop, self._client, self._num_workers, self._keep_cache = loop, client, num_workers, keep_cache
-        self._on_message = on_message
+        self._loop, self._client, self._pool, self._server = loop, client, pool, server
+        self._keep_cache = keep_cache
         self._salt, self._num_syncs, self._version = uuid.uuid4().hex, 0, 0
-        self._joined: m.Join | None = None
+        self._meeting: Meeting | None = None
         self._not_joined = "no sender of weights was named"
         self._drawing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._control: asyncio.Queue[m.Join | m.Receive] = asyncio.Queue()
+        self._control: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._closed = False
         self._busy_since: float | None = None
         self._busy_s = 0.0
         loop.call_soon_threadsafe(self._begin)
 
-    def send(self, message: Any) -> None:
-        """Queues a message and returns at once."""
-        self._loop.call_soon_threadsafe(self._take, message)
+    def draw(self, requests: Sequence[Request]) -> None:
+        self._loop.call_soon_threadsafe(self._draw_all, requests)
 
-    def wait_until_sent(self, limit_s: float) -> None:
-        """Nothing needs to be told to a server at the end: it goes on for the next run."""
+    def cancel(self, ids: Sequence[int]) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, ids)
+
+    def join(self, meeting: Meeting) -> None:
+        self._loop.call_soon_threadsafe(self._control.put_nowait, self._join(meeting))
+
+    def receive(self, number: int, version: int, *, with_checksums: bool) -> None:
+        self._loop.call_soon_threadsafe(self._control.put_nowait, self._receive(number, version, with_checksums))
 
     def close(self) -> None:
         """Stops working; what is being drawn is aborted by the server, as its connections end."""
@@ -58,22 +88,6 @@ class ServerChannel:
         self._spawn(self._keep_watch())
         self._spawn(self._control_in_order())
 
-    def _take(self, message: Any) -> None:
-        match message:
-            case m.Submit(requests=requests):
-                for request in requests:
-                    self._drawing[request.id] = self._spawn(self._draw(request))
-                self._note_busy()
-            case m.Cancel(ids=ids):
-                for i in ids:
-                    if (task := self._drawing.pop(i, None)) is not None:
-                        task.cancel()
-                self._note_busy()
-            case m.Join() | m.Receive():
-                self._control.put_nowait(message)
-            case m.End():
-                self._stop()
-
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -81,86 +95,77 @@ class ServerChannel:
         return task
 
     def _stop(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        while not self._control.empty():
+            self._control.get_nowait().close()
+        self._loop.create_task(self._client.close())
+
+    def _draw_all(self, requests: Sequence[Request]) -> None:
         if not self._closed:
-            self._closed = True
-            for task in self._tasks:
+            for request in requests:
+                self._drawing[request.id] = self._spawn(self._draw(request))
+            self._note_busy()
+
+    def _cancel(self, ids: Sequence[int]) -> None:
+        for i in ids:
+            if (task := self._drawing.pop(i, None)) is not None:
                 task.cancel()
-            self._loop.create_task(self._client.close())
-
-    def _say(self, message: Any) -> None:
-        if not self._closed:
-            self._on_message(self, message)
-
-    def _lose(self, why: str) -> None:
-        self._say(m.Failed(why))
+        self._note_busy()
 
     async def _draw(self, request: Request) -> None:
         try:
             response = await self._client.draw(request, f"{self._salt}-{self._num_syncs}", self._version)
-        except (ServerError, aiohttp.ClientError, TimeoutError) as error:
-            self._lose(f"a request failed: {in_words(error)}")
+        except FAILURES as error:
+            self._pool.lose(self._server, self, f"a request failed: {in_words(error)}")
             return
         if self._drawing.pop(request.id, None) is not None:
             self._note_busy()
-            self._say(m.Finished([(request.id, response)]))
+            self._pool.on_response(self._server, self, request, response)
 
     async def _keep_watch(self) -> None:
         """Asks the engine for a sign of life, again and again."""
         while True:
             try:
                 await self._client.alive()
-            except (ServerError, aiohttp.ClientError, TimeoutError) as error:
-                self._lose(in_words(error))
+            except FAILURES as error:
+                self._pool.lose(self._server, self, in_words(error))
                 return
-            self._say(m.Alive(self._take_busy_s()))
-            await asyncio.sleep(m.HEARTBEAT_S)
+            self._pool.on_alive(self._server, self, self._take_busy_s())
+            await asyncio.sleep(ALIVE_S)
 
     async def _control_in_order(self) -> None:
         while True:
-            message = await self._control.get()
-            if isinstance(message, m.Join):
-                await self._join(message)
-            else:
-                self._say(await self._receive(message))
+            await (await self._control.get())
 
-    async def _join(self, join: m.Join) -> None:
-        self._joined = join
+    async def _join(self, meeting: Meeting) -> None:
+        self._meeting = meeting
         try:
-            await self._client.join(
-                {
-                    "host": join.host,
-                    "port": join.port,
-                    "first_rank": join.first_rank,
-                    "size": join.size,
-                    "timeout_s": join.timeout_s,
-                    "manifest": manifest_as_json(join.manifest),
-                }
-            )
+            await self._client.join(meeting.to_json())
             self._not_joined = ""
-        except (ServerError, aiohttp.ClientError, TimeoutError) as error:
+        except FAILURES as error:
             self._not_joined = in_words(error)
 
-    async def _receive(self, command: m.Receive) -> m.Received:
-        number, version = command.number, command.policy_version
-        if self._not_joined:
-            return m.Received(number, version, self._not_joined)
+    async def _receive(self, number: int, version: int, with_checksums: bool) -> None:
+        checksums = None
         try:
-            await self._client.receive(
-                number, version, with_checksums=command.with_checksums, keep_cache=self._keep_cache
-            )
-            checksums = await asyncio.to_thread(self._checksums, number) if command.with_checksums else None
-        except (ServerError, aiohttp.ClientError, TimeoutError, RuntimeError) as error:
+            if not self._not_joined:
+                await self._client.receive(number, version, with_checksums, self._keep_cache)
+                checksums = await asyncio.to_thread(self._checksums, number) if with_checksums else None
+                self._num_syncs, self._version = self._num_syncs + 1, version
+        except (*FAILURES, RuntimeError) as error:  # torch's errors about a store are RuntimeErrors
             self._not_joined = in_words(error)
-            return m.Received(number, version, self._not_joined)
-        self._num_syncs, self._version = self._num_syncs + 1, version
-        return m.Received(number, version, checksums=checksums)
+        self._pool.on_received(self._server, self, Received(number, version, self._not_joined, checksums))
 
     def _checksums(self, number: int) -> dict[str, int]:
-        """What the server's processes left at the store: the checksums of whole tensors."""
-        join = self._joined
-        assert join is not None
-        store = find_store(join.host, join.port, join.size, join.timeout_s)
-        ranks = range(join.first_rank, join.first_rank + self._num_workers)
+        """What the server's processes left where they met the sender: the checksums of whole tensors."""
+        meeting = self._meeting
+        assert meeting is not None
+        store = find_store(meeting.host, meeting.port, meeting.size, meeting.timeout_s)
+        ranks = range(meeting.first_rank, meeting.first_rank + self._server.num_workers)
         return added(json.loads(store.get(checksums_key(number, rank))) for rank in ranks)
 
     def _note_busy(self) -> None:

@@ -43,7 +43,11 @@ class Client:
 
     async def about(self) -> About:
         """What the server is."""
-        return About.of_json(await self._ask("GET", "/inference/fastgrpo/about", limit_s=ANSWER_S))
+        answer = await self._ask("GET", "/inference/fastgrpo/about", limit_s=ANSWER_S)
+        try:
+            return About.of_json(answer)
+        except TypeError as error:
+            raise ServerError(200, str(error)) from error
 
     async def alive(self) -> None:
         """Returns when the engine has answered between two of its steps, however long that takes."""
@@ -67,7 +71,7 @@ class Client:
         """Has the server's processes meet the sender of weights."""
         await self._ask("POST", "/inference/fastgrpo/join", meeting)
 
-    async def receive(self, number: int, version: int, *, with_checksums: bool, keep_cache: bool) -> None:
+    async def receive(self, number: int, version: int, with_checksums: bool, keep_cache: bool) -> None:
         """Has the server receive one sync."""
         body = {"number": number, "version": version, "with_checksums": with_checksums, "keep_cache": keep_cache}
         await self._ask("POST", "/inference/fastgrpo/receive", body)

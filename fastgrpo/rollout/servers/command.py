@@ -5,8 +5,6 @@ import os
 import sys
 from importlib import metadata
 
-import torch
-
 from fastgrpo.config import Config
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.vllm.cpu_layers import SETTING, choose_mode
@@ -17,13 +15,13 @@ from fastgrpo.rollout.vllm.versions import require_vllm
 CPU_CACHE_GIB = 1.0
 
 
-def server_command(config: Config, host: str, port: int) -> list[str]:
+def server_command(config: Config, host: str, port: int, on_cpu: bool) -> list[str]:
     """The words of the command. Raises ValueError without a tested version of vLLM, and for fp8.
 
     The model must be there: on a CPU its size says how its layers are written.
     """
     require_vllm()
-    rollout, on_cpu = config.rollout, config.device == "cpu" or not torch.cuda.is_available()
+    rollout = config.rollout
     if rollout.dtype == "fp8":
         raise ValueError("a server cannot take weights into fp8: leave --rollout.dtype")
     spec = EngineSpec(config, "cpu" if on_cpu else "cuda", "own_process")

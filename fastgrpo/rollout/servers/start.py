@@ -1,4 +1,4 @@
-"""From a run's settings to its servers."""
+"""From a run's settings to its servers, as its first rank sees them."""
 
 import os
 from pathlib import Path
@@ -7,20 +7,38 @@ from urllib.parse import urlsplit
 from transformers import AutoConfig
 
 from fastgrpo.config import Config
+from fastgrpo.ranks import Ranks, Role
+from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
 from fastgrpo.rollout.servers.about import Needed
-from fastgrpo.rollout.servers.servers import Servers
+from fastgrpo.rollout.servers.key import published_key
+from fastgrpo.rollout.servers.own import BEGIN, addresses, servers_folder
+from fastgrpo.rollout.servers.pool import ServerPool
+from fastgrpo.rollout.servers.watch import ServerWatch, host_towards
+from fastgrpo.rollout.servers.weight_sender import WeightSender
+from fastgrpo.rollout.weight_sync import Manifest
 
 
-def servers_of(config: Config, dtype: str) -> Servers:
-    """The servers of this run, which are not spoken to yet. Raises ValueError for what is no address, and for a file
-    without a key."""
+def start_pool(
+    config: Config, ranks: Ranks, wire: Manifest, dtype: str
+) -> tuple[ServerPool, WeightSender, ServerWatch]:
+    """The pool of the servers that are named, or of the launch's own; what sends it weights, and what looks for them.
+
+    Raises ValueError for what is no address, and for a file without a key.
+    """
     rollout = config.rollout
-    return Servers(
-        [_address(text) for text in rollout.servers],
-        server_key(rollout.server_key_file),
-        needed_of(config, dtype),
-        keep_cache=rollout.kv_on_sync == "keep",
-    )
+    if rollout.servers:
+        key, named = server_key(rollout.server_key_file), lambda: named_servers(rollout.servers)
+        host, max_losses = host_towards(named()[0]), None
+    else:
+        key, told = published_key(servers_folder(config))
+        ranks.store.set(BEGIN, told)
+        own = addresses(ranks.store, Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel)
+        host, named = LOOPBACK if is_on_one_machine() else os.environ["MASTER_ADDR"], lambda: own
+        max_losses = rollout.max_engine_restarts
+    pool = ServerPool(config.deadline, rollout.max_sequences, max_losses)
+    sender = WeightSender(pool, host, wire, ranks.device, config.deadline.sync_s)
+    watch = ServerWatch(pool, named, key, needed_of(config, dtype), keep_cache=rollout.kv_on_sync == "keep")
+    return pool, sender, watch
 
 
 def needed_of(config: Config, dtype: str) -> Needed:
@@ -36,6 +54,19 @@ def needed_of(config: Config, dtype: str) -> Needed:
         sequence_tokens=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
         per_token_versions=config.rollout.max_staleness > 1,
     )
+
+
+def named_servers(named: tuple[str, ...]) -> list[str]:
+    """The addresses, and those in files that are named in their place, one on a line.
+
+    Raises ValueError for what is no address, and where there is none; OSError for a file that cannot be read.
+    """
+    texts: list[str] = []
+    for text in named:
+        texts += [text] if "://" in text else Path(text).read_text(encoding="utf-8").split()
+    if not texts:
+        raise ValueError(f"--rollout.servers: {', '.join(named)} names no server")
+    return list(dict.fromkeys(_address(text) for text in texts))
 
 
 def _address(text: str) -> str:

@@ -1,8 +1,8 @@
 """What `vllm serve` finds by vLLM's entry points: a weight transfer engine, and routes for a trainer.
 
 vLLM calls `register` in every process of a server (group `vllm.general_plugins`), before the model is loaded, and
-mounts `Routes` in the one that speaks HTTP (group `vllm.endpoint_plugins`) if ``VLLM_PLUGINS`` names it. Both do nothing
-in a server that does not ask for them.
+mounts `Routes` in the one that speaks HTTP (group `vllm.endpoint_plugins`) if ``VLLM_PLUGINS`` names it. Without
+either's name in the command or the environment both do nothing.
 """
 
 from typing import Any

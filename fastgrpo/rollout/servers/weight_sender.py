@@ -4,13 +4,14 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgrpo.rollout.remote import messages as m
-from fastgrpo.rollout.remote.engine_pool import Engine, EnginePool
+from fastgrpo.rollout.servers.channel import Meeting
+from fastgrpo.rollout.servers.pool import Channel, Received, Server, ServerPool
 from fastgrpo.rollout.weight_sync import Manifest, Sender, SyncGroup, open_store
 
 Bucket = list[tuple[str, Tensor]]
@@ -22,36 +23,37 @@ COLLECTIVE_FRAC = 0.7
 
 
 class WeightSender:
-    """Sends weights to the engines. A process group is used until one of its members changes."""
+    """Sends weights to the servers. A process group is used until one of its members changes."""
 
-    def __init__(self, pool: EnginePool, manifest: Manifest, device: torch.device, timeout_s: float) -> None:
-        self.pool, self.manifest, self.device, self.timeout_s = pool, manifest, device, timeout_s
-        self._members: tuple[Any, ...] = ()  # the channels of the engines of the group
+    def __init__(self, pool: ServerPool, host: str, manifest: Manifest, device: torch.device, timeout_s: float) -> None:
+        self.pool, self.host, self.manifest = pool, host, manifest  # the host as servers reach it
+        self.device, self.timeout_s = device, timeout_s
+        self._members: tuple[Any, ...] = ()  # the channels of the servers of the group
         self._sender: Sender | None = None
         self._sending: _Sending | None = None
         self._numbers = itertools.count()
         self.complaints: list[str] = []  # about the last sync, if it failed
 
-    def send(self, engines: list[Engine], buckets: Iterable[Bucket], version: int, *, with_checksums: bool) -> None:
+    def send(self, servers: list[Server], buckets: Iterable[Bucket], version: int, *, with_checksums: bool) -> None:
         """Begins a sync, which ends with `replies`.
 
         ``buckets`` is read to its end even after a failure, because other ranks take part in making it. At most two
         buckets are in memory.
         """
-        for engine in engines:
-            engine.inbox.clear()
-        command = m.Receive(next(self._numbers), version, with_checksums)
-        self._sending = sending = _Sending(self, engines, command, time.monotonic() + self.timeout_s)
-        for engine in engines:
-            self.pool.set_syncing(engine, True)
+        for server in servers:
+            server.received.clear()
+        ask = _Ask(next(self._numbers), version, with_checksums)
+        self._sending = sending = _Sending(self, servers, ask, time.monotonic() + self.timeout_s)
+        for server in servers:
+            self.pool.set_syncing(server, True)
         sending.start()
         for bucket in buckets:
             sending.hand_over(bucket)
 
-    def replies(self) -> dict[int, m.Received] | None:
-        """The reply of every engine by its index, or None if one failed: then the sync must be done again.
+    def replies(self) -> dict[Server, Received] | None:
+        """The reply of every server, or None if one failed: then the sync must be done again.
 
-        Engines that did not reply are given up.
+        Servers that did not reply are given up.
         """
         assert self._sending is not None, "nothing was sent"
         replies = self._sending.finish()
@@ -59,26 +61,26 @@ class WeightSender:
         return replies
 
     def group_of(self, sending: "_Sending") -> Sender:
-        """Tells the engines to receive, and returns the sender to their group: a new one if their processes changed.
+        """Tells the servers to receive, and returns the sender to their group: a new one if their processes changed.
 
         Raises RuntimeError if the sync was given up meanwhile.
         """
-        engines, command, members = sending.engines, sending.command, sending.channels
+        members = sending.channels
         if self._sender is not None and members == self._members:
-            for engine in engines:
-                self.pool.send(engine, command)
+            for channel in members:
+                sending.ask.of(channel)
             return self._sender
         if None in members:
-            raise RuntimeError("an engine was lost before it could be told")
+            raise RuntimeError("a server was lost before it could be told")
         self.leave()
         # A process that waits for others gives up before the deadline and says so: then the silent ones are at fault.
         timeout_s = COLLECTIVE_FRAC * self.timeout_s
-        host, size, first_rank = self.pool.host, 1 + sum(e.num_workers for e in engines), 1
-        store = open_store(host, size, timeout_s)
-        for engine in engines:
-            self.pool.send(engine, m.Join(host, store.port, first_rank, size, timeout_s, self.manifest))
-            self.pool.send(engine, command)
-            first_rank += engine.num_workers
+        size, first_rank = 1 + sum(s.num_workers for s in sending.servers), 1
+        store = open_store(self.host, size, timeout_s)
+        for server, channel in zip(sending.servers, members, strict=True):
+            channel.join(Meeting(self.host, store.port, first_rank, size, timeout_s, self.manifest))
+            sending.ask.of(channel)
+            first_rank += server.num_workers
         group = SyncGroup.join(store, 0, size, self.device, timeout_s)
         if self._sending is not sending:
             group.abort()
@@ -93,12 +95,24 @@ class WeightSender:
         self._sender, self._members = None, ()
 
 
+@dataclass(frozen=True)
+class _Ask:
+    """What the servers are asked to receive."""
+
+    number: int
+    version: int
+    with_checksums: bool
+
+    def of(self, channel: Channel) -> None:
+        channel.receive(self.number, self.version, with_checksums=self.with_checksums)
+
+
 class _Sending:
     """One sync. Its thread may hang in a collective; the main thread waits for it only until the deadline."""
 
-    def __init__(self, owner: WeightSender, engines: list[Engine], command: m.Receive, deadline: float) -> None:
-        self.owner, self.engines, self.command, self.deadline = owner, engines, command, deadline
-        self.channels = tuple(e.channel for e in engines)  # other processes may take their places
+    def __init__(self, owner: WeightSender, servers: list[Server], ask: _Ask, deadline: float) -> None:
+        self.owner, self.servers, self.ask, self.deadline = owner, servers, ask, deadline
+        self.channels: tuple[Any, ...] = tuple(s.channel for s in servers)  # other processes may take their places
         self.error: Exception | None = None
         self._bucket: Bucket | None = None
         self._has_all = False
@@ -119,8 +133,8 @@ class _Sending:
                 self._bucket = bucket
                 self._turn.notify_all()
 
-    def finish(self) -> dict[int, m.Received] | None:
-        """Waits for the reply of every engine, until the deadline."""
+    def finish(self) -> dict[Server, Received] | None:
+        """Waits for the reply of every server, until the deadline."""
         with self._turn:
             self._has_all = True
             self._turn.notify_all()
@@ -128,40 +142,40 @@ class _Sending:
                 self._turn.wait(POLL_S)
             has_failed = self.error is not None or not self._is_over
         if has_failed:
-            self.owner.leave()  # so that engines do not wait for the rest of a broadcast
+            self.owner.leave()  # so that servers do not wait for the rest of a broadcast
         pool = self.owner.pool
         pool.wait(lambda: not self._silent(), self._left_s)
-        for engine, channel in zip(self.engines, self.channels, strict=True):
-            if channel is not None and engine in self._silent():
+        for server, channel in zip(self.servers, self.channels, strict=True):
+            if channel is not None and server in self._silent():
                 silent_s = self.owner.timeout_s
-                pool.lose(engine, channel, f"it took no part in a weight sync for {silent_s:g} s (--deadline.sync_s)")
-            pool.set_syncing(engine, False)
+                pool.lose(server, channel, f"it took no part in a weight sync for {silent_s:g} s (--deadline.sync_s)")
+            pool.set_syncing(server, False)
         lost = self._lost()
-        answered = {e.index: reply for e in self.engines if e not in lost and (reply := self._reply(e)) is not None}
-        replies = {index: reply for index, reply in answered.items() if not reply.error}
-        if has_failed or len(replies) < len(self.engines):
+        answered = {s: reply for s in self.servers if s not in lost and (reply := self._reply(s)) is not None}
+        replies = {server: reply for server, reply in answered.items() if not reply.error}
+        if has_failed or len(replies) < len(self.servers):
             self.owner.leave()
             self.owner.complaints = [*self._complaints(), *([repr(self.error)] if self.error else [])]
             return None
         return replies
 
     def _complaints(self) -> list[str]:
-        """The reasons why engines could not take part, as they report them."""
-        found = ((e, self._reply(e)) for e in self.engines)
-        return [f"engine {e.index}: {reply.error}" for e, reply in found if reply is not None and reply.error]
+        """The reasons why servers could not take part, as they report them."""
+        found = ((s, self._reply(s)) for s in self.servers)
+        return [f"server {s.url}: {reply.error}" for s, reply in found if reply is not None and reply.error]
 
-    def _lost(self) -> list[Engine]:
-        """Engines whose process is gone or was replaced."""
-        pairs = zip(self.engines, self.channels, strict=True)
-        return [e for e, channel in pairs if channel is None or e.channel is not channel]
+    def _lost(self) -> list[Server]:
+        """Servers whose process is gone or was replaced."""
+        pairs = zip(self.servers, self.channels, strict=True)
+        return [s for s, channel in pairs if channel is None or s.channel is not channel]
 
-    def _silent(self) -> list[Engine]:
+    def _silent(self) -> list[Server]:
         lost = self._lost()
-        return [e for e in self.engines if e not in lost and self._reply(e) is None]
+        return [s for s in self.servers if s not in lost and self._reply(s) is None]
 
-    def _reply(self, engine: Engine) -> m.Received | None:
-        """The engine's reply to this attempt; one to an earlier attempt may come late and does not count."""
-        return next((r for r in list(engine.inbox) if r.number == self.command.number), None)
+    def _reply(self, server: Server) -> Received | None:
+        """The server's reply to this attempt; one to an earlier attempt may come late and does not count."""
+        return next((r for r in list(server.received) if r.number == self.ask.number), None)
 
     @property
     def _left_s(self) -> float:

@@ -1,4 +1,4 @@
-"""Rollouts by engines with processes of their own, while the trainer trains or before it does."""
+"""Rollouts by servers, while the trainer trains or before it does."""
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -15,33 +15,38 @@ from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.compare_weights import WeightMismatch, require_equal, with_checksums
 from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.engine_pool import EngineFailure, EnginePool
-from fastgrpo.rollout.remote.staleness import StalenessQueue, Started
-from fastgrpo.rollout.remote.weight_sender import WeightSender, in_buckets
+from fastgrpo.rollout.servers.pool import ServerFailure, ServerPool
+from fastgrpo.rollout.servers.staleness import StalenessQueue, Started
+from fastgrpo.rollout.servers.watch import ServerWatch
+from fastgrpo.rollout.servers.weight_sender import WeightSender, in_buckets
 from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+MAX_ATTEMPTS = 5
+"""Attempts of one sync; in each that failed a server was lost or said why it could not take part."""
+
 BEAT_S = 5.0
-"""The first rank, which alone speaks with the engines, gives the others a sign so often: no collective waits longer."""
+"""The first rank, which alone speaks with the servers, gives the others a sign so often: no collective waits longer."""
 
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
-class RemoteRollouts:
+class ServerRollouts:
     """All trainer ranks call every method together; the pool is the first rank's, and so is every group: it judges.
 
-    The queue says which groups a step takes. With ``max_staleness`` 0 engines draw a fixed share each and wait while
-    the trainer trains; with 1 they draw the next step's meanwhile, and are done before weights change; from 2 on
-    weights change under what is being drawn. An engine that was lost gets the current weights when it is back.
+    The queue says which groups a step takes. With ``max_staleness`` 0 servers wait while the trainer trains; with 1
+    they draw the next step's meanwhile, and are done before weights change; from 2 on weights change under what is
+    being drawn. A server that was lost, or joins late, gets the current weights when it is there.
     """
 
     def __init__(
         self,
-        pool: EnginePool | None,
+        pool: ServerPool | None,
         sender: WeightSender | None,
+        watch: ServerWatch | None,
         config: Config,
         ranks: Ranks,
         prompts: PromptsInOrder,
@@ -49,7 +54,7 @@ class RemoteRollouts:
         weights: Weights,
         dtype: torch.dtype,
     ) -> None:
-        self._pool, self._sender = pool, sender
+        self._pool, self._sender, self._watch = pool, sender, watch
         self.config, self.ranks, self.prompts, self.sampling = config, ranks, prompts, sampling
         self.weights, self.dtype = weights, dtype
         settings = config.rollout
@@ -63,7 +68,7 @@ class RemoteRollouts:
         self.judging: Judging | None = None
 
     @property
-    def pool(self) -> EnginePool:
+    def pool(self) -> ServerPool:
         assert self._pool is not None, "the pool is the first rank's"
         return self._pool
 
@@ -136,8 +141,9 @@ class RemoteRollouts:
                 self._submit([self._requests(prompt, missing)])
 
     def close(self) -> None:
-        if self._pool is not None:
+        if self._pool is not None and self._watch is not None:
             self._pool.close()
+            self._watch.close()
 
     # Between the ranks.
 
@@ -147,7 +153,7 @@ class RemoteRollouts:
         if self.ranks.is_first:
             try:
                 outcome = [(work(), None)]
-            except (EngineFailure, WeightMismatch) as failure:
+            except (ServerFailure, WeightMismatch) as failure:
                 outcome = [(None, failure)]
         dist.broadcast_object_list(outcome, src=0, group=self.ranks.control)
         result, error = outcome[0]
@@ -160,7 +166,7 @@ class RemoteRollouts:
             pass
 
     def _when_ready(self, attempt: Callable[[], list[Group] | None]) -> list[Group]:
-        """Asks until there are groups; engines that come back meanwhile get the weights. Other ranks get none."""
+        """Asks until there are groups; servers that come back meanwhile get the weights. Other ranks get none."""
         found: list[list[Group]] = []
 
         def look() -> str:
@@ -236,37 +242,30 @@ class RemoteRollouts:
             **self._counts,
             "prompts_under_way": len(self.queue.started),
             "engine_busy_s": pool.take_busy_s(),
-            "engine_restarts": pool.num_restarts,
+            "engine_restarts": pool.num_lost,
             "responses_redrawn": pool.num_redrawn,
         }
 
     # Weights.
 
     def _sync(self, *, with_checksums: bool = False, only_unsynced: bool = False) -> None:
-        """Syncs until all engines that are there hold the trainer's weights; waits for a lost one where it is needed.
+        """Syncs until all servers that are there hold the trainer's weights.
 
         ``only_unsynced`` leaves alone those that hold them already, and may be drawing.
         """
         every = self.config.sync.compare_every
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
         self.just_compared = due
-        for _ in range(self.config.rollout.max_engine_restarts + 1):
-            self._until(self._are_enough)
+        for _ in range(MAX_ATTEMPTS):
+            self._until(lambda: bool(self.pool.present))
             if self._sync_once(due, only_unsynced):
                 return
         self._lead(self._give_up)
 
     def _give_up(self) -> None:
         assert self._sender is not None
-        reasons = "; ".join(self._sender.complaints) or "engines were lost in each"
-        raise EngineFailure(
-            f"weights did not reach the engines in {self.config.rollout.max_engine_restarts + 1} attempts, as many as "
-            f"--rollout.max_engine_restarts allows: {reasons}"
-        )
-
-    def _are_enough(self) -> bool:
-        present = len(self.pool.present)
-        return present == len(self.pool.engines) if self.pool.pinned else present > 0
+        reasons = "; ".join(self._sender.complaints) or "servers were lost in each"
+        raise ServerFailure(f"weights did not reach the servers in {MAX_ATTEMPTS} attempts: {reasons}")
 
     def _sync_once(self, compare: bool, only_unsynced: bool) -> bool:
         ours: dict[str, int] = {}
@@ -275,8 +274,8 @@ class RemoteRollouts:
             weights = with_checksums(weights, self.dtype, ours)
         buckets = in_buckets(weights, self.config.sync.bucket_mib * 2**20 // 2)
         if self._sender is not None:
-            engines = self.pool.unsynced if only_unsynced else self.pool.present
-            self._sender.send(engines, buckets, self.version, with_checksums=compare)
+            servers = self.pool.unsynced if only_unsynced else self.pool.present
+            self._sender.send(servers, buckets, self.version, with_checksums=compare)
         else:
             for _ in buckets:
                 pass
@@ -288,9 +287,8 @@ class RemoteRollouts:
         if not replies:
             log.warning("fastgrpo: a weight sync failed and is done again: %s", "; ".join(self._sender.complaints))
             return False
-        for index, reply in replies.items():
-            engine = self.pool.engines[index]
+        for server, reply in replies.items():
             if reply.checksums:
-                require_equal(ours, reply.checksums, f"engine {index} ({engine.process})")
-            self.pool.synced(engine, reply.policy_version)
+                require_equal(ours, reply.checksums, f"server {server.url}")
+            self.pool.synced(server, reply.policy_version)
         return True

@@ -1,0 +1,159 @@
+"""Who the servers of a run are, whether they fit, and when they are there again."""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from fastgrpo.rollout.servers.about import About, Needed, why_not
+from fastgrpo.rollout.servers.channel import HttpChannel, in_words
+from fastgrpo.rollout.servers.client import Client, ServerError
+from fastgrpo.rollout.servers.pool import Server, ServerPool
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+CLOSE_S = 5.0
+
+
+class ServerWatch:
+    """Speaks to all servers on one thread, and admits to the pool those that are ready and fit.
+
+    ``addresses`` is asked every second who the servers are: they may come and go. One that is lost is looked for until
+    it answers again, or is not named any more; ``on_lost`` is told of it.
+    """
+
+    def __init__(
+        self,
+        pool: ServerPool,
+        addresses: Callable[[], list[str]],
+        key: str,
+        needed: Needed,
+        *,
+        keep_cache: bool,
+        on_lost: Callable[[str], None] = lambda url: None,
+    ) -> None:
+        self._pool, self._addresses, self._key, self._needed = pool, addresses, key, needed
+        self._keep_cache, self._on_lost = keep_cache, on_lost
+        self._loop = asyncio.new_event_loop()
+        self._servers: dict[str, Server] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        pool.on_lost = self._look_again
+        self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
+        self._thread.start()
+        self._loop.call_soon_threadsafe(self._spawn, self._follow_addresses())
+
+    def close(self) -> None:
+        """Ends the thread, once the connections have ended."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        self._thread.join(CLOSE_S)
+
+    def _look_again(self, server: Server) -> None:
+        self._on_lost(server.url)
+        self._loop.call_soon_threadsafe(self._look_for, server)
+
+    # On the loop.
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # else nobody would hold it
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        # Channels that were closed close their connections.
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=CLOSE_S / 2)
+        self._loop.stop()
+
+    async def _follow_addresses(self) -> None:
+        said = ""
+        while True:
+            try:
+                named, problem = self._addresses(), ""
+            except (OSError, ValueError) as error:
+                named, problem = list(self._servers), in_words(error)
+            if problem != said and (said := problem):
+                log.warning("fastgrpo: who the servers are cannot be read, so they stay as they were: %s", problem)
+            for url in [u for u in self._servers if u not in named]:
+                log.warning("fastgrpo: server %s is not named any more", url)
+                if (task := self._looking.pop(url, None)) is not None:
+                    task.cancel()
+                self._pool.remove(self._servers.pop(url))
+            for url in [u for u in named if u not in self._servers]:
+                self._servers[url] = self._pool.add(url)
+                self._look_for(self._servers[url])
+            await asyncio.sleep(LOOK_S)
+
+    def _look_for(self, server: Server) -> None:
+        if self._servers.get(server.url) is server:
+            self._looking[server.url] = self._spawn(self._find(server))
+
+    async def _find(self, server: Server) -> None:
+        """Looks for the server until it is there and fits. Before the run has begun, one that does not fit ends it."""
+        client, said = Client(server.url, self._key), ""
+        try:
+            while True:
+                about, reason, will_never_do = await _asked(client, self._needed)
+                if about is not None and not reason:
+                    break
+                if will_never_do and not self._pool.has_begun:
+                    self._pool.fail(f"server {server.url}: {reason}")
+                    return
+                if reason != said:
+                    log.warning("fastgrpo: waiting for server %s: %s", server.url, reason)
+                    said = reason
+                await asyncio.sleep(LOOK_S)
+            self._pool.admit(
+                server,
+                lambda: HttpChannel(self._loop, client, self._pool, server, self._keep_cache),
+                about.num_workers,
+                about.max_sequences,
+            )
+        finally:
+            if server.channel is None:
+                await client.close()
+
+
+async def _asked(client: Client, needed: Needed) -> tuple[About | None, str, bool]:
+    """What the server is, why it cannot be taken, and whether waiting would not help."""
+    try:
+        about = await client.about()
+    except ServerError as error:
+        refusal = _refusal(error)
+        return None, refusal or in_words(error), bool(refusal)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return None, in_words(error), False
+    why = why_not(about, needed)
+    return about, why, bool(why)
+
+
+def _refusal(error: ServerError) -> str:
+    """Why this server will never do; empty if it may only not be ready."""
+    if error.status == 401:
+        return "it wants another key: put it into the environment as VLLM_API_KEY, or name --rollout.server_key_file"
+    if error.status in (403, 404, 405):
+        return "it has no routes for a trainer: start it with VLLM_PLUGINS=fastgrpo, or by `fastgrpo serve`"
+    if error.status == 200:
+        return f"it runs another version of fastgrpo: {error}"
+    return ""
+
+
+def host_towards(url: str) -> str:
+    """This host's address on its way to a server. Raises ValueError for a name that nobody knows."""
+    parts = urlsplit(url)
+    try:
+        family, kind, *_, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:  # connecting it sends nothing
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ValueError(f"--rollout.servers: {url}: {error}") from error
