@@ -126,7 +126,8 @@ class RolloutConfig:
     enforce_eager: bool = setting(False, free_on_resume=True)
     """Run vLLM without CUDA graphs: it starts sooner and samples slower."""
     max_engine_restarts: int = setting(3, at_least=0, free_on_resume=True)
-    """How often engines on GPUs of their own may be restarted in a run; the next one that dies ends the run."""
+    """How often servers that the run has started may be started again; the next one that dies ends the run.
+    Also how often a failed sync of weights is done again, whoever has started the servers."""
 
     @property
     def samples_apart(self) -> bool:
@@ -374,8 +375,8 @@ class Config:
 
     @property
     def longest_sync_s(self) -> float:
-        """The longest sync, with engines that are lost in it and started again, each within its own deadlines."""
-        if self.rollout.gpus == 0:
+        """The longest sync, with servers that are lost in it and come back, each within its own deadlines."""
+        if not self.rollout.samples_apart:
             return self.deadline.sync_s
         return (self.rollout.max_engine_restarts + 1) * (self.deadline.start_s + self.deadline.sync_s)
 

@@ -1,8 +1,8 @@
 """The tiny recipe, in which accidents happen: at the beginning of a phase of a step the first rank kills or stops a
 process of its launch.
 
-``ACCIDENTS`` in the environment is a JSON list of [step, phase, signal, whom], where whom is "trainer 1", "engine 0",
-"supervisor 0" or "verifiers". Every step's prompts and versions are noted in ``watched.jsonl`` of the run folder.
+``ACCIDENTS`` in the environment is a JSON list of [step, phase, signal, whom], where whom is "trainer 1", "sampler 0",
+"server 0" (the processes that this sampler started) or "verifiers". Every step's prompts and versions are noted in ``watched.jsonl`` of the run folder.
 """
 
 import json
@@ -27,8 +27,8 @@ def processes(whom: str) -> list[Any]:
     if kind == "verifiers":
         workers = psutil.Process().children()
         return [p for p in workers if any("rewards.pool.worker" in part for part in p.cmdline())]
-    supervisor = ranks[int(os.environ["NUM_TRAINERS"]) + int(index)]
-    return [supervisor] if kind == "supervisor" else supervisor.children()
+    sampler = ranks[int(os.environ["NUM_TRAINERS"]) + int(index)]
+    return [sampler] if kind == "sampler" else sampler.children(recursive=True)
 
 
 def watch() -> None:

@@ -33,6 +33,9 @@ REAP_S = 10.0
 LOG_CHARACTERS = 2000  # of the end of a server's log, in which the reason of its end is looked for
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past the environment's proxies
+
+
 def address_key(index: int) -> str:
     """Key of the store that has a server's address."""
     return f"servers/{index}"
@@ -134,7 +137,7 @@ class _OwnServer:
         self._asked = now
         request = urllib.request.Request(f"{self.url}/inference/fastgrpo/alive")
         request.add_header("Authorization", f"Bearer {self._key}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=ALIVE_S) as answer:
+        with contextlib.suppress(OSError), _DIRECT.open(request, timeout=ALIVE_S) as answer:
             if answer.status == 200:
                 self._ready, self._heard = True, time.monotonic()
 

@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_ATTEMPTS = 5
-"""Attempts of one sync; in each that failed a server was lost or said why it could not take part."""
-
 BEAT_S = 5.0
 """The first rank, which alone speaks with the servers, gives the others a sign so often: no collective waits longer."""
 
@@ -256,7 +253,7 @@ class ServerRollouts:
         every = self.config.sync.compare_every
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
         self.just_compared = due
-        for _ in range(MAX_ATTEMPTS):
+        for _ in range(self.config.rollout.max_engine_restarts + 1):
             self._until(lambda: bool(self.pool.present))
             if self._sync_once(due, only_unsynced):
                 return
@@ -265,7 +262,10 @@ class ServerRollouts:
     def _give_up(self) -> None:
         assert self._sender is not None
         reasons = "; ".join(self._sender.complaints) or "servers were lost in each"
-        raise ServerFailure(f"weights did not reach the servers in {MAX_ATTEMPTS} attempts: {reasons}")
+        raise ServerFailure(
+            f"weights did not reach the servers in {self.config.rollout.max_engine_restarts + 1} attempts, as many as "
+            f"--rollout.max_engine_restarts allows: {reasons}"
+        )
 
     def _sync_once(self, compare: bool, only_unsynced: bool) -> bool:
         ours: dict[str, int] = {}
