@@ -47,8 +47,8 @@ class Run:
             with self._phase("start", self.config.deadline.start_s):
                 self.trainer.progress, rollouts = self.checkpointer.load(path, self.trainer.learner)
                 self.schedule.go_on(self.trainer)
-                self.trainer.rollouts.load_state(rollouts)
                 self.trainer.sync(self.trainer.progress.step)
+                self.trainer.rollouts.load_state(rollouts)  # after it: what was under way is drawn at once
             self.display.say(f"continuing from {path}")
         if self.trainer.ranks.is_first:
             self.folder.metrics.keep_until(self.trainer.progress.step if path else -1)
