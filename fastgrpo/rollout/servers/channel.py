@@ -147,7 +147,7 @@ class HttpChannel:
             await self._client.join(meeting.to_json())
             self._not_joined = ""
         except FAILURES as error:
-            self._not_joined = in_words(error)
+            self._fail_in_sync(error)
 
     async def _receive(self, number: int, version: int, with_checksums: bool) -> None:
         checksums = None
@@ -157,8 +157,14 @@ class HttpChannel:
                 checksums = await asyncio.to_thread(self._checksums, number) if with_checksums else None
                 self._num_syncs, self._version = self._num_syncs + 1, version
         except (*FAILURES, RuntimeError) as error:  # torch's errors about a store are RuntimeErrors
-            self._not_joined = in_words(error)
+            self._fail_in_sync(error)
         self._pool.on_received(self._server, self, Received(number, version, self._not_joined, checksums))
+
+    def _fail_in_sync(self, error: Exception) -> None:
+        """A server that says why it could not take part is there; one that hangs up is not."""
+        self._not_joined = in_words(error)
+        if isinstance(error, aiohttp.ClientError):
+            self._pool.lose(self._server, self, self._not_joined)
 
     def _checksums(self, number: int) -> dict[str, int]:
         """What the server's processes left where they met the sender: the checksums of whole tensors."""
