@@ -33,8 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _, config, _ = asked_run(settings)
         _wait_for(config.model.path, config.run_dir)
-        words = server_command(config, options.host, options.port, choose_device(config.device).type == "cpu")
-        named = server_environment(server_key(config.rollout.server_key_file))
+        on_cpu = choose_device(config.device).type == "cpu"
+        words = server_command(config, options.host, options.port, on_cpu)
+        named = server_environment(server_key(config.rollout.server_key_file), config, on_cpu)
     except ValueError as error:
         print(f"fastgrpo: {error}", file=sys.stderr)
         return exit_codes.REFUSED

@@ -139,8 +139,7 @@ def test_servers_that_die_hang_come_and_go_lose_no_prompt(servers, tmp_path, tin
 OWN = ["--rollout.engine", "vllm", "--rollout.kv_cache_gib", "0.25"]
 
 
-def test_a_launchs_own_server_is_started_again_and_one_loss_too_many_ends_the_run(tmp_path, tiny_base, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+def test_a_launchs_own_server_is_started_again_and_one_loss_too_many_ends_the_run(tmp_path, tiny_base):
     launch = Launch(
         with_base(tmp_path, tiny_base), "--rollout.max_engine_restarts", "1", "--steps", "50", *OWN, samplers=1,
         accidents=[(3, "update", "SIGKILL", "server 0"), (9, "update", "SIGKILL", "server 0")],

@@ -19,8 +19,10 @@ from fastgrpo.rollout.weight_sync import (
     checksum,
 )
 from fastgrpo.types import Response, Sampling
+from tests.conftest import TINY
 from tests.launched import run_ranks
 from tests.peers import vllm_models as tiny
+from tests.peers.server_processes import KEY, ServerProcess
 from tests.peers.vllm_models import Weights
 
 vllm = pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: `make test-full`")
@@ -246,17 +248,6 @@ def test_without_a_layout_vllms_reload_takes_the_weights_and_the_engine_says_so(
 # Two processes of one engine.
 
 
-@pytest.mark.parametrize(
-    "name, key_heads, num_syncs", [("qwen2_tied", 1, NUM_SYNCS), ("llama", 2, 10), ("qwen3_moe", 2, 10)]
-)
-def test_shards_of_a_tensor_parallel_engine_get_their_parts_by_broadcast(name, key_heads, num_syncs, tmp_path):
-    """Fewer key heads than processes, so that both hold the same; the last process's vocabulary is padded."""
-    tiny.save(
-        tmp_path, name, tiny.random_weights(name, 0, num_key_value_heads=key_heads), num_key_value_heads=key_heads
-    )
-    run(f"two_workers({str(tmp_path)!r}, {name!r}, {key_heads}, {num_syncs})", 1, 300)
-
-
 @pytest.mark.parametrize("name, key_heads", [("qwen2_tied", 1), ("mistral", 2)])
 def test_an_engine_over_two_trainer_ranks_is_written_by_both(name, key_heads, tmp_path):
     tiny.save(
@@ -265,13 +256,32 @@ def test_an_engine_over_two_trainer_ranks_is_written_by_both(name, key_heads, tm
     run(f"colocated({str(tmp_path)!r}, {name!r}, {key_heads})", 2, 300)
 
 
-# Processes of their own.
+# Servers.
 
 
-@pytest.mark.parametrize("name, num_syncs", [("qwen2_tied", 20), ("llama", 10), ("mistral", 10)])
-def test_two_trainer_ranks_send_sharded_weights_to_two_engine_processes(name, num_syncs, tmp_path):
-    tiny.save(tmp_path, name, tiny.random_weights(name, 0))
-    run(f"trainer({str(tmp_path)!r}, {name!r}, {num_syncs})", 2, 400)
+@pytest.mark.parametrize("name, key_heads, num_syncs", [("qwen2_tied", 1, 20), ("qwen3_moe", 2, 10)])
+def test_two_trainer_ranks_send_sharded_weights_to_servers_of_one_and_of_two_processes(
+    name, key_heads, num_syncs, tmp_path
+):
+    """With fewer key heads than processes both hold the same; the last process's vocabulary is padded."""
+    changes = {"num_key_value_heads": key_heads}
+    path = tiny.save(tmp_path, name, tiny.random_weights(name, 0, **changes), **changes)
+    settings = ["--model.path", path, "--data.max_prompt_tokens", "64", "--rollout.max_response_tokens", "48"]
+    settings += ["--optimizer.tokens_per_microbatch", "256"]
+    servers = [
+        ServerProcess(TINY, tmp_path, tmp_path / f"{n}.log", *settings, "--rollout.tensor_parallel", str(n))
+        for n in (1, 2)
+    ]
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_until_ready()
+        urls = [server.url for server in servers]
+        run(f"trainer({path!r}, {name!r}, {num_syncs}, {KEY!r}, {urls!r}, **{changes!r})", 2, 400)
+    finally:
+        for server in servers:
+            server.kill()
 
 
 def test_checksums_of_shards_add_up_as_int64_does():

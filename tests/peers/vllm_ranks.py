@@ -1,16 +1,9 @@
 """What single ranks of the tests of vLLM's weights run, each in an interpreter of its own."""
 
 import os
-import pickle
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +13,11 @@ from fastgrpo.config import Config, DataConfig, ModelConfig, ParallelConfig, Rol
 from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
-from fastgrpo.rollout.engine_spec import EngineSpec
-from fastgrpo.rollout.generate import generate
 from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.engine_pool import EnginePool
-from fastgrpo.rollout.remote.process import Boot
-from fastgrpo.rollout.remote.remote_rollouts import RemoteRollouts
-from fastgrpo.rollout.remote.weight_sender import WeightSender
-from fastgrpo.rollout.weight_sync import Sender, SyncGroup, checksum, manifest, open_store
+from fastgrpo.rollout.servers.rollouts import ServerRollouts
+from fastgrpo.rollout.servers.start import start_pool
+from fastgrpo.rollout.weight_sync import manifest
 from fastgrpo.types import Prompt, Sampling
 from tests.peers import vllm_models as tiny
 
@@ -102,114 +91,48 @@ def colocated(path: str, name: str, key_heads: int) -> None:
     ranks.disconnect()
 
 
-def two_workers(path: str, name: str, key_heads: int, num_syncs: int) -> None:
-    """One engine over two processes, which take their parts out of broadcasts from this one."""
-    changes = {"num_key_value_heads": key_heads}
-    engine = tiny.start(path, tensor_parallel=2, executor="mp")
-    assert engine.not_in_place == ""
-    addresses = engine._rpc("sync_addresses")
-    wire = manifest(tiny.random_weights(name, 0, **changes).items(), torch.float32)
-    store = open_store("127.0.0.1", 3, 60)
-    senders: list[Sender] = []
-    with in_thread(lambda: senders.append(Sender(SyncGroup.join(store, 0, 3, CPU, 60), wire))):
-        engine.join_sync("127.0.0.1", store.port, 1, 3, 60, wire)
-    free, weights = 0, {}
-    for version in range(1, num_syncs + 1):
-        weights = tiny.random_weights(name, version, **changes)
-        free = tiny.in_flight(engine, free, Sampling(1, 80, 0.8, (), 3), {})
-        assert engine.is_unfinished()
-        with in_thread(partial(senders[0].send, weights.items())):
-            engine.receive_weights(version)
-        assert engine.checksums() == {n: checksum(w) for n, w in weights.items()}, version
-    for rank, shard_of_rank in enumerate(tiny.parameters(engine)):
-        tiny.assert_same_bits(shard_of_rank, tiny.laid_out(weights, key_heads, rank, 2), torch.float32)
-    assert engine._rpc("sync_addresses") == addresses
-    tiny.rest_of(engine)
-    assert_trainer_agrees(name, weights, generate(engine, tiny.prompts(8), Sampling(2, 16, 0.8, (), 5)), **changes)
-    engine.close()
-
-
-@contextmanager
-def in_thread(work: Callable[[], object]) -> Iterator[None]:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    yield
-    thread.join(60)
-    assert not thread.is_alive()
-
-
-def trainer(path: str, name: str, num_syncs: int) -> None:
-    """A rank that trains; the first one has two engine processes."""
+def trainer(path: str, name: str, num_syncs: int, key: str, urls: list[str], **changes: Any) -> None:
+    """A rank that trains; the first one speaks to the servers."""
     config = Config(
         model=ModelConfig(path=path),
         data=DataConfig(prompts_per_step=4, max_prompt_tokens=64),
         rollout=RolloutConfig(
-            engine="vllm", gpus=2, max_staleness=2, group_size=2, max_response_tokens=48, max_sequences=16
+            engine="vllm", servers=tuple(urls), max_staleness=2, group_size=2, max_response_tokens=48, max_sequences=16
         ),
-        sync=SyncConfig(compare_every=1, vllm_cpu_layers="live"),
+        sync=SyncConfig(compare_every=1),
     )
     ranks = Ranks.connect(CPU, ParallelConfig(timeout_s=300))
-    policy = sharded_policy(name, ranks)
+    policy = sharded_policy(name, ranks, **changes)
     sampling = Sampling(2, 48, 0.8, tuple(range(12)), 5)
-    pool, sender, children = None, None, []
+    pool, sender, watch = None, None, None
+    os.environ["VLLM_API_KEY"] = key
     if ranks.is_first:
-        pool = EnginePool("127.0.0.1", 2, config.deadline, 0, 16, pinned=False)
         wire = manifest(policy.model.named_parameters(), torch.float32)
-        sender = WeightSender(pool, wire, CPU, 100)
-        children = [
-            engine_process(Boot(pool.address, i, EngineSpec(config, "cpu", "own_process")), path) for i in range(2)
-        ]
-    rollouts = RemoteRollouts(
-        pool,
-        sender,
-        config,
-        ranks,
-        PromptsInOrder(Stream()),  # type: ignore[arg-type]
-        sampling,
-        partial(full_weights, policy),
-        torch.float32,
-    )
+        pool, sender, watch = start_pool(config, ranks, wire, "float32")
+    prompts = PromptsInOrder(Stream())  # type: ignore[arg-type]
+    weights_of = partial(full_weights, policy)
+    rollouts = ServerRollouts(pool, sender, watch, config, ranks, prompts, sampling, weights_of, torch.float32)
     try:
         if pool is not None:
-            assert pool.wait(lambda: len(pool.present) == 2, 120), "the engines did not come"
+            assert pool.wait(lambda: len(pool.present) == len(urls), 60), "the servers did not come"
         num_in_flight, num_mixed = 0, 0
         for version in range(num_syncs):
-            weights = tiny.random_weights(name, version)
+            weights = tiny.random_weights(name, version, **changes)
             set_weights(policy, weights)
             rollouts.begin_step(version)
             if pool is not None:
                 num_in_flight += pool.num_drawing > 0
-            rollouts.sync(version)  # every engine's checksums are compared with the trainer's
+            rollouts.sync(version)  # every server's checksums are compared with the trainer's
             num_mixed += sum(bool(s.response.version_changes) for g in ranks.gather(rollouts.take(4)) for s in g)
         assert num_mixed > num_syncs, num_mixed
         assert pool is None or num_in_flight > 0.8 * num_syncs, num_in_flight
-        prompts = tiny.prompts(4, first=10**6)
-        groups = ranks.gather(rollouts.generate(prompts, sampling))  # they come to the first rank
+        groups = ranks.gather(rollouts.generate(tiny.prompts(4, first=10**6), sampling))  # they come to the first rank
         assert {s.response.policy_version for g in groups for s in g} == {num_syncs - 1}
-        assert_trainer_agrees(name, weights, groups)
+        assert_trainer_agrees(name, weights, groups, **changes)
         print(f"{num_syncs} syncs, {num_in_flight} with requests in flight, {num_mixed} responses over several weights")
     finally:
         rollouts.close()
-        for child in children:
-            assert child.wait(60) == 0
     ranks.disconnect()
-
-
-def engine_process(boot: Boot, path: str) -> Any:
-    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {k: v for k, v in os.environ.items() if k not in ours}
-    with (Path(path) / f"engine_{boot.index}.log").open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "fastgrpo.rollout.remote.process"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**environment, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-        )
-    assert child.stdin is not None
-    child.stdin.write(pickle.dumps(boot))
-    child.stdin.close()
-    return child
 
 
 def follow_the_example(path: str) -> None:

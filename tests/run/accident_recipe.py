@@ -2,7 +2,8 @@
 process of its launch.
 
 ``ACCIDENTS`` in the environment is a JSON list of [step, phase, signal, whom], where whom is "trainer 1", "sampler 0",
-"server 0" (the processes that this sampler started) or "verifiers". Every step's prompts and versions are noted in ``watched.jsonl`` of the run folder.
+"server 0" (the processes that this sampler has started) or "verifiers". Every step's prompts and versions are noted in
+``watched.jsonl`` of the run folder.
 """
 
 import json

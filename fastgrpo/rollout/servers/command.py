@@ -7,12 +7,13 @@ from importlib import metadata
 
 from fastgrpo.config import Config
 from fastgrpo.rollout.engine_spec import EngineSpec
-from fastgrpo.rollout.vllm.cpu_layers import SETTING, choose_mode
-from fastgrpo.rollout.vllm.plugin import BACKEND
+from fastgrpo.rollout.vllm.cpu_layers import BACKEND, SETTING, choose_mode
+from fastgrpo.rollout.vllm.engine import cores_of_workers
 from fastgrpo.rollout.vllm.start import num_parameters
 from fastgrpo.rollout.vllm.versions import require_vllm
 
 CPU_CACHE_GIB = 1.0
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 def server_command(config: Config, host: str, port: int, on_cpu: bool) -> list[str]:
@@ -45,12 +46,15 @@ def server_command(config: Config, host: str, port: int, on_cpu: bool) -> list[s
     return words
 
 
-def server_environment(key: str) -> dict[str, str]:
+def server_environment(key: str, config: Config, on_cpu: bool) -> dict[str, str]:
     """What the command needs in its environment, beside that of this process: the plugins, and the key, which a command
     line would show to everybody."""
+    workers, cores = config.rollout.tensor_parallel, {}
+    if on_cpu and BIND not in os.environ:  # by itself vLLM binds every server to the same cores
+        cores = {BIND: cores_of_workers(workers) if workers > 1 else "nobind"}
     plugins = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
     named = {"VLLM_PLUGINS": ",".join(dict.fromkeys([*plugins, "fastgrpo"]))}
-    return {**named, **({"VLLM_API_KEY": key} if key else {})}
+    return {**cores, **named, **({"VLLM_API_KEY": key} if key else {})}
 
 
 def _program() -> list[str]:

@@ -91,7 +91,10 @@ class _OwnServer:
         port = _free_port(host)
         self.url, self._key = f"http://{host}:{port}", key
         self._words = server_command(config, host, port, device_type == "cpu")
-        self._environment = {**_environment(config.rollout.tensor_parallel), **server_environment(key)}
+        self._environment = {
+            **_environment(config.rollout.tensor_parallel),
+            **server_environment(key, config, device_type == "cpu"),
+        }
         # A sync may keep the engine from answering for as long as it may last.
         self._silent_s = max(config.deadline.stall_s, config.deadline.sync_s)
         self._start_s = config.deadline.start_s

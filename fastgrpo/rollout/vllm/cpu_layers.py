@@ -23,6 +23,9 @@ SETTING = "fastgrpo_cpu_layers"
 LIVE_BELOW_PARAMETERS = 100_000_000
 """Packed layers sample faster, but packing takes several times as long as the write: it pays for large models."""
 
+BACKEND, WORKER = "fastgrpo", "WeightSyncWorker"
+"""What an engine's configuration names if we write its weights: a backend of weight transfer, or a worker extension."""
+
 _PACK = "fastgrpo_pack"
 """Attribute of a layer that computes from a packed copy: vLLM's function that makes it."""
 
@@ -35,30 +38,29 @@ def choose_mode(setting: str, num_parameters: int) -> Mode:
     return cast(Mode, setting)
 
 
-def install(only_for: str = "") -> None:
-    """Wraps vLLM's dispatch function; ``only_for`` a backend of weight transfer leaves the layers of others alone.
+def install() -> None:
+    """Wraps vLLM's dispatch function, for engines whose weights we write; others' layers stay as they are.
 
     Raises AttributeError if vLLM has no function of that name.
     """
     from vllm.model_executor.layers import utils
 
-    mode = partial(_mode_of_engine, only_for)
     if not getattr(utils.dispatch_cpu_unquantized_gemm, "of_fastgrpo", False):
-        utils.dispatch_cpu_unquantized_gemm = wrapped(utils.dispatch_cpu_unquantized_gemm, mode)
-    _install_for_experts(mode)
+        utils.dispatch_cpu_unquantized_gemm = wrapped(utils.dispatch_cpu_unquantized_gemm, _mode_of_engine)
+    _install_for_experts()
 
 
-def _mode_of_engine(only_for: str) -> Mode | None:
-    """The mode of the engine that is being loaded; None if its layers stay vLLM's."""
+def _mode_of_engine() -> Mode | None:
+    """The mode of the engine that is being loaded; None if nobody will write its weights."""
     from vllm.config import get_current_vllm_config
 
     config = get_current_vllm_config()
-    if only_for and getattr(config.weight_transfer_config, "backend", None) != only_for:
-        return None
-    return (config.additional_config or {}).get(SETTING, "repack")
+    transfer = getattr(config.weight_transfer_config, "backend", None)
+    is_ours = transfer == BACKEND or WORKER in str(config.parallel_config.worker_extension_cls)
+    return (config.additional_config or {}).get(SETTING, "repack") if is_ours else None
 
 
-def _install_for_experts(mode: Callable[[], Mode | None]) -> None:
+def _install_for_experts() -> None:
     try:
         from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts as Kernel
     except ImportError:  # of other versions: weight_layout refuses their experts
@@ -68,7 +70,7 @@ def _install_for_experts(mode: Callable[[], Mode | None]) -> None:
     original, apply = Kernel.process_weights_after_loading, Kernel.apply
 
     def keep_and_pack(kernel: Any, layer: Any) -> None:
-        if mode() is None:
+        if _mode_of_engine() is None:
             return original(kernel, layer)
         layer.fastgrpo_pack_experts = partial(_pack_experts, original, kernel, layer)
         layer.fastgrpo_pack_experts()

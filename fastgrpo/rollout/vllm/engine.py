@@ -204,7 +204,7 @@ def _start(settings: VllmSettings) -> Any:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     if settings.cpu_layers is not None and settings.executor == "mp":
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cores_of_workers(settings.tensor_parallel))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores_of_workers(settings.tensor_parallel))
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -240,7 +240,7 @@ def _start(settings: VllmSettings) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**options))
 
 
-def _cores_of_workers(count: int) -> str:
+def cores_of_workers(count: int) -> str:
     """This process's cores divided among its workers, in vLLM's notation.
 
     Without it vLLM binds the workers itself, and refuses two on one NUMA node.

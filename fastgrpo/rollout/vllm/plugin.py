@@ -7,8 +7,8 @@ either's name in the command or the environment both do nothing.
 
 from typing import Any
 
-BACKEND = "fastgrpo"
-"""Name for ``--weight-transfer-config '{"backend": "fastgrpo"}'``."""
+from fastgrpo.rollout.vllm import cpu_layers
+from fastgrpo.rollout.vllm.cpu_layers import BACKEND
 
 
 def register() -> None:
@@ -19,9 +19,7 @@ def register() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "fastgrpo.rollout.vllm.weight_transfer", "InPlaceTransfer")
     if not torch.cuda.is_available():
-        from fastgrpo.rollout.vllm import cpu_layers
-
-        cpu_layers.install(only_for=BACKEND)
+        cpu_layers.install()
 
 
 class Routes:
