@@ -72,14 +72,8 @@ KINDS = (
         ("--track", f"{Path(__file__).parent}/track/trackers.py:Recording"),
         ("launcher", "group", "rank 0", "rank 1", "verifier", "tracker"),
     ),
-    Kind(
-        "a trainer and an engine",
-        ("--rollout.gpus", "1", "--data.held_out", ""),
-        ("launcher", "group", "rank 0", "rank 1", "engine", "verifier"),
-        ("start", "load", "step", "step", "checkpoint", "publish", "report"),
-    ),
 )
-SURVIVED = ("verifier", "tracker", "engine")
+SURVIVED = ("verifier", "tracker")
 """Whose death the run survives."""
 
 

@@ -170,8 +170,8 @@ class Launch(Fork):
             self.processes |= {psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)}
 
     def find(self, whom: str) -> list[psutil.Process]:
-        """The processes that are ``launcher``, ``rank 1``, ``group`` (all of them), ``verifier``, ``tracker`` or
-        ``engine``."""
+        """The processes that are ``launcher``, ``rank 1``, ``group`` (all of them), ``verifier`` or
+        ``tracker``."""
         self.note_processes()
         if whom == "launcher":
             return [psutil.Process(self.pid)]
@@ -181,7 +181,7 @@ class Launch(Fork):
             ]
         if whom == "group":
             return sorted(self.processes, key=lambda p: p.pid != self.pid)
-        module = {"verifier": "rewards.pool.worker", "tracker": "fastgrpo.track", "engine": "rollout.remote.process"}
+        module = {"verifier": "rewards.pool.worker", "tracker": "fastgrpo.track"}
         return [p for p in self.processes if any(module[whom] in part for part in _command(p))]
 
 

@@ -147,7 +147,11 @@ def test_a_number_of_ranks_that_is_none_is_refused(ranks, got):
     [
         ([str(TINY), "--data.prompts_per_step", "7"], "cannot be split into"),
         (["simplerl_zoo_qwen2_5_7b", "--ranks", "3"], "does not divide the 3 ranks"),
-        (["prorl_v2_1_5b", "--rollout.max_staleness", "1", "--rollout.gpus", "1"], "this recipe changes settings"),
+        (
+            ["prorl_v2_1_5b", "--rollout.max_staleness", "1", "--rollout.engine", "vllm", "--rollout.gpus", "1"],
+            "this recipe changes",
+        ),
+        (["quickstart", "--ranks", "2", "--rollout.gpus", "1"], "set --rollout.engine vllm"),
         (["quickstart", "--ranks", "2", "--rollout.gpus", "2"], "leaves none of the 2 ranks"),
         (["quickstart", "--fidelity", "verl"], "knows no --fidelity verl"),
         (["quickstart", "--nosuch", "1"], "nosuch"),
@@ -291,7 +295,7 @@ def test_a_dry_run_is_shown_on_the_ranks_that_are_asked_for(fastgrpo):
 
 
 def test_gpus_that_only_sample_are_those_of_every_node(fastgrpo):
-    _, said, _ = fastgrpo("train", "dapo_qwen2_5_32b", "--dry_run", "--rollout.gpus", "4")
+    _, said, _ = fastgrpo("train", "dapo_qwen2_5_32b", "--dry_run", "--rollout.engine", "vllm", "--rollout.gpus", "4")
     assert "shown on 128 ranks" in said and "  ranks: 64 (1 x 64 shards)" in said
 
 
@@ -378,8 +382,12 @@ def test_a_reader_that_leaves_ends_any_command_without_a_word():
 @pytest.mark.parametrize(
     "arguments, launched, trainers",
     [
-        (["--ranks", "16", "--rollout.gpus", "4"], {}, 12),
-        (["--rollout.gpus", "1"], {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 6),
+        (["--ranks", "16", "--rollout.engine", "vllm", "--rollout.gpus", "4"], {}, 12),
+        (
+            ["--rollout.engine", "vllm", "--rollout.gpus", "1"],
+            {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"},
+            6,
+        ),
     ],
 )
 def test_a_dry_run_has_the_nodes_of_the_run(arguments, launched, trainers, monkeypatch, capsys):

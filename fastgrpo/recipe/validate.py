@@ -95,8 +95,10 @@ def _validate_rollouts(config: Config, num_trainers: int, has_own_loss: bool) ->
     rollout = config.rollout
     if rollout.servers and rollout.gpus:
         raise ValueError("--rollout.servers and --rollout.gpus both say who samples: leave one of them")
-    if rollout.servers and rollout.engine != "vllm":
-        raise ValueError(f"--rollout.servers are of vLLM: set --rollout.engine vllm, not {rollout.engine}")
+    if rollout.samples_apart and rollout.engine != "vllm":
+        raise ValueError(
+            f"engines outside of the trainer ranks are vLLM servers: set --rollout.engine vllm, not {rollout.engine}"
+        )
     if rollout.max_staleness > 0 and not rollout.samples_apart:
         raise ValueError(
             f"--rollout.max_staleness {rollout.max_staleness} needs engines that sample while the trainer trains: give "

@@ -12,8 +12,6 @@ from fastgrpo.rollout.engines import start_engine
 from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.rollout.servers.rollouts import ServerRollouts
-from fastgrpo.rollout.servers.start import start_pool
 from fastgrpo.rollout.weight_sync import manifest
 from fastgrpo.types import Sampling
 
@@ -67,7 +65,10 @@ def _apart(
     sampling: Sampling,
     parameters: Iterable[tuple[str, Tensor]],
     weights: Callable[[], Iterator[tuple[str, Tensor]]],
-) -> ServerRollouts:
+) -> Rollouts:
+    from fastgrpo.rollout.servers.rollouts import ServerRollouts  # who has no servers need not have an HTTP client
+    from fastgrpo.rollout.servers.start import start_pool
+
     dtype = EngineSpec(config, ranks.device.type, "own_process").dtype
     pool, sender, watch = None, None, None
     if ranks.is_first:

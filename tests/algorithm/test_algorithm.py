@@ -38,7 +38,11 @@ def test_the_settings_of_a_step_are_those_of_the_phases_that_have_begun():
             "phase from step 10 on: --rollout.group_size must be at least 2",
         ),
         (
-            lambda: validate_phases(LATER, with_settings(CONFIG, {"rollout.max_staleness": 1, "rollout.gpus": 1}), 1),
+            lambda: validate_phases(
+                LATER,
+                with_settings(CONFIG, {"rollout.max_staleness": 1, "rollout.gpus": 1, "rollout.engine": "vllm"}),
+                1,
+            ),
             "steps overlap",
         ),
         (

@@ -176,7 +176,7 @@ def test_settings_that_it_works_with_are_not(settings):
 
 
 def test_stale_tokens_need_a_correction_or_a_loss_of_one_s_own():
-    config = with_settings(Config(), {"rollout.gpus": 1, "rollout.max_staleness": 2})
+    config = with_settings(Config(), {"rollout.engine": "vllm", "rollout.gpus": 1, "rollout.max_staleness": 2})
     validate(config, 1, Algorithm(loss=clip))
     with pytest.raises(ValueError, match=r"add --objective\.correction truncate, or take"):
         validate(config, 1)

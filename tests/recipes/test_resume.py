@@ -93,6 +93,7 @@ def test_a_larger_phase_gets_room_in_the_engine_from_the_start(tmp_path):
         mock.patch("fastgrpo.train._sample", lambda config, role: seen.append(config) or 0),
         mock.patch("fastgrpo.train.Role.of_this_rank", return_value=Role(False, 0, 1, 1)),
     ):
-        assert main(["prorl_v2_1_5b", "--shrink", "--runs_dir", str(tmp_path), "--rollout.gpus", "1"]) == 0
-    assert seen[0].rollout.max_response_tokens == 96  # of the rank that starts an engine's process, too
+        samples = ["--rollout.engine", "vllm", "--rollout.gpus", "1"]
+        assert main(["prorl_v2_1_5b", "--shrink", "--runs_dir", str(tmp_path), *samples]) == 0
+    assert seen[0].rollout.max_response_tokens == 96  # of the rank that starts a server, too
     assert replace(recipe.algorithm, phases=()).widest(recipe.config).rollout.max_response_tokens == 48

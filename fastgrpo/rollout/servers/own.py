@@ -90,11 +90,10 @@ class _OwnServer:
         host = LOOPBACK if is_on_one_machine() else host_towards(f"http://{os.environ['MASTER_ADDR']}")
         port = _free_port(host)
         self.url, self._key = f"http://{host}:{port}", key
-        self._words = server_command(config, host, port, device_type == "cpu")
-        self._environment = {
-            **_environment(config.rollout.tensor_parallel),
-            **server_environment(key, config, device_type == "cpu"),
-        }
+        on_cpu = device_type == "cpu"
+        self._words = server_command(config, host, port, on_cpu)
+        inherited = _environment(config.rollout.tensor_parallel)
+        self._environment = {**inherited, **server_environment(key, config, on_cpu)}
         # A sync may keep the engine from answering for as long as it may last.
         self._silent_s = max(config.deadline.stall_s, config.deadline.sync_s)
         self._start_s = config.deadline.start_s
