@@ -1,4 +1,4 @@
-"""Whatever the engines' speed, no group trains weights that are too far ahead of it, and none is lost."""
+"""Whatever the servers' speed, no group trains weights that are too far ahead of it, and none is lost."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgrpo.rollout.remote.staleness import StalenessQueue
+from fastgrpo.rollout.servers.staleness import StalenessQueue
 from fastgrpo.types import Prompt, Response
 
 GROUP_SIZE = 2
@@ -22,7 +22,7 @@ def response() -> Response:
 
 
 class Run:
-    """The trainer's loop around a queue, with engines that finish responses in any order."""
+    """The trainer's loop around a queue, with servers that finish responses in any order."""
 
     def __init__(self, per_step: int, max_staleness: int, chance: random.Random, oversample: float = 1.0) -> None:
         self.queue = StalenessQueue(per_step, max_staleness, GROUP_SIZE)
@@ -30,7 +30,7 @@ class Run:
         self.oversample = oversample
         self.next_position = 0
         self.put_back: list[int] = []
-        self.drawing: list[tuple[int, int]] = []  # (position, sample) that no engine has finished
+        self.drawing: list[tuple[int, int]] = []  # (position, sample) that no server has finished
         self.version: dict[int, int] = {}  # of the weights when a group was started, the last time
         self.taken: list[int] = []
         self.staleness: list[int] = []
@@ -53,7 +53,7 @@ class Run:
         assert self.queue.finish(position, sample, response())
 
     def take(self, num_groups: int) -> None:
-        """As RemoteRollouts.take: asks again after every response."""
+        """As ServerRollouts.take: asks again after every response."""
         if self.queue.num_to_start(num_groups) > 0 and len(self.queue.started) < num_groups:
             self.start(num_groups)
         for _ in range(self.chance.randrange(len(self.drawing) + 1)):

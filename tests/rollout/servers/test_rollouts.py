@@ -7,7 +7,7 @@ import torch
 
 from fastgrpo.config import Config
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.remote.remote_rollouts import RemoteRollouts
+from fastgrpo.rollout.servers.rollouts import ServerRollouts
 from fastgrpo.types import Prompt, Sampling
 
 
@@ -22,7 +22,7 @@ def test_what_is_put_back_is_cancelled_and_then_nobody_judges_it_any_more():
         submit=lambda groups, on_finished: done.append(("submit", [r.id for group in groups for r in group])),
         cancel=lambda ids: done.append(("cancel", ids)),
     )
-    rollouts = RemoteRollouts(pool, None, Config(), None, prompts, sampling, lambda: iter(()), torch.float32)
+    rollouts = ServerRollouts(pool, None, None, Config(), None, prompts, sampling, lambda: iter(()), torch.float32)
     rollouts.judging = SimpleNamespace(
         begin=None, forget=lambda positions, sampling: done.append(("forget", list(positions), sampling))
     )
