@@ -1,10 +1,14 @@
 """From --rollout.servers to addresses and a key."""
 
+from dataclasses import replace
+
 import pytest
+from transformers import Qwen2Config
 
 from fastgrpo.config import Config
 from fastgrpo.config.settings import DataConfig, ModelConfig, RolloutConfig
 from fastgrpo.rollout.servers.start import named_servers, needed_of, server_key
+from tests.rollout.servers.accounts import NEEDED
 
 
 def test_addresses_and_those_in_files_are_named_in_their_order_and_once(tmp_path):
@@ -61,16 +65,13 @@ def test_a_file_without_a_key_is_refused_and_named(tmp_path, content, why):
         server_key(str(file))
 
 
-def test_a_run_needs_its_own_model_and_room_for_its_longest_sequence(tiny_base):
-    from transformers import AutoConfig
-
-    model = AutoConfig.from_pretrained(tiny_base / "model")
+def test_a_run_needs_its_own_model_and_room_for_its_longest_sequence(tmp_path):
+    Qwen2Config(vocab_size=300, num_hidden_layers=2, hidden_size=64).save_pretrained(tmp_path)
     config = Config(
-        model=ModelConfig(path=str(tiny_base / "model")),
+        model=ModelConfig(path=str(tmp_path)),
         data=DataConfig(max_prompt_tokens=100),
         rollout=RolloutConfig(max_response_tokens=28, max_staleness=2),
     )
-    needed = needed_of(config, "bfloat16")
-    assert (needed.model_type, needed.vocabulary) == (model.model_type, model.vocab_size)
-    assert (needed.layers, needed.width) == (model.num_hidden_layers, model.hidden_size)
-    assert (needed.dtype, needed.sequence_tokens, needed.per_token_versions) == ("bfloat16", 128, True)
+    assert needed_of(config, "float32") == NEEDED
+    once = replace(config, rollout=replace(config.rollout, max_staleness=1))
+    assert needed_of(once, "bfloat16") == replace(NEEDED, dtype="bfloat16", per_token_versions=False)
