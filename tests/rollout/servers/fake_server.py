@@ -1,0 +1,196 @@
+"""A vLLM server with a trainer's routes, as it looks over HTTP: it draws what a test says, and answers when it may."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from aiohttp import web
+
+from tests.rollout.servers.accounts import about
+from tests.rollout.servers.replica import Replica
+from tests.rollout.servers.until import LONG_S
+
+GENERATE, ABOUT, ALIVE = "/inference/v1/generate", "/inference/fastgrpo/about", "/inference/fastgrpo/alive"
+JOIN, RECEIVE = "/inference/fastgrpo/join", "/inference/fastgrpo/receive"
+
+
+@dataclass
+class Asked:
+    """A request that a server got."""
+
+    path: str
+    body: Any
+    headers: dict[str, str]
+    hung_up: bool = False  # the client ended the connection before there was an answer
+
+
+class FakeServer:
+    """Listens on a free port of this machine, on a thread of its own, until the block ends.
+
+    What it is told may change at any time: ``key`` (without it every guarded route is a 401), ``about``, ``choice``
+    (an answer's one choice), ``refusals`` (status and body of a path's answers), ``replicas`` (its workers' weights).
+    """
+
+    def __init__(self, key: str = "", replicas: tuple[Replica, ...] = ()) -> None:
+        self.key, self.replicas = key, replicas
+        self.about: Any = about().to_json()
+        self.choice: dict[str, Any] = choice_of([5, 6])
+        self.refusals: dict[str, tuple[int, Any]] = {}
+        self.num_hang_ups = 0  # requests for a response whose connection it ends, next
+        self.asked: list[Asked] = []
+        self._held: set[str] = set()  # paths that get no answer for now
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fake server", daemon=True)
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.come()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.die()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(LONG_S)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def come(self) -> None:
+        """Listens, after its end at the same port as before."""
+        self._do(self._come())
+
+    def die(self) -> None:
+        """Ends all connections at once, as the process's end does. Nobody listens any more."""
+        self._do(self._die())
+
+    def end_idle_connections(self) -> None:
+        """Ends connections without a request in progress, as vLLM does after some seconds."""
+        self._do(self._end_idle_connections())
+
+    def hold(self, path: str) -> None:
+        """From now on requests for this path wait until they are released."""
+        self._held.add(path)
+
+    def release(self, path: str) -> None:
+        self._held.discard(path)
+
+    def of(self, path: str) -> list[Asked]:
+        """Requests for this path, in the order in which they came."""
+        return [asked for asked in self.asked if asked.path == path]
+
+    def _do(self, work: Awaitable[None]) -> None:
+        asyncio.run_coroutine_threadsafe(_awaited(work), self._loop).result(LONG_S)
+
+    # On its thread.
+
+    async def _come(self) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
+        self._port = self._runner.addresses[0][1]
+
+    async def _die(self) -> None:
+        if self._runner is None:
+            return
+        runner, self._runner = self._runner, None
+        for site in list(runner.sites):
+            await site.stop()
+        for connection in list(runner.server.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await runner.cleanup()
+
+    async def _end_idle_connections(self) -> None:
+        for connection in list(self._runner.server.connections):
+            if connection._current_request is None:
+                connection.transport.close()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        asked = Asked(request.path, await request.json() if request.can_read_body else None, dict(request.headers))
+        self.asked.append(asked)
+        try:
+            while asked.path in self._held:
+                await asyncio.sleep(0.005)
+            if asked.path == GENERATE and self.num_hang_ups > 0:
+                self.num_hang_ups -= 1
+                request.transport.close()
+            status, body = await self._found(asked)
+        except asyncio.CancelledError:
+            asked.hung_up = True
+            raise
+        return web.json_response(body, status=status)
+
+    async def _found(self, asked: Asked) -> tuple[int, Any]:
+        if self.key and asked.headers.get("Authorization") != f"Bearer {self.key}":
+            return 401, {"error": "Unauthorized"}
+        if asked.path in self.refusals:
+            return self.refusals[asked.path]
+        match asked.path:
+            case "/inference/fastgrpo/about":
+                return 200, self.about
+            case "/inference/fastgrpo/alive":
+                return 200, {"version": "default"}
+            case "/inference/v1/generate":
+                return 200, answer_of(self.choice, len(asked.body["token_ids"]))
+            case "/inference/fastgrpo/join":
+                return await self._of_all({"joined": True}, lambda r, place: r.join(asked.body, place))
+            case "/inference/fastgrpo/receive":
+                number, with_checksums = asked.body["number"], asked.body["with_checksums"]
+                return await self._of_all({"number": number}, lambda r, _: r.receive(number, with_checksums))
+        return 404, {"detail": "Not Found"}
+
+    async def _of_all(self, answer: Any, work: Callable[[Replica, int], None]) -> tuple[int, Any]:
+        """The answer, once all workers have done the work."""
+        jobs = [asyncio.to_thread(work, replica, place) for place, replica in enumerate(self.replicas)]
+        try:
+            await asyncio.gather(*jobs)
+        except Exception as error:
+            return refusal(500, f"Worker failed with error '{error}'")
+        return 200, answer
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+def refusal(status: int, message: str) -> tuple[int, Any]:
+    """An error as vLLM answers it."""
+    return status, {"error": {"message": message, "type": "Error", "param": None, "code": status}}
+
+
+def choice_of(
+    ids: list[int],
+    logprobs: list[float] | None = None,
+    *,
+    finish_reason: str = "length",
+    versions: list[tuple[str, int, int]] | None = None,
+) -> dict[str, Any]:
+    """A choice as vLLM 0.32 answers it; ``versions`` is of (version, start, end), None for older servers, which do not
+    have the field."""
+    values = logprobs or [-1.0] * len(ids)
+    content = [
+        {"token_id": i, "logprob": v, "rank": 1, "top_logprobs": [{"token_id": i, "logprob": v, "rank": 1}]}
+        for i, v in zip(ids, values, strict=True)
+    ]
+    spans = {"weight_versions": [{"version": v, "start": s, "end": e} for v, s, e in versions]} if versions else {}
+    return {
+        "index": 0, "finish_reason": finish_reason, "stop_reason": None, "token_ids": ids, "routed_experts": None,
+        "sampling_mask": None, "logprobs": {"content": content}, **spans,
+    }  # fmt: skip
+
+
+def answer_of(choice: dict[str, Any], prompt_tokens: int) -> dict[str, Any]:
+    completion = len(choice["token_ids"])
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion, "prompt_tokens_details": None}
+    return {
+        "request_id": "generate-tokens-r1", "model": "/models/tiny", "created": 1795811909, "prompt_logprobs": None,
+        "usage": {**usage, "total_tokens": prompt_tokens + completion}, "output_mode": "tokens", "choices": [choice],
+    }  # fmt: skip
