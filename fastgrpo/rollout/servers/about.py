@@ -1,5 +1,6 @@
 """What a vLLM server is, and whether a run can sample with it."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -92,5 +93,5 @@ def why_not(server: About, needed: Needed) -> str:
 
 
 def _major_minor(version: str) -> tuple[int, int]:
-    major, minor, *_ = version.split(".")
-    return int(major), int(minor)
+    match = re.match(r"(\d+)\.(\d+)", version)  # a build without a version calls itself dev
+    return (int(match[1]), int(match[2])) if match else (0, 0)

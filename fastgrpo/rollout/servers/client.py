@@ -65,7 +65,10 @@ class Client:
             answer = await self._ask("POST", "/inference/v1/generate", body)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):  # an idle connection was closed just then
             answer = await self._ask("POST", "/inference/v1/generate", body)
-        return response_of(answer["choices"][0], version)
+        try:
+            return response_of(answer["choices"][0], version)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ServerError(200, f"its answer is not one of vLLM's: {error!r}") from error
 
     async def join(self, meeting: dict[str, Any]) -> None:
         """Has the server's processes meet the sender of weights."""
@@ -84,7 +87,10 @@ class Client:
         async with self._session.request(method, self.url + path, json=body, timeout=timeout) as answer:
             if answer.status != 200:
                 raise ServerError(answer.status, _message(await answer.text()))
-            return await answer.json()
+            try:
+                return await answer.json()
+            except ValueError as error:
+                raise ServerError(200, f"its answer is no JSON: {error}") from error
 
 
 def response_of(choice: dict[str, Any], version: int) -> Response:

@@ -70,8 +70,12 @@ def named_servers(named: tuple[str, ...]) -> list[str]:
 
 
 def _address(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(text)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of brackets that are not closed, and of ports
+        is_one = False
+    if not is_one:
         raise ValueError(f"--rollout.servers needs addresses as http://host:8000, got {text!r}")
     return text.rstrip("/")
 
