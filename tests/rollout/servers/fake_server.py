@@ -1,6 +1,7 @@
 """A vLLM server with a trainer's routes, as it looks over HTTP: it draws what a test says, and answers when it may."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -94,15 +95,17 @@ class FakeServer:
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
-        self._port = self._runner.addresses[0][1]
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._listener.getsockname()[1]
+        await web.SockSite(self._runner, self._listener).start()
 
     async def _die(self) -> None:
         if self._runner is None:
             return
         runner, self._runner = self._runner, None
-        for site in list(runner.sites):
-            await site.stop()
+        self._loop.remove_reader(self._listener.fileno())
+        for _ in range(10):  # connections that are half made would be neither served nor ended
+            await asyncio.sleep(0)
         for connection in list(runner.server.connections):
             if connection.transport is not None:
                 connection.transport.abort()

@@ -31,6 +31,7 @@ from tests.rollout.servers.accounts import NEEDED, about
         ({"kv_cache_tokens": 127}, "its cache holds 127 tokens, and one sequence of this run may have 128: give it"),
         ({"pipeline_parallel": 2}, "only tensor parallelism is supported inside a server: start several servers"),
         ({"data_parallel": 2}, "only tensor parallelism is supported inside a server: start several servers"),
+        ({"vllm": "dev"}, "vLLM dev does not say which weights drew a token"),
         ({"vllm": "0.31.1"}, "vLLM 0.31.1 does not say which weights drew a token: --rollout.max_staleness above 1"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",

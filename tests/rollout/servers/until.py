@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-LONG_S = 20.0  # nothing here takes so long unless it is broken
+LONG_S = 15.0  # nothing here takes so long unless it is broken
 
 
 def until(is_so: Callable[[], object]) -> None:
