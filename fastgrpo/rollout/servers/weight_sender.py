@@ -127,9 +127,11 @@ class _Sending:
         if bucket and bucket[0][1].is_cuda:
             torch.cuda.current_stream().synchronize()  # the sending thread has another stream
         with self._turn:
-            if not self._turn.wait_for(lambda: self._bucket is None or self._is_over, self._left_s):
-                self.error = self.error or TimeoutError("the previous bucket was not taken in time")
-            elif not self._is_over:
+            while self._bucket is not None and self._goes_on():
+                self._turn.wait(POLL_S)
+            if self._bucket is not None and not self._is_over:
+                self.error = self.error or TimeoutError("the previous bucket was not taken")
+            elif not self._is_over and self.error is None:
                 self._bucket = bucket
                 self._turn.notify_all()
 
@@ -138,7 +140,7 @@ class _Sending:
         with self._turn:
             self._has_all = True
             self._turn.notify_all()
-            while not self._is_over and self._left_s > 0 and not self._lost() and not self._complaints():
+            while self._goes_on():
                 self._turn.wait(POLL_S)
             has_failed = self.error is not None or not self._is_over
         if has_failed:
@@ -158,6 +160,10 @@ class _Sending:
             self.owner.complaints = [*self._complaints(), *([repr(self.error)] if self.error else [])]
             return None
         return replies
+
+    def _goes_on(self) -> bool:
+        """Whether the sending thread may still reach everybody in time."""
+        return not self._is_over and self._left_s > 0 and not self._lost() and not self._complaints()
 
     def _complaints(self) -> list[str]:
         """The reasons why servers could not take part, as they report them."""
