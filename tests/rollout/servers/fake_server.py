@@ -31,7 +31,8 @@ class FakeServer:
     """Listens on a free port of this machine, on a thread of its own, until the block ends.
 
     What it is told may change at any time: ``key`` (without it every guarded route is a 401), ``about``, ``choice``
-    (an answer's one choice), ``refusals`` (status and body of a path's answers), ``replicas`` (its workers' weights).
+    (an answer's one choice), ``refusals`` (status and body of a path's answers; bytes go out as they are), ``replicas``
+    (its workers' weights).
     """
 
     def __init__(self, key: str = "", replicas: tuple[Replica, ...] = ()) -> None:
@@ -129,6 +130,8 @@ class FakeServer:
         except asyncio.CancelledError:
             asked.hung_up = True
             raise
+        if isinstance(body, bytes):
+            return web.Response(body=body, status=status, content_type="application/json")
         return web.json_response(body, status=status)
 
     async def _found(self, asked: Asked) -> tuple[int, Any]:

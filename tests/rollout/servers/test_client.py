@@ -139,6 +139,7 @@ def test_an_account_of_another_kind_is_an_error(server, account):
         ((401, {"error": "Unauthorized"}), "Unauthorized"),
         ((503, "a proxy's page"), "a proxy's page"),
         ((500, {"error": "x" * 5000}), "x" * 2000),
+        ((200, b'{"choices":'), "its answer is no JSON: Expecting value: line 1 column 12 (char 11)"),
     ],
 )
 def test_a_refusal_is_told_in_the_servers_words(server, answer, message):
