@@ -1,9 +1,19 @@
+import threading
+
 import pytest
 
 from fastgrpo.config import DeadlineConfig
 from fastgrpo.rollout.servers import pool as module
 from fastgrpo.rollout.servers.pool import ServerPool
-from tests.rollout.servers.until import LONG_S
+from tests.rollout.servers.until import LONG_S, until
+
+
+@pytest.fixture(scope="module")
+def syncs_end():
+    """Waits at the end for syncs that were given up: their threads meet nobody, until the time for it is over. One that
+    comes back to an interpreter which is ending would abort it."""
+    yield
+    until(lambda: not any(thread.name == "weight sync" for thread in threading.enumerate()))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastgrpo.rollout.compare_weights import WeightMismatch, require_equal, with_checksums
-from fastgrpo.rollout.servers import watch as module
+from fastgrpo.rollout.servers import channel, watch
 from fastgrpo.rollout.servers.watch import ServerWatch
 from fastgrpo.rollout.servers.weight_sender import WeightSender, in_buckets
 from fastgrpo.rollout.weight_sync import LiveWeights, manifest
@@ -15,6 +15,10 @@ from tests.rollout.servers.accounts import NEEDED, about
 from tests.rollout.servers.fake_server import JOIN, RECEIVE, FakeServer, refusal
 from tests.rollout.servers.replica import Replica, half_of, replica_of
 from tests.rollout.servers.until import until
+
+SYNC_S = 4.0
+
+pytestmark = pytest.mark.usefixtures("syncs_end")
 
 
 def model(seed: int) -> nn.Module:
@@ -25,7 +29,8 @@ def model(seed: int) -> nn.Module:
 @pytest.fixture
 def admitted(pool_of, monkeypatch):
     """The pool of these servers, once they are all there."""
-    monkeypatch.setattr(module, "LOOK_S", 0.02)
+    monkeypatch.setattr(watch, "LOOK_S", 0.02)
+    monkeypatch.setattr(channel, "ALIVE_S", 0.05)
     watches = []
 
     def admit(*servers: FakeServer):
@@ -36,15 +41,15 @@ def admitted(pool_of, monkeypatch):
         return pool
 
     yield admit
-    for watch in watches:
-        watch._pool.close()
-        watch.close()
+    for found in watches:
+        found._pool.close()
+        found.close()
 
 
 def synced(pool, source: nn.Module, dtype: torch.dtype = torch.float32, sender: WeightSender | None = None):
     """The sender's checksums, and the servers' replies."""
     weights = [(name, parameter.detach()) for name, parameter in source.named_parameters()]
-    sender = sender or WeightSender(pool, "127.0.0.1", manifest(weights, dtype), torch.device("cpu"), 10.0)
+    sender = sender or WeightSender(pool, "127.0.0.1", manifest(weights, dtype), torch.device("cpu"), SYNC_S)
     ours: dict[str, int] = {}
     buckets = in_buckets(with_checksums(weights, dtype, ours), 40)
     sender.send(pool.present, buckets, 17, with_checksums=True)
@@ -98,7 +103,7 @@ def test_a_server_that_dies_in_a_sync_is_lost_and_gets_the_weights_when_it_is_th
         pool = admitted(server)
         server.hold(RECEIVE)
         weights = [(name, parameter.detach()) for name, parameter in model(1).named_parameters()]
-        sender = WeightSender(pool, "127.0.0.1", manifest(weights, torch.float32), torch.device("cpu"), 10.0)
+        sender = WeightSender(pool, "127.0.0.1", manifest(weights, torch.float32), torch.device("cpu"), SYNC_S)
         sender.send(pool.present, [weights], 17, with_checksums=False)
         until(lambda: server.of(RECEIVE))
         server.die()
