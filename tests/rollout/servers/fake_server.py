@@ -63,6 +63,10 @@ class FakeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def num_connections(self) -> int:
+        return 0 if self._runner is None else len(self._runner.server.connections)
+
     def come(self) -> None:
         """Listens, after its end at the same port as before."""
         self._do(self._come())

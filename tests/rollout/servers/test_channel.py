@@ -38,6 +38,7 @@ def server(loop):
 def connected(loop, pool_of, monkeypatch):
     """Admits the server of a pool of one, which is the fake one."""
     monkeypatch.setattr(module, "ALIVE_S", 0.05)
+    monkeypatch.setattr("fastgrpo.rollout.servers.client.KEEP_ALIVE_S", 600.0)
 
     def connect(fake: FakeServer, pool: ServerPool | None = None, *, keep_cache: bool = False) -> HttpChannel:
         pool = pool or pool_of(1)
@@ -113,6 +114,7 @@ def test_a_channel_that_is_closed_ends_what_is_being_drawn(drawing, server):
     until(lambda: len(server.of(GENERATE)) == 2)
     drawing.close()
     until(lambda: all(asked.hung_up for asked in server.of(GENERATE)))
+    until(lambda: server.num_connections == 0)
     drawing.check()
 
 
