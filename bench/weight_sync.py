@@ -232,11 +232,13 @@ class Engines:
         from bench.weight_sender import SendingProcess
 
         self.sender = SendingProcess(self.folder)
-        self.live.join_sync("127.0.0.1", self.sender.port, 1, 2, self.sender.timeout_s, self.sender.manifest)
+        sender = self.sender
+        self.live._rpc("receive_join", "127.0.0.1", sender.port, 1, 2, sender.timeout_s, sender.manifest)
 
     def _receive(self) -> None:
         self.sender.send()
-        self.live.receive_weights(1)
+        self.live._rpc("receive_weights")
+        self.live.weights_changed(1)
 
     def checksum_s(self) -> float:
         started = time.perf_counter()

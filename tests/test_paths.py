@@ -61,7 +61,7 @@ def test_the_home_is_filled_in_wherever_a_path_is_given(home_is, recipe, home):
     given = [word for name in names for word in (f"--{name}", f"{home_is}/{name}")]
     values = flatten(parse(recipe, given))
     assert {name: values[name] for name in names} == {
-        name: [f"{home}/{name}"] if name == "track" else f"{home}/{name}" for name in names
+        name: [f"{home}/{name}"] if name in ("track", "rollout.servers") else f"{home}/{name}" for name in names
     }
     assert parse(recipe, [f"--runs_dir={home_is}/r", "--data.train", "{run_dir}/d"]).data.train == f"{home}/r/run/d"
     settings = Settings(

@@ -86,9 +86,10 @@ class RolloutConfig:
     gpus: int = setting(0, at_least=0, free_on_resume=True)
     """GPUs of every node that only sample, one rank for each; without GPUs, ranks that only sample.
     0: every rank samples and trains."""
-    servers: tuple[str, ...] = setting((), free_on_resume=True)
-    """Addresses of vLLM servers that sample, as http://host:8000 (`fastgrpo serve` starts one); every rank trains."""
-    server_key_file: str = setting("", free_on_resume=True)
+    servers: tuple[str, ...] = setting((), is_path=True, free_on_resume=True)
+    """Addresses of vLLM servers that sample, as http://host:8000, or a file that has them and may change in the run.
+    `fastgrpo serve` starts one. All ranks train."""
+    server_key_file: str = setting("", is_path=True, free_on_resume=True)
     """File with the servers' key; empty: the environment's VLLM_API_KEY, if they have one."""
     tensor_parallel: int = setting(1, at_least=1, free_on_resume=True)
     """GPUs that share the weights of one engine."""

@@ -5,7 +5,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fastgrpo.rollout.weight_sync import Manifest
 from fastgrpo.types import Request, Response
 
 
@@ -14,11 +13,6 @@ class RolloutEngine(Protocol):
 
     not_in_place: str
     """Why weights are not written in place but loaded by the engine's own means; empty where they are."""
-
-    @property
-    def num_workers(self) -> int:
-        """Processes that hold its weights; they take consecutive ranks of a sync group."""
-        ...
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues requests; ``step`` draws them."""
@@ -39,14 +33,6 @@ class RolloutEngine(Protocol):
 
         Raises KeyError for a name it lacks.
         """
-        ...
-
-    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest) -> None:
-        """Meets the sender and the other engines."""
-        ...
-
-    def receive_weights(self, policy_version: int) -> None:
-        """Takes the weights that are being sent, straight into the live ones."""
         ...
 
     def checksums(self) -> dict[str, int]:

@@ -76,7 +76,7 @@ def test_a_seed_gives_the_same_run_twice(servers, tmp_path, tiny_base):
     assert max(abs(r["rollout_kl"]) for r in records(first)) < 1e-5
 
 
-@pytest.mark.parametrize("settings, bound, num_steps", [(["--rollout.max_staleness", "1"], 1, 40), (TWO_AHEAD, 2, 60)])
+@pytest.mark.parametrize("settings, bound, num_steps", [(["--rollout.max_staleness", "1"], 1, 12), (TWO_AHEAD, 2, 30)])
 def test_no_token_is_ever_further_behind_than_allowed(servers, tmp_path, tiny_base, settings, bound, num_steps):
     """By the version of every token, as its server noted it."""
     runs = with_base(tmp_path, tiny_base)

@@ -22,7 +22,7 @@ from fastgrpo.models.layout import held_by, hold_layout
 from fastgrpo.rollout.builtin.kv_cache import Prefill, SlotCache, on_device
 from fastgrpo.rollout.builtin.sampling import sample
 from fastgrpo.rollout.sampling_noise import stream_keys
-from fastgrpo.rollout.weight_sync import LiveWeights, Manifest, Receiver, SyncGroup, find_store
+from fastgrpo.rollout.weight_sync import LiveWeights
 from fastgrpo.types import Request, Response, Sampling
 
 RECOMPUTED_TOKENS = 16384
@@ -36,7 +36,6 @@ class BuiltinEngine:
     ``kv_on_sync`` says what becomes of the keys and values of running responses when weights are written.
     """
 
-    num_workers = 1
     not_in_place = ""
 
     def __init__(
@@ -80,15 +79,6 @@ class BuiltinEngine:
 
     def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         self.weights.write(weights)
-        self.weights_changed(policy_version)
-
-    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest) -> None:
-        store = find_store(host, port, size, timeout_s)
-        group = SyncGroup.join(store, first_rank, size, next(self.model.parameters()).device, timeout_s)
-        self._receiver = Receiver(group, self.weights, manifest)
-
-    def receive_weights(self, policy_version: int) -> None:
-        self._receiver.receive()
         self.weights_changed(policy_version)
 
     @torch.inference_mode()

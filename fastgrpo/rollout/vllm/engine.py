@@ -18,7 +18,6 @@ from fastgrpo.rollout.compare_weights import added
 from fastgrpo.rollout.vllm.cpu_layers import SETTING
 from fastgrpo.rollout.vllm.sampling import merged_changes, sampling_of
 from fastgrpo.rollout.vllm.versions import require_vllm
-from fastgrpo.rollout.weight_sync import Manifest
 from fastgrpo.types import Request, Response
 
 log = logging.getLogger(__name__)
@@ -100,17 +99,6 @@ class VllmEngine:
     def write_weights(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         self._wake("weights")  # the cache is not needed yet
         self._rpc("write_weights", weights)
-        self.weights_changed(policy_version)
-
-    @property
-    def num_workers(self) -> int:
-        return self.settings.tensor_parallel
-
-    def join_sync(self, host: str, port: int, first_rank: int, size: int, timeout_s: float, manifest: Manifest) -> None:
-        self._rpc("receive_join", host, port, first_rank, size, timeout_s, manifest)
-
-    def receive_weights(self, policy_version: int) -> None:
-        self._rpc("receive_weights")
         self.weights_changed(policy_version)
 
     def weights_changed(self, policy_version: int) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from transformers import Qwen2Config
@@ -19,7 +20,7 @@ from fastgrpo.rollout.servers.command import server_command, server_environment
 @pytest.fixture(autouse=True)
 def as_if_vllm_were_here(monkeypatch):
     monkeypatch.setattr(command, "require_vllm", lambda: (0, 32))
-    for name in ("VLLM_API_KEY", "VLLM_PLUGINS"):
+    for name in ("VLLM_API_KEY", "VLLM_PLUGINS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -102,13 +103,22 @@ def test_vllms_command_is_started_by_its_module_where_its_distribution_has_anoth
     assert on_gpu(config)[:5] == [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", config.model.path]
 
 
-def test_the_key_is_in_the_environment_beside_the_plugins(monkeypatch):
-    assert server_environment("sesame") == {"VLLM_PLUGINS": "fastgrpo", "VLLM_API_KEY": "sesame"}
-    assert server_environment("") == {"VLLM_PLUGINS": "fastgrpo"}
+def test_the_key_is_in_the_environment_beside_the_plugins(config, monkeypatch):
+    environment = partial(server_environment, config=config, on_cpu=False)
+    assert environment("sesame") == {"VLLM_PLUGINS": "fastgrpo", "VLLM_API_KEY": "sesame"}
+    assert environment("") == {"VLLM_PLUGINS": "fastgrpo"}
     monkeypatch.setenv("VLLM_PLUGINS", "another,fastgrpo,third")
-    assert server_environment("")["VLLM_PLUGINS"] == "another,fastgrpo,third"
+    assert environment("")["VLLM_PLUGINS"] == "another,fastgrpo,third"
     monkeypatch.setenv("VLLM_PLUGINS", "another")
-    assert server_environment("")["VLLM_PLUGINS"] == "another,fastgrpo"
+    assert environment("")["VLLM_PLUGINS"] == "another,fastgrpo"
+
+
+def test_on_a_cpu_no_server_is_bound_to_the_cores_of_another(config, monkeypatch):
+    two = replace(config, rollout=replace(config.rollout, tensor_parallel=2))
+    assert server_environment("", config, True)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert server_environment("", two, True)["VLLM_CPU_OMP_THREADS_BIND"].count("|") == 1
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in server_environment("", two, True)
 
 
 def served(config: Config, *words: str) -> int:
@@ -119,7 +129,8 @@ def test_serve_prints_the_command_without_the_key(config, capsys, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "sesame")
     assert served(config, "--print", "--port", "8123", "--rollout.max_response_tokens", "77") == 0
     words = shlex.split(capsys.readouterr().out)
-    assert words[0] == "VLLM_PLUGINS=fastgrpo" and words[1] == sys.executable and config.model.path in words
+    named = words[: words.index(sys.executable)]
+    assert "VLLM_PLUGINS=fastgrpo" in named and config.model.path in words
     assert value(words, "--host") == "127.0.0.1" and value(words, "--port") == "8123"
     assert not any("sesame" in word for word in words)
     assert value(words, "--max-model-len") == "109"  # with the 32 tokens of the recipe's prompts
