@@ -1,6 +1,8 @@
 """Runs whose responses real vLLM servers draw: which tokens they train on, and what harms them."""
 
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,20 @@ def run(runs: Path, servers: Any, *settings: str) -> Path:
     assert launch.wait() == 0, launch.printed
     launch.assert_nobody_is_left()
     return launch.folder
+
+
+def test_without_the_key_a_server_tells_its_health_alone(servers):
+    def status(path: str) -> int:
+        request = urllib.request.Request(servers[0].url + path, b"{}", {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert servers[0].answers()
+    assert {status(f"/inference/{path}") for path in ("v1/generate", "fastgrpo/join", "fastgrpo/receive")} == {401}
+    assert {status(path) for path in ("/invocations", "/v1/completions", "/collective_rpc", "/pause")} == {404}
 
 
 def test_a_seed_gives_the_same_run_twice(servers, tmp_path, tiny_base):

@@ -33,6 +33,7 @@ def server_command(config: Config, host: str, port: int, on_cpu: bool) -> list[s
         "--max-num-seqs", str(rollout.max_sequences), "--tensor-parallel-size", str(rollout.tensor_parallel),
         "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs",
         "--weight-transfer-config", json.dumps({"backend": BACKEND}), "--disable-uvicorn-access-log",
+        "--middleware", "fastgrpo.rollout.vllm.guard.OnlyForRuns",
     ]  # fmt: skip
     cache_gib = rollout.kv_cache_gib or (CPU_CACHE_GIB if on_cpu else 0.0)
     words += ["--kv-cache-memory-bytes", str(int(cache_gib * 2**30))] if cache_gib else []
