@@ -169,13 +169,6 @@ def test_a_launchs_own_server_is_started_again_and_one_loss_too_many_ends_the_ru
     launch.assert_nobody_is_left()
 
 
-def test_a_server_that_cannot_start_ends_the_run_with_its_reason(tmp_path, tiny_base):
-    launch = Launch(with_base(tmp_path, tiny_base), *OWN[:3], "0.0001", samplers=1)
-    assert launch.wait() == 1, launch.printed
-    assert "before it was ready: " in launch.printed and "server_0.log" in launch.printed
-    launch.assert_nobody_is_left()
-
-
 def test_a_run_that_the_first_rank_refuses_ends_its_samplers_too(tmp_path, tiny_base):
     launch = Launch(with_base(tmp_path, tiny_base), *OWN, "--data.train", "nowhere.parquet", samplers=1)
     assert launch.wait() == 2, launch.printed
