@@ -80,6 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dry_run(recipe, config, *launched) if is_first else exit_codes.DONE
         require_open_files()
         launch_secret()  # out of the environment before there are children
+        if config.rollout.servers:
+            from fastgrpo.rollout.servers.start import environment_key
+
+            environment_key()
         role = Role.of_this_rank(config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
         if is_first:

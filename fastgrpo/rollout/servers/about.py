@@ -4,6 +4,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+OLDEST = (0, 27)
+"""The first vLLM that labels weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class About:
@@ -25,6 +28,7 @@ class About:
     pipeline_parallel: int
     data_parallel: int
     backend: str  # of weight transfer; empty: none
+    process: str  # of no other server
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,6 +86,8 @@ def why_not(server: About, needed: Needed) -> str:
             f"its cache holds {server.kv_cache_tokens} tokens, and one sequence of this run may have "
             f"{needed.sequence_tokens}: give it more memory"
         )
+    if _major_minor(server.vllm) < OLDEST:
+        return f"vLLM {server.vllm} does not label weights: it must be {OLDEST[0]}.{OLDEST[1]} or later"
     if server.pipeline_parallel > 1 or server.data_parallel > 1:
         return "only tensor parallelism is supported inside a server: start several servers in place of one"
     if needed.per_token_versions and _major_minor(server.vllm) < (0, 32):

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import logging
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
 
 from fastgrpo.rollout.compare_weights import added
-from fastgrpo.rollout.servers.client import Client, ServerError
+from fastgrpo.rollout.servers.client import Client, ServerError, label_of, version_of
 from fastgrpo.rollout.servers.pool import Received, Server, ServerPool
 from fastgrpo.rollout.weight_sync import Manifest, find_store
 from fastgrpo.rollout.weight_sync.broadcast import checksums_key, manifest_as_json
@@ -20,6 +22,10 @@ from fastgrpo.types import Request
 ALIVE_S = 1.0
 """A server is asked for a sign of life so long after the last."""
 FAILURES = (ServerError, aiohttp.ClientError, TimeoutError)
+WRONG_REQUEST = (400, 404, 413, 422)
+"""Of HTTP: what is wrong is in the request, and another server would say the same."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,12 @@ class HttpChannel:
     ) -> None:
         self._loop, self._client, self._pool, self._server = loop, client, pool, server
         self._keep_cache = keep_cache
-        self._salt, self._num_syncs, self._version = uuid.uuid4().hex, 0, 0
+        self._run, self._num_syncs, self._version = uuid.uuid4().hex, 0, 0
         self._meeting: Meeting | None = None
         self._not_joined = "no sender of weights was named"
         self._drawing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._control: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._control: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]]] = asyncio.Queue()
         self._closed = False
         self._busy_since: float | None = None
         self._busy_s = 0.0
@@ -73,10 +79,11 @@ class HttpChannel:
         self._loop.call_soon_threadsafe(self._cancel, ids)
 
     def join(self, meeting: Meeting) -> None:
-        self._loop.call_soon_threadsafe(self._control.put_nowait, self._join(meeting))
+        self._loop.call_soon_threadsafe(self._control.put_nowait, partial(self._join, meeting))
 
     def receive(self, number: int, version: int, *, with_checksums: bool) -> None:
-        self._loop.call_soon_threadsafe(self._control.put_nowait, self._receive(number, version, with_checksums))
+        work = partial(self._receive, number, version, with_checksums)
+        self._loop.call_soon_threadsafe(self._control.put_nowait, work)
 
     def close(self) -> None:
         """Stops working; what is being drawn is aborted by the server, as its connections end."""
@@ -91,8 +98,14 @@ class HttpChannel:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("fastgrpo: server %s", self._server.url, exc_info=error)
+            self._pool.lose(self._server, self, f"it could not be spoken to: {error!r}")
 
     def _stop(self) -> None:
         if self._closed:
@@ -100,9 +113,7 @@ class HttpChannel:
         self._closed = True
         for task in self._tasks:
             task.cancel()
-        while not self._control.empty():
-            self._control.get_nowait().close()
-        self._loop.create_task(self._client.close())
+        self._closing = self._loop.create_task(self._client.close())  # held, for the loop does not
 
     def _draw_all(self, requests: Sequence[Request]) -> None:
         if not self._closed:
@@ -118,8 +129,10 @@ class HttpChannel:
 
     async def _draw(self, request: Request) -> None:
         try:
-            response = await self._client.draw(request, f"{self._salt}-{self._num_syncs}", self._version)
+            response = await self._client.draw(request, f"{self._run}-{self._num_syncs}", self._run, self._version)
         except FAILURES as error:
+            if isinstance(error, ServerError) and error.status in WRONG_REQUEST:  # as it would be elsewhere
+                self._pool.fail(f"server {self._server.url} refuses a request: {error}")
             self._pool.lose(self._server, self, f"a request failed: {in_words(error)}")
             return
         if self._drawing.pop(request.id, None) is not None:
@@ -130,8 +143,10 @@ class HttpChannel:
         """Asks the engine for a sign of life, again and again."""
         while True:
             try:
-                await self._client.alive()
-            except FAILURES as error:
+                label = await self._client.alive()
+                if self._num_syncs and label:
+                    version_of(label, self._run)
+            except (*FAILURES, ValueError) as error:
                 self._pool.lose(self._server, self, in_words(error))
                 return
             self._pool.on_alive(self._server, self, self._take_busy_s())
@@ -139,7 +154,8 @@ class HttpChannel:
 
     async def _control_in_order(self) -> None:
         while True:
-            await (await self._control.get())
+            work = await self._control.get()
+            await work()
 
     async def _join(self, meeting: Meeting) -> None:
         self._meeting = meeting
@@ -153,7 +169,8 @@ class HttpChannel:
         checksums = None
         try:
             if not self._not_joined:
-                await self._client.receive(number, version, with_checksums, self._keep_cache)
+                label = label_of(self._run, version)
+                await self._client.receive(number, label, with_checksums, self._keep_cache)
                 checksums = await asyncio.to_thread(self._checksums, number) if with_checksums else None
                 self._num_syncs, self._version = self._num_syncs + 1, version
         except (*FAILURES, RuntimeError) as error:  # torch's errors about a store are RuntimeErrors

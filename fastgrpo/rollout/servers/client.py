@@ -10,8 +10,7 @@ from fastgrpo.rollout.servers.about import About
 from fastgrpo.rollout.vllm.sampling import merged_changes, sampling_of
 from fastgrpo.types import Request, Response
 
-CONNECT_S = 10.0
-KEEP_ALIVE_S = 3.0  # vLLM closes an idle connection after 5 s
+CONNECT_S = 30.0
 ANSWER_S = 30.0  # for what needs no step of the engine
 ERROR_CHARACTERS = 2000
 
@@ -36,7 +35,8 @@ class Client:
     def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            # A connection for each request: vLLM closes idle ones, perhaps just as the next request is sent.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             read_bufsize=2**20,
         )
@@ -49,34 +49,35 @@ class Client:
         except TypeError as error:
             raise ServerError(200, str(error)) from error
 
-    async def alive(self) -> None:
-        """Returns when the engine has answered between two of its steps, however long that takes."""
-        await self._ask("GET", "/inference/fastgrpo/alive")
+    async def alive(self) -> str:
+        """The label of the weights, when the engine has answered between two of its steps, however long that takes."""
+        answer = await self._ask("GET", "/inference/fastgrpo/alive")
+        return str(answer["version"]) if isinstance(answer, dict) and "version" in answer else ""
 
-    async def draw(self, request: Request, salt: str, version: int) -> Response:
-        """Draws a response. ``salt``: keys and values that were computed under another one are not reused.
-        ``version``: of the weights, where the server does not say it."""
+    async def draw(self, request: Request, salt: str, run: str, version: int) -> Response:
+        """Draws a response by weights of this run.
+
+        ``salt``: keys and values that were computed under another one are not reused. ``version``: of the weights,
+        where the server does not say it.
+        """
         body = {
             "token_ids": request.prompt.prompt_ids.tolist(),
             "cache_salt": salt,
             "sampling_params": sampling_of(request),
         }
+        answer = await self._ask("POST", "/inference/v1/generate", body)
         try:
-            answer = await self._ask("POST", "/inference/v1/generate", body)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):  # an idle connection was closed just then
-            answer = await self._ask("POST", "/inference/v1/generate", body)
-        try:
-            return response_of(answer["choices"][0], version)
-        except (LookupError, TypeError, ValueError) as error:
+            return response_of(answer["choices"][0], run, version)
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise ServerError(200, f"its answer is not one of vLLM's: {error!r}") from error
 
     async def join(self, meeting: dict[str, Any]) -> None:
         """Has the server's processes meet the sender of weights."""
         await self._ask("POST", "/inference/fastgrpo/join", meeting)
 
-    async def receive(self, number: int, version: int, with_checksums: bool, keep_cache: bool) -> None:
-        """Has the server receive one sync."""
-        body = {"number": number, "version": version, "with_checksums": with_checksums, "keep_cache": keep_cache}
+    async def receive(self, number: int, label: str, with_checksums: bool, keep_cache: bool) -> None:
+        """Has the server receive one sync; tokens of these weights get the label."""
+        body = {"number": number, "label": label, "with_checksums": with_checksums, "keep_cache": keep_cache}
         await self._ask("POST", "/inference/fastgrpo/receive", body)
 
     async def close(self) -> None:
@@ -86,21 +87,39 @@ class Client:
         timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=CONNECT_S)
         async with self._session.request(method, self.url + path, json=body, timeout=timeout) as answer:
             if answer.status != 200:
-                raise ServerError(answer.status, _message(await answer.text()))
+                raise ServerError(answer.status, _message(await answer.text(errors="replace")))
             try:
                 return await answer.json()
             except ValueError as error:
                 raise ServerError(200, f"its answer is no JSON: {error}") from error
 
 
-def response_of(choice: dict[str, Any], version: int) -> Response:
-    """The response in an answer of `/inference/v1/generate`. Raises ServerError if it was not drawn to its end."""
+def label_of(run: str, version: int) -> str:
+    """What a server calls the weights of a run's policy version."""
+    return f"{run}/{version}"
+
+
+def version_of(label: str, run: str) -> int:
+    """The policy version of a label. Raises ServerError if it is not this run's, ValueError if it is none."""
+    of_run, _, version = label.rpartition("/")
+    if of_run != run:
+        raise ServerError(409, "another trainer has written its weights: a server can serve one run at a time")
+    return int(version)
+
+
+def response_of(choice: dict[str, Any], run: str, version: int) -> Response:
+    """The response in an answer of `/inference/v1/generate`.
+
+    Raises ServerError if it was not drawn to its end, or by weights of another run.
+    """
     ids, finish_reason, logprobs = choice["token_ids"], choice["finish_reason"], choice.get("logprobs")
     if finish_reason not in ("stop", "length"):
         raise ServerError(200, f"it ended a request with {finish_reason!r}")
-    spans = choice.get("weight_versions") or [{"start": 0, "version": version}]
-    first, later = merged_changes([(span["start"], int(span["version"])) for span in spans], len(ids))
+    spans = choice.get("weight_versions") or [{"start": 0, "version": label_of(run, version)}]
+    first, later = merged_changes([(span["start"], version_of(span["version"], run)) for span in spans], len(ids))
     of_ids = [np.nan] * len(ids) if logprobs is None else [entry["logprob"] for entry in logprobs["content"]]
+    if len(of_ids) != len(ids):
+        raise ServerError(200, f"it gave {len(of_ids)} logprobs for {len(ids)} tokens")
     return Response(
         response_ids=np.array(ids, dtype=np.int32),
         rollout_logprobs=np.array(of_ids, dtype=np.float32),

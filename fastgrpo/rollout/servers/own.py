@@ -1,6 +1,7 @@
 """The work of a rank that only samples: it runs a vLLM server, and starts it again when it ends or hangs."""
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
 from fastgrpo.rollout.servers.command import server_command, server_environment
 from fastgrpo.rollout.servers.key import found_key
 from fastgrpo.rollout.servers.watch import host_towards
+from fastgrpo.rollout.vllm.plugin import END_TOGETHER
 
 BEGIN, OVER = "servers/begin", "servers/over"
 """Keys of the launch's store: where the servers' key is, once their model is there; a mark that the run has ended."""
@@ -61,10 +63,10 @@ def run_server(config: Config, role: Role, device_type: str) -> int:
         server = _OwnServer(config, index, found_key(text.decode(), servers_folder(config)), device_type)
         store.set(address_key(index), server.url)
         return server.run(store)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"fastgrpo: server {index}: {error}", file=sys.stderr, flush=True)
         return exit_codes.FAILED
-    except (dist.DistError, OSError):
+    except dist.DistError:
         time.sleep(AFTER_TRAINER_S)
         return exit_codes.FAILED  # the trainer is gone: its error message and its exit code are those of the launch
 
@@ -93,7 +95,7 @@ class _OwnServer:
         on_cpu = device_type == "cpu"
         self._words = server_command(config, host, port, on_cpu)
         inherited = _environment(config.rollout.tensor_parallel)
-        self._environment = {**inherited, **server_environment(key, config, on_cpu)}
+        self._environment = {**inherited, **server_environment(key, config, on_cpu), END_TOGETHER: "1"}
         # A sync may keep the engine from answering for as long as it may last.
         self._silent_s = max(config.deadline.stall_s, config.deadline.sync_s)
         self._start_s = config.deadline.start_s
@@ -103,6 +105,7 @@ class _OwnServer:
     def run(self, store: dist.Store) -> int:
         """Returns the exit code once the run is over. Raises ValueError for a server that does not become ready."""
         self._start()
+        self._was_ready = False
         try:
             while not store.check([OVER]):
                 if self._child.poll() is not None:
@@ -125,7 +128,7 @@ class _OwnServer:
 
     def _start_again(self, why: str) -> None:
         self._kill()
-        if not self._ready:
+        if not self._was_ready:
             printed = self._log.read_text(errors="replace")[-LOG_CHARACTERS:].strip().splitlines()
             last = printed[-1] if printed else "it printed nothing"
             raise ValueError(f"its process {why} before it was ready: {last} (the whole log is {self._log})")
@@ -139,9 +142,9 @@ class _OwnServer:
         self._asked = now
         request = urllib.request.Request(f"{self.url}/inference/fastgrpo/alive")
         request.add_header("Authorization", f"Bearer {self._key}")
-        with contextlib.suppress(OSError), _DIRECT.open(request, timeout=ALIVE_S) as answer:
+        with contextlib.suppress(OSError, http.client.HTTPException), _DIRECT.open(request, timeout=ALIVE_S) as answer:
             if answer.status == 200:
-                self._ready, self._heard = True, time.monotonic()
+                self._ready, self._was_ready, self._heard = True, True, time.monotonic()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

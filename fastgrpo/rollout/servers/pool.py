@@ -56,7 +56,6 @@ class Server:
     num_workers: int = 1  # processes that hold its weights
     max_sequences: int = 1
     last_heard: float = 0.0  # time.monotonic of its last sign
-    lost_since: float = field(default_factory=time.monotonic)
     version: int | None = None  # of the weights that it holds; None: it does not have this run's weights yet
     pending: dict[int, Request] = field(default_factory=dict)  # that it draws
     received: "deque[Received]" = field(default_factory=deque)
@@ -166,10 +165,10 @@ class ServerPool:
         """Servers that are there and wait for weights."""
         return [s for s in self.present if s.version is None]
 
-    def synced(self, server: Server, version: int) -> None:
+    def synced(self, server: Server, channel: Channel, version: int) -> None:
         """Notes that the server holds these weights, and gives it requests. Does nothing if it was lost since."""
         with self._changed:
-            if server.channel is not None:
+            if server.channel is channel:
                 server.version, self.has_begun = version, True
                 self._assign_waiting()
 
@@ -299,7 +298,7 @@ class ServerPool:
         """Ends the connection to a server, and takes back what it has not finished."""
         if server.channel is not None:
             server.channel.close()
-        server.channel, server.version, server.lost_since = None, None, time.monotonic()
+        server.channel, server.version = None, None
         server.is_syncing = False
         self.waiting.extendleft(reversed(_groups(server.pending.values())))
         server.pending.clear()
@@ -309,6 +308,8 @@ class ServerPool:
 
     def _assign_waiting(self) -> None:
         """Gives waiting groups to the servers with the least to do, as long as these have free places."""
+        if not self.waiting:
+            return
         ready = [s for s in self.servers if s.version is not None]
         loads = {s: s.load for s in ready}
         given: dict[Server, list[Request]] = {}

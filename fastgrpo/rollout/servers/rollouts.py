@@ -254,6 +254,8 @@ class ServerRollouts:
         due = with_checksums or self.num_syncs == 0 or (every > 0 and self.num_syncs % every == 0)
         self.just_compared = due
         for _ in range(self.config.rollout.max_engine_restarts + 1):
+            if only_unsynced and not self._lead(lambda: bool(self.pool.unsynced)):
+                return  # they were lost again, and others draw
             self._until(lambda: bool(self.pool.present))
             if self._sync_once(due, only_unsynced):
                 return
@@ -284,11 +286,11 @@ class ServerRollouts:
     def _receive_replies(self, ours: dict[str, int]) -> bool:
         assert self._sender is not None
         replies = self._sender.replies()
-        if not replies:
+        if replies is None:
             log.warning("fastgrpo: a weight sync failed and is done again: %s", "; ".join(self._sender.complaints))
             return False
-        for server, reply in replies.items():
+        for server, (channel, reply) in replies.items():
             if reply.checksums:
                 require_equal(ours, reply.checksums, f"server {server.url}")
-            self.pool.synced(server, reply.policy_version)
+            self.pool.synced(server, channel, reply.policy_version)
         return True

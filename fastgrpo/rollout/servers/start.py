@@ -1,5 +1,6 @@
 """From a run's settings to its servers, as its first rank sees them."""
 
+import functools
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,6 +34,8 @@ def start_pool(
         key, told = published_key(servers_folder(config))
         ranks.store.set(BEGIN, told)
         own = addresses(ranks.store, Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel)
+        if told != "-":  # each has read it
+            (servers_folder(config) / told).unlink(missing_ok=True)
         host, named = LOOPBACK if is_on_one_machine() else os.environ["MASTER_ADDR"], lambda: own
         max_losses = rollout.max_engine_restarts
     pool = ServerPool(config.deadline, rollout.max_sequences, max_losses)
@@ -73,6 +76,7 @@ def _address(text: str) -> str:
     try:
         parts = urlsplit(text)
         is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_one = is_one and not (parts.username or parts.password or parts.query or parts.fragment)
     except ValueError:  # of brackets that are not closed, and of ports
         is_one = False
     if not is_one:
@@ -83,11 +87,17 @@ def _address(text: str) -> str:
 def server_key(path: str) -> str:
     """The key of the servers, from this file or the environment; empty: none. Raises ValueError for a file without."""
     if not path:
-        return os.environ.get("VLLM_API_KEY", "")
+        return environment_key()
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--rollout.server_key_file {path}: {error}") from error
-    if not key:
-        raise ValueError(f"--rollout.server_key_file {path} holds no key")
+    if not key or not key.isprintable() or " " in key:
+        raise ValueError(f"--rollout.server_key_file {path} must hold one key, of printable characters without spaces")
     return key
+
+
+@functools.cache
+def environment_key() -> str:
+    """The key in the environment, and no more there: verifiers and what they run would inherit it."""
+    return os.environ.pop("VLLM_API_KEY", "")

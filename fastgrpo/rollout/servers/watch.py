@@ -25,7 +25,7 @@ class ServerWatch:
     """Speaks to all servers on one thread, and admits to the pool those that are ready and fit.
 
     ``addresses`` is asked every second who the servers are: they may come and go. One that is lost is looked for until
-    it answers again, or is not named any more; ``on_lost`` is told of it.
+    it answers again, or is not named any more.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class ServerWatch:
         needed: Needed,
         *,
         keep_cache: bool,
-        on_lost: Callable[[str], None] = lambda url: None,
     ) -> None:
         self._pool, self._addresses, self._key, self._needed = pool, addresses, key, needed
-        self._keep_cache, self._on_lost = keep_cache, on_lost
+        self._keep_cache = keep_cache
         self._loop = asyncio.new_event_loop()
         self._servers: dict[str, Server] = {}
+        self._processes: dict[str, str] = {}  # by address, of the servers that were admitted
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         pool.on_lost = self._look_again
@@ -55,7 +55,6 @@ class ServerWatch:
         self._thread.join(CLOSE_S)
 
     def _look_again(self, server: Server) -> None:
-        self._on_lost(server.url)
         self._loop.call_soon_threadsafe(self._look_for, server)
 
     # On the loop.
@@ -63,8 +62,14 @@ class ServerWatch:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = self._loop.create_task(work)
         self._tasks.add(task)  # else nobody would hold it
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("fastgrpo: a server could not be looked for", exc_info=error)
+            self._pool.fail(f"a server could not be looked for: {error!r}")
 
     async def _end(self) -> None:
         for task in self._tasks:
@@ -103,6 +108,8 @@ class ServerWatch:
         try:
             while True:
                 about, reason, will_never_do = await _asked(client, self._needed)
+                if about is not None and (other := self._with_process(about.process, server)):
+                    reason = f"it is {other} by another name"
                 if about is not None and not reason:
                     break
                 if will_never_do and not self._pool.has_begun:
@@ -112,6 +119,7 @@ class ServerWatch:
                     log.warning("fastgrpo: waiting for server %s: %s", server.url, reason)
                     said = reason
                 await asyncio.sleep(LOOK_S)
+            self._processes[server.url] = about.process
             self._pool.admit(
                 server,
                 lambda: HttpChannel(self._loop, client, self._pool, server, self._keep_cache),
@@ -121,6 +129,11 @@ class ServerWatch:
         finally:
             if server.channel is None:
                 await client.close()
+
+    def _with_process(self, process: str, server: Server) -> str:
+        """The address of another server that is this very process; empty if there is none."""
+        others = (s for s in self._pool.present if s is not server)
+        return next((s.url for s in others if self._processes.get(s.url) == process), "")
 
 
 async def _asked(client: Client, needed: Needed) -> tuple[About | None, str, bool]:

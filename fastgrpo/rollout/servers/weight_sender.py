@@ -50,8 +50,8 @@ class WeightSender:
         for bucket in buckets:
             sending.hand_over(bucket)
 
-    def replies(self) -> dict[Server, Received] | None:
-        """The reply of every server, or None if one failed: then the sync must be done again.
+    def replies(self) -> dict[Server, tuple[Channel, Received]] | None:
+        """The reply of every server and the channel that it came by; None if one failed: the sync must be done again.
 
         Servers that did not reply are given up.
         """
@@ -135,7 +135,7 @@ class _Sending:
                 self._bucket = bucket
                 self._turn.notify_all()
 
-    def finish(self) -> dict[Server, Received] | None:
+    def finish(self) -> dict[Server, tuple[Channel, Received]] | None:
         """Waits for the reply of every server, until the deadline."""
         with self._turn:
             self._has_all = True
@@ -159,7 +159,8 @@ class _Sending:
             self.owner.leave()
             self.owner.complaints = [*self._complaints(), *([repr(self.error)] if self.error else [])]
             return None
-        return replies
+        channels = dict(zip(self.servers, self.channels, strict=True))
+        return {server: (channels[server], reply) for server, reply in replies.items()}
 
     def _goes_on(self) -> bool:
         """Whether the sending thread may still reach everybody in time."""

@@ -5,10 +5,18 @@ mounts `Routes` in the one that speaks HTTP (group `vllm.endpoint_plugins`) if `
 either's name in the command or the environment both do nothing.
 """
 
+import contextlib
+import multiprocessing
+import os
 from typing import Any
 
+from fastgrpo.ranks.children import die_with_parent
 from fastgrpo.rollout.vllm import cpu_layers
 from fastgrpo.rollout.vllm.cpu_layers import BACKEND
+
+END_TOGETHER = "FASTGRPO_SERVER_ENDS_TOGETHER"
+"""In the environment of a server that a run has started: its engine and workers end with the process above them, and do
+not hold their GPUs after it was killed."""
 
 
 def register() -> None:
@@ -19,7 +27,10 @@ def register() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "fastgrpo.rollout.vllm.weight_transfer", "InPlaceTransfer")
     if not torch.cuda.is_available():
-        cpu_layers.install()
+        with contextlib.suppress(AttributeError):  # another vLLM, whose weights nobody will write
+            cpu_layers.install()
+    if os.environ.get(END_TOGETHER) and multiprocessing.parent_process() is not None:
+        die_with_parent()
 
 
 class Routes:

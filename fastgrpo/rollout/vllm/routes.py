@@ -4,6 +4,8 @@ These four routes are all that a trainer needs beside vLLM's `/inference/v1/gene
 whose routes no key guards, stays off. Import it in a vLLM server only.
 """
 
+import asyncio
+import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, HTTPException, Request
@@ -13,6 +15,10 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from fastgrpo.rollout.servers.about import About
 
 router = APIRouter(prefix="/inference/fastgrpo")
+
+_PROCESS = uuid.uuid4().hex
+_turn = asyncio.Lock()
+"""Held by who changes weights: a sync that its trainer has given up must not go on in the middle of the next."""
 
 
 @router.get("/about")
@@ -38,6 +44,7 @@ async def about(raw: Request) -> dict[str, Any]:
         pipeline_parallel=parallel.pipeline_parallel_size,
         data_parallel=parallel.data_parallel_size,
         backend=getattr(config.weight_transfer_config, "backend", "") or "",
+        process=_PROCESS,
     ).to_json()
 
 
@@ -50,7 +57,8 @@ async def alive(raw: Request) -> dict[str, str]:
 @router.post("/join")
 async def join(raw: Request, meeting: Annotated[dict[str, Any], Body()]) -> dict[str, bool]:
     """Meets the sender of weights, and waits until all who shall are there."""
-    await _in_words(_engine(raw).init_weight_transfer_engine(WeightTransferInitRequest(init_info=meeting)))
+    async with _turn:
+        await _in_words(_engine(raw).init_weight_transfer_engine(WeightTransferInitRequest(init_info=meeting)))
     return {"joined": True}
 
 
@@ -58,21 +66,21 @@ async def join(raw: Request, meeting: Annotated[dict[str, Any], Body()]) -> dict
 async def receive(
     raw: Request,
     number: Annotated[int, Body()],
-    version: Annotated[int, Body()],
+    label: Annotated[str, Body()],
     with_checksums: Annotated[bool, Body()],
     keep_cache: Annotated[bool, Body()],
 ) -> dict[str, int]:
-    """One sync. What is being drawn rests meanwhile, and every later token is labelled with the new version.
+    """One sync. What is being drawn rests meanwhile, and every later token is labelled anew.
 
     After a failure nothing is drawn until a later sync has succeeded: half of the weights may be new.
     """
-    engine = _engine(raw)
-    await engine.pause_generation(mode="keep", clear_cache=not keep_cache)
-    update = {"number": number, "with_checksums": with_checksums}
-    await _in_words(engine.start_weight_update())
-    await _in_words(engine.update_weights(WeightTransferUpdateRequest(update_info=update)))
-    await engine.finish_weight_update(str(version))
-    await engine.resume_generation()
+    engine, update = _engine(raw), {"number": number, "with_checksums": with_checksums}
+    async with _turn:
+        await engine.pause_generation(mode="keep", clear_cache=not keep_cache)
+        await _in_words(engine.start_weight_update())
+        await _in_words(engine.update_weights(WeightTransferUpdateRequest(update_info=update)))
+        await engine.finish_weight_update(label)
+        await engine.resume_generation()
     return {"number": number}
 
 

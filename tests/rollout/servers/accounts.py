@@ -1,5 +1,6 @@
 """What a server of the tests says of itself, and the run that it fits."""
 
+import uuid
 from typing import Any
 
 from fastgrpo.rollout.servers.about import About, Needed
@@ -16,6 +17,6 @@ def about(**other: Any) -> About:
         "vllm": "0.32.0+cpu", "model": "/models/tiny", "model_type": "qwen2", "vocabulary": 300, "layers": 2,
         "width": 64, "dtype": "float32", "quantization": "", "max_model_len": 128, "max_sequences": 64,
         "logprobs_mode": "processed_logprobs", "kv_cache_tokens": 128, "tensor_parallel": 1, "pipeline_parallel": 1,
-        "data_parallel": 1, "backend": "fastgrpo",
+        "data_parallel": 1, "backend": "fastgrpo", "process": uuid.uuid4().hex,
     }  # fmt: skip
     return About(**{**fits, **other})

@@ -68,5 +68,5 @@ class FakeChannel:
 def ready(pool: ServerPool, server: Server, version: int = 0, **about: int) -> FakeChannel:
     """A server that is there and holds weights."""
     channel = FakeChannel(pool, server, **about)
-    pool.synced(server, version)
+    pool.synced(server, channel, version)
     return channel

@@ -40,7 +40,7 @@ class FakeServer:
         self.about: Any = about().to_json()
         self.choice: dict[str, Any] = choice_of([5, 6])
         self.refusals: dict[str, tuple[int, Any]] = {}
-        self.num_hang_ups = 0  # requests for a response whose connection it ends, next
+        self.label = "default"  # of its weights, as the last sync named them
         self.asked: list[Asked] = []
         self._held: set[str] = set()  # paths that get no answer for now
         self._loop = asyncio.new_event_loop()
@@ -74,10 +74,6 @@ class FakeServer:
     def die(self) -> None:
         """Ends all connections at once, as the process's end does. Nobody listens any more."""
         self._do(self._die())
-
-    def end_idle_connections(self) -> None:
-        """Ends connections without a request in progress, as vLLM does after some seconds."""
-        self._do(self._end_idle_connections())
 
     def hold(self, path: str) -> None:
         """From now on requests for this path wait until they are released."""
@@ -116,20 +112,12 @@ class FakeServer:
                 connection.transport.abort()
         await runner.cleanup()
 
-    async def _end_idle_connections(self) -> None:
-        for connection in list(self._runner.server.connections):
-            if connection._current_request is None:
-                connection.transport.close()
-
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = Asked(request.path, await request.json() if request.can_read_body else None, dict(request.headers))
         self.asked.append(asked)
         try:
             while asked.path in self._held:
                 await asyncio.sleep(0.005)
-            if asked.path == GENERATE and self.num_hang_ups > 0:
-                self.num_hang_ups -= 1
-                request.transport.close()
             status, body = await self._found(asked)
         except asyncio.CancelledError:
             asked.hung_up = True
@@ -147,13 +135,13 @@ class FakeServer:
             case "/inference/fastgrpo/about":
                 return 200, self.about
             case "/inference/fastgrpo/alive":
-                return 200, {"version": "default"}
+                return 200, {"version": self.label}
             case "/inference/v1/generate":
                 return 200, answer_of(self.choice, len(asked.body["token_ids"]))
             case "/inference/fastgrpo/join":
                 return await self._of_all({"joined": True}, lambda r, place: r.join(asked.body, place))
             case "/inference/fastgrpo/receive":
-                number, with_checksums = asked.body["number"], asked.body["with_checksums"]
+                number, with_checksums, self.label = (asked.body[n] for n in ("number", "with_checksums", "label"))
                 return await self._of_all({"number": number}, lambda r, _: r.receive(number, with_checksums))
         return 404, {"detail": "Not Found"}
 

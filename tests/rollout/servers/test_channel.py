@@ -8,7 +8,7 @@ import pytest
 from fastgrpo.rollout.servers import channel as module
 from fastgrpo.rollout.servers.channel import HttpChannel, Meeting
 from fastgrpo.rollout.servers.client import Client
-from fastgrpo.rollout.servers.pool import Received, Server, ServerPool
+from fastgrpo.rollout.servers.pool import Received, Server, ServerFailure, ServerPool
 from tests.rollout.servers.fake_channel import group
 from tests.rollout.servers.fake_server import ALIVE, GENERATE, JOIN, RECEIVE, FakeServer, choice_of, refusal
 from tests.rollout.servers.until import LONG_S, until
@@ -38,7 +38,6 @@ def server(loop):
 def connected(loop, pool_of, monkeypatch):
     """Admits the server of a pool of one, which is the fake one."""
     monkeypatch.setattr(module, "ALIVE_S", 0.05)
-    monkeypatch.setattr("fastgrpo.rollout.servers.client.KEEP_ALIVE_S", 600.0)
 
     def connect(fake: FakeServer, pool: ServerPool | None = None, *, keep_cache: bool = False) -> HttpChannel:
         pool = pool or pool_of(1)
@@ -59,7 +58,7 @@ def drawing(pool_of, server, connected):
     """A pool whose server is there and has weights."""
     pool = pool_of(1)
     connected(server, pool)
-    pool.synced(pool.servers[0], 0)
+    pool.synced(pool.servers[0], pool.servers[0].channel, 0)
     return pool
 
 
@@ -90,7 +89,7 @@ def salts(fake: FakeServer) -> list[str]:
 
 
 def test_responses_come_to_the_pool_by_their_requests(drawing, server):
-    server.choice = choice_of([1, 2, 3], versions=[("0", 0, 3)])
+    server.choice = choice_of([1, 2, 3])
     drawing.submit([group(0), group(1)])
     until(lambda: len(drawing.finished) == 4)
     assert all(len(response) == 3 for response in drawing.collect().values())
@@ -144,7 +143,7 @@ def test_keys_and_values_of_another_process_are_not_reused(pool_of, server, conn
     pool = pool_of(1)
     for position in range(2):
         channel = connected(server, pool)
-        pool.synced(pool.servers[0], 0)
+        pool.synced(pool.servers[0], pool.servers[0].channel, 0)
         pool.submit([group(position)])
         until(lambda: len(pool.finished) == 2)
         pool.collect()
@@ -209,7 +208,7 @@ def test_a_server_whose_engine_does_not_answer_is_lost_after_its_time(pool_of, s
 def test_an_engine_that_answers_is_kept_however_long_a_response_takes(pool_of, server, connected):
     pool = pool_of(1, stall_s=0.3)
     connected(server, pool)
-    pool.synced(pool.servers[0], 0)
+    pool.synced(pool.servers[0], pool.servers[0].channel, 0)
     server.hold(GENERATE)
     pool.submit([group(0)])
     asked = len(server.of(ALIVE))
@@ -239,7 +238,6 @@ def test_a_response_that_the_server_aborted_is_a_loss(drawing, server, reasons):
         "a proxy's page",
         {"choices": []},
         {"choices": [{"finish_reason": "stop"}]},
-        {"choices": [choice_of([1], versions=[("default", 0, 1)])]},  # another process, without this run's weights
     ],
 )
 def test_an_answer_that_is_none_is_a_loss(drawing, server, reasons, answered):
@@ -249,15 +247,37 @@ def test_an_answer_that_is_none_is_a_loss(drawing, server, reasons, answered):
     assert "a request failed: its answer is not one of vLLM's: " in reasons[0]
 
 
-def test_connections_that_the_server_closed_while_they_were_idle_are_no_loss(drawing, server):
-    for position in range(3):
-        drawing.submit([group(position)])
-        until(lambda: drawing.num_drawing == 0)
-        server.end_idle_connections()
-    server.num_hang_ups = 1
-    drawing.submit([group(3)])
-    until(lambda: len(drawing.finished) == 8)
-    assert drawing.num_lost == 0
+def test_weights_of_another_trainer_lose_the_server(drawing, server, reasons):
+    """By what it labels a response with, and without one by what it says of itself."""
+    server.choice = choice_of([1], versions=[("theirs/3", 0, 1)])
+    drawing.submit([group(0)])
+    until(lambda: drawing.num_lost)
+    assert "another trainer has written its weights" in reasons[0] and not drawing.finished
+
+
+def test_a_server_that_says_that_its_weights_are_anothers_is_lost(drawing, server, reasons):
+    _, channel = of(drawing)
+    channel.join(MEETING)
+    channel.receive(0, 17, with_checksums=False)
+    answer(drawing, 0)
+    assert server.label.endswith("/17")
+    server.label = "theirs/3"
+    until(lambda: drawing.num_lost)
+    assert "another trainer has written its weights" in reasons[0]
+
+
+def test_a_request_that_every_server_would_refuse_ends_the_run(drawing, server):
+    server.refusals[GENERATE] = refusal(400, "token id 999 is out of vocabulary")
+    drawing.submit([group(0)])
+    with pytest.raises(ServerFailure, match="server http://server0 refuses a request: token id 999"):
+        drawing.wait(lambda: False, 10)
+
+
+def test_an_error_that_is_no_text_is_a_loss_all_the_same(drawing, server, reasons):
+    server.refusals[GENERATE] = 502, b"\xff\xfe\xb1"
+    drawing.submit([group(0)])
+    until(lambda: drawing.num_lost)
+    assert "a request failed: " in reasons[0]
 
 
 # Weights.
@@ -278,7 +298,8 @@ def test_a_sync_is_asked_for_when_the_server_has_met_the_sender(drawing, server)
     assert server.of(JOIN)[0].body == {
         "host": "127.0.0.1", "port": 4711, "first_rank": 1, "size": 2, "timeout_s": 5.0, "manifest": [],
     }  # fmt: skip
-    assert [(a.body["number"], a.body["version"]) for a in server.of(RECEIVE)] == [(5, 17), (6, 18)]
+    asked = [(a.body["number"], a.body["label"].rpartition("/")[2]) for a in server.of(RECEIVE)]
+    assert asked == [(5, "17"), (6, "18")]
 
 
 @pytest.mark.parametrize("keep_cache", [False, True])

@@ -23,6 +23,7 @@ from tests.rollout.servers.fake_server import (
     choice_of,
     refusal,
 )
+from tests.rollout.servers.until import until
 
 SAMPLING = Sampling(group_size=2, max_response_tokens=4, temperature=0.7, stop_token_ids=(3, 9), seed=11)
 PROMPT = Prompt.of_ids(np.array([7, 8, 9], np.int32), position=5)
@@ -49,7 +50,7 @@ def told(server: FakeServer, *calls: Callable[[Client], Awaitable[Any]], key: st
 
 
 def draw(client: Client) -> Awaitable[Response]:
-    return client.draw(REQUEST, "salt", 3)
+    return client.draw(REQUEST, "salt", "", 3)
 
 
 def test_a_request_says_all_that_makes_a_response(server):
@@ -75,19 +76,28 @@ def test_a_response_is_what_was_drawn(server):
 
 def test_spans_of_several_versions_become_the_first_and_where_it_changed():
     spans = [("17", 0, 2), ("18", 2, 2), ("19", 2, 5), ("19", 5, 6), ("21", 6, 7)]
-    response = response_of(choice_of(list(range(7)), versions=spans), version=3)
+    response = response_of(choice_of(list(range(7)), versions=spans), "", 3)
     assert response.policy_version == 17 and response.version_changes == ((2, 19), (6, 21))
     assert response.token_versions().tolist() == [17, 17, 19, 19, 19, 19, 21]
 
 
 def test_where_the_server_does_not_say_the_version_it_is_that_of_the_last_sync():
-    response = response_of(choice_of([1, 2]), version=3)
+    response = response_of(choice_of([1, 2]), "", 3)
     assert (response.policy_version, response.version_changes) == (3, ())
 
 
 def test_without_logprobs_they_are_unknown():
-    response = response_of({**choice_of([1, 2]), "logprobs": None}, version=3)
+    response = response_of({**choice_of([1, 2]), "logprobs": None}, "", 3)
     assert np.isnan(response.rollout_logprobs).all() and len(response.rollout_logprobs) == 2
+
+
+def test_a_label_of_another_run_is_an_error_and_so_are_logprobs_of_other_tokens():
+    assert response_of(choice_of([1, 2], versions=[("mine/4", 0, 2)]), "mine", 3).policy_version == 4
+    for label in ("theirs/4", "4", "default"):
+        with pytest.raises(ServerError, match="another trainer has written its weights"):
+            response_of(choice_of([1, 2], versions=[(label, 0, 2)]), "mine", 3)
+    with pytest.raises(ServerError, match="it gave 2 logprobs for 1 tokens"):
+        response_of({**choice_of([1, 2]), "token_ids": [1]}, "mine", 3)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", None])
@@ -100,7 +110,8 @@ def test_a_response_that_was_not_drawn_to_its_end_is_an_error(server, reason):
 def test_the_key_is_in_the_header_of_every_request(server):
     server.key = "sesame"
     calls = (
-        lambda c: c.about(), lambda c: c.alive(), draw, lambda c: c.join({}), lambda c: c.receive(0, 1, False, False),
+        lambda c: c.about(), lambda c: c.alive(), draw, lambda c: c.join({}),
+        lambda c: c.receive(0, "run/1", False, False),
     )  # fmt: skip
     told(server, *calls, key="sesame")
     assert [asked.path for asked in server.asked] == [ABOUT, ALIVE, GENERATE, JOIN, RECEIVE]
@@ -112,15 +123,16 @@ def test_the_key_is_in_the_header_of_every_request(server):
 
 
 def test_a_sync_says_what_the_server_needs_for_it(server):
-    told(server, lambda c: c.join({"port": 7}), lambda c: c.receive(5, 17, True, False))
+    told(server, lambda c: c.join({"port": 7}), lambda c: c.receive(5, "run/17", True, False))
     assert [server.of(path)[0].body for path in (JOIN, RECEIVE)] == [
-        {"port": 7}, {"number": 5, "version": 17, "with_checksums": True, "keep_cache": False},
+        {"port": 7}, {"number": 5, "label": "run/17", "with_checksums": True, "keep_cache": False},
     ]  # fmt: skip
 
 
 def test_a_servers_account_is_read(server):
-    server.about = about(tensor_parallel=2).to_json()
-    assert told(server, lambda c: c.about()) == [about(tensor_parallel=2)]
+    account = about(tensor_parallel=2)
+    server.about = account.to_json()
+    assert told(server, lambda c: c.about()) == [account]
 
 
 @pytest.mark.parametrize("account", [{"vllm": "0.32.0"}, {**about().to_json(), "colour": "red"}, [], 7])
@@ -149,26 +161,6 @@ def test_a_refusal_is_told_in_the_servers_words(server, answer, message):
     assert (caught.value.status, str(caught.value)) == (answer[0], message)
 
 
-def test_a_connection_that_the_server_closed_while_it_was_idle_is_no_error(server):
-    first, second = told(server, draw, lambda c: _after(server.end_idle_connections, draw(c)))
-    assert len(first) == len(second) == 2
-
-
-async def _after(work: Callable[[], None], call: Awaitable[Any]) -> Any:
-    await asyncio.to_thread(work)
-    return await call
-
-
-def test_a_request_whose_connection_ends_just_then_is_sent_again_and_only_once(server):
-    server.num_hang_ups = 1
-    told(server, draw)
-    assert [asked.body["sampling_params"]["seed"] for asked in server.of(GENERATE)] == [response_seed(11, 5, 1)] * 2
-    server.num_hang_ups = 5
-    with pytest.raises(aiohttp.ServerDisconnectedError):
-        told(server, draw)
-    assert len(server.of(GENERATE)) == 4
-
-
 def test_where_nobody_listens_it_is_an_error_of_connections(server):
     server.die()
     for call in (draw, lambda c: c.alive(), lambda c: c.about()):
@@ -194,3 +186,10 @@ def test_as_many_requests_as_there_are_go_out_at_once(server):
         await drawing
 
     told(server, lambda c: asyncio.wait_for(ask(c), 15))
+
+
+def test_every_request_has_a_connection_of_its_own_and_leaves_none(server):
+    """A server ends idle ones when it likes."""
+    told(server, draw, draw, lambda c: c.alive())
+    until(lambda: server.num_connections == 0)
+    assert {asked.headers.get("Connection") for asked in server.asked} == {"close"}

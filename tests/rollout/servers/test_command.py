@@ -15,11 +15,13 @@ from fastgrpo.config import Config
 from fastgrpo.config.settings import DataConfig, ModelConfig, RolloutConfig
 from fastgrpo.rollout.servers import command
 from fastgrpo.rollout.servers.command import server_command, server_environment
+from fastgrpo.rollout.servers.start import environment_key
 
 
 @pytest.fixture(autouse=True)
 def as_if_vllm_were_here(monkeypatch):
     monkeypatch.setattr(command, "require_vllm", lambda: (0, 32))
+    environment_key.cache_clear()
     for name in ("VLLM_API_KEY", "VLLM_PLUGINS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
 

@@ -64,8 +64,8 @@ def test_checksums_of_a_servers_workers_add_up_to_those_of_the_trainer(admitted,
     with FakeServer(replicas=halves) as split, FakeServer(replicas=(replica_of(model(3).to(dtype)),)) as whole:
         split.about = about(tensor_parallel=2).to_json()
         ours, replies, _ = synced(admitted(split, whole), model(1), dtype)
-        assert [reply.policy_version for reply in replies.values()] == [17, 17]
-        for reply in replies.values():
+        assert [reply.policy_version for _, reply in replies.values()] == [17, 17]
+        for _, reply in replies.values():
             require_equal(ours, reply.checksums, "a server")
         assert len(ours) == 4 and set(halves[0].weights.checksums()) > set(halves[1].weights.checksums())
         assert [len(server.of(path)) for server in (split, whole) for path in (JOIN, RECEIVE)] == [1, 1, 1, 1]
@@ -83,7 +83,7 @@ def test_a_server_that_changes_its_weights_after_it_received_them_is_found_out(a
     with FakeServer(replicas=(Replica(broken),)) as server:
         ours, replies, _ = synced(admitted(server), model(1))
         with pytest.raises(WeightMismatch, match=r"after a sync the weight 1.weight of a server differs"):
-            require_equal(ours, next(iter(replies.values())).checksums, "a server")
+            require_equal(ours, next(iter(replies.values()))[1].checksums, "a server")
 
 
 def test_a_sync_that_a_server_refuses_is_told_in_its_words_and_the_next_one_succeeds(admitted):
@@ -95,7 +95,7 @@ def test_a_sync_that_a_server_refuses_is_told_in_its_words_and_the_next_one_succ
         assert sender.complaints[0] == f"server {server.url}: Worker failed with error 'out of memory'"
         del server.refusals[JOIN]
         ours, replies, _ = synced(pool, model(1), sender=sender)
-        require_equal(ours, next(iter(replies.values())).checksums, "a server")
+        require_equal(ours, next(iter(replies.values()))[1].checksums, "a server")
 
 
 def test_a_server_that_dies_in_a_sync_is_lost_and_gets_the_weights_when_it_is_there_again(admitted):
@@ -113,4 +113,4 @@ def test_a_server_that_dies_in_a_sync_is_lost_and_gets_the_weights_when_it_is_th
         server.come()
         until(lambda: pool.unsynced)
         ours, replies, _ = synced(pool, model(1), sender=sender)
-        require_equal(ours, next(iter(replies.values())).checksums, "a server")
+        require_equal(ours, next(iter(replies.values()))[1].checksums, "a server")

@@ -69,7 +69,7 @@ def test_a_server_without_weights_draws_nothing_and_then_what_waited(pool_of):
     channel = FakeChannel(pool, pool.servers[0])
     pool.submit([group(0)])
     assert channel.ids == [] and pool.unsynced == pool.present == pool.servers and not pool.has_begun
-    pool.synced(pool.servers[0], 0)
+    pool.synced(pool.servers[0], pool.servers[0].channel, 0)
     assert channel.ids == [0, 1] and pool.unsynced == [] and pool.has_begun
 
 
@@ -155,13 +155,15 @@ def test_a_lost_server_that_is_there_again_draws_the_rest_and_nothing_twice(pool
 
 def test_weights_that_reach_a_server_lost_since_do_not_make_it_ready(pool_of):
     pool = pool_of(1)
-    FakeChannel(pool, pool.servers[0]).die()
-    pool.synced(pool.servers[0], 0)
+    lost = FakeChannel(pool, pool.servers[0])
+    lost.die()
+    pool.synced(pool.servers[0], lost, 0)
     pool.submit([group(0)])
     assert pool.num_drawing == 0 and not pool.has_begun
     again = FakeChannel(pool, pool.servers[0])
+    pool.synced(pool.servers[0], lost, 0)  # nor the process that took its place
     assert again.ids == [] and pool.unsynced == pool.servers
-    pool.synced(pool.servers[0], 0)
+    pool.synced(pool.servers[0], pool.servers[0].channel, 0)
     assert again.ids == [0, 1]
 
 

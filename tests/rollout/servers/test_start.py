@@ -1,5 +1,6 @@
 """From --rollout.servers to addresses and a key."""
 
+import os
 import re
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from transformers import Qwen2Config
 
 from fastgrpo.config import Config
 from fastgrpo.config.settings import DataConfig, ModelConfig, RolloutConfig
-from fastgrpo.rollout.servers.start import named_servers, needed_of, server_key
+from fastgrpo.rollout.servers.start import environment_key, named_servers, needed_of, server_key
 from tests.rollout.servers.accounts import NEEDED
 
 
@@ -53,13 +54,26 @@ def test_a_file_that_is_not_there_is_an_error_of_files(tmp_path):
 def test_the_key_is_the_files_or_else_the_environments(tmp_path, monkeypatch):
     (tmp_path / "key").write_text("  sesame\n")
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    environment_key.cache_clear()
     assert server_key("") == ""
     monkeypatch.setenv("VLLM_API_KEY", "another")
+    environment_key.cache_clear()
+    assert server_key("") == "another" and "VLLM_API_KEY" not in os.environ  # which verifiers inherit
     assert server_key("") == "another"
+    environment_key.cache_clear()
     assert server_key(str(tmp_path / "key")) == "sesame"
 
 
-@pytest.mark.parametrize("content, why", [(b" \n", "holds no key"), (b"\xff\xfe", "utf-8"), (None, "No such file")])
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b" \n", "must hold one key"),
+        (b"two keys", "must hold one key"),
+        (b"two\nkeys", "must hold one key"),
+        (b"\xff\xfe", "utf-8"),
+        (None, "No such file"),
+    ],
+)
 def test_a_file_without_a_key_is_refused_and_named(tmp_path, content, why):
     file = tmp_path / "key"
     if content is not None:

@@ -33,9 +33,9 @@ def watching(pool_of, monkeypatch):
     monkeypatch.setattr(module, "LOOK_S", 0.02)
     watches = []
 
-    def watch(addresses, *, key: str = "sesame", needed=NEEDED, on_lost=lambda url: None, **limits):
+    def watch(addresses, *, key: str = "sesame", needed=NEEDED, **limits):
         pool = pool_of(0, **limits)
-        watches.append(ServerWatch(pool, addresses, key, needed, keep_cache=False, on_lost=on_lost))
+        watches.append(ServerWatch(pool, addresses, key, needed, keep_cache=False))
         return pool
 
     yield watch
@@ -55,7 +55,7 @@ def warnings(monkeypatch):
 def begun(pool, url: str):
     """The same pool, once the server at this address has weights: then the run has begun."""
     until(lambda: [s.url for s in pool.present] == [url])
-    pool.synced(pool.present[0], 0)
+    pool.synced(pool.present[0], pool.present[0].channel, 0)
     return pool
 
 
@@ -72,7 +72,7 @@ def test_a_server_that_fits_is_admitted_as_it_says_it_is(watching, server, anoth
     until(lambda: len(pool.present) == 2)
     assert urls(pool.servers) == [server.url, another.url]
     assert [(s.num_workers, s.max_sequences) for s in pool.servers] == [(1, 64), (4, 9)]
-    pool.synced(pool.servers[0], 0)
+    pool.synced(pool.servers[0], pool.servers[0].channel, 0)
     pool.submit([group(0)])
     until(lambda: len(pool.finished) == 2)
     assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer sesame"}
@@ -158,8 +158,7 @@ def test_where_nobody_comes_the_run_ends_after_its_time(watching, server):
 
 
 def test_a_server_that_was_lost_is_looked_for_until_it_is_there_again(watching, server):
-    lost = []
-    pool = begun(watching(lambda: [server.url], on_lost=lost.append), server.url)
+    pool = begun(watching(lambda: [server.url]), server.url)
     first = pool.servers[0].channel
     pool.submit([group(0)])
     until(lambda: len(pool.finished) == 2)
@@ -171,8 +170,8 @@ def test_a_server_that_was_lost_is_looked_for_until_it_is_there_again(watching, 
     server.release(GENERATE)
     server.come()
     until(lambda: pool.unsynced)
-    assert pool.servers[0].channel is not first and lost == [server.url] and pool.num_lost == 1
-    pool.synced(pool.servers[0], 1)
+    assert pool.servers[0].channel is not first and pool.num_lost == 1
+    pool.synced(pool.servers[0], pool.servers[0].channel, 1)
     until(lambda: len(pool.finished) == 4)
 
 
@@ -185,7 +184,7 @@ def test_a_file_of_addresses_that_changes_brings_servers_and_takes_them_away(wat
     pool = begun(watching(lambda: named_servers((str(file),))), server.url)
     file.write_text(f"{server.url}\n{another.url}/\n")
     until(lambda: urls(pool.present) == [server.url, another.url])
-    pool.synced(pool.servers[1], 0)
+    pool.synced(pool.servers[1], pool.servers[1].channel, 0)
     server.hold(GENERATE)
     pool.submit([group(0)])
     until(lambda: len(server.of(GENERATE)) == 2)
@@ -265,3 +264,12 @@ def test_the_host_is_this_machines_address_on_the_way_to_a_server():
     assert host_towards("http://127.0.0.1:8000") == host_towards("http://127.0.0.1") == "127.0.0.1"
     with pytest.raises(ValueError, match=r"--rollout.servers: http://nobody.invalid:8000: "):
         host_towards("http://nobody.invalid:8000")
+
+
+def test_one_server_by_two_names_is_one(watching, server, monkeypatch):
+    said = []
+    monkeypatch.setattr(module.log, "warning", lambda text, *values: said.append(text % values))
+    other = server.url.replace("127.0.0.1", "localhost")
+    pool = watching(lambda: [server.url, other])
+    until(lambda: any("by another name" in line for line in said))
+    assert len(pool.present) == 1 and pool.num_lost == 0

@@ -94,7 +94,7 @@ def test_weights_reach_every_worker_of_every_server_bucket_by_bucket(pool_of):
     halves = JoiningChannel(pool, pool.servers[0], half_of(model(3), 0), half_of(model(3), 1))
     whole = JoiningChannel(pool, pool.servers[1], replica_of(model(2)))
     replies = sync(sender_of(pool), source)
-    assert [replies[server] for server in pool.servers] == [Received(0, 1)] * 2
+    assert [replies[s] for s in pool.servers] == [(s.channel, Received(0, 1)) for s in pool.servers]
     assert all(holds(replica, source) for replica in (*whole.replicas, *halves.replicas))
     assert [(m.first_rank, m.size) for m in (*halves.meetings, *whole.meetings)] == [(1, 4), (3, 4)]
     assert not any(server.is_syncing for server in pool.servers)
