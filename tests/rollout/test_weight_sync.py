@@ -467,6 +467,12 @@ def test_a_broadcast_reaches_whole_and_sharded_engines_in_place(wire):
     assert [{n: v.data_ptr() for n, v in e.views.items()} for e in engines] == addresses
 
 
+def test_a_group_meets_at_the_stores_address_whatever_gloo_would_take(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "of_a_launch_elsewhere")
+    engine = live(sharded_model(0, 1))
+    synced({n: torch.randn(p.shape) for n, p in engine.places.items()}, torch.float32, [engine])
+
+
 def alone() -> SyncGroup:
     return SyncGroup.join(dist.HashStore(), 0, 1, CPU, 5)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,6 +13,7 @@ from fastgrpo.rollout.servers.about import About, Needed, why_not
 from fastgrpo.rollout.servers.channel import HttpChannel, in_words
 from fastgrpo.rollout.servers.client import Client, ServerError
 from fastgrpo.rollout.servers.pool import Server, ServerPool
+from fastgrpo.rollout.weight_sync.broadcast import address_towards
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +164,6 @@ def host_towards(url: str) -> str:
     """This host's address on its way to a server. Raises ValueError for a name that nobody knows."""
     parts = urlsplit(url)
     try:
-        family, kind, *_, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:  # connecting it sends nothing
-            probe.connect(address)
-            return str(probe.getsockname()[0])
+        return address_towards(parts.hostname or "", parts.port or 80)
     except OSError as error:
         raise ValueError(f"--rollout.servers: {url}: {error}") from error

@@ -104,6 +104,14 @@ def find_store(host: str, port: int, size: int, timeout_s: float) -> dist.TCPSto
     return dist.TCPStore(host, port, size, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
+def address_towards(host: str, port: int) -> str:
+    """This host's address on its way to another one. Raises OSError for a name that nobody knows, or without a way."""
+    family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:  # connecting it sends nothing
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
 @contextlib.contextmanager
 def _time_outs_do_not_end_the_process() -> Iterator[None]:
     """By default a group ends its process when a collective times out; a group made in this block does not."""
@@ -122,7 +130,17 @@ def _backend(store: dist.Store, rank: int, size: int, device: torch.device, time
         options._timeout = timeout
         with _time_outs_do_not_end_the_process():
             return dist.ProcessGroupNCCL(store, rank, size, options)
-    return dist.ProcessGroupGloo(store, rank, size, timeout)
+    return dist.ProcessGroupGloo(store, rank, size, _gloo_options(store, timeout))
+
+
+def _gloo_options(store: dist.Store, timeout: timedelta) -> Any:
+    """Gloo by itself listens on the address of the host's name, which may be loopback, or on the interface of a launch
+    that stays on one machine. Here it takes the address by which this host reaches the others."""
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    host = address_towards(store.host, store.port) if isinstance(store, dist.TCPStore) else "127.0.0.1"
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    return options
 
 
 class Sender:
