@@ -89,7 +89,7 @@ class _OwnServer:
     """Runs a server's process, and another one when it ended or gave no sign of life for too long."""
 
     def __init__(self, config: Config, index: int, key: str, device_type: str) -> None:
-        host = LOOPBACK if is_on_one_machine() else host_towards(f"http://{os.environ['MASTER_ADDR']}")
+        host = LOOPBACK if is_on_one_machine() else host_towards([f"http://{os.environ['MASTER_ADDR']}"])
         port = _free_port(host)
         self.url, self._key = f"http://{host}:{port}", key
         on_cpu = device_type == "cpu"

@@ -9,7 +9,6 @@ from transformers import AutoConfig
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, Role
-from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
 from fastgrpo.rollout.servers.about import Needed
 from fastgrpo.rollout.servers.key import published_key
 from fastgrpo.rollout.servers.own import BEGIN, addresses, servers_folder
@@ -29,17 +28,17 @@ def start_pool(
     rollout = config.rollout
     if rollout.servers:
         key, named = server_key(rollout.server_key_file), lambda: named_servers(rollout.servers)
-        host, max_losses = host_towards(named()[0]), None
+        named()  # those that are no addresses are refused now
+        max_losses = None
     else:
         key, told = published_key(servers_folder(config))
         ranks.store.set(BEGIN, told)
         own = addresses(ranks.store, Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel)
         if told != "-":  # each has read it
             (servers_folder(config) / told).unlink(missing_ok=True)
-        host, named = LOOPBACK if is_on_one_machine() else os.environ["MASTER_ADDR"], lambda: own
-        max_losses = rollout.max_engine_restarts
+        named, max_losses = lambda: own, rollout.max_engine_restarts
     pool = ServerPool(config.deadline, rollout.max_sequences, max_losses)
-    sender = WeightSender(pool, host, wire, ranks.device, config.deadline.sync_s)
+    sender = WeightSender(pool, host_towards, wire, ranks.device, config.deadline.sync_s)
     watch = ServerWatch(pool, named, key, needed_of(config, dtype), keep_cache=rollout.kv_on_sync == "keep")
     return pool, sender, watch
 

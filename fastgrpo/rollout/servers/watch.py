@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,6 +127,8 @@ class ServerWatch:
                 about.num_workers,
                 about.max_sequences,
             )
+            if said or self._pool.has_begun:  # who has read that it was missed wants to know
+                log.warning("fastgrpo: server %s is there", server.url)
         finally:
             if server.channel is None:
                 await client.close()
@@ -160,10 +163,16 @@ def _refusal(error: ServerError) -> str:
     return ""
 
 
-def host_towards(url: str) -> str:
-    """This host's address on its way to a server. Raises ValueError for a name that nobody knows."""
-    parts = urlsplit(url)
-    try:
-        return address_towards(parts.hostname or "", parts.port or 80)
-    except OSError as error:
-        raise ValueError(f"--rollout.servers: {url}: {error}") from error
+def host_towards(urls: Sequence[str]) -> str:
+    """This host's address as all of these servers reach it: loopback only if all of them are on this host.
+
+    Raises ValueError for a name that nobody knows.
+    """
+    found = []
+    for url in urls:
+        parts = urlsplit(url)
+        try:
+            found.append(address_towards(parts.hostname or "", parts.port or 80))
+        except OSError as error:
+            raise ValueError(f"--rollout.servers: {url}: {error}") from error
+    return next((host for host in found if not ip_address(host).is_loopback), found[0])

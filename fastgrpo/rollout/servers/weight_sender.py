@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,15 @@ COLLECTIVE_FRAC = 0.7
 class WeightSender:
     """Sends weights to the servers. A process group is used until one of its members changes."""
 
-    def __init__(self, pool: ServerPool, host: str, manifest: Manifest, device: torch.device, timeout_s: float) -> None:
-        self.pool, self.host, self.manifest = pool, host, manifest  # the host as servers reach it
+    def __init__(
+        self,
+        pool: ServerPool,
+        host_towards: Callable[[list[str]], str],  # this host's address as servers with these addresses reach it
+        manifest: Manifest,
+        device: torch.device,
+        timeout_s: float,
+    ) -> None:
+        self.pool, self.host_towards, self.manifest = pool, host_towards, manifest
         self.device, self.timeout_s = device, timeout_s
         self._members: tuple[Any, ...] = ()  # the channels of the servers of the group
         self._sender: Sender | None = None
@@ -76,9 +83,10 @@ class WeightSender:
         # A process that waits for others gives up before the deadline and says so: then the silent ones are at fault.
         timeout_s = COLLECTIVE_FRAC * self.timeout_s
         size, first_rank = 1 + sum(s.num_workers for s in sending.servers), 1
-        store = open_store(self.host, size, timeout_s)
+        host = self.host_towards([s.url for s in sending.servers])
+        store = open_store(host, size, timeout_s)
         for server, channel in zip(sending.servers, members, strict=True):
-            channel.join(Meeting(self.host, store.port, first_rank, size, timeout_s, self.manifest))
+            channel.join(Meeting(host, store.port, first_rank, size, timeout_s, self.manifest))
             sending.ask.of(channel)
             first_rank += server.num_workers
         group = SyncGroup.join(store, 0, size, self.device, timeout_s)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastgrpo.rollout.compare_weights import WeightMismatch, require_equal, with_checksums
 from fastgrpo.rollout.servers import channel, watch
-from fastgrpo.rollout.servers.watch import ServerWatch
+from fastgrpo.rollout.servers.watch import ServerWatch, host_towards
 from fastgrpo.rollout.servers.weight_sender import WeightSender, in_buckets
 from fastgrpo.rollout.weight_sync import LiveWeights, manifest
 from tests.rollout.servers.accounts import NEEDED, about
@@ -49,7 +49,7 @@ def admitted(pool_of, monkeypatch):
 def synced(pool, source: nn.Module, dtype: torch.dtype = torch.float32, sender: WeightSender | None = None):
     """The sender's checksums, and the servers' replies."""
     weights = [(name, parameter.detach()) for name, parameter in source.named_parameters()]
-    sender = sender or WeightSender(pool, "127.0.0.1", manifest(weights, dtype), torch.device("cpu"), SYNC_S)
+    sender = sender or WeightSender(pool, host_towards, manifest(weights, dtype), torch.device("cpu"), SYNC_S)
     ours: dict[str, int] = {}
     buckets = in_buckets(with_checksums(weights, dtype, ours), 40)
     sender.send(pool.present, buckets, 17, with_checksums=True)
@@ -103,7 +103,7 @@ def test_a_server_that_dies_in_a_sync_is_lost_and_gets_the_weights_when_it_is_th
         pool = admitted(server)
         server.hold(RECEIVE)
         weights = [(name, parameter.detach()) for name, parameter in model(1).named_parameters()]
-        sender = WeightSender(pool, "127.0.0.1", manifest(weights, torch.float32), torch.device("cpu"), SYNC_S)
+        sender = WeightSender(pool, host_towards, manifest(weights, torch.float32), torch.device("cpu"), SYNC_S)
         sender.send(pool.present, [weights], 17, with_checksums=False)
         until(lambda: server.of(RECEIVE))
         server.die()

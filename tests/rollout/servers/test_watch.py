@@ -129,6 +129,7 @@ def test_a_server_that_answers_late_is_admitted_when_it_does(watching, server, w
     assert f"waiting for server {server.url}: Cannot connect to host" in warnings[0] and pool.present == []
     server.come()
     until(lambda: urls(pool.present) == [server.url])
+    until(lambda: warnings[-1] == f"fastgrpo: server {server.url} is there")
 
 
 @pytest.mark.parametrize("answer", [refusal(500, "EngineDeadError"), refusal(503, "starting"), refusal(502, "a proxy")])
@@ -261,9 +262,16 @@ def test_the_end_closes_what_is_open_and_leaves_no_thread(pool_of, server, anoth
 
 
 def test_the_host_is_this_machines_address_on_the_way_to_a_server():
-    assert host_towards("http://127.0.0.1:8000") == host_towards("http://127.0.0.1") == "127.0.0.1"
+    assert host_towards(["http://127.0.0.1:8000"]) == host_towards(["http://127.0.0.1"]) == "127.0.0.1"
     with pytest.raises(ValueError, match=r"--rollout.servers: http://nobody.invalid:8000: "):
-        host_towards("http://nobody.invalid:8000")
+        host_towards(["http://nobody.invalid:8000"])
+
+
+def test_one_server_elsewhere_is_enough_to_leave_loopback(monkeypatch):
+    ways = {"localhost": "127.0.0.1", "beside": "::1", "far": "10.77.0.1"}
+    monkeypatch.setattr("fastgrpo.rollout.servers.watch.address_towards", lambda host, port: ways[host])
+    assert host_towards(["http://localhost:8000", "http://beside", "http://far:8000"]) == "10.77.0.1"
+    assert host_towards(["http://beside", "http://localhost:8000"]) == "::1"
 
 
 def test_one_server_by_two_names_is_one(watching, server, monkeypatch):

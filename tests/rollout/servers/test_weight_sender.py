@@ -32,8 +32,12 @@ def weights(of: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, parameter.detach()) for name, parameter in of.named_parameters()]
 
 
+def at_home(urls: list[str]) -> str:
+    return "127.0.0.1"
+
+
 def sender_of(pool: ServerPool, timeout_s: float = SYNC_S) -> WeightSender:
-    return WeightSender(pool, "127.0.0.1", manifest(weights(model()), torch.float32), torch.device("cpu"), timeout_s)
+    return WeightSender(pool, at_home, manifest(weights(model()), torch.float32), torch.device("cpu"), timeout_s)
 
 
 def begin(sender: WeightSender, servers: Sequence[Server], buckets: Iterable[Bucket], version: int = 1) -> None:
