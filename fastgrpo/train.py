@@ -15,7 +15,7 @@ from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, is_of_a_lost_rank, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
 from fastgrpo.ranks.limits import require_open_files
-from fastgrpo.ranks.one_machine import is_on_one_machine
+from fastgrpo.ranks.one_machine import is_on_one_machine, reach_other_machines
 from fastgrpo.ranks.secret import launch_secret
 from fastgrpo.recipe import Recipe
 from fastgrpo.recipe.arguments import asked_run, require_valid, take_ranks
@@ -60,6 +60,7 @@ def command(arguments: Sequence[str]) -> int:
             require_inputs(recipe.algorithm.configs(config))
     except ValueError as error:
         return _refuse(error)
+    _reach_servers(config)
     return launch([str(recipe.path), *settings], num_ranks)
 
 
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = choose_device(config.device)
     except ValueError as error:
         return _refuse(error, is_first)
+    _reach_servers(config)
     return _train(recipe, config, device, role)
 
 
@@ -100,6 +102,14 @@ def _go_on_unheard(arguments: Sequence[str]) -> None:
     """Trains even if nobody reads what it prints; an answer to --help or --dry_run is made to be read."""
     if not any(a.partition("=")[0] in ("-h", "--help", "--dry_run", "--dry-run") for a in arguments):
         ignore_lost_output()
+
+
+def _reach_servers(config: Config) -> None:
+    if config.rollout.servers:
+        from fastgrpo.rollout.servers.start import are_elsewhere
+
+        if are_elsewhere(config.rollout.servers):
+            reach_other_machines(os.environ)
 
 
 def _dry_run(recipe: Recipe, config: Config, num_ranks: int | None = None, per_node: int | None = None) -> int:

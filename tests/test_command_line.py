@@ -55,6 +55,14 @@ def test_no_command_is_a_mistake_that_shows_the_commands(fastgrpo):
     assert code == 2 and said == "" and complaint.startswith("usage: fastgrpo COMMAND")
 
 
+@pytest.mark.parametrize("url, interface", [("http://10.77.0.1:8000", "^docker,lo"), ("http://localhost:8000", None)])
+def test_nccl_may_leave_the_machine_where_servers_are_elsewhere(fastgrpo, monkeypatch, url, interface):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "none")  # put back after the test
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    assert fastgrpo("train", str(TINY), "--rollout.engine", "vllm", "--rollout.servers", url)[0] == 0
+    assert os.environ.get("NCCL_SOCKET_IFNAME") == interface
+
+
 def test_the_version_is_the_packages(fastgrpo):
     assert fastgrpo("--version") == (0, f"fastgrpo {__version__}\n", "")
 

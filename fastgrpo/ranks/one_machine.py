@@ -15,6 +15,11 @@ def is_on_one_machine() -> bool:
     return os.environ.get("LOCAL_WORLD_SIZE", "1") == count
 
 
+def reach_other_machines(environment: MutableMapping[str, str]) -> None:
+    """Lets NCCL listen where it would by itself, although all ranks are on one machine: servers elsewhere join it."""
+    environment.setdefault("NCCL_SOCKET_IFNAME", "^docker,lo")
+
+
 def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:
     """Makes gloo, NCCL and vLLM listen on loopback alone, which they would do on the interface of the host's name.
     What the user has set stays."""

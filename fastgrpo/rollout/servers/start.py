@@ -71,6 +71,15 @@ def named_servers(named: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(_address(text) for text in texts))
 
 
+def are_elsewhere(named: tuple[str, ...]) -> bool:
+    """Whether any server may be on another machine, for all that is known before the run."""
+    try:
+        hosts = [urlsplit(url).hostname or "" for url in named_servers(named)]
+    except (OSError, ValueError):  # a file that is not there yet; what is wrong is said when the run begins
+        return True
+    return not all(host in ("localhost", "::1") or host.startswith("127.") for host in hosts)
+
+
 def _address(text: str) -> str:
     try:
         parts = urlsplit(text)

@@ -9,7 +9,7 @@ from transformers import Qwen2Config
 
 from fastgrpo.config import Config
 from fastgrpo.config.settings import DataConfig, ModelConfig, RolloutConfig
-from fastgrpo.rollout.servers.start import environment_key, named_servers, needed_of, server_key
+from fastgrpo.rollout.servers.start import are_elsewhere, environment_key, named_servers, needed_of, server_key
 from tests.rollout.servers.accounts import NEEDED
 
 
@@ -92,3 +92,11 @@ def test_a_run_needs_its_own_model_and_room_for_its_longest_sequence(tmp_path):
     assert needed_of(config, "float32") == NEEDED
     once = replace(config, rollout=replace(config.rollout, max_staleness=1))
     assert needed_of(once, "bfloat16") == replace(NEEDED, dtype="bfloat16", per_token_versions=False)
+
+
+def test_nccl_stays_on_loopback_unless_a_server_may_be_elsewhere(tmp_path):
+    listed = tmp_path / "servers.txt"
+    assert are_elsewhere((str(listed),))  # it may come later
+    listed.write_text("http://localhost:8000\nhttp://[::1]:8000\n")
+    assert not are_elsewhere((str(listed), "http://127.0.0.1:1"))
+    assert are_elsewhere((str(listed), "http://10.77.0.1:8000"))
