@@ -23,13 +23,18 @@ its settings, as `fastgrpo train --help` lists them. With VLLM_API_KEY in the en
 LOOK_S = 1.0
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Becomes the server, which ends with Ctrl-C. Returns an exit code where it cannot."""
+def parser() -> argparse.ArgumentParser:
+    """Of what is no setting of the run."""
     parser = argparse.ArgumentParser("fastgrpo serve", description=USAGE, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--print", action="store_true", help="print the command, and do not start it")
-    options, settings = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Becomes the server, which ends with Ctrl-C. Returns an exit code where it cannot."""
+    options, settings = parser().parse_known_args(arguments)
     try:
         _, config, _ = asked_run(settings)
         _wait_for(config.model.path, config.run_dir)
