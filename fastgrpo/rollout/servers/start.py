@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, Role
+from fastgrpo.ranks.limits import allow_open_files
 from fastgrpo.rollout.servers.about import Needed
 from fastgrpo.rollout.servers.key import published_key
 from fastgrpo.rollout.servers.own import BEGIN, addresses, servers_folder
@@ -25,6 +26,7 @@ def start_pool(
 
     Raises ValueError for what is no address, and for a file without a key.
     """
+    allow_open_files()
     rollout = config.rollout
     if rollout.servers:
         key, named = server_key(rollout.server_key_file), lambda: named_servers(rollout.servers)
