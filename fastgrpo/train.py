@@ -15,7 +15,7 @@ from fastgrpo.config import Config, flatten
 from fastgrpo.ranks import Ranks, Refused, Role, choose_device, is_of_a_lost_rank, launched_ranks
 from fastgrpo.ranks.launch import default_num_ranks, launch
 from fastgrpo.ranks.limits import require_open_files
-from fastgrpo.ranks.one_machine import is_on_one_machine, reach_other_machines
+from fastgrpo.ranks.one_machine import is_on_one_machine, reach_other_machines, unreachable_name
 from fastgrpo.ranks.secret import launch_secret
 from fastgrpo.recipe import Recipe
 from fastgrpo.recipe.arguments import asked_run, require_valid, take_ranks
@@ -144,6 +144,8 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
         print(NAIVE, flush=True)
     if is_first and not is_on_one_machine():
         print(OPEN, flush=True)
+    if problem := unreachable_name():
+        print(f"fastgrpo: warning: {problem}", flush=True)
     try:
         ranks = Ranks.connect(device, config.parallel, role)
     except ValueError as error:

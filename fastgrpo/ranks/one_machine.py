@@ -27,3 +27,21 @@ def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE)
         environment.setdefault("NCCL_SOCKET_IFNAME", LOOPBACK_INTERFACE)
     environment.setdefault("VLLM_HOST_IP", LOOPBACK)
+
+
+def unreachable_name() -> str:
+    """Why ranks on other nodes would not reach this one; empty if they may. Gloo listens on the address of the host's
+    name, which Debian writes into /etc/hosts as 127.0.1.1; the others would wait for it until their deadline."""
+    if is_on_one_machine() or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return ""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return ""
+    if not address.startswith("127."):
+        return ""
+    return (
+        f"this host's name, {name}, means {address} to itself: gloo listens there, and other nodes do not reach it. "
+        f"Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that the nodes share (docs/scale.md)"
+    )

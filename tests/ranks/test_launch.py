@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from fastgrpo.command_line.ending import ANNOUNCING
 from fastgrpo.ranks import launch, launched_ranks, meet, signals
-from fastgrpo.ranks.one_machine import is_on_one_machine
+from fastgrpo.ranks.one_machine import is_on_one_machine, unreachable_name
 from fastgrpo.ranks.rendezvous import LISTENER
 from tests.conftest import TINY
 
@@ -210,3 +210,21 @@ def test_loopback_is_taken_only_where_all_ranks_are_on_one_machine(monkeypatch, 
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     assert is_on_one_machine() == is_one
+
+
+@pytest.mark.parametrize(
+    ("launched", "address", "is_warned"),
+    [
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, "127.0.1.1", True),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, "10.77.0.1", False),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GLOO_SOCKET_IFNAME": "eth0"}, "127.0.1.1", False),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, "127.0.1.1", False),
+    ],
+)
+def test_a_host_whose_name_others_do_not_reach_says_so(monkeypatch, launched, address, is_warned):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("socket.gethostbyname", lambda name: address)
+    assert bool(unreachable_name()) == is_warned
