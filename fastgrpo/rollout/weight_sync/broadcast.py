@@ -136,10 +136,11 @@ def _backend(store: dist.Store, rank: int, size: int, device: torch.device, time
 def _gloo_options(store: dist.Store, timeout: timedelta) -> Any:
     """Gloo by itself listens on the address of the host's name, which may be loopback, or on the interface of a launch
     that stays on one machine. Here it takes the address by which this host reaches the others."""
-    options = dist.ProcessGroupGloo._Options()
+    gloo: Any = dist.ProcessGroupGloo  # torch's stubs do not know all of it
+    options = gloo._Options()
     options._timeout = timeout
     host = address_towards(store.host, store.port) if isinstance(store, dist.TCPStore) else "127.0.0.1"
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options._devices = [gloo.create_device(hostname=host)]
     return options
 
 
