@@ -1,6 +1,7 @@
 """The layout contract, checksums and broadcasts of the weight sync, without vLLM."""
 
 import threading
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -471,6 +472,25 @@ def test_a_group_meets_at_the_stores_address_whatever_gloo_would_take(monkeypatc
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "of_a_launch_elsewhere")
     engine = live(sharded_model(0, 1))
     synced({n: torch.randn(p.shape) for n, p in engine.places.items()}, torch.float32, [engine])
+
+
+def test_who_is_left_in_an_aborted_group_does_not_wait_for_the_deadline():
+    store, waited_s = open_store("127.0.0.1", 3, 20), []
+
+    def wait(rank: int) -> None:
+        group = SyncGroup.join(find_store("127.0.0.1", store.port, 3, 20), rank, 3, CPU, 20)
+        begin = time.monotonic()
+        with pytest.raises(RuntimeError):
+            group.broadcast(torch.zeros(3)).wait()
+        waited_s.append(time.monotonic() - begin)
+
+    peers = [threading.Thread(target=wait, args=(rank,)) for rank in (1, 2)]
+    for peer in peers:
+        peer.start()
+    SyncGroup.join(store, 0, 3, CPU, 20).abort()
+    for peer in peers:
+        peer.join(30)
+    assert len(waited_s) == 2 and max(waited_s) < 10
 
 
 def alone() -> SyncGroup:

@@ -207,7 +207,7 @@ class _Sending:
                     self._bucket = None
                     self._turn.notify_all()
         except Exception as error:  # a peer has ended: the main thread decides what to do
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames would keep the group and its connections
         finally:
             with self._turn:
                 self._is_over = True

@@ -62,6 +62,8 @@ class SyncGroup:
         return group
 
     def broadcast(self, tensor: Tensor) -> dist.Work:
+        if self.group is None:
+            raise RuntimeError("the group was left")
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         return self.group.broadcast([tensor], options)
@@ -83,9 +85,16 @@ class SyncGroup:
 
     def abort(self) -> None:
         """Ends a group whose peers are gone: waits in progress fail. Returns at once."""
-        abort = getattr(self.group, "abort", None) or getattr(self.group, "shutdown", None)
-        if abort is not None:
-            threading.Thread(target=abort, name="abort of a sync group", daemon=True).start()
+        # Gloo's connections end with the last reference to the group, and until then those who are left wait.
+        group, self.group = self.group, None
+        if group is not None:
+            threading.Thread(target=_end, args=(group,), name="abort of a sync group", daemon=True).start()
+
+
+def _end(group: Any) -> None:
+    abort = getattr(group, "abort", None) or getattr(group, "shutdown", None)
+    if abort is not None:
+        abort()
 
 
 def open_store(host: str, size: int, timeout_s: float) -> dist.TCPStore:
