@@ -131,7 +131,7 @@ def _train(recipe: Recipe, config: Config, device: torch.device, role: Role) -> 
     from fastgrpo.algorithm.scoring import RecipeError
     from fastgrpo.ranks.signals import Interrupted
     from fastgrpo.rollout.compare_weights import WeightMismatch
-    from fastgrpo.rollout.servers.own import OVER
+    from fastgrpo.rollout.servers.key import OVER
     from fastgrpo.rollout.servers.pool import ServerFailure
     from fastgrpo.run.checkpoint import CheckpointError
     from fastgrpo.run.setup import CannotStart, train

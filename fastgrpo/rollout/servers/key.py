@@ -1,4 +1,7 @@
-"""The key of a launch's own servers. The store, which strangers may read on several nodes, says only where it is."""
+"""What a launch tells its own servers: that they may begin, by which key, and that it is over.
+
+The store, which strangers may read on several nodes, says only where the key is.
+"""
 
 import os
 import re
@@ -7,6 +10,9 @@ import time
 from pathlib import Path
 
 from fastgrpo.ranks.secret import SECRET, launch_secret
+
+BEGIN, OVER = "servers/begin", "servers/over"
+"""Keys of the launch's store: where the servers' key is, once their model is there; a mark that the run has ended."""
 
 FOUND_S = 10.0
 """A file system that nodes share may show a file so much later."""

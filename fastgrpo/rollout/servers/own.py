@@ -21,12 +21,9 @@ from fastgrpo.ranks import Role, meet
 from fastgrpo.ranks.children import die_with_parent
 from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
 from fastgrpo.rollout.servers.command import server_command, server_environment
-from fastgrpo.rollout.servers.key import found_key
+from fastgrpo.rollout.servers.key import BEGIN, OVER, found_key
 from fastgrpo.rollout.servers.watch import host_towards
 from fastgrpo.rollout.vllm.plugin import END_TOGETHER
-
-BEGIN, OVER = "servers/begin", "servers/over"
-"""Keys of the launch's store: where the servers' key is, once their model is there; a mark that the run has ended."""
 
 POLL_S = 0.2
 ALIVE_S = 2.0

@@ -11,8 +11,8 @@ from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, Role
 from fastgrpo.ranks.limits import allow_open_files
 from fastgrpo.rollout.servers.about import Needed
-from fastgrpo.rollout.servers.key import published_key
-from fastgrpo.rollout.servers.own import BEGIN, addresses, servers_folder
+from fastgrpo.rollout.servers.key import BEGIN, published_key
+from fastgrpo.rollout.servers.own import addresses, servers_folder
 from fastgrpo.rollout.servers.pool import ServerPool
 from fastgrpo.rollout.servers.watch import ServerWatch, host_towards
 from fastgrpo.rollout.servers.weight_sender import WeightSender

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -100,3 +102,10 @@ def test_nccl_stays_on_loopback_unless_a_server_may_be_elsewhere(tmp_path):
     listed.write_text("http://localhost:8000\nhttp://[::1]:8000\n")
     assert not are_elsewhere((str(listed), "http://127.0.0.1:1"))
     assert are_elsewhere((str(listed), "http://10.77.0.1:8000"))
+
+
+def test_a_run_without_servers_needs_no_http_client():
+    """As on a machine that has but what was carried there."""
+    code = "import sys; sys.modules['aiohttp'] = None; import fastgrpo.train, fastgrpo.run.setup, fastgrpo.evaluate"
+    code += "; from fastgrpo.rollout.servers import key, pool"
+    subprocess.run([sys.executable, "-c", code], check=True)
