@@ -143,16 +143,6 @@ def last_ratio(printed: str) -> float:
     return float(printed.strip().splitlines()[-1].split(": ")[1].split(",")[0])
 
 
-@pytest.mark.slow
-def test_a_quick_overlap_runs_both_modes_and_keeps_no_result(results, capsys):
-    if harness.num_cores() < 2:
-        pytest.skip("needs two cores")
-    assert main(["overlap", "--quick"]) == 0
-    printed = capsys.readouterr().out
-    assert last_ratio(printed) > 0 and "overlapped step" in printed
-    assert not results.exists()
-
-
 def test_a_run_that_fails_is_the_exit_code_and_has_its_last_words(results, monkeypatch, capsys):
     monkeypatch.setattr(overlap, "QUICK_SIZES", ["--rollout.group_size", "1"])
     monkeypatch.setattr(overlap.os, "sched_getaffinity", lambda pid: {0, 1})
