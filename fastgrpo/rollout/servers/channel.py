@@ -143,8 +143,9 @@ class HttpChannel:
         """Asks the engine for a sign of life, again and again."""
         while True:
             try:
+                had_ours = self._num_syncs > 0  # when it is asked: a first sync may end before it has answered
                 label = await self._client.alive()
-                if self._num_syncs and label:
+                if had_ours and label:
                     version_of(label, self._run)
             except (*FAILURES, ValueError) as error:
                 self._pool.lose(self._server, self, in_words(error))
