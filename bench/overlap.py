@@ -1,6 +1,6 @@
 """Whether a step with staleness 1 takes as long as the longer of its two phases; a synchronous step takes both.
 
-This is the real run on a CPU. Trainer and engine are processes of one thread, each on its own core in both modes. The
+This is the real run on a CPU, with a vLLM server of its own. Trainer and server have a core each in both modes. The
 verifier's process is on the trainer's core and counts as the trainer's.
 """
 
@@ -28,10 +28,6 @@ BAR = 1.15
 WARMUP_STEPS = 2  # with staleness 1 the first step draws the responses of two
 TIMEOUT_S = 600.0
 RECIPE = ROOT / "bench" / "overlap_recipe.py"
-SIZES = {  # with which the phases are about equally long
-    "builtin": ["--rollout.max_sequences", "32"],
-    "vllm": ["--data.prompts_per_step", "32", "--rollout.max_response_tokens", "24"],
-}
 QUICK_SIZES = ["--data.prompts_per_step", "4", "--rollout.max_response_tokens", "8"]
 
 Step = dict[str, float]
@@ -42,12 +38,12 @@ class RunFailed(RuntimeError):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures. Returns 1 if a run failed. Without vLLM, it prints that --engine vllm is not measured."""
+    """Measures. Returns 1 if a run failed. Without vLLM, it prints that nothing is measured."""
     options = _options(argv)
-    reason = vllm_models.why_no_vllm() if options.engine == "vllm" else ""
+    reason = vllm_models.why_no_vllm()
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
-        reason = "trainer and engine need a core each, this process may use one"
+        reason = "trainer and server need a core each, this process may use one"
     if reason:
         print(f"overlap is not measured: {reason}")
         return 0
@@ -63,7 +59,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench overlap", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--engine", default="builtin", choices=tuple(SIZES))
     parser.add_argument("--quick", action="store_true", help="one round of few steps, no result is kept")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each mode, in turns")
     parser.add_argument("--steps", type=int, default=8, help=f"of a run, {WARMUP_STEPS} of warm-up besides")
@@ -84,8 +79,7 @@ def measure(options: argparse.Namespace, folder: Path, cores: Sequence[int]) -> 
             name = f"staleness_{staleness}_{number}"
             if base is not None:
                 shutil.copytree(base, folder / name / "base")
-            sizes = SIZES[options.engine] + (QUICK_SIZES if options.quick else [])
-            settings = ["--rollout.engine", options.engine, "--rollout.max_staleness", str(staleness), *sizes]
+            settings = ["--rollout.max_staleness", str(staleness), *(QUICK_SIZES if options.quick else [])]
             found += run(folder, name, settings, options.steps, cores)
             base = base or folder / name / "base"
     return steps
@@ -180,14 +174,12 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
         ["longer phase", found["longer_phase_s"], None],
         ["overlapped step", found["overlapped_step_s"], f"{found['overlapped_spread_frac']:.0%}"],
     ]
-    title = f"a step with the {options.engine} engine, medians of {found['steps']} steps, a core for each process"
+    title = f"a step with a vLLM server, medians of {found['steps']} steps, a core for each process"
     print_table(title, ("what", "s", "spread"), rows)
     ratio = found["overlapped_of_longer"]
     if not options.quick:
         value = f"{found['overlapped_step_s']:.3g} s, {ratio:.3g}x the longer phase"
         limit = f"phases {found['sample_s']:.3g} and {found['train_s']:.3g} s, bar {BAR:g}x"
-        name = "overlap" if options.engine == "builtin" else f"overlap_{options.engine}"
-        headline = [[f"step with staleness 1, {options.engine}", value, limit]]
-        print(write_results(name, torch.device("cpu"), headline, found))
+        print(write_results("overlap", torch.device("cpu"), [["step with staleness 1", value, limit]], found))
     print(f"synchronous step over the sum of the phases: {found['synchronous_of_sum']:.3g}")
     print(f"overlapped step over the longer phase: {ratio:.3g}, bar {BAR:g}")

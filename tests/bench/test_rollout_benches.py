@@ -33,7 +33,7 @@ def new_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
-@pytest.mark.parametrize("subject", [["weight_sync"], ["rollout_vllm"], ["overlap", "--engine", "vllm"]])
+@pytest.mark.parametrize("subject", [["weight_sync"], ["rollout_vllm"], ["overlap"]])
 def test_without_vllm_a_subject_says_so_in_one_line(subject, capsys):
     assert main([*subject, "--quick"]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -143,7 +143,19 @@ def last_ratio(printed: str) -> float:
     return float(printed.strip().splitlines()[-1].split(": ")[1].split(",")[0])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_VLLM, reason="needs vLLM, in an environment of its own: `make test-full`")
+def test_a_quick_overlap_runs_both_modes_and_keeps_no_result(results, capsys):
+    if harness.num_cores() < 2:
+        pytest.skip("needs two cores")
+    assert main(["overlap", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    assert last_ratio(printed) > 0 and "overlapped step" in printed
+    assert not results.exists()
+
+
 def test_a_run_that_fails_is_the_exit_code_and_has_its_last_words(results, monkeypatch, capsys):
+    monkeypatch.setattr(vllm_models, "why_no_vllm", lambda: "")
     monkeypatch.setattr(overlap, "QUICK_SIZES", ["--rollout.group_size", "1"])
     monkeypatch.setattr(overlap.os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(overlap.os, "sched_setaffinity", lambda pid, cores: None)
@@ -155,7 +167,7 @@ def test_one_core_is_too_few_to_overlap(monkeypatch, capsys):
     monkeypatch.setattr(overlap.os, "sched_getaffinity", lambda pid: {3})
     assert main(["overlap", "--quick"]) == 0
     assert capsys.readouterr().out == (
-        "overlap is not measured: trainer and engine need a core each, this process may use one\n"
+        "overlap is not measured: trainer and server need a core each, this process may use one\n"
     )
 
 
