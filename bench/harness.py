@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+
+from fastgrpo.ranks.children import ending_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -283,13 +284,12 @@ def run_worker(arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, 
     command = [sys.executable, *bench_command(*arguments)]
     try:
         done = subprocess.run(
-            command,
+            ending_with_parent(command),
             cwd=ROOT,
             env=child_environment() | _EXACT_MALLOC,
             capture_output=True,
             text=True,
             timeout=timeout_s,
-            preexec_fn=end_with_parent,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {timeout_s:.0f} s"}
@@ -306,12 +306,6 @@ def child_environment() -> dict[str, str]:
     """This environment, with the checkout importable."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-
-
-def end_with_parent(number: int = signal.SIGKILL) -> None:
-    """Makes the kernel send this process a signal when its parent ends; a ``preexec_fn``."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 # Rows. Each is measured on its own, may fail on its own, and may be measured again later.

@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import vllm_models
-from bench.harness import ROOT, child_environment, end_with_parent, print_table, spread_frac, write_results
+from bench.harness import ROOT, child_environment, print_table, spread_frac, write_results
+from fastgrpo.ranks.children import ending_with_parent
 
 SYNCHRONOUS, OVERLAPPED = 0, 1  # --rollout.max_staleness
 BAR = 1.15
@@ -98,23 +98,18 @@ def run(folder: Path, name: str, settings: Sequence[str], num_steps: int, cores:
             environment = child_environment() | {k: str(v) for k, v in ranks.items()} | {"MASTER_PORT": str(port)}
             children.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "fastgrpo.train", *arguments, *settings],
+                    ending_with_parent(
+                        ["taskset", "-c", str(core), sys.executable, "-m", "fastgrpo.train", *arguments, *settings]
+                    ),
                     cwd=ROOT,
                     env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=partial(_pin, core),
                 )
             )
     _wait(children, log, folder / name)
     records = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [_step(r) for r in records if r["step"] > WARMUP_STEPS]
-
-
-def _pin(core: int) -> None:
-    """Pins this process and its children to a core, and ends it with the benchmark, which may use the core again."""
-    os.sched_setaffinity(0, {core})
-    end_with_parent()
 
 
 def _wait(children: Sequence["subprocess.Popen[bytes]"], log: Path, run_dir: Path) -> None:

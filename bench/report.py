@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from bench.harness import end_with_parent, exit_code, print_table, reason, show_traceback, write_results
+from bench.harness import exit_code, print_table, reason, show_traceback, write_results
+from fastgrpo.ranks.children import ending_with_parent
 
 RUNS = {"40 steps": (40, 16), "4,380 steps": (4380, 16), "50,000 steps": (50_000, 1)}  # steps, rollouts a step
 MADE_BAR_S = {"40 steps": 15.0, "4,380 steps": 15.0, "50,000 steps": 60.0}
@@ -92,7 +93,7 @@ def open_in_browser(page: Path) -> list[float]:
             "--remote-debugging-port=0", copy.as_uri(),
         ]  # fmt: skip
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=end_with_parent
+            ending_with_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         timer = threading.Timer(TIMEOUT_S, process.kill)
         timer.start()

@@ -15,10 +15,10 @@ from bench.harness import (
     ROOT,
     bench_command,
     child_environment,
-    end_with_parent,
     free_cached,
     reason,
 )
+from fastgrpo.ranks.children import ending_with_parent
 
 
 def share_of(text: str) -> tuple[int, int]:
@@ -51,13 +51,12 @@ def run_workers(commands: Sequence[Sequence[str]], timeout_s: float) -> list[tup
         environment = child_environment() | {"OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
-                [sys.executable, *bench_command(*command)],
+                ending_with_parent([sys.executable, *bench_command(*command)]),
                 cwd=ROOT,
                 env=environment,
                 stdout=out,
                 stderr=err,
                 text=True,
-                preexec_fn=end_with_parent,
             )
             for command, (out, err) in zip(commands, files, strict=True)
         ]

@@ -4,10 +4,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from bench.harness import ROOT, end_with_parent
+from bench.harness import ROOT
+from fastgrpo.ranks.children import ending_with_parent
 
 GRACE_S = 40.0
 """torchrun kills ranks that have not ended 30 s after it was told to end."""
@@ -23,7 +23,7 @@ def run_to_end(
 ) -> "subprocess.CompletedProcess[str]":
     """Like ``subprocess.run`` in the checkout, except that the ranks also end at the timeout and with this process."""
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, preexec_fn=partial(end_with_parent, signal.SIGTERM), **streams
+        ending_with_parent(command, signal.SIGTERM), cwd=ROOT, env=environment, text=True, **streams
     ) as process:
         try:
             output, errors = process.communicate(timeout=timeout_s)

@@ -25,7 +25,7 @@ from fastgrpo.evaluation.progress import StageProgress
 from fastgrpo.evaluation.records import generation_files
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.ranks import choose_device
-from fastgrpo.ranks.children import die_with_parent
+from fastgrpo.ranks.children import ending_with_parent
 from fastgrpo.ranks.signals import Interrupted, signals_noted, stop_if_noted
 
 POLL_S = 0.2
@@ -95,7 +95,7 @@ def _start(settings: Settings, rank: int, device: torch.device) -> Child:
     if device.type == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus_of(rank, settings))
     command = [sys.executable, "-m", "fastgrpo.evaluation.ranks", json.dumps(asdict(settings)), str(rank)]
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
+    return subprocess.Popen(ending_with_parent(command), env=environment, start_new_session=True)
 
 
 def _gpus_of(rank: int, settings: Settings) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fastgrpo.command_line import exit_codes
 from fastgrpo.command_line.ending import handle, tell
-from fastgrpo.ranks.children import die_with_parent
+from fastgrpo.ranks.children import ending_with_parent
 from fastgrpo.ranks.one_machine import LOOPBACK, stay_on_this_machine
 from fastgrpo.ranks.rendezvous import BACKLOG, LISTENER
 from fastgrpo.ranks.secret import SECRET, new_secret
@@ -128,10 +128,9 @@ def start_rank(
     """Starts a rank's process, which ends with this one."""
     # In sessions of their own, ranks hear a Ctrl-C once, from here, whoever sent it.
     return subprocess.Popen(
-        [sys.executable, "-m", "fastgrpo.train", *arguments],
+        ending_with_parent([sys.executable, "-m", "fastgrpo.train", *arguments]),
         env=environment,
         start_new_session=True,
-        preexec_fn=die_with_parent,
         pass_fds=[] if listener is None else [listener.fileno()],
     )
 

@@ -18,7 +18,7 @@ from fastgrpo.command_line import exit_codes
 from fastgrpo.command_line.ending import do_nothing, handle
 from fastgrpo.config import Config
 from fastgrpo.ranks import Role, meet
-from fastgrpo.ranks.children import die_with_parent
+from fastgrpo.ranks.children import ending_with_parent
 from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
 from fastgrpo.rollout.servers.command import server_command, server_environment
 from fastgrpo.rollout.servers.key import BEGIN, OVER, found_key
@@ -118,8 +118,8 @@ class _OwnServer:
     def _start(self) -> None:
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
-                self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=self._environment, start_new_session=True, preexec_fn=die_with_parent,
+                ending_with_parent(self._words), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=self._environment, start_new_session=True,
             )  # fmt: skip
         self._ready, self._heard, self._asked = False, time.monotonic(), 0.0
 
