@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastgrpo.algorithm import Algorithm
+from fastgrpo.algorithm.judged_groups import JudgedGroups, all_groups
 from fastgrpo.algorithm.judging import Judging
 from fastgrpo.algorithm.metrics import recipe_metrics, reward_metrics
 from fastgrpo.algorithm.scoring import RecipeError, rewards_of, with_advantages, with_rewards
@@ -27,7 +28,7 @@ from fastgrpo.ranks.watchdog import Watchdog
 from fastgrpo.rewards import RewardError, VerifierPool
 from fastgrpo.rollout.engine_spec import engine_dtype
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.types import Group, Prompt, Response, Sample, Sampling
+from fastgrpo.types import Group, Prompt, Response, ResponseElsewhere, Sample, Sampling
 
 
 class TrainingError(RuntimeError):
@@ -52,7 +53,7 @@ class Progress:
 @dataclass(frozen=True)
 class StepSamples:
     """The samples that a step trains on, and those that it left out, group by group. All ranks have the same, but for
-    the texts, which stay on the rank that judged them."""
+    tokens and texts, which stay on the rank that judged them."""
 
     kept: list[Sample]
     dropped: list[Sample]
@@ -157,11 +158,10 @@ class Trainer:
 
     def judge(self, groups: list[Group]) -> list[Group]:
         """This rank's groups, and those of all ranks, once the verdicts are there that were asked for while they were
-        drawn. Texts stay on the rank that judged them."""
+        drawn. Tokens and texts stay on the rank that judged them."""
         mine = self._judge(groups, self.rollouts.sampling)
-        everyone = self.ranks.gather([[s.without_texts() for s in group] for group in mine])
-        with_texts = {group[0].prompt.position: group for group in mine}
-        return [with_texts.get(group[0].prompt.position, group) for group in everyone]
+        everyone = self.ranks.gather([JudgedGroups.of(mine)], [JudgedGroups])
+        return all_groups(everyone, mine, self.ranks.rank, self.rollouts.prompts.at)
 
     def _judge(self, groups: list[Group], sampling: Sampling) -> list[Group]:
         """This rank's groups with their verdicts. Raises TrainingError, on every rank, if the reward cannot go on."""
@@ -278,7 +278,8 @@ class Trainer:
         tokens = TokenSums.metrics(
             self.ranks.sum(sums.values), sum(s.response.num_sampled_tokens for s in kept if s.teaches)
         )
-        staleness = self.progress.step - np.concatenate([r.token_versions() for r in responses])
+        by_version = np.array([pair for r in responses for pair in r.sampled_by])
+        staleness, counts = self.progress.step - by_version[:, 0], by_version[:, 1]
         rewards = rewards_of([s for s in sampled if s.teaches])
         last_error = self.last_error([s.failure for s in sampled], "a step")
         progress = self.progress
@@ -301,7 +302,7 @@ class Trainer:
             "grad_norm": float(np.mean([n for n in norms if np.isfinite(n)] or [math.nan])),
             "learning_rate": learning_rate(self.config.optimizer, progress.step),
             "updates": progress.updates,
-            "staleness_mean": float(staleness.mean()),
+            "staleness_mean": float((staleness * counts).sum() / counts.sum()),
             "staleness_max": int(staleness.max()),
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
             "verifier_failures": failures,
@@ -350,7 +351,7 @@ class Trainer:
         return float(np.mean(correct)), float(np.mean(graded)) if graded else None
 
 
-def _mean_entropy(responses: list[Response], otherwise: float) -> float:
+def _mean_entropy(responses: Sequence[Response | ResponseElsewhere], otherwise: float) -> float:
     """The mean over all sampled tokens as the sampler knew it; ``otherwise`` where it did not."""
     num_tokens = sum(r.num_sampled_tokens for r in responses)
     if num_tokens == 0 or any(r.mean_entropy is None for r in responses):

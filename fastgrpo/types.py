@@ -70,13 +70,38 @@ class Response:
             versions[place:] = version
         return versions if self.response_mask is None else versions[self.response_mask]
 
+    @property
+    def sampled_by(self) -> tuple[tuple[int, int], ...]:
+        """(policy version, number of tokens that it sampled), in the order of the tokens."""
+        if not self.version_changes and self.response_mask is None:
+            return ((self.policy_version, len(self)),)
+        versions = self.token_versions()
+        starts = np.flatnonzero(np.diff(versions, prepend=-1))
+        counts = np.diff(starts, append=len(versions))
+        return tuple(zip(versions[starts].tolist(), counts.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseElsewhere:
+    """What every rank knows of a response whose tokens another rank has; named as in `Response`."""
+
+    num_tokens: int
+    num_sampled_tokens: int
+    finish_reason: FinishReason
+    sampled_by: tuple[tuple[int, int], ...]
+    mean_entropy: float | None = None
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One response to one prompt and what is known of it: the verdict, then the reward, then the advantage."""
 
     prompt: Prompt
-    response: Response
+    response: Response | ResponseElsewhere
+    home: int | None = None  # the rank that has the tokens; None: they are wherever the sample is
     text: str | None = None  # of the response, on the rank that judged it: it is only looked at
     correct: bool = False  # the verifier's verdict
     score: float = 0.0  # what the verifier gave before any settings: 1 or 0 for a yes or no
@@ -92,6 +117,12 @@ class Sample:
     def num_input_tokens(self) -> int:
         """Tokens that the model reads: the last token is only ever a target."""
         return len(self.prompt.prompt_ids) + len(self.response) - 1
+
+    @property
+    def tokens(self) -> Response:
+        """The response, whose tokens must be here."""
+        assert isinstance(self.response, Response), "the tokens of this response are on another rank"
+        return self.response
 
     def without_texts(self) -> Self:
         """The sample for other ranks, which do not look at its text nor at the row that its prompt is from."""

@@ -103,7 +103,7 @@ class Judging:
         samples = [group.samples[n] for n in indices]
         texts = [""] * len(samples)
         try:
-            ids = [s.response.response_ids.tolist() for s in samples]
+            ids = [s.tokens.response_ids.tolist() for s in samples]
             texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
             verdicts = self._pool.submit(items_of(samples, texts, self._pool.signature))
         except Exception as error:  # on a thread that has other things to do

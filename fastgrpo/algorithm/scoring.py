@@ -36,7 +36,7 @@ def _asked_for(name: str, n: int, sample: Sample, texts: Sequence[str]) -> Any:
         case "row":
             return sample.prompt.columns
         case "response_ids":
-            return sample.response.response_ids.tolist()
+            return sample.tokens.response_ids.tolist()
         case "finish_reason":
             return sample.response.finish_reason
         case "group":

@@ -19,7 +19,8 @@ from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.reference import Reference
 from fastgrpo.policy.router_loss import RouterLoss
 from fastgrpo.policy.sharding import accumulate, reshard
-from fastgrpo.policy.token_choice import choose, keys_of, statistics_of, with_choice
+from fastgrpo.policy.token_choice import ResponseStatistics, choose, keys_of, statistics_of, with_choice
+from fastgrpo.policy.token_exchange import with_tokens
 from fastgrpo.policy.token_masks import TokenKey
 from fastgrpo.policy.token_sums import TokenSums
 from fastgrpo.ranks import Ranks
@@ -84,7 +85,8 @@ class Learner:
         budget = self.config.tokens_per_microbatch
         plan = plan_microbatches(samples, self.ranks.count, budget, self.cost, share_prompts=share)
         mine = plan[self.ranks.rank]
-        batches = [self._packed(chosen, share).to(self.ranks.device) for chosen in mine]
+        with_all = with_tokens(plan, self.ranks)
+        batches = [self._packed(chosen, share).to(self.ranks.device) for chosen in with_all]
         if self.reference is not None and self.objective.kl_coef > 0:
             batches = self.reference.with_ref_logprobs(batches)
         keys = keys_of(mine, samples) if self.chooses_tokens else ()
@@ -126,7 +128,7 @@ class Learner:
         passes = [self.policy(batch, entropy=self.settings.top_entropy < 1) for batch in update.batches]
         reshard(self.policy)
         statistics = [statistics_of(*known) for known in zip(update.keys, update.batches, passes, strict=True)]
-        everyone = self.ranks.gather([one for batch in statistics for one in batch])
+        everyone = self.ranks.gather([one for batch in statistics for one in batch], [ResponseStatistics])
         chosen = choose(everyone, self.settings, seed, step)
         batches = [
             with_choice(batch if update.is_first else replace(batch, old_logprobs=logprobs), keys, chosen)

@@ -117,15 +117,15 @@ def pack(samples: Sequence[Sample], *, share_prompts: bool = False) -> PackedBat
         return _nothing()
     lengths = np.array([s.num_input_tokens for s in samples])
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = [np.concatenate([s.prompt.prompt_ids, s.response.response_ids]) for s in samples]
+    tokens = [np.concatenate([s.prompt.prompt_ids, s.tokens.response_ids]) for s in samples]
     responses = np.array([len(s.response) for s in samples])
-    sampled = np.concatenate([_sampled(s.response) for s in samples])
+    sampled = np.concatenate([_sampled(s.tokens) for s in samples])
     starts = np.repeat(cu_seqlens[:-1], lengths)
     positions = np.arange(cu_seqlens[-1]) - starts
     is_response = positions >= np.repeat(lengths - responses, lengths)
     is_response[is_response] = sampled
     rollout_logprobs = np.zeros(cu_seqlens[-1], dtype=np.float32)
-    rollout_logprobs[is_response] = np.concatenate([s.response.rollout_logprobs for s in samples])[sampled]
+    rollout_logprobs[is_response] = np.concatenate([s.tokens.rollout_logprobs for s in samples])[sampled]
     num_sampled = [s.response.num_sampled_tokens for s in samples]
     return PackedBatch(
         input_ids=torch.from_numpy(np.concatenate([t[:-1] for t in tokens]).astype(np.int64)),

@@ -131,7 +131,7 @@ def _by_itself(model: PreTrainedModel, samples: Sequence[Sample]) -> _Pass:
 
 
 def _own(model: PreTrainedModel, samples: Sequence[Sample]) -> Tensor:  # [R]
-    ids = [(s.prompt.prompt_ids, s.response.response_ids) for s in samples]
+    ids = [(s.prompt.prompt_ids, s.tokens.response_ids) for s in samples]
     return torch.cat([own_logprobs(model, prompt, response, TEMPERATURE) for prompt, response in ids])
 
 
@@ -172,7 +172,7 @@ def _sampling(model: PreTrainedModel, engine_of: EngineOf) -> None:
         drawn = [sample for group in generate(engine_of(model), prompts, sampling) for sample in group]
         set_attention(model, OWN)
         own = _own(model, drawn)
-    told = torch.from_numpy(np.concatenate([s.response.rollout_logprobs for s in drawn]))
+    told = torch.from_numpy(np.concatenate([s.tokens.rollout_logprobs for s in drawn]))
     difference = float((own - told).abs().max())
     if not difference <= TOLERANCE:
         raise Failure("sampling", difference)

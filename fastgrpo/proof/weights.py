@@ -16,7 +16,7 @@ from fastgrpo.policy.policy import Policy
 from fastgrpo.policy.sharding import reshard
 from fastgrpo.rollout.compare_weights import WeightMismatch
 from fastgrpo.rollout.rollouts import Rollouts
-from fastgrpo.types import Prompt, Sample
+from fastgrpo.types import Prompt, Response, Sample
 
 PROMPT_TOKENS = 512
 """Of a longer prompt the beginning is tried: the model's own attention may write down the scores of all pairs of
@@ -125,7 +125,8 @@ def _drawn(prompts: Sequence[Prompt], rollouts: Rollouts, learner: Learner) -> l
     begun = [replace(p, prompt_ids=p.prompt_ids[:PROMPT_TOKENS]) for p in prompts]
     asked = [replace(begun[i % 2], position=-1 - i) for i in range(2 * ranks.count)]
     sampling = replace(rollouts.sampling, group_size=2, max_response_tokens=RESPONSE_TOKENS)
-    first, second = ranks.share_of(ranks.gather(rollouts.generate(asked, sampling)))
+    drawn = [[s.without_texts() for s in group] for group in rollouts.generate(asked, sampling)]
+    first, second = ranks.share_of(ranks.gather(drawn, [Sample, Prompt, Response]))
     return [*first, second[0]]
 
 
@@ -148,7 +149,7 @@ def _by_itself(policy: Policy, samples: Sequence[Sample]) -> Tensor:  # [R]
     try:
         # A compiled layer would be compiled anew for a few sequences.
         with torch.compiler.set_stance("force_eager"):
-            return torch.cat([policy.own_logprobs(s.prompt.prompt_ids, s.response.response_ids) for s in samples])
+            return torch.cat([policy.own_logprobs(s.prompt.prompt_ids, s.tokens.response_ids) for s in samples])
     finally:
         set_attention(model, before)
         reshard(policy)

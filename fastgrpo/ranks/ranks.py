@@ -2,15 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from fastgrpo.codec import decode, encode
 from fastgrpo.command_line.system_errors import in_words
 from fastgrpo.config import ParallelConfig
 from fastgrpo.ranks.rendezvous import launched_ranks, meet
@@ -137,11 +139,42 @@ class Ranks:
         """This rank's contiguous part; the parts of all ranks differ in length by at most one."""
         return share_of(items, self.rank, self.count)
 
-    def gather(self, items: Sequence[T]) -> list[T]:
-        """The items of all ranks, in rank order, on every rank."""
-        parts: list[Any] = [None] * self.count
-        dist.all_gather_object(parts, list(items), group=self.control)
-        return [item for part in parts for item in part]
+    def gather(self, items: Sequence[T], types: Iterable[type] = ()) -> list[T]:
+        """The items of all ranks, in rank order, on every rank.
+
+        Items are what `fastgrpo.codec` knows, dataclasses of ``types`` among them: nothing that comes is executed.
+        """
+        types = list(types)
+        return [item for part in self._gather_bytes(encode(list(items))) for item in decode(part, types)]
+
+    def _gather_bytes(self, mine: bytes) -> list[bytes]:
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self.control)
+        longest = max(int(size) for size in sizes)
+        padded = torch.frombuffer(bytearray(mine.ljust(longest, b"\0")), dtype=torch.uint8)
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
+        dist.all_gather(parts, padded, group=self.control)
+        return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+    def from_first(self, value: T, types: Iterable[type] = ()) -> T:
+        """The first rank's value, as `gather` has items, on every rank."""
+        content = np.frombuffer(encode(value) if self.is_first else b"", dtype=np.uint8)
+        size = torch.tensor([len(content)])
+        dist.broadcast(size, src=0, group=self.control)
+        buffer = torch.from_numpy(content.copy()) if self.is_first else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(buffer, src=0, group=self.control)
+        return value if self.is_first else cast(T, decode(buffer.numpy().tobytes(), types))
+
+    def exchange(self, outgoing: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
+        """What every rank has for this one.
+
+        ``outgoing[k]``, int32, goes to rank k, and from it come ``counts[k]`` values, as both must know beforehand.
+        """
+        sent = torch.from_numpy(np.concatenate(outgoing))
+        received = torch.empty(sum(counts), dtype=torch.int32)
+        sizes = [len(part) for part in outgoing]
+        dist.all_to_all_single(received, sent, list(counts), sizes, group=self.control)
+        return np.split(received.numpy(), np.cumsum(counts)[:-1])
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""

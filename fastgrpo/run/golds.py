@@ -34,7 +34,7 @@ def check_golds(
         row_of = first_rows((prompt.answer, prompt.row) for prompt in prompts)
         share = ranks.share_of(list(row_of))
         tried = ranks.together(partial(_tried, pool, share, TRY_S / len(data), forms, recipe.reward, source))
-        report = _joined(ranks.gather([tried]))
+        report = _joined(ranks.gather([tried], [GoldReport]))
         unmet = report.unmet_words(source, recipe.reward, row_of)
         is_other = report.num_tried >= FEWEST_TRIED and len(report.unmet) >= MAX_UNMET_FRAC * report.num_tried
         if is_other and source in trained_on:

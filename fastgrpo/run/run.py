@@ -61,7 +61,7 @@ class Run:
     def _checkpoint_to_resume(self) -> Path | None:
         """The newest intact checkpoint, chosen on the first rank: others must not see another state of the folder."""
 
-        def choose() -> list[Path | None]:
+        def choose() -> list[str | None]:
             if not self.trainer.ranks.is_first:
                 return []
             path, complaints = newest_intact(self.folder.checkpoints, self.checkpointer.run)
@@ -73,9 +73,10 @@ class Run:
                 )
             if path is None:
                 self.display.say(f"no checkpoint in {self.folder.checkpoints}: starting at step 0")
-            return [path]
+            return [None if path is None else str(path)]
 
-        return self.trainer.ranks.gather(self.trainer.ranks.together(choose))[0]
+        chosen = self.trainer.ranks.gather(self.trainer.ranks.together(choose))[0]
+        return None if chosen is None else Path(chosen)
 
     def _evaluate_before(self) -> None:
         if self.held_out:
