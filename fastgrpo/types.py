@@ -80,6 +80,12 @@ class Response:
         counts = np.diff(starts, append=len(versions))
         return tuple(zip(versions[starts].tolist(), counts.tolist(), strict=True))
 
+    def elsewhere(self) -> "ResponseElsewhere":
+        """What other ranks know of it."""
+        return ResponseElsewhere(
+            len(self), self.num_sampled_tokens, self.finish_reason, self.sampled_by, self.mean_entropy
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseElsewhere:

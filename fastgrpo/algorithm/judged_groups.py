@@ -98,7 +98,7 @@ class JudgedGroups:
 def all_groups(
     everyone: Sequence[JudgedGroups], mine: Sequence[Group], rank: int, prompt_at: Callable[[int], Prompt]
 ) -> list[Group]:
-    """The groups of all ranks, in rank order; those of this rank have their tokens and texts."""
+    """The groups of all ranks, in the order of their positions; those of this rank have their tokens and texts."""
     at_home = [[replace(sample, home=rank) for sample in group] for group in mine]
     parts = (at_home if home == rank else one.groups(home, prompt_at) for home, one in enumerate(everyone))
-    return [group for part in parts for group in part]
+    return sorted((group for part in parts for group in part), key=lambda group: group[0].prompt.position)

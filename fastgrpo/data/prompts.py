@@ -131,11 +131,12 @@ class PromptStream:
         return int(self._permutation(pass_number)[place]) if self._shuffle else place
 
     def _permutation(self, pass_number: int) -> np.ndarray:  # [num_prompts] int64
-        if self._cached is None or self._cached[0] != pass_number:
+        cached = self._cached  # read once: several threads may ask
+        if cached is None or cached[0] != pass_number:
             # numpy keeps a bit generator's stream for ever, but not what Generator.permutation makes of it (NEP 19).
             draws = np.random.Philox(key=np.array([self._seed, pass_number], np.uint64)).random_raw(len(self._prompts))
-            self._cached = pass_number, np.argsort(draws, kind="stable")
-        return self._cached[1]
+            self._cached = cached = pass_number, np.argsort(draws, kind="stable")
+        return cached[1]
 
 
 def held_out_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:

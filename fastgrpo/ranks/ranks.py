@@ -156,6 +156,19 @@ class Ranks:
         dist.all_gather(parts, padded, group=self.control)
         return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
+    def to_first(self, items: Sequence[T], types: Iterable[type] = ()) -> list[T]:
+        """The items of all ranks, in rank order, on the first rank; none on the others. Items are as `gather` has
+        them."""
+        mine = encode(list(items))
+        sizes = self.gather([len(mine)])
+        words = np.frombuffer(mine.ljust(-(-len(mine) // 4) * 4, b"\0"), dtype=np.int32)
+        nothing = np.zeros(0, dtype=np.int32)
+        outgoing = [words, *[nothing] * (self.count - 1)]
+        parts = self.exchange(outgoing, [-(-size // 4) if self.is_first else 0 for size in sizes])
+        types = list(types)
+        found = [decode(p.tobytes()[:size], types) for p, size in zip(parts, sizes, strict=True) if self.is_first]
+        return [item for part in found for item in part]
+
     def from_first(self, value: T, types: Iterable[type] = ()) -> T:
         """The first rank's value, as `gather` has items, on every rank."""
         content = np.frombuffer(encode(value) if self.is_first else b"", dtype=np.uint8)

@@ -66,11 +66,7 @@ def _apart(
     parameters: Iterable[tuple[str, Tensor]],
     weights: Callable[[], Iterator[tuple[str, Tensor]]],
 ) -> Rollouts:
-    from fastgrpo.rollout.servers.rollouts import ServerRollouts  # who has no servers need not have an HTTP client
-    from fastgrpo.rollout.servers.start import start_pool
+    from fastgrpo.rollout.servers.start import start_servers  # who has no servers need not have an HTTP client
 
     dtype = EngineSpec(config, ranks.device.type, "own_process").dtype
-    pool, sender, watch = None, None, None
-    if ranks.is_first:
-        pool, sender, watch = start_pool(config, ranks, manifest(parameters, dtype), str(dtype).removeprefix("torch."))
-    return ServerRollouts(pool, sender, watch, config, ranks, prompts, sampling, weights, dtype)
+    return start_servers(config, ranks, prompts, sampling, manifest(parameters, dtype), weights, dtype)

@@ -15,10 +15,9 @@ from fastgrpo.policy.sharding import full_weights, shard
 from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.local_rollouts import LocalRollouts
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
-from fastgrpo.rollout.servers.rollouts import ServerRollouts
-from fastgrpo.rollout.servers.start import start_pool
+from fastgrpo.rollout.servers.start import start_servers
 from fastgrpo.rollout.weight_sync import manifest
-from fastgrpo.types import Prompt, Sampling
+from fastgrpo.types import Group, Prompt, Response, Sample, Sampling
 from tests.peers import vllm_models as tiny
 
 CPU = torch.device("cpu")
@@ -91,6 +90,10 @@ def colocated(path: str, name: str, key_heads: int) -> None:
     ranks.disconnect()
 
 
+def everyones(groups: list[Group], ranks: Ranks) -> list[Group]:
+    return ranks.gather(groups, [Sample, Prompt, Response])
+
+
 def trainer(path: str, name: str, num_syncs: int, key: str, urls: list[str], **changes: Any) -> None:
     """A rank that trains; the first one speaks to the servers."""
     config = Config(
@@ -104,14 +107,12 @@ def trainer(path: str, name: str, num_syncs: int, key: str, urls: list[str], **c
     ranks = Ranks.connect(CPU, ParallelConfig(timeout_s=300))
     policy = sharded_policy(name, ranks, **changes)
     sampling = Sampling(2, 48, 0.8, tuple(range(12)), 5)
-    pool, sender, watch = None, None, None
     os.environ["VLLM_API_KEY"] = key
-    if ranks.is_first:
-        wire = manifest(policy.model.named_parameters(), torch.float32)
-        pool, sender, watch = start_pool(config, ranks, wire, "float32")
+    wire = manifest(policy.model.named_parameters(), torch.float32)
     prompts = PromptsInOrder(Stream())  # type: ignore[arg-type]
     weights_of = partial(full_weights, policy)
-    rollouts = ServerRollouts(pool, sender, watch, config, ranks, prompts, sampling, weights_of, torch.float32)
+    rollouts = start_servers(config, ranks, prompts, sampling, wire, weights_of, torch.float32)
+    pool = rollouts.pool if ranks.is_first else None
     try:
         if pool is not None:
             assert pool.wait(lambda: len(pool.present) == len(urls), 60), "the servers did not come"
@@ -123,10 +124,10 @@ def trainer(path: str, name: str, num_syncs: int, key: str, urls: list[str], **c
             if pool is not None:
                 num_in_flight += pool.num_drawing > 0
             rollouts.sync(version)  # every server's checksums are compared with the trainer's
-            num_mixed += sum(bool(s.response.version_changes) for g in ranks.gather(rollouts.take(4)) for s in g)
+            num_mixed += sum(bool(s.response.version_changes) for g in everyones(rollouts.take(4), ranks) for s in g)
         assert num_mixed > num_syncs, num_mixed
         assert pool is None or num_in_flight > 0.8 * num_syncs, num_in_flight
-        groups = ranks.gather(rollouts.generate(tiny.prompts(4, first=10**6), sampling))  # they come to the first rank
+        groups = everyones(rollouts.generate(tiny.prompts(4, first=10**6), sampling), ranks)
         assert {s.response.policy_version for g in groups for s in g} == {num_syncs - 1}
         assert_trainer_agrees(name, weights, groups, **changes)
         print(f"{num_syncs} syncs, {num_in_flight} with requests in flight, {num_mixed} responses over several weights")

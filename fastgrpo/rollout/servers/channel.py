@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 
 from fastgrpo.rollout.compare_weights import added
-from fastgrpo.rollout.servers.client import Client, ServerError, label_of, version_of
+from fastgrpo.rollout.servers.client import Client, ServerError, in_words, label_of, version_of
+from fastgrpo.rollout.servers.home import FAILURES, Homes
 from fastgrpo.rollout.servers.pool import Received, Server, ServerPool
 from fastgrpo.rollout.weight_sync import Manifest, find_store
 from fastgrpo.rollout.weight_sync.broadcast import checksums_key, manifest_as_json
@@ -21,7 +22,6 @@ from fastgrpo.types import Request
 
 ALIVE_S = 1.0
 """A server is asked for a sign of life so long after the last."""
-FAILURES = (ServerError, aiohttp.ClientError, TimeoutError)
 WRONG_REQUEST = (400, 404, 413, 422)
 """Of HTTP: what is wrong is in the request, and another server would say the same."""
 
@@ -53,14 +53,21 @@ class Meeting:
 class HttpChannel:
     """A channel (`fastgrpo.rollout.servers.pool`) whose methods are for any thread, and whose work is on an event loop.
 
-    ``keep_cache``: keys and values of what is being drawn stay when weights change.
+    ``keep_cache``: keys and values of what is being drawn stay when weights change. ``homes``: the ranks that have the
+    tokens of their groups drawn; without it, this one draws all.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, client: Client, pool: ServerPool, server: Server, keep_cache: bool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: Client,
+        pool: ServerPool,
+        server: Server,
+        keep_cache: bool,
+        homes: Homes | None = None,
     ) -> None:
         self._loop, self._client, self._pool, self._server = loop, client, pool, server
-        self._keep_cache = keep_cache
+        self._keep_cache, self._homes = keep_cache, homes or Homes([], "")
         self._run, self._num_syncs, self._version = uuid.uuid4().hex, 0, 0
         self._meeting: Meeting | None = None
         self._not_joined = "no sender of weights was named"
@@ -129,7 +136,8 @@ class HttpChannel:
 
     async def _draw(self, request: Request) -> None:
         try:
-            response = await self._client.draw(request, f"{self._run}-{self._num_syncs}", self._run, self._version)
+            salt = f"{self._run}-{self._num_syncs}"
+            response = await self._homes.draw(self._client, request, salt, self._run, self._version)
         except FAILURES as error:
             if isinstance(error, ServerError) and error.status in WRONG_REQUEST:  # as it would be elsewhere
                 self._pool.fail(f"server {self._server.url} refuses a request: {error}")
@@ -202,8 +210,3 @@ class HttpChannel:
         self._note_busy()
         taken, self._busy_s = self._busy_s, 0.0
         return taken
-
-
-def in_words(error: BaseException) -> str:
-    """An error in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -139,3 +139,8 @@ def _message(text: str) -> str:
         error = value.get("error", value.get("detail", value))
         value = error.get("message", error) if isinstance(error, dict) else error
     return str(value)[:ERROR_CHARACTERS]
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -86,7 +86,7 @@ class _OwnServer:
     """Runs a server's process, and another one when it ended or gave no sign of life for too long."""
 
     def __init__(self, config: Config, index: int, key: str, device_type: str) -> None:
-        host = LOOPBACK if is_on_one_machine() else host_towards([f"http://{os.environ['MASTER_ADDR']}"])
+        host = own_host()
         port = _free_port(host)
         self.url, self._key = f"http://{host}:{port}", key
         on_cpu = device_type == "cpu"
@@ -152,6 +152,11 @@ class _OwnServer:
     def _how(self) -> str:
         code = self._child.returncode
         return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def own_host() -> str:
+    """Where ranks of this launch find this one."""
+    return LOOPBACK if is_on_one_machine() else host_towards([f"http://{os.environ['MASTER_ADDR']}"])
 
 
 def _free_port(host: str) -> int:

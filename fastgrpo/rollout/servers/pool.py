@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fastgrpo.config import DeadlineConfig
 from fastgrpo.rollout.generate import OnFinished
-from fastgrpo.types import Request, Response
+from fastgrpo.types import Request, Response, ResponseElsewhere
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ServerPool:
         self.num_lost = 0
         self.has_begun = False  # whether a server ever had this run's weights
         self.waiting: deque[list[Request]] = deque()  # groups that no server has yet
-        self.finished: dict[int, Response] = {}  # by request id, until they are collected
+        self.finished: dict[int, Response | ResponseElsewhere] = {}  # by request id, until they are collected
         self.num_redrawn = 0  # responses that came twice
         self._known: dict[int, Asked] = {}  # requests that are not collected yet
         self._nobody_since: float | None = time.monotonic()
@@ -100,7 +100,7 @@ class ServerPool:
         """Takes groups of requests, whose ids must be new. ``first``: they go before those that wait.
 
         ``on_finished`` is called at once, on a thread of the pool and under its lock, with a response that has come
-        and that nobody has cancelled.
+        here with its tokens and that nobody has cancelled.
         """
         with self._changed:
             self._known.update({r.id: (r, on_finished) for group in groups for r in group})
@@ -126,7 +126,7 @@ class ServerPool:
                     server.channel.cancel(mine)
             self._assign_waiting()
 
-    def collect(self) -> dict[int, Response]:
+    def collect(self) -> dict[int, Response | ResponseElsewhere]:
         """The responses that have finished since the last call, by request id."""
         with self._changed:
             self.check()
@@ -237,7 +237,9 @@ class ServerPool:
             if self._is_of(server, channel):
                 server.busy_s += busy_s
 
-    def on_response(self, server: Server, channel: Channel, request: Request, response: Response) -> None:
+    def on_response(
+        self, server: Server, channel: Channel, request: Request, response: Response | ResponseElsewhere
+    ) -> None:
         with self._changed:
             if not self._is_of(server, channel):
                 return
@@ -245,7 +247,7 @@ class ServerPool:
             if request.id in self._known and request.id not in self.finished:
                 self.finished[request.id] = response
                 _, on_finished = self._known[request.id]
-                if on_finished is not None:
+                if on_finished is not None and isinstance(response, Response):
                     on_finished(request, response)
             else:
                 self.num_redrawn += 1

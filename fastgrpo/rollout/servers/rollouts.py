@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fastgrpo.algorithm.judging import Judging
@@ -15,11 +14,12 @@ from fastgrpo.ranks import Ranks
 from fastgrpo.rollout.compare_weights import WeightMismatch, require_equal, with_checksums
 from fastgrpo.rollout.generate import requests_of
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
+from fastgrpo.rollout.servers.home import Home, home_of
 from fastgrpo.rollout.servers.pool import ServerFailure, ServerPool
 from fastgrpo.rollout.servers.staleness import StalenessQueue, Started
 from fastgrpo.rollout.servers.watch import ServerWatch
 from fastgrpo.rollout.servers.weight_sender import WeightSender, in_buckets
-from fastgrpo.types import Group, Prompt, Request, Response, Sample, Sampling
+from fastgrpo.types import Group, Prompt, Request, Response, ResponseElsewhere, Sample, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,13 @@ T = TypeVar("T")
 BEAT_S = 5.0
 """The first rank, which alone speaks with the servers, gives the others a sign so often: no collective waits longer."""
 
+AnyResponse = Response | ResponseElsewhere
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 class ServerRollouts:
-    """All trainer ranks call every method together; the pool is the first rank's, and so is every group: it judges.
+    """All trainer ranks call every method together; the pool is the first rank's. It decides what is drawn and taken;
+    a group's responses stay with the rank that judges it (`fastgrpo.rollout.servers.home`).
 
     The queue says which groups a step takes. With ``max_staleness`` 0 servers wait while the trainer trains; with 1
     they draw the next step's meanwhile, and are done before weights change; from 2 on weights change under what is
@@ -44,6 +46,7 @@ class ServerRollouts:
         pool: ServerPool | None,
         sender: WeightSender | None,
         watch: ServerWatch | None,
+        home: Home | None,
         config: Config,
         ranks: Ranks,
         prompts: PromptsInOrder,
@@ -51,7 +54,7 @@ class ServerRollouts:
         weights: Weights,
         dtype: torch.dtype,
     ) -> None:
-        self._pool, self._sender, self._watch = pool, sender, watch
+        self._pool, self._sender, self._watch, self._home = pool, sender, watch, home
         self.config, self.ranks, self.prompts, self.sampling = config, ranks, prompts, sampling
         self.weights, self.dtype = weights, dtype
         settings = config.rollout
@@ -60,14 +63,24 @@ class ServerRollouts:
         self.num_syncs, self.just_compared = 0, False
         self._next_id = 0
         self._training: dict[int, tuple[int, int]] = {}  # request id -> position, index in the group
-        self._other: dict[int, Response] = {}  # responses to requests that no step asked for
+        self._other: dict[int, AnyResponse] = {}  # responses to requests that no step asked for
         self._counts: dict[str, float] = {}
-        self.judging: Judging | None = None
+        self._judging: Judging | None = None
 
     @property
     def pool(self) -> ServerPool:
         assert self._pool is not None, "the pool is the first rank's"
         return self._pool
+
+    @property
+    def judging(self) -> Judging | None:
+        return self._judging
+
+    @judging.setter
+    def judging(self, judging: Judging | None) -> None:
+        self._judging = judging
+        if self._home is not None:
+            self._home.judging = judging
 
     def set_config(self, config: Config, sampling: Sampling) -> None:
         """Goes on with other settings. Nothing is under way: where steps overlap, settings do not change in the run."""
@@ -82,10 +95,23 @@ class ServerRollouts:
         self._lead(lambda: self._start(self.config.data.prompts_per_step))
 
     def take(self, num_groups: int) -> list[Group]:
-        return self._when_ready(lambda: self._next_groups(num_groups))
+        mine: dict[int, Group] = {}
+
+        def ready() -> list[int] | None:
+            groups = self._next_groups(num_groups)
+            mine.update({group[0].prompt.position: group for group in groups or ()})
+            return None if groups is None else [group[0].prompt.position for group in groups]
+
+        positions = self._of_this_rank(self._when_ready(ready))
+        if self._home is None:
+            return [mine[position] for position in positions]
+        return [self._kept(self._home, self.prompts.at(position), self.sampling) for position in positions]
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, judging: Judging | None = None) -> list[Group]:
         ids: list[int] = []
+        if self._home is not None:
+            self._home.expect(prompts, sampling, judging)
+        self.ranks.barrier()  # then each knows what it may be asked for
 
         def submit() -> None:
             groups = [requests_of([p], sampling, self._ids(sampling.group_size)) for p in prompts]
@@ -94,18 +120,20 @@ class ServerRollouts:
 
         self._lead(submit)
 
-        def drawn() -> list[Group] | None:
+        def ready() -> list[int] | None:
             self._collect()
-            if not all(i in self._other for i in ids):
-                return None
-            responses = iter([self._other.pop(i) for i in ids])
-            return [[Sample(p, next(responses)) for _ in range(sampling.group_size)] for p in prompts]
+            return [] if all(i in self._other for i in ids) else None
 
-        return self._when_ready(drawn)
+        self._when_ready(ready)
+        responses = iter([self._other.pop(i) for i in ids])
+        if self._home is None:
+            groups = [[Sample(p, next(responses)) for _ in range(sampling.group_size)] for p in prompts]
+            return [group for group in groups if self._is_here(group[0].prompt.position)]
+        return [self._kept(self._home, p, sampling) for p in prompts if self._is_here(p.position)]
 
     def release_memory(self) -> None:
         if self.config.rollout.max_staleness == 0:
-            self._lead(self._put_back)
+            self._forget(self._lead(self._put_back))
 
     def drain(self) -> None:
         if self.config.rollout.max_staleness == 1:
@@ -123,62 +151,89 @@ class ServerRollouts:
         return self._lead(self._metrics)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know; on the first rank also what engines have drawn and no step has taken."""
-        self._lead(self._collect)
-        under_way = [(p, s.version, s.is_awaited, dict(s.responses)) for p, s in self.queue.started.items()]
+        """What a resumed run must know; on the first rank also what servers have drawn and no step has taken."""
+        known = self._lead(self._known)
+        kept = {p: self._home.of(p, known[p], self.sampling) for p in self._of_this_rank(known)} if self._home else {}
+        responses = {p: found for part in self.ranks.to_first([kept], [Response]) for p, found in part.items()}
+        under_way = [
+            (p, s.version, s.is_awaited, {**responses[p]} if p in responses else dict(s.responses))
+            for p, s in self.queue.started.items()
+        ]
         return {**self.prompts.state(), "under_way": under_way}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.prompts.load_state(state)
         for position, version, is_awaited, responses in state.get("under_way", []):
-            prompt = self.prompts.at(position)
-            self.queue.started[position] = Started(prompt, version, is_awaited, responses)
-            missing = set(range(self.sampling.group_size)) - responses.keys()
-            if self._pool is not None and missing:
-                self._submit([self._requests(prompt, missing)])
+            if self._home is not None and self._is_here(position):
+                self._home.put(position, responses, self.sampling)
+            if self._pool is not None:
+                prompt = self.prompts.at(position)
+                is_here = self._is_here(position)
+                known = {index: r if is_here else r.elsewhere() for index, r in responses.items()}
+                self.queue.started[position] = Started(prompt, version, is_awaited, known)
+                if missing := set(range(self.sampling.group_size)) - responses.keys():
+                    self._submit([self._requests(prompt, missing)])
 
     def close(self) -> None:
         if self._pool is not None and self._watch is not None:
             self._pool.close()
             self._watch.close()
+        if self._home is not None:
+            self._home.close()
 
     # Between the ranks.
 
     def _lead(self, work: Callable[[], T]) -> T:
         """The result of what the first rank does, on all ranks; if it raises, all do."""
-        outcome: list[Any] = [None]
+        outcome: tuple[str, Any] = "", None
         if self.ranks.is_first:
             try:
-                outcome = [(work(), None)]
+                outcome = "", work()
             except (ServerFailure, WeightMismatch) as failure:
-                outcome = [(None, failure)]
-        dist.broadcast_object_list(outcome, src=0, group=self.ranks.control)
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result
+                outcome = type(failure).__name__, str(failure)
+        raised, result = self.ranks.from_first(outcome)
+        for kind in (ServerFailure, WeightMismatch):
+            if raised == kind.__name__:
+                raise kind(result)
+        return cast(T, result)
 
     def _until(self, is_over: Callable[[], bool]) -> None:
         while not self._lead(lambda: self.pool.wait(is_over, BEAT_S)):
             pass
 
-    def _when_ready(self, attempt: Callable[[], list[Group] | None]) -> list[Group]:
-        """Asks until there are groups; servers that come back meanwhile get the weights. Other ranks get none."""
-        found: list[list[Group]] = []
+    def _when_ready(self, attempt: Callable[[], list[int] | None]) -> list[int]:
+        """What the attempt gives on the first rank, asked until there is something. Servers that come back meanwhile
+        get the weights."""
 
-        def look() -> str:
-            if (groups := attempt()) is not None:
-                found.append(groups)
-                return "ready"
+        def look() -> tuple[str, list[int]]:
+            if (found := attempt()) is not None:
+                return "ready", found
             if self.pool.unsynced:
-                return "sync"
+                return "sync", []
             self.pool.wait(lambda: bool(self.pool.finished or self.pool.unsynced), BEAT_S)
-            return "wait"
+            return "wait", []
 
-        while (word := self._lead(look)) != "ready":
-            if word == "sync":
+        while (told := self._lead(look))[0] != "ready":
+            if told[0] == "sync":
                 self._sync(with_checksums=True, only_unsynced=True)
-        return found[0] if found else []
+        return told[1]
+
+    def _is_here(self, position: int) -> bool:
+        """Whether this rank judges the group at this position."""
+        return home_of(position, self.ranks.count) == self.ranks.rank
+
+    def _of_this_rank(self, positions: Iterable[int]) -> list[int]:
+        return [position for position in positions if self._is_here(position)]
+
+    def _kept(self, home: Home, prompt: Prompt, sampling: Sampling) -> Group:
+        return [Sample(prompt, response) for response in home.take(prompt.position, sampling)]
+
+    def _forget(self, positions: list[int]) -> None:
+        """Drops what this rank has of groups that no step takes."""
+        if self._home is not None:
+            self._home.forget(positions, self.sampling)
+        if self.judging is not None:
+            self.judging.forget(positions, self.sampling)
 
     # On the first rank.
 
@@ -220,7 +275,12 @@ class ServerRollouts:
             else:
                 self._other[i] = response
 
-    def _put_back(self) -> None:
+    def _known(self) -> dict[int, list[int]]:
+        """The indices of the responses that are finished and that no step has taken, by position."""
+        self._collect()
+        return {position: sorted(started.responses) for position, started in self.queue.started.items()}
+
+    def _put_back(self) -> list[int]:
         """Puts back what no step took, which would be stale: its prompts are the first of the next step."""
         positions = self.queue.put_back()
         gone = set(positions)
@@ -228,10 +288,9 @@ class ServerRollouts:
         self.pool.cancel(ids)
         for i in ids:
             del self._training[i]
-        if self.judging is not None:
-            self.judging.forget(positions, self.sampling)
         self.prompts.give_back(positions)
         self._counts["prompts_put_back"] = self._counts.get("prompts_put_back", 0.0) + len(positions)
+        return positions
 
     def _metrics(self) -> dict[str, float]:
         pool = self.pool

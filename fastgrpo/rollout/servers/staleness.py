@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fastgrpo.types import Group, Prompt, Response, Sample
+from fastgrpo.types import Group, Prompt, Response, ResponseElsewhere, Sample
 
 
 @dataclass
@@ -12,7 +12,7 @@ class Started:
     prompt: Prompt
     version: int  # trainer steps that had made the weights when it was started: no token of it is older
     is_awaited: bool = False  # it was put back before: the next step does not go on without it
-    responses: dict[int, Response] = field(default_factory=dict)  # by index in the group
+    responses: dict[int, Response | ResponseElsewhere] = field(default_factory=dict)  # by index in the group
 
 
 class StalenessQueue:
@@ -39,7 +39,7 @@ class StalenessQueue:
         assert prompt.position not in self.started, f"prompt {prompt.position} is under way"
         self.started[prompt.position] = Started(prompt, self.step, again)
 
-    def finish(self, position: int, index: int, response: Response) -> bool:
+    def finish(self, position: int, index: int, response: Response | ResponseElsewhere) -> bool:
         """Notes a response; False if there is one already or nobody asked: it was drawn again after a failure."""
         group = self.started.get(position)
         if group is None or index in group.responses:

@@ -1,48 +1,89 @@
-"""From a run's settings to its servers, as its first rank sees them."""
+"""From a run's settings to its servers."""
 
 import functools
 import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import torch
 from transformers import AutoConfig
 
 from fastgrpo.config import Config
 from fastgrpo.ranks import Ranks, Role
 from fastgrpo.ranks.limits import allow_open_files
+from fastgrpo.rollout.prompts_in_order import PromptsInOrder
 from fastgrpo.rollout.servers.about import Needed
+from fastgrpo.rollout.servers.home import Home, Homes
 from fastgrpo.rollout.servers.key import BEGIN, published_key
-from fastgrpo.rollout.servers.own import addresses, servers_folder
+from fastgrpo.rollout.servers.own import addresses, own_host, servers_folder
 from fastgrpo.rollout.servers.pool import ServerPool
+from fastgrpo.rollout.servers.rollouts import ServerRollouts, Weights
 from fastgrpo.rollout.servers.watch import ServerWatch, host_towards
 from fastgrpo.rollout.servers.weight_sender import WeightSender
 from fastgrpo.rollout.weight_sync import Manifest
+from fastgrpo.types import Sampling
 
 
-def start_pool(
-    config: Config, ranks: Ranks, wire: Manifest, dtype: str
-) -> tuple[ServerPool, WeightSender, ServerWatch]:
-    """The pool of the servers that are named, or of the launch's own; what sends it weights, and what looks for them.
+def start_servers(
+    config: Config,
+    ranks: Ranks,
+    prompts: PromptsInOrder,
+    sampling: Sampling,
+    wire: Manifest,
+    weights: Weights,
+    dtype: torch.dtype,
+) -> ServerRollouts:
+    """Rollouts by the servers that are named, or by the launch's own. All ranks call it.
+
+    ``wire``: names and shapes of the weights, which servers get in ``dtype``. Raises Refused.
+    """
+    allow_open_files()
+    named = ranks.together(lambda: servers_of(config, ranks) if ranks.is_first else None)
+    home, homes = meet_homes(ranks, "" if named is None else named.key, prompts)
+    pool, sender, watch = None, None, None
+    if named is not None:
+        pool = ServerPool(config.deadline, config.rollout.max_sequences, named.max_losses)
+        sender = WeightSender(pool, host_towards, wire, ranks.device, config.deadline.sync_s)
+        needed, keep = needed_of(config, str(dtype).removeprefix("torch.")), config.rollout.kv_on_sync == "keep"
+        watch = ServerWatch(pool, named.addresses, named.key, needed, keep_cache=keep, homes=homes)
+    return ServerRollouts(pool, sender, watch, home, config, ranks, prompts, sampling, weights, dtype)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Who the servers are."""
+
+    addresses: Callable[[], list[str]]  # may change
+    key: str
+    max_losses: int | None
+
+
+def servers_of(config: Config, ranks: Ranks) -> Named:
+    """The servers that are named, or the launch's own, for its first rank.
 
     Raises ValueError for what is no address, and for a file without a key.
     """
-    allow_open_files()
     rollout = config.rollout
     if rollout.servers:
         key, named = server_key(rollout.server_key_file), lambda: named_servers(rollout.servers)
         named()  # those that are no addresses are refused now
-        max_losses = None
-    else:
-        key, told = published_key(servers_folder(config))
-        ranks.store.set(BEGIN, told)
-        own = addresses(ranks.store, Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel)
-        if told != "-":  # each has read it
-            (servers_folder(config) / told).unlink(missing_ok=True)
-        named, max_losses = lambda: own, rollout.max_engine_restarts
-    pool = ServerPool(config.deadline, rollout.max_sequences, max_losses)
-    sender = WeightSender(pool, host_towards, wire, ranks.device, config.deadline.sync_s)
-    watch = ServerWatch(pool, named, key, needed_of(config, dtype), keep_cache=rollout.kv_on_sync == "keep")
-    return pool, sender, watch
+        return Named(named, key, None)
+    key, told = published_key(servers_folder(config))
+    ranks.store.set(BEGIN, told)
+    own = addresses(ranks.store, Role.of_this_rank(rollout.gpus).num_samplers // rollout.tensor_parallel)
+    if told != "-":  # each has read it
+        (servers_folder(config) / told).unlink(missing_ok=True)
+    return Named(lambda: own, key, rollout.max_engine_restarts)
+
+
+def meet_homes(ranks: Ranks, server_key: str, prompts: PromptsInOrder) -> tuple[Home | None, Homes]:
+    """This rank as the home of the groups that it judges, where it is not the first, and all as the first asks them."""
+    token, key = ranks.from_first((secrets.token_hex(32), server_key))
+    home = ranks.together(lambda: None if ranks.is_first else Home(own_host(), token, key, prompts.at))
+    return home, Homes(ranks.gather([] if home is None else [home.url]), token)
 
 
 def needed_of(config: Config, dtype: str) -> Needed:

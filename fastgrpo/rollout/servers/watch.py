@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from fastgrpo.rollout.servers.about import About, Needed, why_not
-from fastgrpo.rollout.servers.channel import HttpChannel, in_words
-from fastgrpo.rollout.servers.client import Client, ServerError
+from fastgrpo.rollout.servers.channel import HttpChannel
+from fastgrpo.rollout.servers.client import Client, ServerError, in_words
+from fastgrpo.rollout.servers.home import Homes
 from fastgrpo.rollout.servers.pool import Server, ServerPool
 from fastgrpo.rollout.weight_sync.broadcast import address_towards
 
@@ -37,9 +38,10 @@ class ServerWatch:
         needed: Needed,
         *,
         keep_cache: bool,
+        homes: Homes | None = None,
     ) -> None:
         self._pool, self._addresses, self._key, self._needed = pool, addresses, key, needed
-        self._keep_cache = keep_cache
+        self._keep_cache, self._homes = keep_cache, homes
         self._loop = asyncio.new_event_loop()
         self._servers: dict[str, Server] = {}
         self._processes: dict[str, str] = {}  # by address, of the servers that were admitted
@@ -78,6 +80,8 @@ class ServerWatch:
         # Channels that were closed close their connections.
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others, timeout=CLOSE_S / 2)
+        if self._homes is not None:
+            await self._homes.close()
         self._loop.stop()
 
     async def _follow_addresses(self) -> None:
@@ -123,7 +127,7 @@ class ServerWatch:
             self._processes[server.url] = about.process
             self._pool.admit(
                 server,
-                lambda: HttpChannel(self._loop, client, self._pool, server, self._keep_cache),
+                lambda: HttpChannel(self._loop, client, self._pool, server, self._keep_cache, self._homes),
                 about.num_workers,
                 about.max_sequences,
             )

@@ -22,14 +22,16 @@ def test_what_is_put_back_is_cancelled_and_then_nobody_judges_it_any_more():
         submit=lambda groups, on_finished: done.append(("submit", [r.id for group in groups for r in group])),
         cancel=lambda ids: done.append(("cancel", ids)),
     )
-    rollouts = ServerRollouts(pool, None, None, Config(), None, prompts, sampling, lambda: iter(()), torch.float32)
+    rollouts = ServerRollouts(
+        pool, None, None, None, Config(), None, prompts, sampling, lambda: iter(()), torch.float32
+    )
     rollouts.judging = SimpleNamespace(
         begin=None, forget=lambda positions, sampling: done.append(("forget", list(positions), sampling))
     )
     for prompt in prompts.take(2):
         rollouts.queue.start(prompt)
         rollouts._submit([rollouts._requests(prompt)])
-    rollouts._put_back()
+    rollouts._forget(rollouts._put_back())
     # In this order: what is not cancelled may still come, and be judged.
     assert done == [("submit", [0, 1]), ("submit", [2, 3]), ("cancel", [0, 1, 2, 3]), ("forget", [0, 1], sampling)]
     assert prompts.put_back == [0, 1] and not rollouts.queue.started
