@@ -1,6 +1,6 @@
 """Tokens go from the ranks that judged them to those that train on them, all at once, and nowhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,17 +12,40 @@ Plan = Sequence[Sequence[Sequence[Sample]]]
 """[rank][micro-batch]: the samples that each rank trains on, the same on all ranks but for who has the tokens."""
 
 
+Move = tuple[int, int, Sample]
+"""(rank that has the tokens, rank that trains on them, sample)."""
+
+ROUND_BYTES = 2**25
+"""No rank gets much more at a time: what is under way is in memory twice."""
+
+
 def with_tokens(plan: Plan, ranks: Ranks) -> list[list[Sample]]:
     """This rank's micro-batches, with the tokens of all their samples. All ranks take part."""
-    moves = [
-        (sample.home, rank, sample)
-        for rank, batches in enumerate(plan)
-        for batch in batches
-        for sample in batch
-        if sample.home is not None and sample.home != rank
-    ]
-    if not moves:
-        return [list(batch) for batch in plan[ranks.rank]]
+    found: dict[int, Sample] = {}
+    for moves in _rounds(plan):
+        found.update(_moved(moves, ranks))
+    return [[found.get(id(sample), sample) for sample in batch] for batch in plan[ranks.rank]]
+
+
+def _rounds(plan: Plan) -> Iterator[list[Move]]:
+    """What travels, the same on all ranks: so many micro-batches of every rank at a time as are small enough."""
+    moves: list[Move] = []
+    num_bytes = [0] * len(plan)
+    for batches in zip(*plan, strict=True):
+        for rank, batch in enumerate(batches):
+            for sample in batch:
+                if sample.home is not None and sample.home != rank:
+                    moves.append((sample.home, rank, sample))
+                    num_bytes[rank] += 4 * _num_values(sample)
+        if max(num_bytes) > ROUND_BYTES:
+            yield moves
+            moves, num_bytes = [], [0] * len(plan)
+    if moves:
+        yield moves
+
+
+def _moved(moves: Sequence[Move], ranks: Ranks) -> dict[int, Sample]:
+    """The samples that this rank gets, with their tokens, by the identity of those without."""
     given: list[list[Sample]] = [[] for _ in range(ranks.count)]  # to each rank
     wanted: list[list[Sample]] = [[] for _ in range(ranks.count)]  # of each rank
     for home, rank, sample in moves:
@@ -30,13 +53,13 @@ def with_tokens(plan: Plan, ranks: Ranks) -> list[list[Sample]]:
             given[rank].append(sample)
         elif rank == ranks.rank:
             wanted[home].append(sample)
-    received = ranks.exchange([_values(samples) for samples in given], [_num_values(samples) for samples in wanted])
-    found = {
+    counts = [sum(map(_num_values, samples)) for samples in wanted]
+    received = ranks.exchange([_values(samples) for samples in given], counts)
+    return {
         id(sample): whole
         for samples, values in zip(wanted, received, strict=True)
         for sample, whole in zip(samples, _with_values(samples, values), strict=True)
     }
-    return [[found.get(id(sample), sample) for sample in batch] for batch in plan[ranks.rank]]
 
 
 def _values(samples: Sequence[Sample]) -> np.ndarray:
@@ -49,8 +72,8 @@ def _values(samples: Sequence[Sample]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _num_values(samples: Sequence[Sample]) -> int:
-    return sum(len(s.response) * _values_a_token(s.response) for s in samples)
+def _num_values(sample: Sample) -> int:
+    return len(sample.response) * _values_a_token(sample.response)
 
 
 def _values_a_token(response: Response | ResponseElsewhere) -> int:
@@ -61,9 +84,9 @@ def _with_values(samples: Sequence[Sample], values: np.ndarray) -> list[Sample]:
     """The samples with the tokens of which `_values` made these."""
     whole, start = [], 0
     for sample in samples:
-        shape = _values_a_token(sample.response), len(sample.response)
-        whole.append(_with_tokens(sample, values[start : start + shape[0] * shape[1]].reshape(shape)))
-        start += shape[0] * shape[1]
+        end = start + _num_values(sample)
+        whole.append(_with_tokens(sample, values[start:end].reshape(-1, max(1, len(sample.response)))))
+        start = end
     return whole
 
 

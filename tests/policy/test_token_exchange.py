@@ -36,12 +36,14 @@ def check_exchange() -> None:
     import torch
 
     from fastgrpo.models.packed_batch import PackedBatch
+    from fastgrpo.policy import token_exchange
     from fastgrpo.policy.packing import pack
     from fastgrpo.policy.token_exchange import with_tokens
     from fastgrpo.ranks import Ranks
     from fastgrpo.types import ResponseElsewhere
 
     ranks = Ranks.connect(torch.device("cpu"), ParallelConfig())
+    token_exchange.ROUND_BYTES = 400  # of several rounds
     homes = [0, 1, 2, None, 2, 1, 0, 0, None, 2, 2, 1, 0, 1]
     samples = [sample(n, home, ranks.rank) for n, home in enumerate(homes)]
     whole = [sample(n, None, ranks.rank) for n in range(len(homes))]
