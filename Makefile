@@ -32,7 +32,7 @@ test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready
 	.venv/bin/python -m pytest tests/peers/test_vllm_window.py
 	.venv-vllm/bin/python -m pytest tests/test_environment.py
 	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,export_in_vllm.py vllm_engine.py weight_sync_vllm.py evaluate_vllm.py)
-	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,quickstart_vllm.py servers_vllm.py) tests/bench/test_rollout_benches.py
+	.venv-vllm/bin/python -m pytest $(addprefix tests/peers/test_,quickstart_vllm.py routes_vllm.py servers_vllm.py) tests/bench/test_rollout_benches.py
 
 # The adapters' tests in each release that the adapters know; a table at the end (docs/adapters.md).
 OLDER_PEERS = trl-1.15.0 trl-1.14.2 verl-0.9.0 verl-0.8.0 openrlhf-0.11.1 openrlhf-0.11.0

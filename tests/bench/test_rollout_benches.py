@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import harness, overlap, rollout_vllm, vllm_models, weight_sync
+from bench import harness, overlap, rollout_vllm, server_answers, vllm_models, weight_sync
 from bench.__main__ import main
 from bench.weight_sync import MEMCPY, RELOAD, WRITE, Found, Way, differing, live_way, measure, memcpy_way, touched
 from fastgrpo.rollout.weight_sync import LiveWeights
@@ -39,6 +39,15 @@ def test_without_vllm_a_subject_says_so_in_one_line(subject, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1
     assert printed[0].startswith(f"{subject[0]} is not measured: ") and "pip install" in printed[0]
+
+
+def test_every_length_of_answers_is_drawn_and_costs_something(results, monkeypatch, capsys):
+    monkeypatch.setattr(server_answers, "QUICK_TOKENS", 1)
+    assert main(["server_answers", "--quick"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = {line[0]: [float(n.replace(",", "")) for n in line[1:]] for line in lines if line and line[0][0].isdigit()}
+    assert list(found) == ["256", "1,024", "4,096", "16,384"]
+    assert all(8 < row[0] < 9 and min(row) > 0 for row in found.values()) and not results.exists()
 
 
 def test_the_memcpy_limit_copies_every_byte():

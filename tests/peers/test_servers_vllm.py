@@ -1,5 +1,6 @@
 """Runs whose responses real vLLM servers draw: which tokens they train on, and what harms them."""
 
+import json
 import signal
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastgrpo.rollout.servers.drawn import Drawn
 from tests.conftest import TINY
 from tests.peers.server_processes import KEY, ServerProcess
 from tests.run.accidents import (
@@ -25,6 +27,7 @@ from tests.run.test_run import weights_of
 pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: `make test-full`")
 pytestmark = pytest.mark.peers
 
+ROUTES = ("generate", "join", "receive")
 OF_SAMPLER = ("rollout_kl", "logprob_diff")  # figures with the rounding of batches that are never twice the same
 SMALL_STEPS = [
     "--data.prompts_per_step", "2", "--optimizer.updates_per_step", "1", "--checkpoint.every_steps", "0",
@@ -76,8 +79,48 @@ def test_without_the_key_a_server_tells_its_health_alone(servers):
             return error.code
 
     assert servers[0].answers()
-    assert {status(f"/inference/{path}") for path in ("v1/generate", "fastgrpo/join", "fastgrpo/receive")} == {401}
+    assert {status(f"/inference/{path}") for path in ("v1/generate", *(f"fastgrpo/{r}" for r in ROUTES))} == {401}
     assert {status(path) for path in ("/invocations", "/v1/completions", "/collective_rpc", "/pause")} == {404}
+
+
+def asked(server: ServerProcess, path: str, **others: Any) -> tuple[int, bytes]:
+    """Status and body of the answer to a request for eight tokens, some of whose words are others."""
+    params = {"max_tokens": 8, "seed": 5, "logprobs": 0, "ignore_eos": True, "detokenize": False}
+    body = {"token_ids": [5, 6, 7], "cache_salt": "salt", "sampling_params": params} | others
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_our_route_draws_what_vllms_own_draws(servers):
+    status, body = asked(servers[0], "/inference/fastgrpo/generate")
+    theirs = json.loads(asked(servers[0], "/inference/v1/generate")[1])["choices"][0]
+    drawn = Drawn.of_bytes(body)
+    assert status == 200 and drawn.ids.tolist() == theirs["token_ids"] and len(drawn.ids) == 8
+    assert drawn.logprobs is not None
+    assert drawn.logprobs.tolist() == pytest.approx([t["logprob"] for t in theirs["logprobs"]["content"]], abs=1e-6)
+    assert [span["version"] for span in theirs["weight_versions"]] == [label for _, label in drawn.spans]
+    assert drawn.finish_reason == theirs["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "others, message",
+    [
+        ({"token_ids": []}, "at least 1 item"),
+        ({"token_ids": [5, -1]}, "greater than or equal to 0"),
+        ({"token_ids": [5, 10**6]}, "Token id 1000000 is out of vocabulary"),
+        ({"token_ids": [5] * 10**4}, "longer than the maximum model length"),
+        ({"sampling_params": {"temperature": -1.0}}, "temperature must be non-negative"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words_and_does_no_harm(servers, others, message):
+    status, body = asked(servers[0], "/inference/fastgrpo/generate", **others)
+    assert status == 400 and message in json.loads(body)["error"]["message"]
+    assert asked(servers[0], "/inference/fastgrpo/generate")[0] == 200
 
 
 def test_a_seed_gives_the_same_run_twice(servers, tmp_path, tiny_base):

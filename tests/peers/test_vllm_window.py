@@ -68,6 +68,12 @@ RELIES_ON = [
     ("vllm/v1/engine/__init__.py", "FINISH_REASON_STRINGS", "stop length abort"),
     ("vllm/logprobs.py", "Logprob", "logprob"),
     ("vllm/logprobs.py", "FlatLogprobs", "start_indices token_ids logprobs"),
+    # The route of a server that draws.
+    ("vllm/v1/engine/async_llm.py", "AsyncLLM.generate", "prompt sampling_params request_id"),
+    ("vllm/v1/engine/async_llm.py", "AsyncLLM.generate()", "CancelledError abort"),
+    ("vllm/entrypoints/serve/utils/api_utils.py", "with_cancellation()", "listen_for_disconnect wrapper"),
+    ("vllm/config/model.py", "ModelConfig", "get_vocab_size"),
+    ("vllm/logprobs.py", "FlatLogprobs.append_fast", "token_ids logprobs"),
     # Where the weights are.
     (
         LAYERS + "linear.py",

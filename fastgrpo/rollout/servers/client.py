@@ -7,6 +7,7 @@ import aiohttp
 import numpy as np
 
 from fastgrpo.rollout.servers.about import About
+from fastgrpo.rollout.servers.drawn import Drawn
 from fastgrpo.rollout.vllm.sampling import merged_changes, sampling_of
 from fastgrpo.types import Request, Response
 
@@ -65,11 +66,11 @@ class Client:
             "cache_salt": salt,
             "sampling_params": sampling_of(request),
         }
-        answer = await self._ask("POST", "/inference/v1/generate", body)
+        answer = await self._read("POST", "/inference/fastgrpo/generate", body)
         try:
-            return response_of(answer["choices"][0], run, version)
-        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-            raise ServerError(200, f"its answer is not one of vLLM's: {error!r}") from error
+            return response_of(Drawn.of_bytes(answer), run, version)
+        except ValueError as error:
+            raise ServerError(200, f"its answer is no response: {error}") from error
 
     async def join(self, meeting: dict[str, Any]) -> None:
         """Has the server's processes meet the sender of weights."""
@@ -84,14 +85,18 @@ class Client:
         await self._session.close()
 
     async def _ask(self, method: str, path: str, body: Any = None, limit_s: float | None = None) -> Any:
+        answer = await self._read(method, path, body, limit_s)
+        try:
+            return json.loads(answer)
+        except ValueError as error:
+            raise ServerError(200, f"its answer is no JSON: {error}") from error
+
+    async def _read(self, method: str, path: str, body: Any = None, limit_s: float | None = None) -> bytes:
         timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=CONNECT_S)
         async with self._session.request(method, self.url + path, json=body, timeout=timeout) as answer:
             if answer.status != 200:
                 raise ServerError(answer.status, _message(await answer.text(errors="replace")))
-            try:
-                return await answer.json()
-            except ValueError as error:
-                raise ServerError(200, f"its answer is no JSON: {error}") from error
+            return await answer.read()
 
 
 def label_of(run: str, version: int) -> str:
@@ -107,23 +112,25 @@ def version_of(label: str, run: str) -> int:
     return int(version)
 
 
-def response_of(choice: dict[str, Any], run: str, version: int) -> Response:
-    """The response in an answer of `/inference/v1/generate`.
+def response_of(drawn: Drawn, run: str, version: int) -> Response:
+    """What a server drew, as a run's own response.
 
-    Raises ServerError if it was not drawn to its end, or by weights of another run.
+    Raises ServerError if it was not drawn to its end, or by weights of another run, and ValueError where labels do not
+    say which weights drew it.
     """
-    ids, finish_reason, logprobs = choice["token_ids"], choice["finish_reason"], choice.get("logprobs")
-    if finish_reason not in ("stop", "length"):
-        raise ServerError(200, f"it ended a request with {finish_reason!r}")
-    spans = choice.get("weight_versions") or [{"start": 0, "version": label_of(run, version)}]
-    first, later = merged_changes([(span["start"], version_of(span["version"], run)) for span in spans], len(ids))
-    of_ids = [np.nan] * len(ids) if logprobs is None else [entry["logprob"] for entry in logprobs["content"]]
-    if len(of_ids) != len(ids):
-        raise ServerError(200, f"it gave {len(of_ids)} logprobs for {len(ids)} tokens")
+    if drawn.finish_reason not in ("stop", "length"):
+        raise ServerError(200, f"it ended a request with {drawn.finish_reason!r}")
+    count = len(drawn.ids)
+    if count == 0:
+        raise ServerError(200, "it drew no token")
+    spans = drawn.spans or ((0, label_of(run, version)),)
+    if spans[0][0] != 0:
+        raise ValueError(f"its first label is that of token {spans[0][0]}")
+    first, later = merged_changes([(place, version_of(label, run)) for place, label in spans], count)
     return Response(
-        response_ids=np.array(ids, dtype=np.int32),
-        rollout_logprobs=np.array(of_ids, dtype=np.float32),
-        finish_reason=finish_reason,
+        response_ids=drawn.ids,
+        rollout_logprobs=np.full(count, np.nan, np.float32) if drawn.logprobs is None else drawn.logprobs,
+        finish_reason="stop" if drawn.finish_reason == "stop" else "length",
         policy_version=first,
         version_changes=later,
     )

@@ -1,18 +1,24 @@
 """What a trainer asks of a vLLM server, under vLLM's own guarded prefix: with ``--api-key`` nobody else may.
 
-These four routes are all that a trainer needs beside vLLM's `/inference/v1/generate`; the server's development mode,
-whose routes no key guards, stays off. Import it in a vLLM server only.
+These routes are all that a trainer needs; the server's development mode, whose routes no key guards, stays off. Import
+it in a vLLM server only.
 """
 
 import asyncio
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, HTTPException, Request
+import numpy as np
+from fastapi import APIRouter, Body, HTTPException, Request, Response
+from pydantic import NonNegativeInt
+from vllm import SamplingParams
 from vllm import __version__ as vllm_version
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.sampling_params import RequestOutputKind
 
 from fastgrpo.rollout.servers.about import About
+from fastgrpo.rollout.servers.drawn import Drawn
 
 router = APIRouter(prefix="/inference/fastgrpo")
 
@@ -54,6 +60,30 @@ async def alive(raw: Request) -> dict[str, str]:
     return {"version": await _engine(raw).get_weight_version()}
 
 
+@router.post("/generate")
+@with_cancellation  # it looks for the request by the name `raw_request`
+async def generate(
+    raw_request: Request,
+    token_ids: Annotated[list[NonNegativeInt], Body(min_length=1)],
+    cache_salt: Annotated[str, Body(min_length=1)],
+    sampling_params: Annotated[SamplingParams, Body()],
+) -> Response:
+    """Draws one response, as `/inference/v1/generate` does, and answers in eight bytes a token (`Drawn`).
+
+    If the trainer hangs up, the engine stops drawing.
+    """
+    engine = _engine(raw_request)
+    if (largest := max(token_ids)) >= engine.vllm_config.model_config.get_vocab_size():
+        # Without a tokenizer vLLM does not look, and such an id ends its engine.
+        raise HTTPException(400, f"Token id {largest} is out of vocabulary")
+    sampling_params.flat_logprobs = True
+    sampling_params.output_kind = RequestOutputKind.FINAL_ONLY
+    prompt = {"type": "token", "prompt_token_ids": token_ids, "cache_salt": cache_salt}
+    async for output in engine.generate(prompt, sampling_params, uuid.uuid4().hex):
+        last = output.outputs[0]
+    return Response(_drawn(last).to_bytes(), media_type="application/octet-stream")
+
+
 @router.post("/join")
 async def join(raw: Request, meeting: Annotated[dict[str, Any], Body()]) -> dict[str, bool]:
     """Meets the sender of weights, and waits until all who shall are there."""
@@ -86,6 +116,19 @@ async def receive(
 
 def _engine(raw: Request) -> Any:
     return raw.app.state.engine_client
+
+
+def _drawn(output: Any) -> Drawn:
+    """vLLM's output of a request. Of a position's logprobs the first is the sampled token's."""
+    flat = output.logprobs
+    logprobs = None if flat is None else np.array(flat.logprobs, np.float32)[np.array(flat.start_indices, np.int64)]
+    spans = getattr(output, "weight_versions", None) or ()  # since vLLM 0.32
+    return Drawn(
+        output.finish_reason,
+        np.array(output.token_ids, np.int32),
+        logprobs,
+        tuple((span.start, span.version) for span in spans),
+    )
 
 
 async def _in_words(call: Any) -> None:

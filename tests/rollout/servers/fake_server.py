@@ -7,14 +7,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 from aiohttp import web
 
+from fastgrpo.rollout.servers.drawn import Drawn
 from tests.rollout.servers.accounts import about
 from tests.rollout.servers.replica import Replica
 from tests.rollout.servers.until import LONG_S
 
-GENERATE, ABOUT, ALIVE = "/inference/v1/generate", "/inference/fastgrpo/about", "/inference/fastgrpo/alive"
-JOIN, RECEIVE = "/inference/fastgrpo/join", "/inference/fastgrpo/receive"
+ABOUT, ALIVE, GENERATE, JOIN, RECEIVE = (
+    f"/inference/fastgrpo/{route}" for route in ("about", "alive", "generate", "join", "receive")
+)
 
 
 @dataclass
@@ -30,15 +33,15 @@ class Asked:
 class FakeServer:
     """Listens on a free port of this machine, on a thread of its own, until the block ends.
 
-    What it is told may change at any time: ``key`` (without it every guarded route is a 401), ``about``, ``choice``
-    (an answer's one choice), ``refusals`` (status and body of a path's answers; bytes go out as they are), ``replicas``
-    (its workers' weights).
+    What it is told may change at any time: ``key`` (without it every guarded route is a 401), ``about``, ``drawn``
+    (for every request), ``refusals`` (status and body of a path's answers; bytes go out as they are), ``replicas`` (its
+    workers' weights).
     """
 
     def __init__(self, key: str = "", replicas: tuple[Replica, ...] = ()) -> None:
         self.key, self.replicas = key, replicas
         self.about: Any = about().to_json()
-        self.choice: dict[str, Any] = choice_of([5, 6])
+        self.drawn = drawn_of([5, 6])
         self.refusals: dict[str, tuple[int, Any]] = {}
         self.label = "default"  # of its weights, as the last sync named them
         self.asked: list[Asked] = []
@@ -123,7 +126,7 @@ class FakeServer:
             asked.hung_up = True
             raise
         if isinstance(body, bytes):
-            return web.Response(body=body, status=status, content_type="application/json")
+            return web.Response(body=body, status=status)
         return web.json_response(body, status=status)
 
     async def _found(self, asked: Asked) -> tuple[int, Any]:
@@ -136,8 +139,8 @@ class FakeServer:
                 return 200, self.about
             case "/inference/fastgrpo/alive":
                 return 200, {"version": self.label}
-            case "/inference/v1/generate":
-                return 200, answer_of(self.choice, len(asked.body["token_ids"]))
+            case "/inference/fastgrpo/generate":
+                return 200, self.drawn.to_bytes()
             case "/inference/fastgrpo/join":
                 return await self._of_all({"joined": True}, lambda r, place: r.join(asked.body, place))
             case "/inference/fastgrpo/receive":
@@ -164,31 +167,13 @@ def refusal(status: int, message: str) -> tuple[int, Any]:
     return status, {"error": {"message": message, "type": "Error", "param": None, "code": status}}
 
 
-def choice_of(
+def drawn_of(
     ids: list[int],
     logprobs: list[float] | None = None,
     *,
-    finish_reason: str = "length",
-    versions: list[tuple[str, int, int]] | None = None,
-) -> dict[str, Any]:
-    """A choice as vLLM 0.32 answers it; ``versions`` is of (version, start, end), None for older servers, which do not
-    have the field."""
-    values = logprobs or [-1.0] * len(ids)
-    content = [
-        {"token_id": i, "logprob": v, "rank": 1, "top_logprobs": [{"token_id": i, "logprob": v, "rank": 1}]}
-        for i, v in zip(ids, values, strict=True)
-    ]
-    spans = {"weight_versions": [{"version": v, "start": s, "end": e} for v, s, e in versions]} if versions else {}
-    return {
-        "index": 0, "finish_reason": finish_reason, "stop_reason": None, "token_ids": ids, "routed_experts": None,
-        "sampling_mask": None, "logprobs": {"content": content}, **spans,
-    }  # fmt: skip
-
-
-def answer_of(choice: dict[str, Any], prompt_tokens: int) -> dict[str, Any]:
-    completion = len(choice["token_ids"])
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion, "prompt_tokens_details": None}
-    return {
-        "request_id": "generate-tokens-r1", "model": "/models/tiny", "created": 1795811909, "prompt_logprobs": None,
-        "usage": {**usage, "total_tokens": prompt_tokens + completion}, "output_mode": "tokens", "choices": [choice],
-    }  # fmt: skip
+    finish_reason: str | None = "length",
+    spans: tuple[tuple[int, str], ...] = (),
+) -> Drawn:
+    """A response, whose logprobs are all -1 if they are not given."""
+    values = [-1.0] * len(ids) if logprobs is None else logprobs
+    return Drawn(finish_reason, np.array(ids, np.int32), np.array(values, np.float32), spans)

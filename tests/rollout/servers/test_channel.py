@@ -10,7 +10,7 @@ from fastgrpo.rollout.servers.channel import HttpChannel, Meeting
 from fastgrpo.rollout.servers.client import Client
 from fastgrpo.rollout.servers.pool import Received, Server, ServerFailure, ServerPool
 from tests.rollout.servers.fake_channel import group
-from tests.rollout.servers.fake_server import ALIVE, GENERATE, JOIN, RECEIVE, FakeServer, choice_of, refusal
+from tests.rollout.servers.fake_server import ALIVE, GENERATE, JOIN, RECEIVE, FakeServer, drawn_of, refusal
 from tests.rollout.servers.until import LONG_S, until
 
 MEETING = Meeting("127.0.0.1", 4711, 1, 2, 5.0, ())
@@ -89,7 +89,7 @@ def salts(fake: FakeServer) -> list[str]:
 
 
 def test_responses_come_to_the_pool_by_their_requests(drawing, server):
-    server.choice = choice_of([1, 2, 3])
+    server.drawn = drawn_of([1, 2, 3])
     drawing.submit([group(0), group(1)])
     until(lambda: len(drawing.finished) == 4)
     assert all(len(response) == 3 for response in drawing.collect().values())
@@ -225,7 +225,7 @@ def test_a_refusal_is_a_loss_that_names_the_reason(drawing, server, reasons, pat
 
 
 def test_a_response_that_the_server_aborted_is_a_loss(drawing, server, reasons):
-    server.choice = choice_of([1], finish_reason="abort")
+    server.drawn = drawn_of([1], finish_reason="abort")
     drawing.submit([group(0)])
     until(lambda: drawing.num_lost)
     assert reasons[0].endswith("a request failed: it ended a request with 'abort'")
@@ -236,20 +236,20 @@ def test_a_response_that_the_server_aborted_is_a_loss(drawing, server, reasons):
     "answered",
     [
         "a proxy's page",
-        {"choices": []},
-        {"choices": [{"finish_reason": "stop"}]},
+        {"token_ids": [1]},
+        b"",
     ],
 )
 def test_an_answer_that_is_none_is_a_loss(drawing, server, reasons, answered):
     server.refusals[GENERATE] = 200, answered
     drawing.submit([group(0)])
     until(lambda: drawing.num_lost)
-    assert "a request failed: its answer is not one of vLLM's: " in reasons[0]
+    assert "a request failed: its answer is no response: " in reasons[0]
 
 
 def test_weights_of_another_trainer_lose_the_server(drawing, server, reasons):
     """By what it labels a response with, and without one by what it says of itself."""
-    server.choice = choice_of([1], versions=[("theirs/3", 0, 1)])
+    server.drawn = drawn_of([1], spans=((0, "theirs/3"),))
     drawing.submit([group(0)])
     until(lambda: drawing.num_lost)
     assert "another trainer has written its weights" in reasons[0] and not drawing.finished

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -20,7 +21,7 @@ from tests.rollout.servers.fake_server import (
     JOIN,
     RECEIVE,
     FakeServer,
-    choice_of,
+    drawn_of,
     refusal,
 )
 from tests.rollout.servers.until import until
@@ -67,7 +68,7 @@ def test_a_request_says_all_that_makes_a_response(server):
 
 
 def test_a_response_is_what_was_drawn(server):
-    server.choice = choice_of([5, 3], [-0.5, -9999.0], finish_reason="stop", versions=[("17", 0, 2)])
+    server.drawn = drawn_of([5, 3], [-0.5, -9999.0], finish_reason="stop", spans=((0, "17"),))
     (response,) = told(server, draw)
     assert response.response_ids.tolist() == [5, 3] and response.response_ids.dtype == np.int32
     assert response.rollout_logprobs.tolist() == [-0.5, -9999.0] and response.rollout_logprobs.dtype == np.float32
@@ -75,34 +76,46 @@ def test_a_response_is_what_was_drawn(server):
 
 
 def test_spans_of_several_versions_become_the_first_and_where_it_changed():
-    spans = [("17", 0, 2), ("18", 2, 2), ("19", 2, 5), ("19", 5, 6), ("21", 6, 7)]
-    response = response_of(choice_of(list(range(7)), versions=spans), "", 3)
+    spans = ((0, "17"), (2, "18"), (2, "19"), (5, "19"), (6, "21"))
+    response = response_of(drawn_of(list(range(7)), spans=spans), "", 3)
     assert response.policy_version == 17 and response.version_changes == ((2, 19), (6, 21))
     assert response.token_versions().tolist() == [17, 17, 19, 19, 19, 19, 21]
 
 
 def test_where_the_server_does_not_say_the_version_it_is_that_of_the_last_sync():
-    response = response_of(choice_of([1, 2]), "", 3)
+    response = response_of(drawn_of([1, 2]), "", 3)
     assert (response.policy_version, response.version_changes) == (3, ())
 
 
-def test_without_logprobs_they_are_unknown():
-    response = response_of({**choice_of([1, 2]), "logprobs": None}, "", 3)
+def test_without_logprobs_they_are_unknown(server):
+    server.drawn = replace(drawn_of([1, 2]), logprobs=None)
+    (response,) = told(server, draw)
     assert np.isnan(response.rollout_logprobs).all() and len(response.rollout_logprobs) == 2
+    assert response.rollout_logprobs.dtype == np.float32
 
 
-def test_a_label_of_another_run_is_an_error_and_so_are_logprobs_of_other_tokens():
-    assert response_of(choice_of([1, 2], versions=[("mine/4", 0, 2)]), "mine", 3).policy_version == 4
+def test_a_label_of_another_run_is_an_error():
+    assert response_of(drawn_of([1, 2], spans=((0, "mine/4"),)), "mine", 3).policy_version == 4
     for label in ("theirs/4", "4", "default"):
         with pytest.raises(ServerError, match="another trainer has written its weights"):
-            response_of(choice_of([1, 2], versions=[(label, 0, 2)]), "mine", 3)
-    with pytest.raises(ServerError, match="it gave 2 logprobs for 1 tokens"):
-        response_of({**choice_of([1, 2]), "token_ids": [1]}, "mine", 3)
+            response_of(drawn_of([1, 2], spans=((0, label),)), "mine", 3)
+
+
+def test_a_response_without_a_token_is_an_error():
+    with pytest.raises(ServerError, match="it drew no token"):
+        response_of(drawn_of([]), "", 3)
+
+
+@pytest.mark.parametrize("spans", [((0, "latest"),), ((1, "17"),)])
+def test_spans_that_leave_a_version_open_are_an_error(server, spans):
+    server.drawn = drawn_of([1, 2], spans=spans)
+    with pytest.raises(ServerError, match="its answer is no response: "):
+        told(server, draw)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", None])
 def test_a_response_that_was_not_drawn_to_its_end_is_an_error(server, reason):
-    server.choice = choice_of([5], finish_reason=reason)
+    server.drawn = drawn_of([5], finish_reason=reason)
     with pytest.raises(ServerError, match=f"it ended a request with {reason!r}"):
         told(server, draw)
 
@@ -151,7 +164,10 @@ def test_an_account_of_another_kind_is_an_error(server, account):
         ((401, {"error": "Unauthorized"}), "Unauthorized"),
         ((503, "a proxy's page"), "a proxy's page"),
         ((500, {"error": "x" * 5000}), "x" * 2000),
-        ((200, b'{"choices":'), "its answer is no JSON: Expecting value: line 1 column 12 (char 11)"),
+        (
+            (200, b"\0\0"),
+            "its answer is no response: it has no header: Expecting value: line 1 column 1 (char 0)",
+        ),
     ],
 )
 def test_a_refusal_is_told_in_the_servers_words(server, answer, message):
@@ -159,6 +175,12 @@ def test_a_refusal_is_told_in_the_servers_words(server, answer, message):
     with pytest.raises(ServerError) as caught:
         told(server, draw)
     assert (caught.value.status, str(caught.value)) == (answer[0], message)
+
+
+def test_an_answer_that_is_no_json_is_an_error(server):
+    server.refusals[ALIVE] = 200, b'{"version":'
+    with pytest.raises(ServerError, match="its answer is no JSON: Expecting value: line 1 column 12"):
+        told(server, lambda c: c.alive())
 
 
 def test_where_nobody_listens_it_is_an_error_of_connections(server):
