@@ -12,7 +12,7 @@ import pytest
 from fastgrpo.rollout.servers.client import Client, ServerError
 from fastgrpo.rollout.servers.home import Home, Homes, home_of
 from fastgrpo.types import Prompt, Request, Response, ResponseElsewhere, Sampling
-from tests.rollout.servers.fake_server import GENERATE, FakeServer, choice_of, refusal
+from tests.rollout.servers.fake_server import GENERATE, FakeServer, drawn_of, refusal
 from tests.rollout.servers.until import until
 
 SAMPLING = Sampling(group_size=2, max_response_tokens=4, stop_token_ids=(7,), seed=2**32 + 1)
@@ -63,9 +63,7 @@ def test_a_group_belongs_to_a_rank_by_its_position():
 
 
 def test_the_first_rank_draws_its_own_groups_and_is_told_of_the_others(home, server):
-    server.choice = choice_of(
-        [5, 6, 7], [-0.5, -1.0, -2.0], finish_reason="stop", versions=[("run/3", 0, 1), ("run/4", 1, 3)]
-    )
+    server.drawn = drawn_of([5, 6, 7], [-0.5, -1.0, -2.0], finish_reason="stop", spans=((0, "run/3"), (1, "run/4")))
     mine, theirs, last = drawn(home, server, request(2), request(3), request(3, 1))
     assert isinstance(mine, Response) and mine.response_ids.tolist() == [5, 6, 7]
     assert theirs == last == ResponseElsewhere(3, 3, "stop", ((3, 1), (4, 2)), None)
@@ -159,12 +157,12 @@ def test_what_comes_of_a_group_that_was_forgotten_is_dropped(home, server):
 
 def test_of_two_draws_of_one_response_the_later_counts_whichever_ends_first(home, server):
     server.hold(GENERATE)
-    server.choice = choice_of([1, 1])
+    server.drawn = drawn_of([1, 1])
 
     async def draw_twice():
         homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
         with FakeServer("sesame") as another:
-            another.choice = choice_of([2, 2])
+            another.drawn = drawn_of([2, 2])
             first = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
             while not server.of(GENERATE):
                 await asyncio.sleep(0.005)
