@@ -68,7 +68,7 @@ def judge_by_model(
             conclude(drawn.asked, compass_accepts(drawn.text), reply=drawn.text)
             progress.advance()
 
-        draw(settings, config, device, tokenizer, readable, take, check)
+        draw(config, device, tokenizer, readable, take, check)
 
 
 def _requests(

@@ -87,7 +87,7 @@ class EvaluationFolder:
         if overwrite:
             return
         before = self._facts()
-        if not any((self.path / "generations").glob("*.jsonl")):
+        if not self._has_drawn():
             return  # it drew nothing: the user may have corrected a model or a setting
         different = differences(before, facts) or [
             f"{b.name}: its problems or answers are others" for b in plan.benchmarks if self._has_others(b)
@@ -102,6 +102,22 @@ class EvaluationFolder:
         """Raises ValueError if a rank would draw something else than the first process has written down."""
         if different := differences(self._facts(), facts):
             raise ValueError(f"it would draw something else than {self.about} says: {'; '.join(different)}")
+
+    def note_server(self, vllm: str, dtype: str) -> None:
+        """Writes into the record which vLLM drew, and in which dtype."""
+        versions: set[str] = {vllm, *self._servers().get("servers", {}).get("vllm", [])}
+        write_json(self.about, {**self._facts(), "servers": {"vllm": sorted(versions), "dtype": dtype}})
+
+    def dtype_of_servers(self) -> str:
+        """The dtype in which servers have drawn; empty if none have yet."""
+        return str(self._servers().get("servers", {}).get("dtype", ""))
+
+    def _servers(self) -> dict[str, Any]:
+        """What the record has of servers, under its name there."""
+        return {k: v for k, v in self._facts().items() if k == "servers"} if self.about.exists() else {}
+
+    def _has_drawn(self) -> bool:
+        return any((self.path / "generations").glob("*.jsonl"))
 
     def _facts(self) -> dict[str, Any]:
         try:
@@ -129,7 +145,8 @@ class EvaluationFolder:
         if overwrite:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.about, facts)
+        servers = self._servers() if self._has_drawn() else {}
+        write_json(self.about, {**facts, **servers})
         for planned in plan.benchmarks:
             target = self.problems(planned.name)
             partial = target.with_name(f".{target.name}.partial")

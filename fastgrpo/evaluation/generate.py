@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ from fastgrpo.evaluation.sampler import (
     stop_token_ids,
 )
 from fastgrpo.evaluation.settings import Settings
+from fastgrpo.rollout.servers.about import About
 from fastgrpo.types import Prompt, Sampling
 
 
@@ -73,7 +74,8 @@ def generate(
 ) -> None:
     """Draws the responses that no file holds yet; with a ``rank``, its share of them, into files of its own.
 
-    Every response is a line on disk as soon as it has ended. Raises OSError if it cannot be written.
+    Every response is a line on disk as soon as it has ended. Raises OSError if it cannot be written, and as
+    `fastgrpo.evaluation.sampler.draw` does.
     """
     missing = {planned.name: set(keys) for planned, keys in folder.missing(plan)}
     asked = [a for a in prepared.asked if (a.problem, a.sample) in missing[a.benchmark]]
@@ -90,7 +92,13 @@ def generate(
             opened[drawn.asked.benchmark].write([row_of(drawn)])
             progress.advance()
 
-        draw(settings, prepared.config, device, prepared.tokenizer, share, take, check)
+        def note(server: About) -> None:
+            folder.note_server(server.vllm, server.dtype)
+
+        config = prepared.config
+        if settings.servers and (dtype := folder.dtype_of_servers()):
+            config = replace(config, model=replace(config.model, dtype=dtype))
+        draw(config, device, prepared.tokenizer, share, take, check, note)
 
 
 def row_of(drawn: Drawn) -> dict[str, object]:

@@ -108,7 +108,7 @@ def facts_of(settings: Settings, plan: Plan, prompts: Mapping[str, Identity]) ->
         "suite": settings.suite,
         "source": plan.suite.source,
         "seed": settings.seed,
-        "engine": settings.engine,
+        "engine": "vllm servers" if settings.servers else settings.engine,
         "dtype": settings.dtype,
         "stop_token_ids": list(settings.stop_token_ids),
         "extrapolate": settings.extrapolate,

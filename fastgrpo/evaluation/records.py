@@ -2,7 +2,8 @@
 
 - ``evaluation.json``: ``name, model, suite, seed, engine, rule, verifier_model, notes`` and more, and under
   ``benchmarks`` for each name its ``source, num_problems, samples_per_problem, temperature, top_p,
-  max_response_tokens, template, chat_template``;
+  max_response_tokens, template, chat_template``; where servers drew, under ``servers`` the versions of ``vllm`` and
+  their ``dtype``;
 - ``problems/<benchmark>.jsonl``: the problems;
 - ``generations/<benchmark>.jsonl``, and ``<benchmark>.rank<k>.jsonl`` of several ranks: one line for each response;
 - ``verdicts/<benchmark>.jsonl``: the verdicts; of several rows for one response the last counts.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fastgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig
+from fastgrpo.config import Config, DataConfig, DeadlineConfig, ModelConfig, RolloutConfig
 from fastgrpo.data import encode, load_tokenizer
 from fastgrpo.evaluation.settings import Settings
 from fastgrpo.models.config_file import end_token_ids, read_config
@@ -17,6 +17,8 @@ from fastgrpo.models.load import check_model, compute_dtype, find_model
 from fastgrpo.proof.model import require_sampled
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import check_engine, start_engine
+from fastgrpo.rollout.servers.about import About
+from fastgrpo.rollout.servers.served_model import ServedModel
 from fastgrpo.types import Prompt, Request, Response, Sampling
 
 NO_LIMIT = 1 << 40
@@ -108,13 +110,15 @@ def num_positions(model: str, trust_remote_code: bool) -> int:
 
 
 def engine_config(settings: Settings, model: str, longest_prompt: int, longest_response: int) -> Config:
-    """The training configuration that `start_engine` expects, for an engine that shares its devices with nobody."""
+    """The training configuration that engines expect, for one that shares its devices with nobody, or for servers."""
     return Config(
         device=settings.device,
         model=ModelConfig(path=model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code),
         data=DataConfig(max_prompt_tokens=longest_prompt),
         rollout=RolloutConfig(
-            engine=settings.engine,
+            engine="vllm" if settings.servers else settings.engine,
+            servers=settings.servers,
+            server_key_file=settings.server_key_file,
             gpus=settings.tensor_parallel,
             tensor_parallel=settings.tensor_parallel,
             max_response_tokens=longest_response,
@@ -122,6 +126,7 @@ def engine_config(settings: Settings, model: str, longest_prompt: int, longest_r
             kv_cache_gib=settings.kv_cache_gib,
             enforce_eager=settings.enforce_eager,
         ),
+        deadline=DeadlineConfig(start_s=settings.server_start_s, stall_s=settings.server_stall_s),
     )
 
 
@@ -157,21 +162,22 @@ def check_fits(
 
 
 def draw(
-    settings: Settings,
     config: Config,
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Asked],
     take: Callable[[Drawn], None],
     check: Callable[[], None],
+    on_server: Callable[[About], None] = lambda about: None,
 ) -> None:
     """Draws all responses, gives each to ``take`` as it ends, and frees the engine at the end.
 
-    ``check`` is called after every step, and may raise to stop.
+    ``check`` is called after every step, and may raise to stop. ``on_server`` hears of each server that draws. Raises
+    ValueError or ConnectionError as `ServedModel` does.
     """
     check_engine(config, device, compute_dtype(config.model, device))
-    spec = EngineSpec(config, device.type, "own_process")
-    engine = start_engine(spec)
+    served = bool(config.rollout.servers)
+    engine = ServedModel(config, on_server) if served else start_engine(EngineSpec(config, device.type, "own_process"))
     try:
         engine.submit([Request(n, prompt_of(a), a.sample, a.sampling) for n, a in enumerate(asked)])
         while engine.is_unfinished():

@@ -9,7 +9,10 @@ import tyro
 
 from fastgrpo.command_line import expanded
 
-PATHS = ("model", "compare", "benchmarks", "data", "rule", "verifier_model", "behaviours_key_file", "out")
+PATHS = (
+    "model", "compare", "benchmarks", "data", "rule", "verifier_model", "behaviours_key_file", "out", "servers",
+    "server_key_file",
+)  # fmt: skip
 """Settings that name files or folders, or may do so: ``~`` and ``$HOME`` are filled in."""
 
 MAX_SAMPLES = 1000  # the limit of `majority_at_k`
@@ -77,6 +80,14 @@ class Settings:
     """Responses are a function of the seed, the benchmark's name, the problem's place and the sample."""
     engine: str = "builtin"
     """What draws the responses: builtin, a decode loop over the transformers model, or vllm."""
+    servers: tuple[str, ...] = ()
+    """vLLM servers of this model that draw the responses in place of an engine here: addresses, or a file of them."""
+    server_key_file: str = ""
+    """File with the servers' key; empty takes it from the environment (VLLM_API_KEY), if it is there."""
+    server_start_s: float = 1800.0
+    """The longest time without any server."""
+    server_stall_s: float = 300.0
+    """Seconds without a sign of life after which a server counts as dead."""
     ranks: int = 1
     """Processes that draw, each with GPUs of its own and a share of the problems. One process makes all verdicts."""
     tensor_parallel: int = 1
@@ -126,6 +137,7 @@ def _short_name(model: str) -> str:
 def validate(settings: Settings) -> None:
     """Raises ValueError for a setting outside its range, before anything is read; the message has the range."""
     from fastgrpo.rollout.engines import ENGINES  # brings transformers, which --help does not need
+    from fastgrpo.rollout.servers.served_model import require_named
 
     def require(name: str, ok: bool, wanted: str) -> None:
         if not ok:
@@ -139,7 +151,8 @@ def validate(settings: Settings) -> None:
         require(name, getattr(settings, name) >= 1, "at least 1")
     for name in ("samples", "max_response_tokens"):
         require(name, getattr(settings, name) is None or getattr(settings, name) >= 1, "at least 1")
-    for name in ("verifier_timeout_s", "verifier_memory_gib", "behaviours_timeout_s"):
+    of_verifiers = ("verifier_timeout_s", "verifier_memory_gib", "behaviours_timeout_s")
+    for name in (*of_verifiers, "server_start_s", "server_stall_s"):
         require(name, 0 < getattr(settings, name) < math.inf, "above 0 and finite")
     require("samples", settings.samples is None or settings.samples <= MAX_SAMPLES, f"at most {MAX_SAMPLES}")
     temperature, top_p = settings.temperature, settings.top_p
@@ -154,3 +167,9 @@ def validate(settings: Settings) -> None:
     require("engine", settings.engine in ENGINES, f"one of {', '.join(ENGINES)}")
     if settings.tensor_parallel > 1 and settings.engine == "builtin":
         raise ValueError("the built-in engine has no tensor parallelism (--tensor_parallel): add --engine vllm")
+    if settings.server_key_file and not settings.servers:
+        raise ValueError("--server_key_file is the key of servers: add --servers")
+    if settings.servers and settings.ranks > 1:
+        raise ValueError("--ranks are processes that draw, and --servers draw in their place: leave one of them")
+    if settings.servers:
+        require_named(settings.servers, settings.server_key_file)

@@ -29,7 +29,9 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
     a signal.
     """
     disable_progress_bar()
-    folder, device, prepared = EvaluationFolder(path), choose_device(settings.device), prepare(settings, plan, print)
+    needs_none = settings.servers and not settings.verifier_model
+    device = choose_device("cpu" if needs_none else settings.device)
+    folder, prepared = EvaluationFolder(path), prepare(settings, plan, print)
     facts = facts_of(settings, plan, prepared.identities)
     folder.check(facts, plan, settings.overwrite)
     check_judges(settings, plan, is_new=not folder.about.exists())
@@ -43,7 +45,7 @@ def evaluate(settings: Settings, plan: Plan, path: Path) -> None:
             generate(settings, plan, folder, prepared, device, check)
         judge_by_rule(settings, plan, folder, check)
         if settings.verifier_model:
-            judge_by_model(settings, plan, folder, device, check)
+            judge_by_model(replace(settings, servers=()), plan, folder, device, check)  # servers have the other model
         if settings.behaviours:
             write_results(read_evaluation(path))  # they are there even if the judging server fails
             judge_behaviours(settings, plan, folder, check)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 OLDEST = (0, 27)
@@ -46,44 +47,44 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """What a run needs of a server."""
+    """What a run, or an evaluation, needs of a server."""
 
     model_type: str
     vocabulary: int
     layers: int
     width: int
-    dtype: str
+    dtype: str  # empty: any
     sequence_tokens: int  # of the longest prompt with the longest response
     per_token_versions: bool  # whether weights change under what is being drawn
+    model: str = ""  # path or name of the model that an evaluation draws from; empty: a run writes its weights
+
+    @property
+    def who(self) -> str:
+        return "this evaluation" if self.model else "this run"
 
 
 def why_not(server: About, needed: Needed) -> str:
-    """What keeps a run from sampling with this server, and what to do; empty if nothing does."""
+    """What keeps a run or an evaluation from sampling with this server, and what to do; empty if nothing does."""
+    who = needed.who
+    if needed.model and not _are_one(server.model, needed.model):
+        return f"it serves another model, {server.model}: {who} is of {needed.model}, start one that serves this"
     for name, what in (("model_type", "type"), ("vocabulary", "vocabulary"), ("layers", "layers"), ("width", "width")):
         theirs, ours = getattr(server, name), getattr(needed, name)
         if theirs != ours:
-            return f"it serves another model, {server.model}: its {what} is {theirs}, the policy's {ours}"
-    if server.backend != "fastgrpo":
-        return (
-            f"its weights cannot be written, its backend of weight transfer is {server.backend or 'none'}: start it "
-            'with --weight-transfer-config \'{"backend": "fastgrpo"}\', or by `fastgrpo serve`'
-        )
-    if server.dtype != needed.dtype or server.quantization:
-        theirs = server.quantization or server.dtype
-        return f"it computes in {theirs}, this run needs {needed.dtype}: start it with --dtype {needed.dtype}"
-    if server.logprobs_mode.rpartition(".")[2].lower() != "processed_logprobs":
-        return (
-            f"its logprobs are {server.logprobs_mode}, not those at the sampling temperature: start it with "
-            "--logprobs-mode processed_logprobs"
-        )
+            return f"it serves another model, {server.model}: its {what} is {theirs}, {_whose(needed)} {ours}"
+    if not needed.model and (why := _why_not_written(server)):
+        return why
+    if server.quantization or server.dtype != (needed.dtype or server.dtype):
+        theirs, ours = server.quantization or server.dtype, needed.dtype or server.dtype
+        return f"it computes in {theirs}, {who} needs {ours}: start it with --dtype {ours}"
     if server.max_model_len < needed.sequence_tokens:
         return (
-            f"it takes sequences of {server.max_model_len} tokens, this run needs {needed.sequence_tokens}: start it "
+            f"it takes sequences of {server.max_model_len} tokens, {who} needs {needed.sequence_tokens}: start it "
             f"with --max-model-len {needed.sequence_tokens}"
         )
     if 0 < server.kv_cache_tokens < needed.sequence_tokens:
         return (
-            f"its cache holds {server.kv_cache_tokens} tokens, and one sequence of this run may have "
+            f"its cache holds {server.kv_cache_tokens} tokens, and one sequence of {who} may have "
             f"{needed.sequence_tokens}: give it more memory"
         )
     if _major_minor(server.vllm) < OLDEST:
@@ -96,6 +97,30 @@ def why_not(server: About, needed: Needed) -> str:
             "0.32 or later"
         )
     return ""
+
+
+def _why_not_written(server: About) -> str:
+    """What keeps a run from writing its weights into this server, and from training on what it draws with them."""
+    if server.backend != "fastgrpo":
+        return (
+            f"its weights cannot be written, its backend of weight transfer is {server.backend or 'none'}: start it "
+            'with --weight-transfer-config \'{"backend": "fastgrpo"}\', or by `fastgrpo serve`'
+        )
+    if server.logprobs_mode.rpartition(".")[2].lower() != "processed_logprobs":
+        return (
+            f"its logprobs are {server.logprobs_mode}, not those at the sampling temperature: start it with "
+            "--logprobs-mode processed_logprobs"
+        )
+    return ""
+
+
+def _whose(needed: Needed) -> str:
+    return f"that of {needed.model}" if needed.model else "the policy's"
+
+
+def _are_one(theirs: str, ours: str) -> bool:
+    """Whether two paths or names are of one model."""
+    return theirs == ours or (Path(theirs).is_dir() and Path(theirs).resolve() == Path(ours).resolve())
 
 
 def _major_minor(version: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from fastgrpo.rollout.compare_weights import added
-from fastgrpo.rollout.servers.client import Client, ServerError, in_words, label_of, version_of
+from fastgrpo.rollout.servers.client import INITIAL, Client, OtherWeights, ServerError, in_words, label_of, version_of
 from fastgrpo.rollout.servers.home import FAILURES, Homes
 from fastgrpo.rollout.servers.pool import Received, Server, ServerPool
 from fastgrpo.rollout.weight_sync import Manifest, find_store
@@ -54,7 +54,8 @@ class HttpChannel:
     """A channel (`fastgrpo.rollout.servers.pool`) whose methods are for any thread, and whose work is on an event loop.
 
     ``keep_cache``: keys and values of what is being drawn stay when weights change. ``homes``: the ranks that have the
-    tokens of their groups drawn; without it, this one draws all.
+    tokens of their groups drawn; without it, this one draws all. ``run``: whose weights the server holds, `INITIAL` for
+    those of its start, which nobody may write; without it, a run of this channel's own writes them.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class HttpChannel:
         server: Server,
         keep_cache: bool,
         homes: Homes | None = None,
+        run: str = "",
     ) -> None:
         self._loop, self._client, self._pool, self._server = loop, client, pool, server
         self._keep_cache, self._homes = keep_cache, homes or Homes([], "")
-        self._run, self._num_syncs, self._version = uuid.uuid4().hex, 0, 0
+        self._salt, self._num_syncs, self._version = uuid.uuid4().hex, 0, 0
+        self._run = run or self._salt
         self._meeting: Meeting | None = None
         self._not_joined = "no sender of weights was named"
         self._drawing: dict[int, asyncio.Task[None]] = {}
@@ -136,11 +139,12 @@ class HttpChannel:
 
     async def _draw(self, request: Request) -> None:
         try:
-            salt = f"{self._run}-{self._num_syncs}"
+            salt = f"{self._salt}-{self._num_syncs}"
             response = await self._homes.draw(self._client, request, salt, self._run, self._version)
         except FAILURES as error:
             if isinstance(error, ServerError) and error.status in WRONG_REQUEST:  # as it would be elsewhere
                 self._pool.fail(f"server {self._server.url} refuses a request: {error}")
+            self._fail_if_written(error)
             self._pool.lose(self._server, self, f"a request failed: {in_words(error)}")
             return
         if self._drawing.pop(request.id, None) is not None:
@@ -151,15 +155,21 @@ class HttpChannel:
         """Asks the engine for a sign of life, again and again."""
         while True:
             try:
-                had_ours = self._num_syncs > 0  # when it is asked: a first sync may end before it has answered
+                # When it is asked: a first sync may end before it has answered.
+                had_ours = self._num_syncs > 0 or self._run == INITIAL
                 label = await self._client.alive()
                 if had_ours and label:
                     version_of(label, self._run)
             except (*FAILURES, ValueError) as error:
+                self._fail_if_written(error)
                 self._pool.lose(self._server, self, in_words(error))
                 return
             self._pool.on_alive(self._server, self, self._take_busy_s())
             await asyncio.sleep(ALIVE_S)
+
+    def _fail_if_written(self, error: Exception) -> None:
+        if isinstance(error, OtherWeights):
+            self._pool.fail(f"server {self._server.url}: {in_words(error)}")
 
     async def _control_in_order(self) -> None:
         while True:

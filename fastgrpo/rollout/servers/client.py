@@ -14,6 +14,8 @@ from fastgrpo.types import Request, Response
 CONNECT_S = 30.0
 ANSWER_S = 30.0  # for what needs no step of the engine
 ERROR_CHARACTERS = 2000
+INITIAL = "default"
+"""vLLM's label of the weights that a server was started with. In place of a run it stands for these."""
 
 
 class ServerError(RuntimeError):
@@ -22,6 +24,10 @@ class ServerError(RuntimeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class OtherWeights(ServerError):
+    """A server does not hold the weights any more that it was started with."""
 
 
 class Client:
@@ -50,13 +56,13 @@ class Client:
         except TypeError as error:
             raise ServerError(200, str(error)) from error
 
-    async def alive(self) -> str:
+    async def alive(self, limit_s: float | None = None) -> str:
         """The label of the weights, when the engine has answered between two of its steps, however long that takes."""
-        answer = await self._ask("GET", "/inference/fastgrpo/alive")
+        answer = await self._ask("GET", "/inference/fastgrpo/alive", limit_s=limit_s)
         return str(answer["version"]) if isinstance(answer, dict) and "version" in answer else ""
 
     async def draw(self, request: Request, salt: str, run: str, version: int) -> Response:
-        """Draws a response by weights of this run.
+        """Draws a response by weights of this run, or by the ones of the server's start (`INITIAL`).
 
         ``salt``: keys and values that were computed under another one are not reused. ``version``: of the weights,
         where the server does not say it.
@@ -68,9 +74,13 @@ class Client:
         }
         answer = await self._read("POST", "/inference/fastgrpo/generate", body)
         try:
-            return response_of(Drawn.of_bytes(answer), run, version)
+            drawn = Drawn.of_bytes(answer)
+            response = response_of(drawn, run, version)
         except ValueError as error:
             raise ServerError(200, f"its answer is no response: {error}") from error
+        if run == INITIAL and not drawn.spans:  # labels never go back to it, so one after the last token is enough
+            version_of(await self.alive(), run)
+        return response
 
     async def join(self, meeting: dict[str, Any]) -> None:
         """Has the server's processes meet the sender of weights."""
@@ -105,7 +115,16 @@ def label_of(run: str, version: int) -> str:
 
 
 def version_of(label: str, run: str) -> int:
-    """The policy version of a label. Raises ServerError if it is not this run's, ValueError if it is none."""
+    """The policy version of a label, 0 of `INITIAL`. Raises ServerError if it is not this run's, ValueError if it is
+    none."""
+    if run == INITIAL and label == INITIAL:
+        return 0
+    if run == INITIAL:
+        raise OtherWeights(
+            409,
+            f"a trainer has written its weights (their label is {label[:60]}), so the model that was named would not be "
+            f"the one that is evaluated: start a server that no run samples with",
+        )
     of_run, _, version = label.rpartition("/")
     if of_run != run:
         raise ServerError(409, "another trainer has written its weights: a server can serve one run at a time")
@@ -123,10 +142,10 @@ def response_of(drawn: Drawn, run: str, version: int) -> Response:
     count = len(drawn.ids)
     if count == 0:
         raise ServerError(200, "it drew no token")
-    spans = drawn.spans or ((0, label_of(run, version)),)
-    if spans[0][0] != 0:
-        raise ValueError(f"its first label is that of token {spans[0][0]}")
-    first, later = merged_changes([(place, version_of(label, run)) for place, label in spans], count)
+    changes = [(place, version_of(label, run)) for place, label in drawn.spans] or [(0, version)]
+    if changes[0][0] != 0:
+        raise ValueError(f"its first label is that of token {changes[0][0]}")
+    first, later = merged_changes(changes, count)
     return Response(
         response_ids=drawn.ids,
         rollout_logprobs=np.full(count, np.nan, np.float32) if drawn.logprobs is None else drawn.logprobs,

@@ -19,8 +19,26 @@ WATCH_S = 0.1
 Asked = tuple[Request, OnFinished | None]
 
 
+@dataclass(frozen=True)
+class Flags:
+    """What a command calls the settings that messages tell of."""
+
+    servers: str = "--rollout.servers"
+    key_file: str = "--rollout.server_key_file"
+    start_s: str = "--deadline.start_s"
+    stall_s: str = "--deadline.stall_s"
+
+
+OF_TRAIN = Flags()
+
+
 class ServerFailure(RuntimeError):
-    """No server was there in time, one will never do, or they were lost too often; the message says which and why."""
+    """No server was there in time, one will never do (``is_refusal``), or they were lost too often; the message says
+    which and why."""
+
+    def __init__(self, message: str, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
 
 
 class Channel(Protocol):
@@ -78,8 +96,10 @@ class ServerPool:
     ``max_losses`` were lost (None: any number may be).
     """
 
-    def __init__(self, deadlines: DeadlineConfig, max_sequences: int, max_losses: int | None) -> None:
-        self.deadlines, self.max_sequences, self.max_losses = deadlines, max_sequences, max_losses
+    def __init__(
+        self, deadlines: DeadlineConfig, max_sequences: int, max_losses: int | None, flags: Flags = OF_TRAIN
+    ) -> None:
+        self.deadlines, self.max_sequences, self.max_losses, self.flags = deadlines, max_sequences, max_losses, flags
         self.servers: list[Server] = []
         self.on_lost: Callable[[Server], None] = lambda server: None  # under the lock; looks for it again
         self.num_lost = 0
@@ -225,10 +245,10 @@ class ServerPool:
             server.channel, self._nobody_since = make(), None
             self._changed.notify_all()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, is_refusal: bool = False) -> None:
         """Makes every wait, from now on, raise ServerFailure."""
         with self._changed:
-            self._failure = self._failure or ServerFailure(reason)
+            self._failure = self._failure or ServerFailure(reason, is_refusal)
             self._changed.notify_all()
 
     def on_alive(self, server: Server, channel: Channel, busy_s: float) -> None:
@@ -278,9 +298,9 @@ class ServerPool:
         for server in self.servers:
             silent_s = now - server.last_heard
             if server.channel is not None and not server.is_syncing and silent_s > self.deadlines.stall_s:
-                self._lose(server, f"it said nothing for {silent_s:.0f} s (--deadline.stall_s)")
+                self._lose(server, f"it said nothing for {silent_s:.0f} s ({self.flags.stall_s})")
         if self._nobody_since is not None and now - self._nobody_since > self.deadlines.start_s:
-            waited = f"for {now - self._nobody_since:.0f} s (--deadline.start_s {self.deadlines.start_s:g})"
+            waited = f"for {now - self._nobody_since:.0f} s ({self.flags.start_s} {self.deadlines.start_s:g})"
             self.fail(f"no server was there {waited}: {', '.join(s.url for s in self.servers) or 'none is named'}")
 
     def _lose(self, server: Server, why: str) -> None:
@@ -302,7 +322,7 @@ class ServerPool:
             server.channel.close()
         server.channel, server.version = None, None
         server.is_syncing = False
-        self.waiting.extendleft(reversed(_groups(server.pending.values())))
+        self.waiting.extendleft(reversed(groups_of(server.pending.values())))
         server.pending.clear()
         if not any(s.channel is not None for s in self.servers):
             self._nobody_since = time.monotonic()
@@ -330,7 +350,7 @@ class ServerPool:
             server.channel.draw(requests)
 
 
-def _groups(requests: Iterable[Request]) -> list[list[Request]]:
+def groups_of(requests: Iterable[Request]) -> list[list[Request]]:
     """The requests in groups, one for each prompt."""
     by_prompt: dict[int, list[Request]] = {}
     for request in requests:

@@ -19,7 +19,7 @@ from fastgrpo.rollout.servers.about import Needed
 from fastgrpo.rollout.servers.home import Home, Homes
 from fastgrpo.rollout.servers.key import BEGIN, published_key
 from fastgrpo.rollout.servers.own import addresses, own_host, servers_folder
-from fastgrpo.rollout.servers.pool import ServerPool
+from fastgrpo.rollout.servers.pool import OF_TRAIN, Flags, ServerPool
 from fastgrpo.rollout.servers.rollouts import ServerRollouts, Weights
 from fastgrpo.rollout.servers.watch import ServerWatch, host_towards
 from fastgrpo.rollout.servers.weight_sender import WeightSender
@@ -101,7 +101,7 @@ def needed_of(config: Config, dtype: str) -> Needed:
     )
 
 
-def named_servers(named: tuple[str, ...]) -> list[str]:
+def named_servers(named: tuple[str, ...], flags: Flags = OF_TRAIN) -> list[str]:
     """The addresses, and those in files that are named in their place, one on a line.
 
     Raises ValueError for what is no address, and where there is none; OSError for a file that cannot be read.
@@ -110,8 +110,8 @@ def named_servers(named: tuple[str, ...]) -> list[str]:
     for text in named:
         texts += [text] if "://" in text else Path(text).read_text(encoding="utf-8").split()
     if not texts:
-        raise ValueError(f"--rollout.servers: {', '.join(named)} names no server")
-    return list(dict.fromkeys(_address(text) for text in texts))
+        raise ValueError(f"{flags.servers}: {', '.join(named)} names no server")
+    return list(dict.fromkeys(_address(text, flags) for text in texts))
 
 
 def are_elsewhere(named: tuple[str, ...]) -> bool:
@@ -123,7 +123,7 @@ def are_elsewhere(named: tuple[str, ...]) -> bool:
     return not all(host in ("localhost", "::1") or host.startswith("127.") for host in hosts)
 
 
-def _address(text: str) -> str:
+def _address(text: str, flags: Flags) -> str:
     try:
         parts = urlsplit(text)
         is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -131,20 +131,20 @@ def _address(text: str) -> str:
     except ValueError:  # of brackets that are not closed, and of ports
         is_one = False
     if not is_one:
-        raise ValueError(f"--rollout.servers needs addresses as http://host:8000, got {text!r}")
+        raise ValueError(f"{flags.servers} needs addresses as http://host:8000, got {text!r}")
     return text.rstrip("/")
 
 
-def server_key(path: str) -> str:
+def server_key(path: str, flags: Flags = OF_TRAIN) -> str:
     """The key of the servers, from this file or the environment; empty: none. Raises ValueError for a file without."""
     if not path:
         return environment_key()
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--rollout.server_key_file {path}: {error}") from error
+        raise ValueError(f"{flags.key_file} {path}: {error}") from error
     if not key or not key.isprintable() or " " in key:
-        raise ValueError(f"--rollout.server_key_file {path} must hold one key, of printable characters without spaces")
+        raise ValueError(f"{flags.key_file} {path} must hold one key, of printable characters without spaces")
     return key
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,9 +13,9 @@ import aiohttp
 
 from fastgrpo.rollout.servers.about import About, Needed, why_not
 from fastgrpo.rollout.servers.channel import HttpChannel
-from fastgrpo.rollout.servers.client import Client, ServerError, in_words
+from fastgrpo.rollout.servers.client import ANSWER_S, INITIAL, Client, OtherWeights, ServerError, in_words, version_of
 from fastgrpo.rollout.servers.home import Homes
-from fastgrpo.rollout.servers.pool import Server, ServerPool
+from fastgrpo.rollout.servers.pool import Flags, Server, ServerPool
 from fastgrpo.rollout.weight_sync.broadcast import address_towards
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ class ServerWatch:
     """Speaks to all servers on one thread, and admits to the pool those that are ready and fit.
 
     ``addresses`` is asked every second who the servers are: they may come and go. One that is lost is looked for until
-    it answers again, or is not named any more.
+    it answers again, or is not named any more. For an evaluation (``needed.model``) they must hold the weights of their
+    start, and if any dtype will do, that of the first is the one that all must have.
     """
 
     def __init__(
@@ -44,13 +46,19 @@ class ServerWatch:
         self._keep_cache, self._homes = keep_cache, homes
         self._loop = asyncio.new_event_loop()
         self._servers: dict[str, Server] = {}
-        self._processes: dict[str, str] = {}  # by address, of the servers that were admitted
+        self.accounts: dict[str, About] = {}  # by address, of the servers that were admitted
+        self._looked_at: set[str] = set()
         self._looking: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         pool.on_lost = self._look_again
         self._thread = threading.Thread(target=self._loop.run_forever, name="servers", daemon=True)
         self._thread.start()
         self._loop.call_soon_threadsafe(self._spawn, self._follow_addresses())
+
+    @property
+    def has_looked_at_all(self) -> bool:
+        """Whether each server that is named has been asked once, and was admitted if it fits."""
+        return bool(self._servers) and self._looked_at.issuperset(list(self._servers))
 
     def close(self) -> None:
         """Ends the thread, once the connections have ended."""
@@ -112,25 +120,23 @@ class ServerWatch:
         client, said = Client(server.url, self._key), ""
         try:
             while True:
-                about, reason, will_never_do = await _asked(client, self._needed)
+                about, reason, will_never_do = await self._asked(client)
                 if about is not None and (other := self._with_process(about.process, server)):
                     reason = f"it is {other} by another name"
                 if about is not None and not reason:
                     break
                 if will_never_do and not self._pool.has_begun:
-                    self._pool.fail(f"server {server.url}: {reason}")
+                    self._pool.fail(f"server {server.url}: {reason}", is_refusal=True)
                     return
                 if reason != said:
                     log.warning("fastgrpo: waiting for server %s: %s", server.url, reason)
                     said = reason
+                self._looked_at.add(server.url)
                 await asyncio.sleep(LOOK_S)
-            self._processes[server.url] = about.process
-            self._pool.admit(
-                server,
-                lambda: HttpChannel(self._loop, client, self._pool, server, self._keep_cache, self._homes),
-                about.num_workers,
-                about.max_sequences,
-            )
+            self.accounts[server.url] = about
+            self._needed = replace(self._needed, dtype=self._needed.dtype or about.dtype)
+            self._pool.admit(server, lambda: self._channel(client, server), about.num_workers, about.max_sequences)
+            self._looked_at.add(server.url)
             if said or self._pool.has_begun:  # who has read that it was missed wants to know
                 log.warning("fastgrpo: server %s is there", server.url)
         finally:
@@ -140,26 +146,33 @@ class ServerWatch:
     def _with_process(self, process: str, server: Server) -> str:
         """The address of another server that is this very process; empty if there is none."""
         others = (s for s in self._pool.present if s is not server)
-        return next((s.url for s in others if self._processes.get(s.url) == process), "")
+        return next((s.url for s in others if s.url in self.accounts and self.accounts[s.url].process == process), "")
+
+    def _channel(self, client: Client, server: Server) -> HttpChannel:
+        run = INITIAL if self._needed.model else ""
+        return HttpChannel(self._loop, client, self._pool, server, self._keep_cache, self._homes, run)
+
+    async def _asked(self, client: Client) -> tuple[About | None, str, bool]:
+        """What the server is, why it cannot be taken, and whether waiting would not help."""
+        try:
+            about = await client.about()
+            if self._needed.model:
+                version_of(await client.alive(ANSWER_S), INITIAL)
+        except ServerError as error:
+            refusal = _refusal(error, self._pool.flags)
+            return None, refusal or in_words(error), bool(refusal)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return None, in_words(error), False
+        why = why_not(about, self._needed)  # as it is now: others may have been admitted meanwhile
+        return about, why, bool(why)
 
 
-async def _asked(client: Client, needed: Needed) -> tuple[About | None, str, bool]:
-    """What the server is, why it cannot be taken, and whether waiting would not help."""
-    try:
-        about = await client.about()
-    except ServerError as error:
-        refusal = _refusal(error)
-        return None, refusal or in_words(error), bool(refusal)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        return None, in_words(error), False
-    why = why_not(about, needed)
-    return about, why, bool(why)
-
-
-def _refusal(error: ServerError) -> str:
+def _refusal(error: ServerError, flags: Flags) -> str:
     """Why this server will never do; empty if it may only not be ready."""
+    if isinstance(error, OtherWeights):
+        return in_words(error)
     if error.status == 401:
-        return "it wants another key: put it into the environment as VLLM_API_KEY, or name --rollout.server_key_file"
+        return f"it wants another key: put it into the environment as VLLM_API_KEY, or name {flags.key_file}"
     if error.status in (403, 404, 405):
         return "it has no routes for a trainer: start it with VLLM_PLUGINS=fastgrpo, or by `fastgrpo serve`"
     if error.status == 200:
