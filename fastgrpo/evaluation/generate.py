@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ from fastgrpo.evaluation.sampler import (
     stop_token_ids,
 )
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.rollout.servers.about import About
+from fastgrpo.rollout.servers.served_model import ServedModel
 from fastgrpo.types import Prompt, Sampling
 
 
@@ -92,13 +93,13 @@ def generate(
             opened[drawn.asked.benchmark].write([row_of(drawn)])
             progress.advance()
 
-        def note(server: About) -> None:
-            folder.note_server(server.vllm, server.dtype)
+        serve = partial(_serve, prepared.config, folder) if settings.servers else None
+        draw(prepared.config, device, prepared.tokenizer, share, take, check, serve)
 
-        config = prepared.config
-        if settings.servers and (dtype := folder.dtype_of_servers()):
-            config = replace(config, model=replace(config.model, dtype=dtype))
-        draw(config, device, prepared.tokenizer, share, take, check, note)
+
+def _serve(config: Config, folder: EvaluationFolder) -> ServedModel:
+    """Goes on in the dtype in which servers have begun, and writes into the record which draw."""
+    return ServedModel(config, folder.dtype_of_servers(), lambda server: folder.note_server(server.vllm, server.dtype))
 
 
 def row_of(drawn: Drawn) -> dict[str, object]:

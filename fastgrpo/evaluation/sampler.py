@@ -17,7 +17,6 @@ from fastgrpo.models.load import check_model, compute_dtype, find_model
 from fastgrpo.proof.model import require_sampled
 from fastgrpo.rollout.engine_spec import EngineSpec
 from fastgrpo.rollout.engines import check_engine, start_engine
-from fastgrpo.rollout.servers.about import About
 from fastgrpo.rollout.servers.served_model import ServedModel
 from fastgrpo.types import Prompt, Request, Response, Sampling
 
@@ -168,16 +167,15 @@ def draw(
     asked: Sequence[Asked],
     take: Callable[[Drawn], None],
     check: Callable[[], None],
-    on_server: Callable[[About], None] = lambda about: None,
+    serve: Callable[[], ServedModel] | None = None,
 ) -> None:
     """Draws all responses, gives each to ``take`` as it ends, and frees the engine at the end.
 
-    ``check`` is called after every step, and may raise to stop. ``on_server`` hears of each server that draws. Raises
-    ValueError or ConnectionError as `ServedModel` does.
+    ``check`` is called after every step, and may raise to stop. ``serve``: starts to speak with servers, which draw in
+    place of an engine here. Raises ValueError or ConnectionError as `ServedModel` does.
     """
     check_engine(config, device, compute_dtype(config.model, device))
-    served = bool(config.rollout.servers)
-    engine = ServedModel(config, on_server) if served else start_engine(EngineSpec(config, device.type, "own_process"))
+    engine = start_engine(EngineSpec(config, device.type, "own_process")) if serve is None else serve()
     try:
         engine.submit([Request(n, prompt_of(a), a.sample, a.sampling) for n, a in enumerate(asked)])
         while engine.is_unfinished():

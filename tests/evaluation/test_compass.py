@@ -118,7 +118,7 @@ def test_replies_that_are_there_are_not_asked_for_again(yes, tiny_base, tmp_path
     settings = ("--problems", "4", "--rule", NEVER, "--verifier_model", yes)
     draw, counts = compass.draw, []
 
-    def stopped(settings, config, device, tokenizer, asked, take, check):
+    def stopped(config, device, tokenizer, asked, take, check):
         counts.append(len(asked))
 
         def take_three(drawn):
@@ -128,7 +128,7 @@ def test_replies_that_are_there_are_not_asked_for_again(yes, tiny_base, tmp_path
                 raise Interrupted("a signal")
 
         taken: list = []
-        draw(settings, config, device, tokenizer, asked, take_three, check)
+        draw(config, device, tokenizer, asked, take_three, check)
 
     monkeypatch.setattr(compass, "draw", stopped)
     assert evaluate(tiny_base, tmp_path, *settings) == 75

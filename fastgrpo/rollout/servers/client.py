@@ -122,8 +122,8 @@ def version_of(label: str, run: str) -> int:
     if run == INITIAL:
         raise OtherWeights(
             409,
-            f"a trainer has written its weights (their label is {label[:60]}), so the model that was named would not be "
-            f"the one that is evaluated: start a server that no run samples with",
+            f"a trainer has written its weights (their label is {label[:60]!r}), which are not those of its model any "
+            f"more: start a server that no run samples with",
         )
     of_run, _, version = label.rpartition("/")
     if of_run != run:

@@ -21,23 +21,24 @@ def require_named(servers: tuple[str, ...], key_file: str) -> None:
     try:
         named_servers(servers, OF_EVALUATE)
     except OSError as error:
-        raise ValueError(
-            f"{OF_EVALUATE.servers} needs addresses as http://host:8000, or a file of them: {error}"
-        ) from error
+        raise ValueError(f"--servers needs addresses as http://host:8000, or a file of them: {error}") from error
 
 
 class ServedModel:
     """Draws responses as an engine in this process does (`fastgrpo.rollout.engine_protocol`), from the weights that the
     servers were started with.
 
-    Nothing is drawn before each server that is named has been asked what it is. The dtype is the model's setting; with
-    ``auto`` any will do, if all have the same. ``on_server`` hears of each server before a response of it is returned.
+    Nothing is drawn before each server that is named has been asked what it is. ``dtype``: that they must compute in;
+    empty for the model's setting, and where that is ``auto`` for any, if all have the same. ``on_server`` hears of each
+    server before a response of it is returned.
     """
 
-    def __init__(self, config: Config, on_server: Callable[[About], None] = lambda about: None) -> None:
+    def __init__(
+        self, config: Config, dtype: str = "", on_server: Callable[[About], None] = lambda about: None
+    ) -> None:
         allow_open_files()
         named, key = config.rollout.servers, server_key(config.rollout.server_key_file, OF_EVALUATE)
-        dtype = "" if config.model.dtype == "auto" else config.model.dtype
+        dtype = dtype or ("" if config.model.dtype == "auto" else config.model.dtype)
         needed = replace(needed_of(config, dtype), model=config.model.path)
         self._pool = ServerPool(config.deadline, config.rollout.max_sequences, None, OF_EVALUATE)
         self._watch = ServerWatch(self._pool, lambda: named_servers(named, OF_EVALUATE), key, needed, keep_cache=True)
