@@ -117,7 +117,7 @@ class EvaluationFolder:
         return {k: v for k, v in self._facts().items() if k == "servers"} if self.about.exists() else {}
 
     def _has_drawn(self) -> bool:
-        return any((self.path / "generations").glob("*.jsonl"))
+        return any(path.stat().st_size for path in (self.path / "generations").glob("*.jsonl"))
 
     def _facts(self) -> dict[str, Any]:
         try:

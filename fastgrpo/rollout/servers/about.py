@@ -115,7 +115,7 @@ def _why_not_written(server: About) -> str:
 
 
 def _whose(needed: Needed) -> str:
-    return f"that of {needed.model}" if needed.model else "the policy's"
+    return "here it is" if needed.model else "the policy's"
 
 
 def _are_one(theirs: str, ours: str) -> bool:
