@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from fastgrpo.rollout.servers.about import OLDEST
+from fastgrpo.rollout.servers.client import INITIAL
 from fastgrpo.rollout.vllm.versions import TORCH_OF
 from tests.peers.vllm_sources import newest_patch, source
 
@@ -177,6 +179,13 @@ class Class(Base):
     assert names_of(tree, "Class.method") == {"self", "parameter", "keyword"}
     assert "mentioned" in (names_of(tree, "Class.method()") or ())
     assert names_of(tree, "Class.absent") is None
+
+
+@each_version
+def test_weights_that_nobody_has_written_have_the_label_that_an_evaluation_asks_for(releases, minor):
+    with readable_sources():
+        text = source(releases[minor], "vllm/v1/engine/core.py")
+    assert (f'self._weight_version = "{INITIAL}"' in text) == (minor >= OLDEST)
 
 
 @each_version
