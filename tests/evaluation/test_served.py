@@ -214,7 +214,8 @@ def test_all_compute_in_one_dtype_which_stays_that_of_the_evaluation(serving, ti
     assert ": start it with --dtype" in capsys.readouterr().err
 
     bfloat16.before_answer = lambda count: written(bfloat16) if count > 20 else None
-    assert served(tiny_base, tmp_path, [bfloat16]) == 1
+    assert served(tiny_base, tmp_path, [bfloat16], "--max_sequences", "2") == 1
+    assert rows(tmp_path / "e", "generations")
     capsys.readouterr()
     assert served(tiny_base, tmp_path, [float32]) == 2
     assert "it computes in float32, this evaluation needs bfloat16" in capsys.readouterr().err

@@ -147,9 +147,14 @@ class ServerPool:
             self._assign_waiting()
 
     def collect(self) -> dict[int, Response | ResponseElsewhere]:
-        """The responses that have finished since the last call, by request id."""
+        """The responses that have finished since the last call, by request id. Raises ServerFailure."""
         with self._changed:
             self.check()
+            return self.take_finished()
+
+    def take_finished(self) -> dict[int, Response | ResponseElsewhere]:
+        """As `collect`, also of a pool that has failed."""
+        with self._changed:
             done, self.finished = self.finished, {}
             for i in done:
                 self._known.pop(i, None)

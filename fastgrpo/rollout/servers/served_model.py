@@ -55,15 +55,16 @@ class ServedModel:
         """Waits a moment, and returns the responses that have ended, each with its request's id.
 
         Raises ValueError for a server that does not fit, before the first response; ConnectionError if none is there in
-        time, if one refuses a request, or if its weights were written.
+        time, if one refuses a request, or if its weights were written. What had ended before is returned first.
         """
         try:
             self._pool.wait(lambda: bool(self._pool.finished), STEP_S)
             if self._watch.has_looked_at_all:
                 self._begin()
-            done = self._pool.collect()
         except ServerFailure as failure:
-            raise (ValueError if failure.is_refusal else ConnectionError)(str(failure)) from failure
+            if not self._pool.finished:
+                raise (ValueError if failure.is_refusal else ConnectionError)(str(failure)) from failure
+        done = self._pool.take_finished()
         self._unfinished.difference_update(done)
         self._tell()
         return [(i, response) for i, response in done.items() if isinstance(response, Response)]
