@@ -73,3 +73,21 @@ def test_an_account_with_other_fields_is_none(change):
     change(value)
     with pytest.raises(TypeError):
         About.of_json(value)
+
+
+def test_an_evaluation_needs_the_model_and_not_what_training_needs():
+    needed = replace(NEEDED, model="/models/tiny", dtype="")
+    assert why_not(about(backend="", logprobs_mode="raw_logprobs", dtype="float16"), needed) == ""
+    assert why_not(about(model="/models/other"), needed) == (
+        "it serves another model, /models/other: this evaluation is of /models/tiny, start one that serves this"
+    )
+    assert "its layers is 3, here it is 2" in why_not(about(layers=3), needed)
+    assert "it computes in awq, this evaluation needs float32" in why_not(about(quantization="awq"), needed)
+
+
+def test_a_model_is_the_same_by_another_path_to_it(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    needed = replace(NEEDED, model=str(tmp_path / "model"))
+    assert why_not(about(model=str(tmp_path / "link")), needed) == ""
+    assert "another model" in why_not(about(model=str(tmp_path)), needed)
