@@ -11,7 +11,7 @@ import pytest
 
 from fastgrpo.rollout.sampling_noise import response_seed
 from fastgrpo.rollout.servers import client as module
-from fastgrpo.rollout.servers.client import Client, ServerError, response_of
+from fastgrpo.rollout.servers.client import INITIAL, Client, OtherWeights, ServerError, response_of
 from fastgrpo.types import Prompt, Request, Response, Sampling
 from tests.rollout.servers.accounts import about
 from tests.rollout.servers.fake_server import (
@@ -99,6 +99,16 @@ def test_a_label_of_another_run_is_an_error():
     for label in ("theirs/4", "4", "default"):
         with pytest.raises(ServerError, match="another trainer has written its weights"):
             response_of(drawn_of([1, 2], spans=((0, label),)), "mine", 3)
+
+
+def test_weights_of_the_servers_start_have_no_run_and_no_trainer_may_write_them(server):
+    assert response_of(drawn_of([1, 2], spans=((0, INITIAL),)), INITIAL, 0).policy_version == 0
+    for spans in (((0, "theirs/4"),), ((0, INITIAL), (1, "theirs/4"))):
+        with pytest.raises(OtherWeights, match="a trainer has written its weights .their label is 'theirs/4'"):
+            response_of(drawn_of([1, 2], spans=spans), INITIAL, 0)
+    server.label = "theirs/4"  # and where spans do not say it, the server does
+    with pytest.raises(OtherWeights):
+        told(server, lambda client: client.draw(REQUEST, "salt", INITIAL, 0))
 
 
 def test_a_response_without_a_token_is_an_error():
