@@ -104,7 +104,7 @@ def test_a_label_of_another_run_is_an_error():
 def test_weights_of_the_servers_start_have_no_run_and_no_trainer_may_write_them(server):
     assert response_of(drawn_of([1, 2], spans=((0, INITIAL),)), INITIAL, 0).policy_version == 0
     for spans in (((0, "theirs/4"),), ((0, INITIAL), (1, "theirs/4"))):
-        with pytest.raises(OtherWeights, match="a trainer has written its weights .their label is 'theirs/4'"):
+        with pytest.raises(OtherWeights, match="a trainer has written its weights"):
             response_of(drawn_of([1, 2], spans=spans), INITIAL, 0)
     server.label = "theirs/4"  # and where spans do not say it, the server does
     with pytest.raises(OtherWeights):
