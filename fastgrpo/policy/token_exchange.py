@@ -15,7 +15,7 @@ Plan = Sequence[Sequence[Sequence[Sample]]]
 Move = tuple[int, int, Sample]
 """(rank that has the tokens, rank that trains on them, sample)."""
 
-ROUND_BYTES = 2**25
+ROUND_BYTES = 2**23
 """No rank gets much more at a time: what is under way is in memory twice."""
 
 
