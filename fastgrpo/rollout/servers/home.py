@@ -16,7 +16,7 @@ from aiohttp import web
 
 from fastgrpo.algorithm.judging import Judging
 from fastgrpo.codec import decode, encode
-from fastgrpo.rollout.servers.client import CONNECT_S, Client, ServerError, in_words
+from fastgrpo.rollout.servers.client import CONNECT_S, Client, ServerError, in_words, url_of
 from fastgrpo.types import Prompt, Request, Response, ResponseElsewhere, Sampling
 
 PATH = "/draw"
@@ -115,8 +115,7 @@ class Home:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, 0, backlog=4096)
         await site.start()
-        address, port = self._runner.addresses[0][:2]
-        return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        return url_of(*self._runner.addresses[0][:2])
 
     async def _end(self) -> None:
         with contextlib.suppress(Exception):
