@@ -126,7 +126,7 @@ class SyntheticTrainer(Trainer):
 
     def judge(self, groups: list[Group]) -> list[Group]:
         coin = np.random.default_rng(self.progress.step)
-        everything = self.ranks.gather(groups)
+        everything = self.ranks.gather(groups, [Sample, Prompt, Response])
         tossed = (coin.integers(2, size=len(group)).astype(bool) for group in everything)
         return [
             [replace(s, correct=c) for s, c in zip(g, t, strict=True)] for g, t in zip(everything, tossed, strict=True)

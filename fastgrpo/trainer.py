@@ -278,7 +278,7 @@ class Trainer:
         tokens = TokenSums.metrics(
             self.ranks.sum(sums.values), sum(s.response.num_sampled_tokens for s in kept if s.teaches)
         )
-        by_version = np.array([pair for r in responses for pair in r.sampled_by])
+        by_version = np.array([pair for r in responses for pair in r.sampled_by]).reshape(-1, 2)
         staleness, counts = self.progress.step - by_version[:, 0], by_version[:, 1]
         rewards = rewards_of([s for s in sampled if s.teaches])
         last_error = self.last_error([s.failure for s in sampled], "a step")
@@ -302,8 +302,8 @@ class Trainer:
             "grad_norm": float(np.mean([n for n in norms if np.isfinite(n)] or [math.nan])),
             "learning_rate": learning_rate(self.config.optimizer, progress.step),
             "updates": progress.updates,
-            "staleness_mean": float((staleness * counts).sum() / counts.sum()),
-            "staleness_max": int(staleness.max()),
+            "staleness_mean": float((staleness * counts).sum() / max(counts.sum(), 1)),
+            "staleness_max": int(staleness.max(initial=0)),
             "skipped_updates": sum(not np.isfinite(n) for n in norms),
             "verifier_failures": failures,
             **({"last_verifier_error": last_error} if last_error else {}),

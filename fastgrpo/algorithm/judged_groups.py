@@ -68,6 +68,7 @@ class JudgedGroups:
         columns: list[Any] = [self.correct, self.scores, self.graded, self.teaches, self.unformatted]
         verdicts = zip(*(column.tolist() for column in columns), strict=True)
         each = zip(prompts, self._responses(), verdicts, strict=True)
+        none: dict[str, float] = {}
         for n, (prompt, response, (correct, score, graded, teaches, unformatted)) in enumerate(each):
             yield Sample(
                 prompt,
@@ -78,7 +79,7 @@ class JudgedGroups:
                 graded=graded,
                 teaches=teaches,
                 unformatted=unformatted,
-                parts=self.parts.get(n, {}),
+                parts=self.parts.get(n, none),
                 failure=self.failures.get(n, ""),
             )
 

@@ -1,15 +1,18 @@
 """From samples to packed micro-batches, balanced over ranks. The only place where tokens are shifted."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from fastgrpo.models.packed_batch import PackedBatch, SharedPrompts
 from fastgrpo.types import Response, Sample
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,7 @@ def plan_microbatches(
     items = [_Item.of(part, cost) for part in _parts(samples, tokens_per_microbatch // 4 if share_prompts else 0)]
     items.sort(key=lambda item: -item.flops)
     per_rank = max(1, -(-sum(item.num_tokens for item in items) // (tokens_per_microbatch * num_ranks)))
-    while (bins := _fill(items, per_rank * num_ranks, tokens_per_microbatch)) is None:
-        per_rank += 1
+    bins = _fewest(lambda count: _fill(items, count * num_ranks, tokens_per_microbatch), per_rank)
     # Costliest micro-batches first, dealt back and forth, so that the sums over ranks are near each other too.
     bins.sort(key=lambda b: -sum(item.flops for item in b))
     ranks: list[list[list[Sample]]] = [[] for _ in range(num_ranks)]
@@ -78,6 +80,8 @@ class _Item:
 
     @classmethod
     def of(cls, samples: list[Sample], cost: SequenceCost) -> "_Item":
+        if len(samples) == 1:  # as most are
+            return cls(samples, count := samples[0].num_input_tokens, cost.flops(count))
         repeated = (len(samples) - 1) * len(samples[0].prompt.prompt_ids)
         flops = sum(cost.flops(s.num_input_tokens) for s in samples) - cost.per_token * repeated
         return cls(samples, sum(s.num_input_tokens for s in samples) - repeated, flops)
@@ -85,6 +89,8 @@ class _Item:
 
 def _parts(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:
     """Samples by prompt where those of one prompt have at most ``most_tokens`` together, else one by one."""
+    if most_tokens == 0:
+        return [[sample] for sample in samples]
     by_prompt: dict[bytes, list[Sample]] = {}
     for sample in samples:
         by_prompt.setdefault(sample.prompt.prompt_ids.tobytes(), []).append(sample)
@@ -93,18 +99,34 @@ def _parts(samples: Sequence[Sample], most_tokens: int) -> list[list[Sample]]:
     return together + alone
 
 
+def _fewest(attempt: Callable[[int], list[T] | None], fewest: int) -> list[T]:
+    """What the attempt gives for the smallest number from ``fewest`` on for which it gives something; of large numbers,
+    for one within 2 % of it, for an attempt takes its time. The steps between numbers double, then halve."""
+    failed, step = fewest - 1, max(1, fewest // 64)
+    while (found := attempt(failed + step)) is None:
+        failed, step = failed + step, 2 * step
+    succeeds = failed + step
+    while succeeds - failed > max(1, failed // 64):
+        middle = (failed + succeeds) // 2
+        if (better := attempt(middle)) is None:
+            failed = middle
+        else:
+            found, succeeds = better, middle
+    return found
+
+
 def _fill(items: Sequence[_Item], num_bins: int, room: int) -> list[list[_Item]] | None:
     cheapest = [(0.0, 0, b) for b in range(num_bins)]  # FLOPs, tokens, micro-batch
     bins: list[list[_Item]] = [[] for _ in range(num_bins)]
     for item in items:
-        full = []
-        while cheapest and cheapest[0][1] + item.num_tokens > room:
+        full, num_tokens = [], item.num_tokens
+        while cheapest and cheapest[0][1] + num_tokens > room:
             full.append(heapq.heappop(cheapest))
         if not cheapest:
             return None
-        flops, tokens, b = heapq.heappop(cheapest)
+        flops, tokens, b = cheapest[0]
         bins[b].append(item)
-        heapq.heappush(cheapest, (flops + item.flops, tokens + item.num_tokens, b))
+        heapq.heapreplace(cheapest, (flops + item.flops, tokens + num_tokens, b))
         for entry in full:
             heapq.heappush(cheapest, entry)
     return bins

@@ -126,7 +126,9 @@ def _drawn(prompts: Sequence[Prompt], rollouts: Rollouts, learner: Learner) -> l
     asked = [replace(begun[i % 2], position=-1 - i) for i in range(2 * ranks.count)]
     sampling = replace(rollouts.sampling, group_size=2, max_response_tokens=RESPONSE_TOKENS)
     drawn = [[s.without_texts() for s in group] for group in rollouts.generate(asked, sampling)]
-    first, second = ranks.share_of(ranks.gather(drawn, [Sample, Prompt, Response]))
+    everyone = ranks.gather(drawn, [Sample, Prompt, Response])
+    everyone.sort(key=lambda group: -group[0].prompt.position)  # as they were asked, whichever rank has them
+    first, second = ranks.share_of(everyone)
     return [*first, second[0]]
 
 

@@ -1,17 +1,24 @@
 """The benchmarks of sampling and weight sync: limits that are real, writes that are looked at, runs that overlap."""
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import harness, overlap, rollout_vllm, server_answers, vllm_models, weight_sync
+from bench import harness, overlap, rollout_vllm, server_answers, server_sync, vllm_models, weight_sync
 from bench.__main__ import main
+from bench.shapes import QUICKSTART
+from bench.synthetic import random_model
 from bench.weight_sync import MEMCPY, RELOAD, WRITE, Found, Way, differing, live_way, measure, memcpy_way, touched
 from fastgrpo.rollout.weight_sync import LiveWeights
+from tests.rollout.servers.accounts import about
+from tests.rollout.servers.fake_server import RECEIVE, FakeServer
+from tests.rollout.servers.replica import replica_of
 
 CPU = torch.device("cpu")
 HAS_VLLM = not vllm_models.why_no_vllm()
@@ -48,6 +55,35 @@ def test_every_length_of_answers_is_drawn_and_costs_something(results, monkeypat
     found = {line[0]: [float(n.replace(",", "")) for n in line[1:]] for line in lines if line and line[0][0].isdigit()}
     assert list(found) == ["256", "1,024", "4,096", "16,384"]
     assert all(8 < row[0] < 9 and min(row) > 0 for row in found.values()) and not results.exists()
+
+
+def test_ranks_learn_of_all_responses_and_each_gets_what_it_trains_on():
+    """In a process of its own, whose forks are the ranks."""
+    command = [sys.executable, "-m", "bench", "data_plane", "--quick"]
+    done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "4 ranks, 8 prompts, 32 responses" in done.stdout and "of such shares" in done.stdout
+
+
+def test_syncs_to_several_servers_are_compared_with_syncs_to_one(results, monkeypatch, capsys):
+    @contextmanager
+    def serving(config, folder):
+        with ExitStack() as stack:
+            held = [random_model(QUICKSTART, CPU, torch.bfloat16, "sdpa") for _ in range(server_sync.NUM_SERVERS)]
+            servers = [stack.enter_context(FakeServer(replicas=(replica_of(model),))) for model in held]
+            for server in servers:
+                server.about = about(
+                    vocabulary=QUICKSTART.vocabulary, width=QUICKSTART.width, dtype="bfloat16"
+                ).to_json()
+            yield [server.url for server in servers]
+            synced = server_sync.QUICK_SYNCS + 1
+            assert [len(server.of(RECEIVE)) for server in servers] == [2 * synced] + [synced] * (len(servers) - 1)
+
+    monkeypatch.setattr(vllm_models, "why_no_vllm", lambda: "")
+    monkeypatch.setattr(server_sync, "_serving", serving)
+    assert main(["server_sync", "--quick"]) == 0
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("quickstart"))
+    assert min(float(value) for value in row[1:5]) > 0 and not results.exists()
 
 
 def test_the_memcpy_limit_copies_every_byte():
@@ -163,11 +199,21 @@ def test_a_quick_overlap_runs_both_modes_and_keeps_no_result(results, capsys):
     assert not results.exists()
 
 
-def test_a_run_that_fails_is_the_exit_code_and_has_its_last_words(results, monkeypatch, capsys):
+@pytest.fixture
+def without_cores(tmp_path) -> Path:
+    """A folder whose taskset binds nothing: the machine may have one core."""
+    file = tmp_path / "bin" / "taskset"
+    file.parent.mkdir()
+    file.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    file.chmod(0o755)
+    return file.parent
+
+
+def test_a_run_that_fails_is_the_exit_code_and_has_its_last_words(results, without_cores, monkeypatch, capsys):
     monkeypatch.setattr(vllm_models, "why_no_vllm", lambda: "")
     monkeypatch.setattr(overlap, "QUICK_SIZES", ["--rollout.group_size", "1"])
     monkeypatch.setattr(overlap.os, "sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(overlap.os, "sched_setaffinity", lambda pid, cores: None)
+    monkeypatch.setenv("PATH", str(without_cores), prepend=os.pathsep)
     assert main(["overlap", "--quick"]) == 1
     assert "--rollout.group_size must be" in capsys.readouterr().err
 

@@ -61,9 +61,9 @@ def launched(runs: Path, servers: Any, *settings: str, **options: Any) -> Launch
     return Launch(runs, "--rollout.engine", "vllm", "--rollout.servers", *named, *settings, **options)
 
 
-def run(runs: Path, servers: Any, *settings: str) -> Path:
+def run(runs: Path, servers: Any, *settings: str, **options: Any) -> Path:
     """The folder of such a run, which ended well."""
-    launch = launched(runs, servers, *settings)
+    launch = launched(runs, servers, *settings, **options)
     assert launch.wait() == 0, launch.printed
     launch.assert_nobody_is_left()
     return launch.folder
@@ -124,7 +124,7 @@ def test_a_wrong_request_is_refused_in_words_and_does_no_harm(servers, others, m
 
 
 def test_a_seed_gives_the_same_run_twice(servers, tmp_path, tiny_base):
-    first, second = (run(with_base(tmp_path / n, tiny_base), servers, "--steps", "6") for n in "ab")
+    first, second = (run(with_base(tmp_path / n, tiny_base), servers, "--steps", "6", trainers=2) for n in "ab")
 
     def of_policy(folder: Path) -> list[dict[str, Any]]:
         return [{k: v for k, v in r.items() if not k.startswith(OF_SAMPLER)} for r in figures(folder)]
@@ -160,7 +160,7 @@ def test_servers_that_die_hang_come_and_go_lose_no_prompt(servers, tmp_path, tin
     settings = ["--steps", "60", "--checkpoint.every_steps", "10", *TWO_AHEAD, "--deadline.stall_s", "4"]
     settings += ["--deadline.sync_s", "8"]
     runs = with_base(tmp_path / "runs", tiny_base)
-    launch = launched(runs, listed, *settings, accidents=[(52, "update", "SIGKILL", "trainer 0")])
+    launch = launched(runs, listed, *settings, trainers=2, accidents=[(52, "update", "SIGKILL", "trainer 1")])
 
     def at(step: int) -> None:
         assert launch.wait(lambda: launch.last_step >= step) is None, launch.printed
@@ -188,7 +188,7 @@ def test_servers_that_die_hang_come_and_go_lose_no_prompt(servers, tmp_path, tin
     listed.write_text(f"{first.url}\n{second.url}\n")
     when(f"server {third.url} is not named any more")
     assert launch.wait() == 128 + signal.SIGKILL, launch.printed
-    resumed = launched(runs, listed, *settings, "--resume")
+    resumed = launched(runs, listed, *settings, "--resume", trainers=3)
     assert resumed.wait() == 0, resumed.printed
     assert [r["step"] for r in records(resumed.folder)] == list(range(1, 61))
     assert_every_prompt_counts_once(resumed.folder)

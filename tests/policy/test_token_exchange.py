@@ -17,7 +17,7 @@ def sample(number: int, home: int | None, rank: int):
     from fastgrpo.types import Prompt, Response, ResponseElsewhere, Sample
 
     generator = np.random.default_rng(number)
-    length = int(generator.integers(1, 40))
+    length = int(generator.integers(0, 40)) if number != 5 else 0
     mask = generator.random(length) < 0.7 if number % 3 == 0 else None
     whole = Response(
         response_ids=generator.integers(0, 2**31 - 1, length, dtype=np.int32),
@@ -33,8 +33,10 @@ def sample(number: int, home: int | None, rank: int):
 
 
 def check_exchange() -> None:
+    import pytest
     import torch
 
+    from fastgrpo.algorithm.scoring import RecipeError
     from fastgrpo.models.packed_batch import PackedBatch
     from fastgrpo.policy import token_exchange
     from fastgrpo.policy.packing import pack
@@ -64,6 +66,9 @@ def check_exchange() -> None:
     num_elsewhere = sum(isinstance(s.response, ResponseElsewhere) for s in samples)
     assert num_elsewhere == len([home for home in homes if home not in (None, ranks.rank)])
     assert with_tokens([[[]], [[]], [[]]], ranks) == [[]]
+    other = [[[samples[1]]], [[samples[0]]], [[samples[5] if ranks.rank < 2 else samples[11]]]]
+    with pytest.raises(RecipeError, match="rank 2 plans the step's samples otherwise than the first rank"):
+        with_tokens(other, ranks)
     ranks.disconnect()
 
 

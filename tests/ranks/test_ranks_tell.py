@@ -36,6 +36,8 @@ def check() -> None:
     assert ranks.gather([Word(long, ranks.rank)], [Word])[2] == Word("x" * 20_000, 2)
     assert ranks.from_first(Word(long, ranks.rank), [Word]) == Word("", 0)
     assert ranks.from_first(None) is None
+    told = ranks.to_first([Word(long, ranks.rank)] * ranks.rank, [Word])
+    assert told == ([] if ranks.rank else [Word("x" * 10_000, 1), Word("x" * 20_000, 2), Word("x" * 20_000, 2)])
     parts = [np.full(rank + 1, 10 * ranks.rank + rank, np.int32) for rank in range(3)]
     received = ranks.exchange(parts, [ranks.rank + 1] * 3)
     assert [part.tolist() for part in received] == [[10 * k + ranks.rank] * (ranks.rank + 1) for k in range(3)]

@@ -55,14 +55,14 @@ def watch() -> None:
     def noted_sample(self: Any, clock: Any) -> Any:
         result = sample(self, clock)
         responses = [s.response for s in (*result.kept, *result.dropped)]
-        versions = [r.token_versions() for r in responses]
+        versions = [[version for version, _ in r.sampled_by] for r in responses]
         line = {
             "step": now["step"],
             "kept": list(dict.fromkeys(s.prompt.position for s in result.kept)),
             "dropped": list(dict.fromkeys(s.prompt.position for s in result.dropped)),
-            "oldest": min(int(v.min()) for v in versions),
-            "newest": max(int(v.max()) for v in versions),
-            "num_changed": sum(bool(r.version_changes) for r in responses),
+            "oldest": min(map(min, versions)),
+            "newest": max(map(max, versions)),
+            "num_changed": sum(len(v) > 1 for v in versions),
         }
         with (Path(self.run_dir) / "watched.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -14,7 +14,7 @@ import aiohttp
 
 from fastgrpo.rollout.compare_weights import added
 from fastgrpo.rollout.servers.client import INITIAL, Client, OtherWeights, ServerError, in_words, label_of, version_of
-from fastgrpo.rollout.servers.home import FAILURES, Homes
+from fastgrpo.rollout.servers.home import FAILURES, HomeFailure, Homes
 from fastgrpo.rollout.servers.pool import Received, Server, ServerPool
 from fastgrpo.rollout.weight_sync import Manifest, find_store
 from fastgrpo.rollout.weight_sync.broadcast import checksums_key, manifest_as_json
@@ -141,6 +141,9 @@ class HttpChannel:
         try:
             salt = f"{self._salt}-{self._num_syncs}"
             response = await self._homes.draw(self._client, request, salt, self._run, self._version)
+        except HomeFailure as failure:
+            self._pool.fail(str(failure))
+            return
         except FAILURES as error:
             if isinstance(error, ServerError) and error.status in WRONG_REQUEST:  # as it would be elsewhere
                 self._pool.fail(f"server {self._server.url} refuses a request: {error}")

@@ -167,6 +167,11 @@ def _message(text: str) -> str:
     return str(value)[:ERROR_CHARACTERS]
 
 
+def url_of(host: str, port: int) -> str:
+    """The address of what listens there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def in_words(error: BaseException) -> str:
     """An error in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -6,17 +6,19 @@ it and answers with all but the tokens: none of them goes through the first rank
 
 import asyncio
 import contextlib
+import hmac
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import aiohttp
 from aiohttp import web
 
 from fastgrpo.algorithm.judging import Judging
 from fastgrpo.codec import decode, encode
-from fastgrpo.rollout.servers.client import CONNECT_S, Client, ServerError, in_words
+from fastgrpo.rollout.servers.client import CONNECT_S, Client, ServerError, in_words, url_of
 from fastgrpo.types import Prompt, Request, Response, ResponseElsewhere, Sampling
 
 PATH = "/draw"
@@ -39,11 +41,22 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """A server that a rank shall look for."""
+
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
-    """Why a response was not drawn. ``status`` is the server's, 0 if it gave none."""
+    """Why a server did not do what it was asked. ``status`` is the server's, 0 if it gave none."""
 
     status: int
     message: str
+
+
+class HomeFailure(RuntimeError):
+    """A trainer rank that is asked does not do its part."""
 
 
 Key = tuple[int, int, Sampling]
@@ -53,12 +66,14 @@ Key = tuple[int, int, Sampling]
 class Home:
     """Draws what the first rank asks for, on a thread of its own, and keeps it until it is taken or forgotten.
 
-    ``prompt_at`` has the training's prompts. ``judging`` is told of the responses to them.
+    ``prompt_at`` has the training's prompts, ``training`` says how they are drawn, and ``judging`` is told of the
+    responses to them.
     """
 
     def __init__(self, host: str, token: str, server_key: str, prompt_at: Callable[[int], Prompt]) -> None:
         self._token, self._server_key, self._prompt_at = token, server_key, prompt_at
         self.judging: Judging | None = None
+        self.training: Sampling | None = None
         self._others: dict[tuple[int, Sampling], tuple[Prompt, Judging | None]] = {}
         self._attempts: dict[Key, int] = {}
         self._kept: dict[Key, Response] = {}
@@ -111,12 +126,11 @@ class Home:
         app = web.Application(client_max_size=2**20)
         app.router.add_post(PATH, self._answer)
         # A request that the first rank takes back is taken back from the server.
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.0)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, 0, backlog=4096)
         await site.start()
-        address, port = self._runner.addresses[0][:2]
-        return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        return url_of(*self._runner.addresses[0][:2])
 
     async def _end(self) -> None:
         with contextlib.suppress(Exception):
@@ -126,32 +140,42 @@ class Home:
         self._loop.stop()
 
     async def _answer(self, raw: web.Request) -> web.Response:
-        if raw.headers.get("Authorization") != f"Bearer {self._token}":
+        if not hmac.compare_digest(raw.headers.get("Authorization", ""), f"Bearer {self._token}"):
             raise web.HTTPUnauthorized
-        asked = decode(await raw.read(), [Draw, Sampling])
+        asked = decode(await raw.read(), [Draw, Reach, Sampling])
+        told: ResponseElsewhere | Failed | None = None
         try:
-            told: ResponseElsewhere | Failed = (await self._draw(asked)).elsewhere()
+            if isinstance(asked, Reach):
+                await self._client(asked.server).about()
+            else:
+                told = (await self._draw(asked)).elsewhere()
         except FAILURES as error:
             told = Failed(error.status if isinstance(error, ServerError) else 0, in_words(error))
         return web.Response(body=encode(told))
+
+    def _client(self, server: str) -> Client:
+        if server not in self._clients:
+            self._clients[server] = Client(server, self._server_key)
+        return self._clients[server]
 
     async def _draw(self, asked: Draw) -> Response:
         key = asked.position, asked.index, asked.sampling
         with self._lock:
             self._attempts[key] = max(asked.attempt, self._attempts.get(key, -1))
-            other = self._others.get((asked.position, asked.sampling))
-        prompt, judging = other or (self._prompt_at(asked.position), self.judging)
-        if asked.server not in self._clients:
-            self._clients[asked.server] = Client(asked.server, self._server_key)
+            prompt, judging = self._asked_about(asked.position, asked.sampling)
         request = Request(0, prompt, asked.index, asked.sampling)
-        response = await self._clients[asked.server].draw(request, asked.salt, asked.run, asked.version)
+        response = await self._client(asked.server).draw(request, asked.salt, asked.run, asked.version)
         with self._lock:
-            if self._attempts.get(key) != asked.attempt:
-                return response  # it was forgotten, or is drawn anew
-            self._kept[key] = response
-            if judging is not None:
-                judging.begin(request, response)
+            if self._attempts.get(key) == asked.attempt:  # else it was forgotten, or is drawn anew
+                self._kept[key] = response
+                if judging is not None:
+                    judging.begin(request, response)
         return response
+
+    def _asked_about(self, position: int, sampling: Sampling) -> tuple[Prompt, Judging | None]:
+        if sampling == self.training and (position, sampling) not in self._others:
+            return self._prompt_at(position), self.judging
+        return self._others[position, sampling]  # KeyError: of a request that was taken back and comes late
 
 
 class Homes:
@@ -162,41 +186,51 @@ class Homes:
         self._attempts = itertools.count()
         self._session: aiohttp.ClientSession | None = None
 
-    def of(self, position: int) -> int:
-        """The rank that judges the group at this position."""
-        return home_of(position, len(self._urls) + 1)
-
     async def draw(
         self, client: Client, request: Request, salt: str, run: str, version: int
     ) -> Response | ResponseElsewhere:
-        """Has the server draw a response, whose tokens stay with the rank that judges it. Raises as `Client` does."""
-        if (rank := self.of(request.prompt.position)) == 0:
+        """Has the server draw a response, whose tokens stay with the rank that judges it. Raises as `Client` does, and
+        HomeFailure."""
+        position = request.prompt.position
+        if (rank := home_of(position, len(self._urls) + 1)) == 0:
             return await client.draw(request, salt, run, version)
-        attempt, position = next(self._attempts), request.prompt.position
+        attempt = next(self._attempts)
         draw = Draw(client.url, salt, run, version, attempt, position, request.index, request.sampling)
-        told = await self._ask(self._urls[rank - 1], draw)
-        if isinstance(told, Failed) and told.status:
+        told = await self._ask(rank, draw)
+        if isinstance(told, ResponseElsewhere):
+            return told
+        assert told is not None
+        if told.status:
             raise ServerError(told.status, told.message)
-        if isinstance(told, Failed):
-            raise aiohttp.ClientError(told.message)
-        return told
+        raise aiohttp.ClientError(f"trainer rank {rank} says: {told.message}")
+
+    async def why_out_of_reach(self, server: str) -> str:
+        """Why a rank cannot ask this server, which the first one can; empty if all can. Raises HomeFailure."""
+        for rank in range(1, len(self._urls) + 1):
+            told = await self._ask(rank, Reach(server))
+            if isinstance(told, Failed):
+                return f"trainer rank {rank} cannot ask it: {told.message}"
+        return ""
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, url: str, draw: Draw) -> ResponseElsewhere | Failed:
+    async def _ask(self, rank: int, asked: Draw | Reach) -> ResponseElsewhere | Failed | None:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 headers=self._headers,
                 connector=aiohttp.TCPConnector(limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             )
-        async with self._session.post(url + PATH, data=encode(draw)) as answer:
-            answer.raise_for_status()
-            told = decode(await answer.read(), [ResponseElsewhere, Failed])
-            assert isinstance(told, ResponseElsewhere | Failed)
-            return told
+        url = self._urls[rank - 1]
+        try:
+            async with self._session.post(url + PATH, data=encode(asked)) as answer:
+                answer.raise_for_status()
+                return cast(ResponseElsewhere | Failed | None, decode(await answer.read(), [ResponseElsewhere, Failed]))
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            reason = f"trainer rank {rank} did not answer the first one at {url}: {in_words(error)}"
+            raise HomeFailure(reason) from error
 
 
 def home_of(position: int, num_ranks: int) -> int:

@@ -20,6 +20,7 @@ from fastgrpo.config import Config
 from fastgrpo.ranks import Role, meet
 from fastgrpo.ranks.children import ending_with_parent
 from fastgrpo.ranks.one_machine import LOOPBACK, is_on_one_machine
+from fastgrpo.rollout.servers.client import url_of
 from fastgrpo.rollout.servers.command import server_command, server_environment
 from fastgrpo.rollout.servers.key import BEGIN, OVER, found_key
 from fastgrpo.rollout.servers.watch import host_towards
@@ -88,7 +89,7 @@ class _OwnServer:
     def __init__(self, config: Config, index: int, key: str, device_type: str) -> None:
         host = own_host()
         port = _free_port(host)
-        self.url, self._key = f"http://{host}:{port}", key
+        self.url, self._key = url_of(host, port), key
         on_cpu = device_type == "cpu"
         self._words = server_command(config, host, port, on_cpu)
         inherited = _environment(config.rollout.tensor_parallel)
@@ -160,7 +161,8 @@ def own_host() -> str:
 
 
 def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as probe:
         return int(probe.getsockname()[1])
 
 

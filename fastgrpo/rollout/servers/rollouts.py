@@ -66,6 +66,8 @@ class ServerRollouts:
         self._other: dict[int, AnyResponse] = {}  # responses to requests that no step asked for
         self._counts: dict[str, float] = {}
         self._judging: Judging | None = None
+        if home is not None:
+            home.training = sampling
 
     @property
     def pool(self) -> ServerPool:
@@ -87,9 +89,12 @@ class ServerRollouts:
         assert not self.queue.started
         settings = config.rollout
         self.config, self.sampling = config, sampling
+        if self._home is not None:
+            self._home.training = sampling
         self.queue = StalenessQueue(config.data.prompts_per_step, settings.max_staleness, settings.group_size)
 
     def begin_step(self, step: int) -> None:
+        self.ranks.barrier()  # all are in the phase whose prompts they may be asked for
         self.queue.step = step
         self._counts = dict.fromkeys(("prompts_started", "prompts_put_back"), 0.0)
         self._lead(lambda: self._start(self.config.data.prompts_per_step))
@@ -110,7 +115,7 @@ class ServerRollouts:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, judging: Judging | None = None) -> list[Group]:
         ids: list[int] = []
         if self._home is not None:
-            self._home.expect(prompts, sampling, judging)
+            self._home.expect([p for p in prompts if self._is_here(p.position)], sampling, judging)
         self.ranks.barrier()  # then each knows what it may be asked for
 
         def submit() -> None:

@@ -123,6 +123,8 @@ class ServerWatch:
                 about, reason, will_never_do = await self._asked(client)
                 if about is not None and (other := self._with_process(about.process, server)):
                     reason = f"it is {other} by another name"
+                if about is not None and not reason and self._homes is not None:
+                    reason = await self._homes.why_out_of_reach(server.url)
                 if about is not None and not reason:
                     break
                 if will_never_do and not self._pool.has_begun:

@@ -11,7 +11,7 @@ import pytest
 
 from fastgrpo.rollout.sampling_noise import response_seed
 from fastgrpo.rollout.servers import client as module
-from fastgrpo.rollout.servers.client import INITIAL, Client, OtherWeights, ServerError, response_of
+from fastgrpo.rollout.servers.client import INITIAL, Client, OtherWeights, ServerError, response_of, url_of
 from fastgrpo.types import Prompt, Request, Response, Sampling
 from tests.rollout.servers.accounts import about
 from tests.rollout.servers.fake_server import (
@@ -225,3 +225,8 @@ def test_every_request_has_a_connection_of_its_own_and_leaves_none(server):
     told(server, draw, draw, lambda c: c.alive())
     until(lambda: server.num_connections == 0)
     assert {asked.headers.get("Connection") for asked in server.asked} == {"close"}
+
+
+def test_an_address_of_ipv6_has_brackets():
+    assert url_of("10.0.0.7", 8000) == "http://10.0.0.7:8000"
+    assert url_of("fd00::7", 8000) == "http://[fd00::7]:8000"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastgrpo.rollout.servers.client import Client, ServerError
-from fastgrpo.rollout.servers.home import Home, Homes, home_of
+from fastgrpo.rollout.servers.home import Home, HomeFailure, Homes, home_of
 from fastgrpo.types import Prompt, Request, Response, ResponseElsewhere, Sampling
 from tests.rollout.servers.fake_server import GENERATE, FakeServer, drawn_of, refusal
 from tests.rollout.servers.until import until
@@ -36,7 +36,7 @@ def server():
 @pytest.fixture
 def home():
     home = Home("127.0.0.1", "token", "sesame", prompt_at)
-    home.told = []
+    home.training, home.told = SAMPLING, []
     home.judging = SimpleNamespace(begin=lambda request, response: home.told.append((request, response)))
     yield home
     home.close()
@@ -56,10 +56,12 @@ def drawn(home: Home, server: FakeServer, *requests: Request, token: str = "toke
     return asyncio.run(draw())
 
 
+async def when_asked(server: FakeServer) -> None:
+    await asyncio.to_thread(until, lambda: bool(server.of(GENERATE)))
+
+
 def test_a_group_belongs_to_a_rank_by_its_position():
     assert [home_of(position, 3) for position in range(5)] == [0, 1, 2, 0, 1]
-    assert [Homes(["a", "b"], "").of(position) for position in range(5)] == [0, 1, 2, 0, 1]
-    assert Homes([], "").of(5) == 0
 
 
 def test_the_first_rank_draws_its_own_groups_and_is_told_of_the_others(home, server):
@@ -121,8 +123,7 @@ def test_a_request_that_is_taken_back_is_taken_back_from_the_server(home, server
     async def draw_and_cancel():
         homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
         task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-        while not server.of(GENERATE):
-            await asyncio.sleep(0.005)
+        await when_asked(server)
         task.cancel()
         await asyncio.wait([task])
         await homes.close()
@@ -139,8 +140,7 @@ def test_what_comes_of_a_group_that_was_forgotten_is_dropped(home, server):
     async def draw_and_forget():
         homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
         task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-        while not server.of(GENERATE):
-            await asyncio.sleep(0.005)
+        await when_asked(server)
         home.forget([1], SAMPLING)
         server.release(GENERATE)
         await task
@@ -164,8 +164,7 @@ def test_of_two_draws_of_one_response_the_later_counts_whichever_ends_first(home
         with FakeServer("sesame") as another:
             another.drawn = drawn_of([2, 2])
             first = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-            while not server.of(GENERATE):
-                await asyncio.sleep(0.005)
+            await when_asked(server)
             await homes.draw(Client(another.url, "sesame"), request(1), "salt", "run", 4)
             server.release(GENERATE)
             await first
@@ -184,8 +183,46 @@ def test_responses_of_a_resumed_run_are_kept_as_if_they_had_been_drawn(home, ser
     assert home.take(1, SAMPLING)[0] is before
 
 
+def test_a_draw_that_nobody_expects_any_more_is_no_fault_of_the_server(home, server):
+    with pytest.raises(HomeFailure, match=r"trainer rank 1 did not answer the first one at http://.*: 500"):
+        drawn(home, server, request(1, sampling=OTHER))
+    assert not server.asked
+
+
+def test_a_server_that_a_rank_cannot_reach_is_told_with_the_rank(home, server):
+    async def why():
+        homes = Homes([home.url], "token")
+        try:
+            return await homes.why_out_of_reach(server.url)
+        finally:
+            await homes.close()
+
+    assert asyncio.run(why()) == ""
+    server.die()
+    assert asyncio.run(why()).startswith("trainer rank 1 cannot ask it: Cannot connect to host 127.0.0.1")
+
+
+def test_a_home_ends_at_once_also_while_it_draws(server):
+    home = Home("127.0.0.1", "token", "sesame", prompt_at)
+    home.training = SAMPLING
+    server.hold(GENERATE)
+
+    async def draw_until_it_ends():
+        homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
+        task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
+        await when_asked(server)
+        await asyncio.to_thread(home.close)
+        with pytest.raises(HomeFailure):
+            await task
+        await homes.close()
+        await client.close()
+
+    asyncio.run(draw_until_it_ends())
+    assert not home._thread.is_alive()
+
+
 def test_nobody_else_is_answered(home, server):
-    with pytest.raises(aiohttp.ClientError, match="401"):
+    with pytest.raises(HomeFailure, match="401"):
         drawn(home, server, request(1), token="guess")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(home.url + "/kept")
