@@ -28,7 +28,7 @@ from fastgrpo.ranks.children import ending_with_parent
 if TYPE_CHECKING:
     from fastgrpo.config import Config
 
-NUM_SERVERS, ROUNDS, SYNCS, QUICK_SYNCS = 4, 3, 10, 2
+NUM_SERVERS, ROUNDS, SYNCS, QUICK_SYNCS = 4, 3, 5, 2
 READY_S = 300.0
 BAR = 1.3
 DTYPE = torch.bfloat16
