@@ -74,7 +74,7 @@ def measure(shape: Shape, rounds: int, syncs: int) -> Row:
         found: dict[int, list[float]] = {1: [], NUM_SERVERS: []}
         for _ in range(rounds):
             for count, seconds in found.items():
-                seconds += _syncs(replace_servers(config, urls[:count]), weights, syncs)
+                seconds += _syncs(_with_servers(config, urls[:count]), weights, syncs)
     one, every = (statistics.median(seconds) for seconds in found.values())
     return {
         "name": shape.name,
@@ -86,7 +86,7 @@ def measure(shape: Shape, rounds: int, syncs: int) -> Row:
     }
 
 
-def replace_servers(config: "Config", urls: Sequence[str]) -> "Config":
+def _with_servers(config: "Config", urls: Sequence[str]) -> "Config":
     return replace(config, rollout=replace(config.rollout, servers=tuple(urls)))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import urllib.error
 import urllib.request
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import aiohttp
@@ -54,6 +55,19 @@ def drawn(home: Home, server: FakeServer, *requests: Request, token: str = "toke
             await client.close()
 
     return asyncio.run(draw())
+
+
+@asynccontextmanager
+async def drawing(home: Home, server: FakeServer):
+    """The ranks, and a draw at this home whose request the server has."""
+    homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
+    task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
+    await when_asked(server)
+    try:
+        yield homes, task
+    finally:
+        await homes.close()
+        await client.close()
 
 
 async def when_asked(server: FakeServer) -> None:
@@ -121,13 +135,9 @@ def test_a_request_that_is_taken_back_is_taken_back_from_the_server(home, server
     server.hold(GENERATE)
 
     async def draw_and_cancel():
-        homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
-        task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-        await when_asked(server)
-        task.cancel()
-        await asyncio.wait([task])
-        await homes.close()
-        await client.close()
+        async with drawing(home, server) as (_, task):
+            task.cancel()
+            await asyncio.wait([task])
 
     asyncio.run(draw_and_cancel())
     until(lambda: server.of(GENERATE)[0].hung_up)
@@ -138,14 +148,10 @@ def test_what_comes_of_a_group_that_was_forgotten_is_dropped(home, server):
     server.hold(GENERATE)
 
     async def draw_and_forget():
-        homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
-        task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-        await when_asked(server)
-        home.forget([1], SAMPLING)
-        server.release(GENERATE)
-        await task
-        await homes.close()
-        await client.close()
+        async with drawing(home, server) as (_, task):
+            home.forget([1], SAMPLING)
+            server.release(GENERATE)
+            await task
 
     asyncio.run(draw_and_forget())
     assert not home.told
@@ -160,16 +166,14 @@ def test_of_two_draws_of_one_response_the_later_counts_whichever_ends_first(home
     server.drawn = drawn_of([1, 1])
 
     async def draw_twice():
-        homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
-        with FakeServer("sesame") as another:
-            another.drawn = drawn_of([2, 2])
-            first = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-            await when_asked(server)
-            await homes.draw(Client(another.url, "sesame"), request(1), "salt", "run", 4)
-            server.release(GENERATE)
-            await first
-        await homes.close()
-        await client.close()
+        async with drawing(home, server) as (homes, first):
+            with FakeServer("sesame") as another:
+                another.drawn = drawn_of([2, 2])
+                second = Client(another.url, "sesame")
+                await homes.draw(second, request(1), "salt", "run", 4)
+                await second.close()
+                server.release(GENERATE)
+                await first
 
     asyncio.run(draw_twice())
     assert home.of(1, [0], SAMPLING)[0].response_ids.tolist() == [2, 2] and len(home.told) == 1
@@ -208,14 +212,10 @@ def test_a_home_ends_at_once_also_while_it_draws(server):
     server.hold(GENERATE)
 
     async def draw_until_it_ends():
-        homes, client = Homes([home.url], "token"), Client(server.url, "sesame")
-        task = asyncio.create_task(homes.draw(client, request(1), "salt", "run", 4))
-        await when_asked(server)
-        await asyncio.to_thread(home.close)
-        with pytest.raises(HomeFailure):
-            await task
-        await homes.close()
-        await client.close()
+        async with drawing(home, server) as (_, task):
+            await asyncio.to_thread(home.close)
+            with pytest.raises(HomeFailure):
+                await task
 
     asyncio.run(draw_until_it_ends())
     assert not home._thread.is_alive()
