@@ -151,7 +151,8 @@ def _with_control_tokens(
 ) -> Iterator[tuple[Prompt, str]]:
     """The problems with a control token that is not of the template around them, and the token."""
     added = tokenizer.added_tokens_decoder.values()
-    tokens = {t.content for t in added if t.special and t.content.strip()}
+    roles = str(tokenizer.chat_template)  # DeepSeek's, which its template writes, are not marked as special
+    tokens = {t.content for t in added if t.content.strip() and (t.special or t.content in roles)}
     if not tokens:
         return
     pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from fastgrpo.types import Prompt
@@ -14,12 +16,15 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     """The tokenizer of a hub id or folder, from its ``tokenizer.json`` where it has one.
 
     transformers 5's AutoTokenizer gives a Qwen2 model Qwen2's pre-tokenizer whatever that file says; a model distilled
-    into another vocabulary, as DeepSeek's are, would then be trained on other tokens than it was made with. Text is
-    decoded as it was written. Raises ValueError where there is none, and for files that cannot be read.
+    into another vocabulary, as DeepSeek's are, would then be trained on other tokens than it was made with. Plain texts
+    begin with BOS where the file says so or ``add_bos_token`` does. Text is decoded as it was written. Raises ValueError
+    where there is none, and for files that cannot be read.
     """
     try:
         if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is not None:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+            if get_tokenizer_config(path).get("add_bos_token"):
+                _begin_texts(tokenizer)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except OSError as error:
@@ -54,6 +59,16 @@ def require_rows(prompts: Iterable[Prompt], num_rows: int, tokenizer: PreTrained
                 f"The prompt in row {prompt.row} has {tokenizer.decode([largest])!r} ({largest}), and the model only "
                 f"{num_rows} rows: use the tokenizer that belongs to the model, or take the token out of the text."
             )
+
+
+def _begin_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Puts BOS before texts, if nothing does: DeepSeek's file leaves it to a class that no longer reads the setting."""
+    name, begin = tokenizer.bos_token, tokenizer.bos_token_id
+    if begin is None or tokenizer("a")["input_ids"][:1] == [begin]:
+        return
+    first = processors.TemplateProcessing(single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, begin)])
+    core = tokenizer.backend_tokenizer
+    core.post_processor = processors.Sequence([core.post_processor, first]) if core.post_processor else first
 
 
 def _broken_file(path: str) -> str:
