@@ -17,8 +17,9 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
     transformers 5's AutoTokenizer gives a Qwen2 model Qwen2's pre-tokenizer whatever that file says; a model distilled
     into another vocabulary, as DeepSeek's are, would then be trained on other tokens than it was made with. Plain texts
-    begin with BOS where the file says so or ``add_bos_token`` does. Text is decoded as it was written. Raises ValueError
-    where there is none, and for files that cannot be read.
+    begin with BOS where the file says so or ``add_bos_token`` does. Text is decoded as it was written.
+
+    Raises ValueError where there is none, and for files that cannot be read.
     """
     try:
         if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is not None:

@@ -1,6 +1,7 @@
-"""Responses by the real tokenizers of four families: their text is what the ids say, and their ids stay what was drawn."""
+"""Responses by the real tokenizers of four families: the text is what the ids say, and the ids stay what was drawn."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -48,23 +49,22 @@ def gpt2_bytes():
 BYTES = gpt2_bytes()
 
 
-def is_control(family, number):
-    return getattr(bare(family).get_added_tokens_decoder().get(number), "special", False)
+@cache
+def control_ids(family):
+    return {n for n, token in bare(family).get_added_tokens_decoder().items() if token.special}
 
 
 def text_by_hand(family, ids):
     """What the vocabulary's pieces say, control tokens and ids of no token left out."""
-    added = bare(family).get_added_tokens_decoder()
-    control = {n for n, token in added.items() if token.special}
-    pieces = [(n, bare(family).id_to_token(n)) for n in ids if n not in control]
-    pieces = [(n, piece) for n, piece in pieces if piece is not None]
+    found = [bare(family).id_to_token(n) for n in ids if n not in control_ids(family)]
+    pieces = [piece for piece in found if piece is not None]
     if family.name != "gemma3":
         content = b"".join(
-            bytes(BYTES[c] for c in piece) if all(c in BYTES for c in piece) else piece.encode() for _, piece in pieces
+            bytes(BYTES[c] for c in piece) if all(c in BYTES for c in piece) else piece.encode() for piece in pieces
         )
         return content.decode(errors="replace")
     text = ""
-    for is_byte, run in runs(piece for _, piece in pieces):
+    for is_byte, run in runs(pieces):
         text += of_bytes(run) if is_byte else "".join(run).replace("▁", " ")
     return text
 
@@ -101,7 +101,7 @@ def test_ids_stay_as_they_were_drawn_where_their_text_has_others(family):
     group = judged(family, all_ids)
     assert [s.tokens.response_ids.tolist() for s in group] == all_ids
     again = [bare(family).encode(s.text, add_special_tokens=False).ids for s in group]
-    assert sum(ids == others for ids, others in zip(again, all_ids, strict=True)) < 5
+    assert sum(ids == others for ids, others in zip(again, all_ids, strict=True)) < NUM_RESPONSES * 3 / 4
 
 
 @of_each_family
@@ -109,7 +109,7 @@ def test_half_a_character_is_a_sign_of_its_own_and_the_text_can_be_sent(family):
     ids = [n for n in range(3000) if "\ufffd" in text_by_hand(family, [n])][:100]
     assert len(ids) == 100
     [sample] = judged(family, [ids])
-    assert "\ufffd" in sample.text and sample.text.encode().decode() == sample.text
+    assert sample.text == text_by_hand(family, ids) and sample.text.encode().decode() == sample.text
 
 
 @of_each_family
