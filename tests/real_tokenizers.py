@@ -104,16 +104,20 @@ def loaded(family: Family) -> Any:
     return load_tokenizer(str(family.folder))
 
 
+def write_model(folder: Path, num_rows: int, ends: tuple[int, ...]) -> None:
+    """The two configurations of a model. Its shapes are nobody's, but for the rows."""
+    config = {"model_type": "llama", "vocab_size": num_rows, "max_position_embeddings": 32768, "hidden_size": 8}
+    config |= {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "eos_token_id": None}
+    config["transformers_version"] = "4.51.0"  # or transformers takes the tokenizer for one of Mistral's, and warns
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ends) or None}))
+
+
 def model_folder(family: Family, folder: Path, ends: tuple[int, ...] | None = None, **changed: Any) -> Path:
-    """A folder with the tokenizer, ``changed`` in its configuration, and a model's two configurations. Its shapes are
-    nobody's, but for the rows."""
+    """A folder with the tokenizer, ``changed`` in its configuration, and a model that ends with ``ends``."""
     folder.mkdir()
     (folder / "tokenizer.json").symlink_to(family.folder / "tokenizer.json")
     settings = json.loads((family.folder / "tokenizer_config.json").read_text()) | changed
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    shapes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = {"model_type": "llama", "vocab_size": family.num_rows, "max_position_embeddings": 32768, **shapes}
-    (folder / "config.json").write_text(json.dumps(config))
-    ends = family.ends if ends is None else ends
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ends)}))
+    write_model(folder, family.num_rows, family.ends if ends is None else ends)
     return folder

@@ -1,10 +1,11 @@
 """Prompts by the real tokenizers of four families, token for token."""
 
+import copy
 import json
 
 import pytest
 
-from fastgrpo.data import encode, load_problems, load_tokenizer
+from fastgrpo.data import encode, load_problems
 from fastgrpo.data.schemas import verl_row
 from fastgrpo.recipe.find import find_recipe
 from fastgrpo.recipe.recipe import load_recipe
@@ -80,7 +81,7 @@ def test_a_text_with_the_begin_token_in_it_does_not_get_a_second_one(family):
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.begin is not None], ids=str)
 def test_a_template_without_the_begin_token_is_said(family):
-    tokenizer = load_tokenizer(str(family.folder))
+    tokenizer = copy.copy(loaded(family))
     tokenizer.chat_template = tokenizer.chat_template.replace("{{bos_token}}", "").replace("{{ bos_token }}", "")
     tokenizer.chat_template = tokenizer.chat_template.replace("bos_token + ", "")
     _, said = encoded(tokenizer, TEXTS)
@@ -104,22 +105,9 @@ def test_a_role_in_a_problems_text_is_said(family):
 
 OF_FAMILY = {"qwen2": QWEN, "llama": LLAMA}  # Qwen3 has Qwen2.5's vocabulary, and more control tokens
 NAMES = [name for name, model in MODELS.items() if model.path.startswith(("Qwen/", "meta-llama/"))]
-WORDS = {
-    SIMPLE: {"qwen2": ["Question", "Answer", "Problem"], "llama": ["Question", "Answer"]},
-    BOXED: {
-        "qwen2": [
-            "<|im_end|>",
-            "<|endoftext|>",
-            "user",
-            "assistant",
-            "User",
-            "Assistant",
-            "<|im_start|>",
-            "system",
-            "```",
-        ]
-    },
-}
+QUESTIONS = ["Question", "Answer", "Problem"]
+ROLES = ["<|im_end|>", "<|endoftext|>", "user", "assistant", "User", "Assistant", "<|im_start|>", "system", "```"]
+WORDS = {SIMPLE: QUESTIONS, BOXED: ROLES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,4 +141,4 @@ def test_the_boxed_prompt_is_qwens_own_chat():
 def test_stop_tokens_of_simplerl_zoo_are_the_words_that_open_another_problem(name):
     config, model = load_recipe(find_recipe(f"simplerl_zoo_{name}")).config, MODELS[name]
     tokens = [bare(OF_FAMILY[model.family]).id_to_token(n) for n in config.rollout.stop_token_ids]
-    assert tokens == WORDS[model.template][model.family][: len(tokens)] and len(tokens) == len(model.stop)
+    assert tokens == WORDS[model.template][: len(tokens)] and len(tokens) == len(model.stop)
