@@ -15,7 +15,8 @@ CHAT = (
     "{{ bos_token }} {% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
     "{% if m['role'] == 'assistant' %}{{ eos_token }} {% endif %}{% endfor %}" + OPENED
 )
-PROBLEMS = [" one two", "two three one", "three ?"]
+STRIPPING = CHAT.replace("> {{ m['content']", ">{{ m['content'] | trim")
+PROBLEMS = ["one two", "two three one", "three ?"]
 TRUNCATION = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
 PADDING = {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 1}
 PADDING |= {"pad_type_id": 0, "pad_token": "<eos>"}
@@ -65,15 +66,20 @@ def made(tmp_path):
 
 
 def test_a_tokenizer_without_a_defect_is_silent_and_its_padding_may_be_its_end(made):
-    made.ask("one two", "two three one", "three ?")
     assert made.start() == [] and made.ids[0][:4] == [0, 3, 5, 6]
 
 
-NONE_ENDS = lambda m: m.change("generation_config.json", eos_token_id=None)  # noqa: E731
+def stops_at(made, *ends):
+    made.change("generation_config.json", eos_token_id=list(ends) or None)
+
+
 REFUSED = {
-    "no end token": (NONE_ENDS, "names no end token: give --rollout.stop_token_ids"),
+    "no end token": (
+        lambda m: (stops_at(m), m.change("tokenizer_config.json", eos_token=None)),
+        "names no end token: give --rollout.stop_token_ids",
+    ),
     "an end token beyond the model": (
-        lambda m: m.change("generation_config.json", eos_token_id=[99, 100]),
+        lambda m: stops_at(m, 99, 100),
         r"no response of .* could end: the end tokens are 99, 100, and the model has 10 rows",
     ),
     "no template": (lambda m: (m.folder / "chat_template.jinja").unlink(), r"has no chat template.*no_chat_template"),
@@ -88,7 +94,7 @@ REFUSED = {
     ),
     "a template that raises": (lambda m: m.template("{{ raise_exception('no') }}"), "raised TemplateError: no"),
     "a tokenizer larger than the model": (lambda m: m.tokens(10, 3, False), "ids up to 12, its model only 10 rows"),
-    "a token far beyond the model": (lambda m: m.tokens(5000, 1, False), "ids up to 5000, its model only 10 rows"),
+    "a token of a number that is far": (lambda m: m.tokens(5000, 1, False), "ids up to 10, its model only 10 rows"),
     "a control token beyond the model in a problem": (
         lambda m: (m.tokens(10, 3, True), m.ask("one <more1> two")),
         r"row 0 has '<more1>' \(11\), and the model only 10 rows",
@@ -105,16 +111,8 @@ def test_what_no_run_can_train_on_is_refused_in_words(made, kind):
         made.start()
 
 
-def stops_at(made, *ends):
-    made.change("generation_config.json", eos_token_id=list(ends))
-
-
 SAID = {
-    "no end token of its own": (lambda m: m.change("tokenizer_config.json", eos_token=None), "is no token of its own"),
-    "another end than the model's": (
-        lambda m: stops_at(m, 8),
-        "the tokenizer's end token '<eos>' (1) ends no response",
-    ),
+    "another end than the model's": (lambda m: stops_at(m, 8), "tokenizer's end token '<eos>' (1) ends no response"),
     "one end beyond the model": (lambda m: stops_at(m, 1, 99), "note: 99 ends no response"),
     "a begin token twice": (lambda m: m.template("<bos> " + CHAT), "3 prompts begin with '<bos>' twice"),
     "no begin token": (lambda m: m.template(CHAT.replace("{{ bos_token }}", "")), "3 prompts begin without '<bos>'"),
@@ -128,7 +126,7 @@ SAID = {
     ),
     "no opened turn": (lambda m: m.template(CHAT.replace(OPENED, "")), "nothing to open the assistant's turn"),
     "stripped messages": (
-        lambda m: m.template(CHAT.replace("'content']", "'content'] | trim").replace("> {{", ">{{")),
+        lambda m: (m.template(STRIPPING), m.ask("one", system=" two")),
         "leaves out white space around 1 problems, as row 0",
     ),
     "changed messages": (
@@ -137,7 +135,7 @@ SAID = {
     ),
     "a cut message": (
         lambda m: m.template(CHAT.replace("m['content']", "m['content'][:9]")),
-        "changes what 1 problems say, as row 1",
+        "changes what 3 problems say, as row 0",
     ),
     "an opened thought": (lambda m: m.template(CHAT + "<think>\n"), "opens the thought: prompts end in "),
     "a thought that is over": (lambda m: m.template(CHAT + "<think>\n\n</think>\n\n"), "has the thought over before"),
@@ -147,27 +145,23 @@ SAID = {
 @pytest.mark.parametrize("kind", SAID)
 def test_what_may_be_meant_is_said(made, kind):
     spoil, says = SAID[kind]
-    made.ask("one two\t", *PROBLEMS[1:]) if kind == "stripped messages" else made.ask("one two", *PROBLEMS[1:])
     spoil(made)
     assert [line for line in made.start() if says in line] != []
 
 
 def test_a_control_token_beyond_the_model_that_no_problem_has_is_let_be(made):
     made.tokens(10, 3, True)
-    made.ask("one", "two")
     assert made.start() == []
 
 
 def test_an_end_of_the_configuration_is_enough_where_the_generation_settings_name_none(made):
-    NONE_ENDS(made)
+    stops_at(made)
     made.change("config.json", eos_token_id=EOS)
-    made.ask("one", "two")
     assert made.start() == []
 
 
 def test_responses_that_nothing_ends_need_no_end_token(made):
-    NONE_ENDS(made)
-    made.ask("one", "two")
+    stops_at(made)
     assert made.start(ignore_eos=True) == []
 
 
