@@ -40,5 +40,5 @@ def test_a_model_must_have_a_row_for_one_of_its_end_tokens():
     assert require_ends(STOPS, 7, "M") == "note: 7 ends no response: M has 7 rows, and never samples it"
     with pytest.raises(ValueError, match=r"no response of M could end: the end tokens are 5, 7, .*or give --stop"):
         require_ends(STOPS, 5, "M")
-    with pytest.raises(ValueError, match="M names no end token: give --rollout.stop_token_ids"):
+    with pytest.raises(ValueError, match=r"M names no end token: give --rollout\.stop_token_ids"):
         require_ends(NO_STOPS, 5, "M")
