@@ -2,10 +2,12 @@
 
 import json
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from fastgrpo.run import inputs
 from fastgrpo.run.inputs import stop_token_ids
 from tests.real_tokenizers import (
     DAPO,
@@ -14,6 +16,7 @@ from tests.real_tokenizers import (
     GEMMA,
     QWEN,
     bare,
+    loaded,
     model_folder,
     needs_dapo,
     needs_tokenizers,
@@ -22,6 +25,7 @@ from tests.real_tokenizers import (
 from tests.run.starting import started
 
 pytestmark = [pytest.mark.slow, needs_tokenizers]
+read_tokenizers_once = pytest.mark.usefixtures("read_once")
 
 NUM_PROBLEMS, LIMIT = 10_000, 256
 REQUEST = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -34,8 +38,22 @@ def one_row(tmp_path):
     return path
 
 
+@pytest.fixture
+def read_once(monkeypatch):
+    """Runs have the tokenizer that the process has read already, which takes up to four seconds."""
+    families = {str(f.folder / "tokenizer.json"): f for f in FAMILIES}
+
+    def load(path, trust_remote_code):
+        return loaded(families[str((Path(path) / "tokenizer.json").readlink())])
+
+    monkeypatch.setattr(inputs, "load_tokenizer", load)
+
+
 @of_each_family
-def test_a_run_stops_at_the_tokens_that_the_model_ends_with_and_has_nothing_to_say(family, tmp_path, one_row):
+@read_tokenizers_once
+def test_a_run_stops_at_the_tokens_that_the_model_ends_with_and_has_nothing_to_say(
+    family, tmp_path, one_row, read_once
+):
     config, _, said = started(model_folder(family, tmp_path / "model"), one_row)
     assert stop_token_ids(config) == family.ends and family.turn_end in family.ends
     assert said == [f"{one_row}: 1 rows, 1 problems (none dropped)"]
@@ -58,7 +76,8 @@ def test_the_setting_that_the_warning_names_ends_the_turns(tmp_path, one_row):
     assert stop_token_ids(config) == (151643, 151645) and len(said) == 1
 
 
-def test_a_token_for_images_that_a_model_of_text_has_no_row_for_is_refused_where_a_prompt_has_it(tmp_path, one_row):
+@read_tokenizers_once
+def test_a_token_that_the_model_has_no_row_for_is_refused_where_a_prompt_has_it(tmp_path, one_row, read_once):
     model = model_folder(GEMMA, tmp_path / "model")
     one_row.write_text(json.dumps({"problem": "What is <image_soft_token>?", "answer": "2"}) + "\n")
     with pytest.raises(ValueError, match=r"row 0 has '<image_soft_token>' \(262144\), and the model only 262144 rows"):
@@ -75,14 +94,19 @@ def dapo(tmp_path_factory):
 
 
 @needs_dapo
+@read_tokenizers_once
 @of_each_family
-def test_ten_thousand_problems_of_dapo_are_encoded_and_those_that_are_too_long_counted(family, dapo, tmp_path):
+def test_ten_thousand_problems_of_dapo_are_encoded_and_those_that_are_too_long_counted(
+    family, dapo, tmp_path, read_once
+):
     """What a run takes for it, against one call of the tokenizer alone, is printed (pytest -rP)."""
     path, contents = dapo
+    model = model_folder(family, tmp_path / "model")
+    loaded(family), bare(family)
     begin = time.perf_counter()
-    _, inputs, said = started(model_folder(family, tmp_path / "model"), path, max_prompt_tokens=LIMIT)
+    _, found, said = started(model, path, max_prompt_tokens=LIMIT)
     whole_s = time.perf_counter() - begin
-    [prompts] = inputs.train
+    [prompts] = found.train
 
     assert all(content.endswith(REQUEST.strip()) for content in contents)
     problems = [content.removesuffix(REQUEST.strip()).strip() for content in contents]
