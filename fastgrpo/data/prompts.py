@@ -8,7 +8,15 @@ import numpy as np
 
 from fastgrpo.data.answers import is_text
 from fastgrpo.data.chat_template import Chat, TemplateFailed, render, source_of
-from fastgrpo.data.prompt_checks import notes_on, notes_on_template, require_different, require_plain_ids
+from fastgrpo.data.prompt_checks import (
+    note_on_begin,
+    notes_on,
+    notes_on_changes,
+    notes_on_template,
+    require_different,
+    require_plain_ids,
+)
+from fastgrpo.data.stop_tokens import NO_STOPS, StopTokens, turn_end_note
 from fastgrpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ def encode(
     max_prompt_tokens: int,
     special_tokens: bool = True,
     template: str = "",
+    stops: StopTokens = NO_STOPS,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Prompt]:
     """The problems that have at most `max_prompt_tokens` tokens, with them, in order.
@@ -30,15 +39,18 @@ def encode(
     With `chat_template` a problem is the user's message after those of its ``history``, and the assistant's turn is
     opened; which special tokens there are is the template's business. Without, the tokenizer adds its own, once, unless
     `special_tokens` is false. What is odd about the prompts and may still be meant is told to ``say``, a line each;
-    ``template`` is the text that a run puts around every problem. Raises ValueError where the tokenizer or its template
-    cannot do what is asked, different problems become one prompt, or no problem is short enough.
+    ``template`` is the text that a run puts around every problem, ``stops`` what ends its responses. Raises ValueError
+    where the tokenizer or its template cannot do what is asked, different problems become one prompt, or no problem is
+    short enough.
     """
     problems = list(problems)
     if not problems:
         raise ValueError("There is no problem to encode.")
     if chat_template:
-        texts = _chat_texts(problems, tokenizer, say)
+        texts = _chat_texts(problems, tokenizer, stops, say)
         all_ids = _ids(tokenizer, texts, special_tokens=False)  # what the template wrote is all
+        if note := note_on_begin(all_ids, tokenizer, source_of(tokenizer)):
+            say(note)
     else:
         texts = _plain_texts(problems)
         all_ids = _ids(tokenizer, texts, special_tokens)
@@ -60,7 +72,9 @@ def encode(
     return kept
 
 
-def _chat_texts(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase", say: Callable[[str], None]) -> list[str]:
+def _chat_texts(
+    problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase", stops: StopTokens, say: Callable[[str], None]
+) -> list[str]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no chat template, as those of base models. Give "
@@ -74,8 +88,12 @@ def _chat_texts(problems: list[Prompt], tokenizer: "PreTrainedTokenizerBase", sa
             f"{failure} (on the problem in row {problem.row}, {problem.text[:60]!r}). Mend the template, take another "
             f"tokenizer, or ask without a chat template."
         ) from None
-    for note in notes_on_template(source_of(tokenizer), habits, texts[0]):
+    source = source_of(tokenizer)
+    for note in notes_on_template(source, habits, texts[0]):
         say(note)
+    for note in (*notes_on_changes(problems, texts, source), turn_end_note(tokenizer, stops, habits.turn_end, source)):
+        if note:
+            say(note)
     return texts
 
 

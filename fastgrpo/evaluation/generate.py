@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.config import Config
 from fastgrpo.data.identity import Identity, identity_of
-from fastgrpo.data.tokenizer import end_token_note
+from fastgrpo.data.stop_tokens import StopTokens, end_token_note
 from fastgrpo.evaluation.folder import EvaluationFolder, RowFile
 from fastgrpo.evaluation.plan import Plan, Planned
 from fastgrpo.evaluation.progress import StageProgress
@@ -55,10 +55,10 @@ def prepare(settings: Settings, plan: Plan, say: Callable[[str], None] = lambda 
     """
     tokenizer = read_tokenizer(settings, settings.model)
     notes: list[str] = []
-    asked = [a for planned in plan.benchmarks for a in _asked(settings, planned, tokenizer, notes.append)]
     ends = stop_token_ids(settings.model, settings.stop_token_ids, settings.trust_remote_code)
-    others = " ".join(map(str, ends))
-    notes.append(end_token_note(tokenizer, ends, f"--stop_token_ids {others}"))
+    stops = StopTokens(ends, f"--stop_token_ids {' '.join(map(str, ends))}")  # which takes the place of the model's own
+    asked = [a for planned in plan.benchmarks for a in _asked(settings, planned, tokenizer, stops, notes.append)]
+    notes.append(end_token_note(tokenizer, stops))
     for note in dict.fromkeys(filter(None, notes)):
         say(note)
     return Prepared(tokenizer, asked, check_fits(settings, settings.model, tokenizer, asked, say))
@@ -113,7 +113,11 @@ def row_of(drawn: Drawn) -> dict[str, object]:
 
 
 def _asked(
-    settings: Settings, planned: Planned, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+    settings: Settings,
+    planned: Planned,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: StopTokens,
+    say: Callable[[str], None],
 ) -> list[Asked]:
     protocol = planned.protocol
     sampling = Sampling(
@@ -121,14 +125,16 @@ def _asked(
         max_response_tokens=protocol.max_response_tokens,
         temperature=protocol.temperature,
         top_p=protocol.top_p,
-        stop_token_ids=stop_token_ids(settings.model, settings.stop_token_ids, settings.trust_remote_code),
+        stop_token_ids=stops.ids,
         seed=settings.seed,
     )
     texts = [protocol.template.replace("{problem}", p.text) for p in planned.benchmark.problems]
     ids = dict(
         zip(
             (p.problem for p in planned.benchmark.problems),
-            prompt_ids(tokenizer, texts, protocol.chat_template, protocol.template, settings.special_tokens, say),
+            prompt_ids(
+                tokenizer, texts, protocol.chat_template, protocol.template, settings.special_tokens, stops, say
+            ),
             strict=True,
         )
     )

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from fastgrpo.config import Config, DataConfig, DeadlineConfig, ModelConfig, RolloutConfig
 from fastgrpo.data import encode, load_tokenizer
+from fastgrpo.data.stop_tokens import NO_STOPS, StopTokens, require_ends
+from fastgrpo.data.tokenizer import num_rows_needed, require_rows
 from fastgrpo.evaluation.settings import Settings
-from fastgrpo.models.config_file import end_token_ids, read_config
+from fastgrpo.models.config_file import end_token_ids, num_rows, read_config
 from fastgrpo.models.load import check_model, compute_dtype, find_model
 from fastgrpo.proof.model import require_sampled
 from fastgrpo.rollout.engine_spec import EngineSpec
@@ -67,6 +69,7 @@ def prompt_ids(
     chat_template: bool,
     template: str = "",
     special_tokens: bool = True,
+    stops: StopTokens = NO_STOPS,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[np.ndarray]:
     """The token ids of each text, made by ``template``. Raises ValueError as `encode` does."""
@@ -79,6 +82,7 @@ def prompt_ids(
             max_prompt_tokens=NO_LIMIT,
             special_tokens=special_tokens,
             template=template,
+            stops=stops,
             say=say,
         )
     except ValueError as error:
@@ -154,7 +158,11 @@ def check_fits(
             f"what the model was made for"
         )
     config = engine_config(settings, model, longest_prompt, longest_response)
-    check_model(config.model, len(tokenizer), min(longest, positions))
+    check_model(config.model, num_rows_needed(tokenizer), min(longest, positions))
+    rows = num_rows(model, settings.trust_remote_code)
+    require_rows((prompt_of(a) for a in asked), rows, tokenizer)
+    if note := require_ends(StopTokens(asked[0].sampling.stop_token_ids, "--stop_token_ids"), rows, model):
+        say(note)
     if proven := require_sampled(config):
         say(proven)
     return config

@@ -51,8 +51,15 @@ def _is_size(name: str, value: int) -> bool:
     return name not in LARGEST or int(name in NEVER_ZERO) <= value <= LARGEST[name]
 
 
+def num_rows(path: str, trust_remote_code: bool = False) -> int:
+    """The rows of the model's embedding, one for each token that it reads or samples."""
+    rows: int = read_config(path, trust_remote_code).get_text_config(decoder=True).vocab_size
+    return rows
+
+
 def end_token_ids(path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """The end tokens of the model's generation settings, or else of its configuration; empty where there are none.
+    """The end tokens of the model's generation settings, or, where these name none, of its configuration; empty where
+    there are none.
 
     Raises ValueError for files that cannot be read.
     """
@@ -61,6 +68,8 @@ def end_token_ids(path: str, trust_remote_code: bool = False) -> tuple[int, ...]
     except Exception as error:  # an absent file too
         if (file := Path(path) / "generation_config.json").is_file() and not _is_json(file):
             raise ValueError(f"{file} is no JSON: get it anew, or take it away") from error
+        ids = None
+    if ids is None:  # settings of sampling alone name none
         ids = read_config(path, trust_remote_code).get_text_config().eos_token_id
     ids = () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
     if wrong := [n for n in ids if type(n) is not int or n < 0]:

@@ -98,18 +98,19 @@ def attention_of(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     return choose_attention(config.attention, device, dtype, asked)
 
 
-def check_model(config: ModelConfig, tokenizer_size: int, longest_sequence: int) -> int:
+def check_model(config: ModelConfig, num_rows_needed: int, longest_sequence: int) -> int:
     """The number of parameters, from the model's configuration alone: no weight is loaded.
 
-    Raises ValueError if the tokenizer can make ids that the model has no row for, or a sequence can outgrow its
+    Raises ValueError if the tokenizer makes ids that the model has no row for, or a sequence can outgrow its
     positions, or fastgrpo cannot compute the model's head or find its layers.
     """
     model_config = read_config(config.path, config.trust_remote_code)
     text_config = model_config.get_text_config(decoder=True)
-    if tokenizer_size > text_config.vocab_size:
+    if num_rows_needed > text_config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {config.path} has {tokenizer_size} tokens, its model only {text_config.vocab_size} "
-            f"rows: use the tokenizer that belongs to the model, or resize the model's embeddings"
+            f"the tokenizer of {config.path} has ids up to {num_rows_needed - 1}, its model only "
+            f"{text_config.vocab_size} rows: use the tokenizer that belongs to the model, or resize the model's "
+            f"embeddings"
         )
     positions = getattr(text_config, "max_position_embeddings", None)
     if positions is not None and longest_sequence > positions:

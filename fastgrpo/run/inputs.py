@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from fastgrpo.algorithm import ProblemText
 from fastgrpo.config import Config, DataConfig
 from fastgrpo.data import encode, held_out_prompts, load_problems, load_tokenizer, with_columns
-from fastgrpo.data.tokenizer import end_token_note
-from fastgrpo.models.config_file import end_token_ids
+from fastgrpo.data.stop_tokens import StopTokens, end_token_note, require_ends
+from fastgrpo.data.tokenizer import num_rows_needed, require_rows
+from fastgrpo.models.config_file import end_token_ids, num_rows
 from fastgrpo.models.load import attention_of, check_model, find_model, shapes_of
 from fastgrpo.models.routers import routers_of
 from fastgrpo.run.checkpoint import require_space
@@ -60,21 +61,25 @@ def load_inputs(
     say = cache(display.say)  # a line about the tokenizer holds for all data
     longest = max(c.data.max_prompt_tokens + c.rollout.max_response_tokens for c in configs)
     copies = 2 if any(c.objective.kl_coef > 0 for c in configs) else 1
-    require_space(Path(config.run_dir), check_model(config.model, len(tokenizer), longest), dtype, copies)
+    require_space(Path(config.run_dir), check_model(config.model, num_rows_needed(tokenizer), longest), dtype, copies)
     attention_of(config.model, device, dtype)
     if any(c.objective.router_aux_coef for c in configs):
         routers_of(shapes_of(config.model))
-    if not config.rollout.ignore_eos:
-        ends = (*end_token_ids(config.model.path, config.model.trust_remote_code), *config.rollout.stop_token_ids)
-        if note := end_token_note(tokenizer, ends, "--rollout.stop_token_ids"):
-            say(note)
+    rows = num_rows(config.model.path, config.model.trust_remote_code)
+    stops = _checked_stops(config, tokenizer, rows, say)
+
+    def load_prompts(data: DataConfig, source: str, problem_text: ProblemText | None) -> list[Prompt]:
+        prompts = _load_prompts(data, source, problem_text, tokenizer, stops, say, need_answers)
+        require_rows(prompts, rows, tokenizer)
+        return prompts
+
     loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
-        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, say, need_answers)))
+        loaded.append((data, same or load_prompts(data, data.train, problem_text)))
     held_out = []
     if config.data.held_out:  # problems as they stand, whatever training makes of them
-        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, say, need_answers)
+        encoded = load_prompts(config.data, config.data.held_out, None)
         held_out = held_out_prompts(encoded, config.evaluation.max_problems)
         asked = {p.text for p in held_out}
         if trained_on := asked.intersection(p.text for _, prompts in loaded for p in prompts):
@@ -85,11 +90,32 @@ def load_inputs(
     return Inputs(tokenizer, [encoded for _, encoded in loaded], held_out)
 
 
+def stop_token_ids(config: Config) -> tuple[int, ...]:
+    """What ends a response: the end tokens of the model's generation settings and the recipe's; nothing where the run
+    has all responses as long as they may be."""
+    if config.rollout.ignore_eos:
+        return ()
+    ends = end_token_ids(config.model.path, config.model.trust_remote_code)
+    return tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids)))
+
+
+def _checked_stops(
+    config: Config, tokenizer: PreTrainedTokenizerBase, rows: int, say: Callable[[str], None]
+) -> StopTokens:
+    stops = StopTokens(stop_token_ids(config))
+    if not config.rollout.ignore_eos:
+        for note in (require_ends(stops, rows, config.model.path), end_token_note(tokenizer, stops)):
+            if note:
+                say(note)
+    return stops
+
+
 def _load_prompts(
     data: DataConfig,
     source: str,
     problem_text: ProblemText | None,
     tokenizer: PreTrainedTokenizerBase,
+    stops: StopTokens,
     say: Callable[[str], None],
     need_answers: bool,
 ) -> list[Prompt]:
@@ -103,6 +129,7 @@ def _load_prompts(
         max_prompt_tokens=data.max_prompt_tokens,
         special_tokens=data.special_tokens,
         template=data.template or data.suffix,
+        stops=stops,
         say=say,
     )
     dropped = {

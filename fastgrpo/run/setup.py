@@ -32,7 +32,7 @@ from fastgrpo.run.checkpoint import Checkpointer, Exporter
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.golds import check_golds
-from fastgrpo.run.inputs import Inputs, load_inputs
+from fastgrpo.run.inputs import Inputs, load_inputs, stop_token_ids
 from fastgrpo.run.run import Run
 from fastgrpo.run.same_data import DataFacts, data_of
 from fastgrpo.run.schedule import RunSchedule
@@ -223,7 +223,7 @@ def setup(
         group_size=config.rollout.group_size,
         max_response_tokens=config.rollout.max_response_tokens,
         temperature=config.rollout.temperature,
-        stop_token_ids=() if config.rollout.ignore_eos else stop_token_ids(config, policy.model.generation_config),
+        stop_token_ids=stop_token_ids(config),
         seed=config.seed,
     )
     learner = Learner(
@@ -261,12 +261,3 @@ def load_reference(config: Config, ranks: Ranks) -> Reference:
     """The frozen model that the run begins with; a checkpoint may put a later one in its place."""
     policy = load_policy(config.model, config.rollout.temperature, ranks.device).requires_grad_(False)
     return Reference(shard(policy, ranks.mesh, compute_dtype(config.model, ranks.device)))
-
-
-def stop_token_ids(config: Config, generation_config: Any) -> tuple[int, ...]:
-    """The end tokens of the model's generation settings and the recipe's."""
-    ids = generation_config.eos_token_id
-    ends = tuple(ids) if isinstance(ids, list) else (ids,) if ids is not None else ()
-    if not ends and not config.rollout.stop_token_ids:
-        raise ValueError(f"{config.model.path} names no end token: give --rollout.stop_token_ids")
-    return tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids)))

@@ -20,7 +20,7 @@ def test_texts_are_those_of_transformers():
     tokenizer = tiny_tokenizer(CHAT)
     texts, habits = render(tokenizer, CHATS)
     assert texts == tokenizer.apply_chat_template(CHATS, add_generation_prompt=True, tokenize=False)
-    assert habits == Habits(reads_message=True, reads_history=True, opens_turn=True, is_dated=False)
+    assert habits == Habits(reads_message=True, reads_history=True, opens_turn=True, is_dated=False, turn_end=" ")
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,11 @@ def test_the_day_and_chance_stand_still():
     "template, habits",
     [
         ("a constant", Habits(False, True, False, False)),
-        ("[INST] " + TEXT + " [/INST]", Habits(True, True, False, False)),
+        ("[INST] " + TEXT + " [/INST]", Habits(True, True, False, False, " [/INST]")),
         (TEXT + "{% if add_generation_prompt %}:{% endif %}", Habits(True, True, True, False)),
-        (TEXT + "{{ strftime_now('%Y') }}", Habits(True, True, False, True)),
-        (TEXT + "{{ lipsum(1) }}", Habits(True, True, False, True)),
+        (TEXT + "{{ strftime_now('%Y') }}", Habits(True, True, False, True, "2024")),
+        ("{{ lipsum(1) }}" + TEXT, Habits(True, True, False, True)),
+        (TEXT + "{% if messages | length > 1 %}{{ 1 / 0 }}{% endif %}", Habits(True, True, False, False)),
     ],
 )
 def test_what_a_template_does_is_found_out(template, habits):

@@ -18,9 +18,9 @@ from tests.tiny import sequences
 
 def test_its_configuration_is_checked_by_the_text_in_it(tmp_path):
     tiny_config(AutoConfig.for_model("gemma3")).save_pretrained(tmp_path)
-    assert check_model(ModelConfig(path=str(tmp_path)), tokenizer_size=64, longest_sequence=10) > 0
-    with pytest.raises(ValueError, match="has 65 tokens, its model only 64 rows"):
-        check_model(ModelConfig(path=str(tmp_path)), tokenizer_size=65, longest_sequence=10)
+    assert check_model(ModelConfig(path=str(tmp_path)), num_rows_needed=64, longest_sequence=10) > 0
+    with pytest.raises(ValueError, match="has ids up to 64, its model only 64 rows"):
+        check_model(ModelConfig(path=str(tmp_path)), num_rows_needed=65, longest_sequence=10)
 
 
 def update(ranks: Ranks) -> None:

@@ -183,6 +183,8 @@ def test_a_configuration_that_is_no_json_is_refused(folder, content):
 def test_end_tokens_are_those_of_the_generation_settings_or_else_of_the_configuration(folder):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
     assert end_token_ids(str(folder)) == (3, 5)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
+    assert end_token_ids(str(folder)) == (0,)
     (folder / "generation_config.json").unlink()
     assert end_token_ids(str(folder)) == (0,)
     configure(folder, eos_token_id=None)

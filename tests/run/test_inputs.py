@@ -101,3 +101,19 @@ def test_what_is_odd_about_prompts_is_said_once_for_all_data(train, model, stric
     assert "warning: 1 of the " in out and "are also trained on" in out
     assert out.count("writes the date or draws at random") == 1
     assert out.count(f"({end}) ends no response") == 1
+
+
+def test_an_evaluation_says_what_ends_a_turn_and_no_response_in_terms_of_its_own_setting(train, model, tmp_path, capfd):
+    template(
+        model, "{% for m in messages %}{{ m['content'] }}|over{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    config = json.loads((model / "generation_config.json").read_text())
+    end = config["eos_token_id"]
+    (model / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [end + 1, 10**6]}))
+    data = str(train.folder / "base" / "held_out.jsonl")
+    how = ["--template", "{problem}", "--chat_template", "--samples", "1", "--max_response_tokens", "4"]
+    assert evaluate([str(model), "--benchmarks", data, "--out", str(tmp_path / "out"), *how]) == 0
+    out = capfd.readouterr().out.replace("\n", " ")
+    assert "ends the assistant's turn with '|over', which is no token of its own" in out
+    assert f"({end}) ends no response" in out and f"--stop_token_ids {end + 1} 1000000 {end} makes it one" in out
+    assert "note: 1000000 ends no response" in out
