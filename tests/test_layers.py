@@ -18,7 +18,7 @@ LAYERS = [
     {"fastgrpo.evaluation"},
     {"fastgrpo.trainer"},
     {"fastgrpo.run"},
-    {"fastgrpo.train", "fastgrpo.evaluate", "fastgrpo.serve"},
+    {"fastgrpo.train", "fastgrpo.evaluate", "fastgrpo.serve", "fastgrpo.inspection"},
     {"fastgrpo.__main__"},
     {"fastgrpo_recipes"},
 ]

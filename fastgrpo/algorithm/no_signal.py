@@ -7,8 +7,11 @@ from fastgrpo.algorithm.signal_counts import SignalCounts
 
 MOST = 0.5
 """Share of the responses from which on what is wrong with them is a cause."""
+NEARLY_ALL = 0.9
+"""Share of cut responses from which on what is missing at their ends, as a box, is no cause of its own."""
 RARE = 0.02
-"""Share up to which responses hardly ever are something."""
+"""Share up to which responses hardly ever are right, or hardly ever wrong."""
+FEW_BOXES = 0.05
 MORE_GROUPS = 2
 """Groups by which one temperature, or one verifier, must have more signal than another to be worth a change."""
 
@@ -49,7 +52,8 @@ def causes_of(counts: SignalCounts, about: Circumstances) -> list[Cause]:
 
 def _found(counts: SignalCounts, about: Circumstances) -> Iterator[Cause]:
     has_certain = False
-    for rule in CERTAIN:
+    cut_first = counts.cut >= NEARLY_ALL * counts.responses
+    for rule in sorted(CERTAIN, key=lambda rule: not (cut_first and rule is is_cut)):
         if cause := rule(counts, about):
             has_certain = True
             yield cause
@@ -113,7 +117,7 @@ def is_cut(counts: SignalCounts, about: Circumstances) -> Cause | None:
 def has_no_box(counts: SignalCounts, about: Circumstances) -> Cause | None:
     """A reward that is known to want a box, or a prompt that asks for one, and responses that hardly ever have it."""
     wants = about.demands_box or (about.demands_box is None and about.asks_for_box and counts.right == 0)
-    if not wants or counts.boxed > RARE * counts.responses or counts.right > counts.boxed:
+    if not wants or counts.boxed > FEW_BOXES * counts.responses or counts.right > counts.boxed:
         return None
     why = f"{_of(counts.boxed, counts)} have a box"
     why += f", and {about.reward} accepts nothing else" if about.demands_box else ", which the prompt asks for"
@@ -195,7 +199,7 @@ def other_temperature(counts: SignalCounts, about: Circumstances) -> Cause | Non
 
 def hardly_right(counts: SignalCounts, about: Circumstances) -> Cause | None:
     """Where nothing else was found to be wrong with responses of which hardly any is right."""
-    if counts.right > RARE * counts.responses or counts.rewards_differ and not counts.right:
+    if counts.right > RARE * counts.responses or (counts.rewards_differ and not counts.right):
         return None
     boxes = f", though {counts.boxed} have a box" if counts.boxed else ""
     return Cause(

@@ -52,12 +52,12 @@ def count_barren(progress: Progress, barren: bool) -> None:
 def explain(samples: Sequence[Sample], recipe: Recipe, config: Config, last_failure: str) -> BarrenStep:
     """Why a step of these samples, trained on or left out, had nothing to learn."""
     counts = SignalCounts.of(groups_of(samples, config.rollout.group_size))
-    asks_for_box = any(BOX in s.prompt.text for s in samples[:1])
-    return BarrenStep(counts, causes_of(counts, circumstances_of(recipe, config, asks_for_box, last_failure)))
+    prompt = samples[0].prompt.text if samples else ""
+    return BarrenStep(counts, causes_of(counts, circumstances_of(recipe, config, prompt, last_failure)))
 
 
-def circumstances_of(recipe: Recipe, config: Config, asks_for_box: bool, last_failure: str) -> Circumstances:
-    """What is known of a run besides its responses."""
+def circumstances_of(recipe: Recipe, config: Config, prompt: str, last_failure: str) -> Circumstances:
+    """What is known of a run besides its responses; ``prompt`` is the text of one, ``last_failure`` of the reward."""
     return Circumstances(
         reward=recipe.reward_name,
         demands_box=recipe.demands_box(),
@@ -66,7 +66,7 @@ def circumstances_of(recipe: Recipe, config: Config, asks_for_box: bool, last_fa
         runs_max_response_tokens=config.rollout.max_response_tokens,
         group_size=config.rollout.group_size,
         chat_template=config.data.chat_template,
-        asks_for_box=asks_for_box,
+        asks_for_box=BOX in prompt,
         last_failure=last_failure,
     )
 

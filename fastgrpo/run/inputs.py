@@ -71,10 +71,10 @@ def load_inputs(
     loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
-        loaded.append((data, same or _load_prompts(data, data.train, problem_text, tokenizer, say, need_answers)))
+        loaded.append((data, same or load_prompts(data, data.train, problem_text, tokenizer, say, need_answers)))
     held_out = []
     if config.data.held_out:  # problems as they stand, whatever training makes of them
-        encoded = _load_prompts(config.data, config.data.held_out, None, tokenizer, say, need_answers)
+        encoded = load_prompts(config.data, config.data.held_out, None, tokenizer, say, need_answers)
         held_out = held_out_prompts(encoded, config.evaluation.max_problems)
         asked = {p.text for p in held_out}
         if trained_on := asked.intersection(p.text for _, prompts in loaded for p in prompts):
@@ -85,7 +85,7 @@ def load_inputs(
     return Inputs(tokenizer, [encoded for _, encoded in loaded], held_out)
 
 
-def _load_prompts(
+def load_prompts(
     data: DataConfig,
     source: str,
     problem_text: ProblemText | None,
@@ -93,6 +93,7 @@ def _load_prompts(
     say: Callable[[str], None],
     need_answers: bool,
 ) -> list[Prompt]:
+    """The problems of a source, encoded; ``say`` hears how many there are and what was left out. Raises ValueError."""
     statement = None if problem_text is None else partial(_statement, problem_text, data)
     levels = data.levels if source == data.train else ()
     problems = load_problems(source, data.suffix, data.template, levels, statement, need_answers)

@@ -107,5 +107,5 @@ def test_barren_steps_count_from_the_first_one_without_a_gap():
     assert progress.barren_steps == 2
     require_signal(BarrenStep(None, []), progress, replace(Config(), max_barren_steps=2), "mine")
     progress.step = 2
-    with pytest.raises(TrainingError, match="in none of the first 2 steps .*`fastgrpo inspect mine`"):
+    with pytest.raises(TrainingError, match=r"in none of the first 2 steps .*`fastgrpo inspect mine`"):
         require_signal(BarrenStep(None, []), progress, replace(Config(), max_barren_steps=2), "mine")
