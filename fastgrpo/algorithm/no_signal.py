@@ -11,7 +11,7 @@ NEARLY_ALL = 0.9
 """Share of cut responses from which on what is missing at their ends, as a box, is no cause of its own."""
 RARE = 0.02
 """Share up to which responses hardly ever are right, or hardly ever wrong."""
-FEW_BOXES = 0.05
+FEW_BOXES = 0.1
 MORE_GROUPS = 2
 """Groups by which one temperature, or one verifier, must have more signal than another to be worth a change."""
 
@@ -60,7 +60,7 @@ def _found(counts: SignalCounts, about: Circumstances) -> Iterator[Cause]:
     for rule in FURTHER:
         if cause := rule(counts, about):
             yield cause
-    if not has_certain and (cause := hardly_right(counts, about)):
+    if (not has_certain or about.others) and (cause := hardly_right(counts, about)):
         yield cause
 
 
@@ -198,13 +198,17 @@ def other_temperature(counts: SignalCounts, about: Circumstances) -> Cause | Non
 
 
 def hardly_right(counts: SignalCounts, about: Circumstances) -> Cause | None:
-    """Where nothing else was found to be wrong with responses of which hardly any is right."""
-    if counts.right > RARE * counts.responses or (counts.rewards_differ and not counts.right):
+    """For where nothing else is wrong with responses of which hardly any is right, or other verifiers say the same."""
+    few = RARE * counts.responses
+    if counts.right > few or (counts.rewards_differ and not counts.right):
         return None
-    boxes = f", though {counts.boxed} have a box" if counts.boxed else ""
+    name, most = max(((n, c.right) for n, c in about.others.items()), key=lambda found: found[1], default=("", 0))
+    if most > few:
+        return None
+    others = f", and no other verifier finds more than {most} ({name})" if name else ""
     return Cause(
         "hardly_right",
-        f"{_of(counts.right, counts)} are right{boxes}",
+        f"{_of(counts.right, counts)} are right{others}",
         (
             "easier data: --data.train, or --data.levels 1 2 where it has levels",
             f"more responses to each problem, where one in so many is right: --rollout.group_size "

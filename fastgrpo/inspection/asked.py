@@ -13,7 +13,7 @@ from fastgrpo.recipe.validate import require_ranges
 from fastgrpo.rewards import strict_boxed
 from fastgrpo.rewards.pool.load import locate_reward
 
-LIMIT = {"cpu": 256, "cuda": 2048}
+LIMIT = {"cpu": 192, "cuda": 2048}
 """Tokens at which responses are cut unless the command line says otherwise: enough to see how they begin and mostly
 how they end, in minutes."""
 IN_THIS_PROCESS = {

@@ -15,7 +15,7 @@ and what to change if none has. Nothing is trained.
   fastgrpo inspect MODEL DATA [--reward NAME] [--section.field value ...]        without a recipe
 
 What is no option below is a setting of the run, as `fastgrpo train --help` lists them. What a recipe prepares lies in
-the folder of its run, where the run will find it. On a CPU responses are cut at 256 tokens, on a GPU at 2048, unless
+the folder of its run, where the run will find it. On a CPU responses are cut at 192 tokens, on a GPU at 2048, unless
 the command line gives --rollout.max_response_tokens.
 """
 PROBLEMS, ANSWERS, SHOWN = 12, 8, 4

@@ -45,4 +45,4 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
 
 
 def _share(count: int, of: int) -> str:
-    return f"{count} of {of} {count / max(of, 1):4.0%}"
+    return f"{count} of {of} {100 * count / max(of, 1):3.0f} %"

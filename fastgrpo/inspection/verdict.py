@@ -33,7 +33,7 @@ def finding_of(counts: SignalCounts, about: Circumstances, compares_groups: bool
     low, high = interval(counts.with_signal, counts.groups)
     seen = (
         f"{counts.with_signal} of {counts.groups} groups have signal at temperature {about.temperature:g}"
-        f" (95 % interval: {low:.0%} to {high:.0%})"
+        f" (95 % interval: {100 * low:.0f} to {100 * high:.0f} %)"
     )
     if not counts.with_signal:
         return Finding("no", f"It cannot learn as it is: {seen}", causes)

@@ -37,7 +37,7 @@ def test_a_base_that_writes_no_box_is_told_the_cause_and_the_mend(inspect):
     assert "0 of 12 responses have a box, and strict_boxed accepts nothing else." in said
     assert re.search(r"\d+ of 12 responses are cut at 2 tokens\.", said)
     assert "longer responses: --rollout.max_response_tokens 4\n" in said
-    assert re.search(r"mathd_or_sympy +0 of 12 +0% +0 of 3", said) and "dapo_minerva" in said
+    assert re.search(r"mathd_or_sympy +0 of 12 +0 % +0 of 3", said) and "dapo_minerva" in said
 
 
 def test_the_prompt_the_ends_the_responses_and_the_table_are_shown(inspect, tiny_base):

@@ -16,7 +16,7 @@ def test_signal_in_half_of_the_groups_can_be_learnt_from_with_the_expected_numbe
     found = finding(SOME_RIGHT)
     assert found.can_learn == "yes" and found.causes == []
     assert found.headline == (
-        "It can learn: 6 of 12 groups have signal at temperature 1 (95 % interval: 25% to 75%); expect about 32 of a "
+        "It can learn: 6 of 12 groups have signal at temperature 1 (95 % interval: 25 to 75 %); expect about 32 of a "
         "step's 64 groups to teach"
     )
 
