@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> int:
         return _say(f"{stopped}", exit_codes.of_signal(stopped.number))
     except RewardError as error:
         return _say(f"the reward cannot go on: {error}", exit_codes.FAILED)
+    except BrokenPipeError:
+        raise  # nobody reads it any more
     except OSError as error:  # as a full disk is
         return _say(f"stopped: {in_words(error)}", exit_codes.FAILED)
     return exit_codes.DONE

@@ -18,8 +18,8 @@ def by_temperature(counts: Mapping[float, SignalCounts], own: float) -> Table:
                 f"{temperature:g}{' (the run)' if temperature == own else ''}",
                 _share(c.right, c.responses),
                 f"{c.with_signal} of {c.groups}",
-                _share(c.boxed, c.responses),
-                _share(c.cut, c.responses),
+                _percent(c.boxed, c.responses),
+                _percent(c.cut, c.responses),
                 f"{c.tokens / max(c.responses, 1):.0f}",
             )
             for temperature, c in counts.items()
@@ -45,4 +45,8 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
 
 
 def _share(count: int, of: int) -> str:
-    return f"{count} of {of} {100 * count / max(of, 1):3.0f} %"
+    return f"{count} of {of}, {_percent(count, of)}"
+
+
+def _percent(count: int, of: int) -> str:
+    return f"{100 * count / max(of, 1):.0f} %"

@@ -37,7 +37,7 @@ def test_a_base_that_writes_no_box_is_told_the_cause_and_the_mend(inspect):
     assert "0 of 12 responses have a box, and strict_boxed accepts nothing else." in said
     assert re.search(r"\d+ of 12 responses are cut at 2 tokens\.", said)
     assert "longer responses: --rollout.max_response_tokens 4\n" in said
-    assert re.search(r"mathd_or_sympy +0 of 12 +0 % +0 of 3", said) and "dapo_minerva" in said
+    assert re.search(r"mathd_or_sympy +0 of 12, 0 % +0 of 3", said) and "dapo_minerva" in said
 
 
 def test_the_prompt_the_ends_the_responses_and_the_table_are_shown(inspect, tiny_base):
@@ -49,7 +49,7 @@ def test_the_prompt_the_ends_the_responses_and_the_table_are_shown(inspect, tiny
     assert f"problem 1: {prompt}" in said and f"answer: {row['reward_model']['ground_truth']}\n" in said
     assert "  0 <|endoftext|>" in said and "problem 3" not in said
     assert len(re.findall(r"^  [1-4] (right|wrong), (ended|cut), \d+ tokens$", said, re.MULTILINE)) == 8
-    assert re.findall(r"^ (\d\S*(?: \(the run\))?) +\d+ of 12 ", said, re.MULTILINE) == ["0.5", "1 (the run)"]
+    assert re.findall(r"^ (\d\S*(?: \(the run\))?) +\d+ of 12, ", said, re.MULTILINE) == ["0.5", "1 (the run)"]
 
 
 def test_the_responses_at_the_runs_temperature_are_those_of_its_first_step(train, capfd):
