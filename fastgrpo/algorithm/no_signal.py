@@ -239,7 +239,7 @@ def _another_verifier(about: Circumstances) -> tuple[str, ...]:
     name, other = _best_other(about)
     if other is None:
         return ("a verifier that reads answers without a box: `reward = simplerl_mix` in the recipe",)
-    if not other.with_signal:
-        return (f"easier data or another model too: by {', '.join(about.others)} no group has signal either",)
+    if not other.with_signal or other.right <= RARE * other.responses:
+        return (f"another verifier alone does not help: the best, {name}, finds {other.right} of them right",)
     finds = f"which finds {other.right} of them right, and signal in {other.with_signal} of {other.groups} groups"
     return (f"another verifier: `reward = {name}` in the recipe, {finds}",)
