@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 
 import torch
+from rich.console import Console
 
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.algorithm.judging import Judging
@@ -33,7 +34,12 @@ class Stopped(Interrupted):
 
 
 def draw(
-    config: Config, subject: Subject, temperatures: Sequence[float], pool: VerifierPool, device: torch.device
+    config: Config,
+    subject: Subject,
+    temperatures: Sequence[float],
+    pool: VerifierPool,
+    device: torch.device,
+    console: Console,
 ) -> dict[float, list[Group]]:
     """The groups of each temperature with their verdicts, and the rewards that these are worth before any shaping.
 
@@ -45,7 +51,7 @@ def draw(
     judging = Judging(subject.tokenizer, pool)
     num_responses = len(subject.prompts) * config.rollout.group_size * len(temperatures)
     try:
-        with StageProgress("responses", num_responses) as progress, signals_noted() as noted:
+        with StageProgress("responses", num_responses, console=console) as progress, signals_noted() as noted:
             found = {}
             for temperature in temperatures:
                 sampling = _sampling(config, subject, temperature)

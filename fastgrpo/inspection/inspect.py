@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
-from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from fastgrpo.algorithm.advantages import NEED_NO_GROUP
@@ -13,7 +12,7 @@ from fastgrpo.inspection.asked import Asked, asked_of
 from fastgrpo.inspection.draw import draw
 from fastgrpo.inspection.options import Options
 from fastgrpo.inspection.other_verifiers import by_others
-from fastgrpo.inspection.printing import say_what_is_drawn, show_answers, show_finding, show_prompt
+from fastgrpo.inspection.printing import Page, say_what_is_drawn, show_answers, show_finding, show_prompt
 from fastgrpo.inspection.subject import prepare, read_subject
 from fastgrpo.inspection.tables import by_temperature, by_verifier
 from fastgrpo.inspection.verdict import Finding, finding_of
@@ -26,7 +25,7 @@ def inspect(options: Options) -> Finding:
     """Draws, judges, and prints what is found. Raises ValueError for what the user can mend, mostly before weights
     load, RewardError if the reward cannot go on, and Interrupted on a signal."""
     disable_progress_bar()
-    console = Console(soft_wrap=True, highlight=False)
+    console = Page(soft_wrap=True, highlight=False)
     asked = asked_of(options)
     device = choose_device(asked.config.device)
     config = asked.sampled(device.type, options.answers)
@@ -38,7 +37,7 @@ def inspect(options: Options) -> Finding:
         pool = ends.enter_context(start_pool(asked.recipe, config.reward, example))
         show_prompt(console, subject)
         say_what_is_drawn(console, asked, config, subject, temperatures)
-        drawn = draw(config, subject, temperatures, pool, device)
+        drawn = draw(config, subject, temperatures, pool, device, console)
         last_failure = pool.last_error.split("\n")[0]
     own = config.rollout.temperature
     counts = {t: SignalCounts.of(groups) for t, groups in drawn.items()}
