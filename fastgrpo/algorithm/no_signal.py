@@ -43,6 +43,7 @@ class Cause:
 
 
 Rule = Callable[[SignalCounts, Circumstances], Cause | None]
+"""The cause that it is about where the counts show it, else None."""
 
 
 def causes_of(counts: SignalCounts, about: Circumstances) -> list[Cause]:
