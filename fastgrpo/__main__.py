@@ -8,6 +8,7 @@ from fastgrpo.command_line import did_you_mean, exit_codes, run_command
 USAGE = """usage: fastgrpo COMMAND ...
 
   train [RECIPE] [--ranks N] [--section.field value ...]   train on this machine; `fastgrpo train --help` lists settings
+  inspect RECIPE, or MODEL DATA [--reward NAME] ...        show prompts, responses and verdicts, and what can be learnt
   evaluate MODEL [--suite justrl|simplerl|prorl] ...       draw and judge benchmarks the way a paper did
   serve RECIPE [--port N] [--section.field value ...]      start a vLLM server with which a run samples
   report RUN                                               make report.html of a run, also while it goes
@@ -41,6 +42,12 @@ def _train(arguments: list[str]) -> int:
     from fastgrpo.train import command
 
     return command(arguments)
+
+
+def _inspect(arguments: list[str]) -> int:
+    from fastgrpo.inspection.__main__ import main as inspect
+
+    return inspect(arguments)
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -92,6 +99,7 @@ def _version() -> int:
 
 COMMANDS = {
     "train": _train,
+    "inspect": _inspect,
     "evaluate": _evaluate,
     "report": _report,
     "track": _track,

@@ -46,6 +46,7 @@ class Progress:
     skipped_in_a_row: int = 0
     skipped_updates: int = 0
     verifier_failures: int = 0
+    barren_steps: int = 0  # the run's first steps, up to one in which there was something to learn
     accuracy_before: float | None = None
     greedy_before: float | None = None
 

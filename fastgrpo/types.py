@@ -115,6 +115,7 @@ class Sample:
     teaches: bool = True  # whether it has a reward at all; one that has none is in no mean and in no pass
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward was made of, by its own names
     unformatted: bool = False  # wrong, and without an answer in the demanded form
+    boxed: bool = False  # whether the text has a \boxed{...} that closes
     failure: str = ""  # why there was no verdict, in which case the response counts as wrong
     reward: float = 0.0
     advantage: float = 0.0

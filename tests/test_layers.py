@@ -18,7 +18,7 @@ LAYERS = [
     {"fastgrpo.evaluation"},
     {"fastgrpo.trainer"},
     {"fastgrpo.run"},
-    {"fastgrpo.train", "fastgrpo.evaluate", "fastgrpo.serve"},
+    {"fastgrpo.train", "fastgrpo.evaluate", "fastgrpo.serve", "fastgrpo.inspection"},
     {"fastgrpo.__main__"},
     {"fastgrpo_recipes"},
 ]
@@ -100,7 +100,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 def test_rooms_have_few_doors():
     arrows = {(room_of(m), room_of(n)) for m, path in MODULES.items() for n in imports_of_ours(path)}
-    assert len({(a, b) for a, b in arrows if a != b}) <= 111
+    assert len({(a, b) for a, b in arrows if a != b}) <= 125
     assert len([p for p in (ROOT / "fastgrpo").iterdir() if p.is_file()]) <= 9
 
 

@@ -27,6 +27,7 @@ class JudgedGroups:
     graded: np.ndarray  # [N] bool
     teaches: np.ndarray  # [N] bool
     unformatted: np.ndarray  # [N] bool
+    boxed: np.ndarray  # [N] bool
     parts: dict[int, dict[str, float]]  # of the samples that have some, by number
     failures: dict[int, str]  # of the samples without a verdict, by number
 
@@ -50,6 +51,7 @@ class JudgedGroups:
             graded=np.array([s.graded for s in samples], dtype=bool),
             teaches=np.array([s.teaches for s in samples], dtype=bool),
             unformatted=np.array([s.unformatted for s in samples], dtype=bool),
+            boxed=np.array([s.boxed for s in samples], dtype=bool),
             parts={n: dict(s.parts) for n, s in enumerate(samples) if s.parts},
             failures={n: s.failure for n, s in enumerate(samples) if s.failure},
         )
@@ -65,11 +67,11 @@ class JudgedGroups:
             for position, size in zip(self.positions.tolist(), self.sizes.tolist(), strict=True)
             for prompt in repeat(prompt_at(position).without_columns(), size)
         )
-        columns: list[Any] = [self.correct, self.scores, self.graded, self.teaches, self.unformatted]
+        columns: list[Any] = [self.correct, self.scores, self.graded, self.teaches, self.unformatted, self.boxed]
         verdicts = zip(*(column.tolist() for column in columns), strict=True)
         each = zip(prompts, self._responses(), verdicts, strict=True)
         none: dict[str, float] = {}
-        for n, (prompt, response, (correct, score, graded, teaches, unformatted)) in enumerate(each):
+        for n, (prompt, response, (correct, score, graded, teaches, unformatted, boxed)) in enumerate(each):
             yield Sample(
                 prompt,
                 response,
@@ -79,6 +81,7 @@ class JudgedGroups:
                 graded=graded,
                 teaches=teaches,
                 unformatted=unformatted,
+                boxed=boxed,
                 parts=self.parts.get(n, none),
                 failure=self.failures.get(n, ""),
             )

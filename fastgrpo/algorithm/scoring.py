@@ -9,7 +9,7 @@ import numpy as np
 from fastgrpo.algorithm.algorithm import Algorithm
 from fastgrpo.algorithm.outcomes import Outcomes
 from fastgrpo.config import Config
-from fastgrpo.rewards import Item, Signature, Verdict
+from fastgrpo.rewards import Item, Signature, Verdict, last_boxed
 from fastgrpo.types import Sample
 
 
@@ -58,6 +58,7 @@ def judged(sample: Sample, text: str, verdict: Verdict, right_from: float) -> Sa
         teaches=verdict.teaches,
         parts=verdict.parts,
         unformatted=verdict.unformatted,
+        boxed=last_boxed(text) is not None,
         failure=verdict.failure,
     )
 

@@ -337,6 +337,9 @@ class Config:
     """Folder that holds the folders of runs."""
     steps: int = setting(4380, at_least=1, free_on_resume=True)
     """Steps of the whole run, each with responses of its own."""
+    max_barren_steps: int = setting(20, at_least=0, free_on_resume=True)
+    """The run stops after so many first steps in which there was nothing to learn; one in which there was ends the
+    count. 0: never."""
     seed: int = setting(1, at_least=0, below=2**62)
     """Seed of the data order and of the sampling noise."""
     device: Literal["auto", "cpu", "cuda"] = setting("auto", free_on_resume=True)

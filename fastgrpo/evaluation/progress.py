@@ -13,12 +13,14 @@ MIN_LINE_S = 2.0
 
 
 class StageProgress:
-    """Shows a bar in a terminal; elsewhere a plain line for each tenth."""
+    """Shows a bar in a terminal; elsewhere a plain line for each tenth. ``console``: instead of one of its own."""
 
-    def __init__(self, stage: str, total: int, done: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self, stage: str, total: int, done: int = 0, quiet: bool = False, console: Console | None = None
+    ) -> None:
         self.stage, self.total, self.done, self.first = stage, total, done, done
         self.started = self.last_line = time.perf_counter()
-        self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self.console = console or Console(quiet=quiet, soft_wrap=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         is_live = sys.stdout.isatty() and not quiet
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console) if is_live else None

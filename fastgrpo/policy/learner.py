@@ -114,12 +114,17 @@ class Learner:
         return chooses_tokens(self.settings)
 
     @property
+    def learns_by_advantages_alone(self) -> bool:
+        """Whether an update of responses without advantage has no gradient."""
+        settings = self.settings
+        others = (settings.kl_coef, settings.entropy_coef, settings.router_aux_coef, settings.kl_cov)
+        return not any(others) and self.own_loss is None
+
+    @property
     def _only_advantages_act(self) -> bool:
         """Whether a response without advantage has no gradient, and no say in what others count."""
-        settings = self.settings
-        others = (settings.kl_coef, settings.entropy_coef, settings.router_aux_coef)
-        without_them = not any(others) and self.own_loss is None
-        return without_them and settings.aggregation != "microbatch_mean" and not self.chooses_tokens
+        alone = self.learns_by_advantages_alone and not self.chooses_tokens
+        return alone and self.settings.aggregation != "microbatch_mean"
 
     @torch.no_grad()
     def with_chosen_tokens(self, update: Update, seed: int, step: int) -> Update:

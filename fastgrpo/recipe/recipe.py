@@ -29,8 +29,9 @@ from fastgrpo.algorithm import Algorithm
 from fastgrpo.command_line import expanded
 from fastgrpo.config import Config, check_types, with_settings
 from fastgrpo.data.schemas import verl_row
-from fastgrpo.recipe.find import recipe_name
+from fastgrpo.recipe.find import recipe_name, shipped_recipes
 from fastgrpo.rewards.judgement import KnownAnswer
+from fastgrpo.rewards.known_answers import demands_box
 from fastgrpo.rewards.pool.load import load_reward, locate_reward
 from fastgrpo.rewards.signature import signature_of
 
@@ -56,6 +57,11 @@ class Recipe:
     def name(self) -> str:
         return recipe_name(self.path)
 
+    @property
+    def given_as(self) -> str:
+        """What a command line calls it: the name of a shipped one, else its file."""
+        return self.name if shipped_recipes().get(self.name) == self.path else str(self.path)
+
     def asks_for_row(self) -> bool:
         """Whether the reward asks for the rows of the data, which then need no answers. True of one that cannot be
         loaded too: its processes say why."""
@@ -63,6 +69,17 @@ class Recipe:
             return "row" in signature_of(self.function or load_reward(*locate_reward(self.reward))).names
         except (Exception, SystemExit):  # whatever its module raises
             return True
+
+    def demands_box(self) -> bool | None:
+        """Whether the reward accepts nothing outside of a box; None where that is not known."""
+        if self.function is None and self.reward.startswith("fastgrpo."):
+            return demands_box(load_reward(*locate_reward(self.reward)))
+        return demands_box(self.function)
+
+    @property
+    def reward_name(self) -> str:
+        """What the reward is called in messages."""
+        return getattr(self.function, "__name__", None) or self.reward.rpartition(":")[2]
 
     def with_fidelity(self) -> "Recipe":
         """The recipe as the published code ran, where that is not what the paper says.

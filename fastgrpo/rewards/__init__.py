@@ -16,7 +16,7 @@ from fastgrpo.rewards.from_trl import from_trl
 from fastgrpo.rewards.grading.boxes import last_boxed
 from fastgrpo.rewards.hf_math_verify import math_verify
 from fastgrpo.rewards.judgement import Judgement, KnownAnswer, RewardError, Verdict
-from fastgrpo.rewards.known_answers import SELF_TEST, known_answers, self_test_of
+from fastgrpo.rewards.known_answers import SELF_TEST, demands_box, known_answers, self_test_of
 from fastgrpo.rewards.math_verify_strict import math_verify_strict
 from fastgrpo.rewards.pool.verifier_pool import MADE_UP, VerifierPool
 from fastgrpo.rewards.pool.wire import Item
@@ -50,6 +50,7 @@ __all__ = [
     "compass_prompt",
     "dapo_minerva",
     "deepscaler",
+    "demands_box",
     "format_penalty",
     "from_trl",
     "known_answers",

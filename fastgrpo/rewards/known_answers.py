@@ -50,6 +50,12 @@ def self_test_of(verifier: Callable[..., Any]) -> tuple[KnownAnswer, ...]:
     return known
 
 
+def demands_box(verifier: Callable[..., Any] | None) -> bool | None:
+    """Whether a verifier accepts nothing outside of a box, as its known answers show it; None where it has none."""
+    right = [response for response, _, verdict in getattr(verifier, "known_answers", ()) if verdict is True]
+    return all("\\boxed{" in response for response in right) if right else None
+
+
 def after_thought(*cases: KnownAnswer) -> tuple[KnownAnswer, ...]:
     """The same cases, each response after a closed thought."""
     return tuple((f"<think>Let me see.</think>{response}", answer, verdict) for response, answer, verdict in cases)

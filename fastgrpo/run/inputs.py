@@ -66,20 +66,20 @@ def load_inputs(
     if any(c.objective.router_aux_coef for c in configs):
         routers_of(shapes_of(config.model))
     rows = num_rows(config.model.path, config.model.trust_remote_code)
-    stops = _checked_stops(config, tokenizer, rows, say)
+    stops = checked_stops(config, tokenizer, rows, say)
 
-    def load_prompts(data: DataConfig, source: str, problem_text: ProblemText | None) -> list[Prompt]:
-        prompts = _load_prompts(data, source, problem_text, tokenizer, stops, say, need_answers)
+    def load(data: DataConfig, source: str, problem_text: ProblemText | None) -> list[Prompt]:
+        prompts = load_prompts(data, source, problem_text, tokenizer, stops, say, need_answers)
         require_rows(prompts, rows, tokenizer)
         return prompts
 
     loaded: list[tuple[DataConfig, list[Prompt]]] = []
     for data in (c.data for c in configs):
         same = next((e for d, e in loaded if replace(d, prompts_per_step=data.prompts_per_step) == data), None)
-        loaded.append((data, same or load_prompts(data, data.train, problem_text)))
+        loaded.append((data, same or load(data, data.train, problem_text)))
     held_out = []
     if config.data.held_out:  # problems as they stand, whatever training makes of them
-        encoded = load_prompts(config.data, config.data.held_out, None)
+        encoded = load(config.data, config.data.held_out, None)
         held_out = held_out_prompts(encoded, config.evaluation.max_problems)
         asked = {p.text for p in held_out}
         if trained_on := asked.intersection(p.text for _, prompts in loaded for p in prompts):
@@ -99,9 +99,10 @@ def stop_token_ids(config: Config) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids)))
 
 
-def _checked_stops(
+def checked_stops(
     config: Config, tokenizer: PreTrainedTokenizerBase, rows: int, say: Callable[[str], None]
 ) -> StopTokens:
+    """What ends a response; ``say`` hears what is odd about it. Raises ValueError if nothing can end one."""
     stops = StopTokens(stop_token_ids(config))
     if not config.rollout.ignore_eos:
         for note in (require_ends(stops, rows, config.model.path), end_token_note(tokenizer, stops)):
@@ -110,7 +111,7 @@ def _checked_stops(
     return stops
 
 
-def _load_prompts(
+def load_prompts(
     data: DataConfig,
     source: str,
     problem_text: ProblemText | None,
@@ -119,6 +120,7 @@ def _load_prompts(
     say: Callable[[str], None],
     need_answers: bool,
 ) -> list[Prompt]:
+    """The problems of a source, encoded; ``say`` hears how many there are and what was left out. Raises ValueError."""
     statement = None if problem_text is None else partial(_statement, problem_text, data)
     levels = data.levels if source == data.train else ()
     problems = load_problems(source, data.suffix, data.template, levels, statement, need_answers)

@@ -13,13 +13,14 @@ from fastgrpo.policy.mismatch import mismatch_warning
 from fastgrpo.ranks.signals import Interrupted, signals_noted
 from fastgrpo.recipe import Recipe
 from fastgrpo.report import write_report
+from fastgrpo.run.barren import BarrenStep, count_barren, explain, is_barren, require_signal
 from fastgrpo.run.checkpoint import Checkpointer, newest_intact
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.records import rollout_rows, summary_of
 from fastgrpo.run.schedule import RunSchedule
 from fastgrpo.track import TrackingProcess
-from fastgrpo.trainer import Trainer
+from fastgrpo.trainer import StepSamples, Trainer
 from fastgrpo.types import Prompt, Sample
 
 MANY_FAILURES = 0.01
@@ -97,10 +98,13 @@ class Run:
                 metrics, samples = self.trainer.step()
                 if self.held_out and _due(progress.step, self.config.evaluation.every_steps, last):
                     metrics |= self._held_out()
-                self._warn(metrics, len(samples.kept) + len(samples.dropped))
+                barren = self._barren(metrics, samples)
+                self._warn(metrics, len(samples.kept) + len(samples.dropped), barren)
                 self._write(metrics, samples.kept)
                 self.display.show(metrics)
                 self.checkpointer.commit_if_written()
+                if barren is not None:
+                    require_signal(barren, progress, self.trainer.config, self.recipe.given_as)
                 stop = self.trainer.ranks.any(bool(signals))
                 if stop or _due(progress.step, self.config.checkpoint.every_steps, last):
                     self._save()
@@ -114,9 +118,21 @@ class Run:
             self.checkpointer.finish(compare)
             self.checkpointer.end_comparison()
 
-    def _warn(self, metrics: dict[str, Any], num_responses: int) -> None:
+    def _barren(self, metrics: dict[str, Any], samples: StepSamples) -> BarrenStep | None:
+        """Counts the step; why there was nothing to learn in it, None where there was, or may have been."""
+        barren = is_barren(metrics, self.trainer.learner.learns_by_advantages_alone)
+        count_barren(self.trainer.progress, barren)
+        if not barren:
+            return None
+        sampled = [*samples.kept, *samples.dropped]
+        return explain(sampled, self.recipe, self.trainer.config, metrics.get("last_verifier_error", ""))
+
+    def _warn(self, metrics: dict[str, Any], num_responses: int, barren: BarrenStep | None) -> None:
+        why = barren.warning() if barren is not None else ""
         if metrics["groups_kept"] == 0:
-            self.display.say(f"warning, step {metrics['step']}: no group had anything to teach, so nothing was trained")
+            self.display.say(
+                f"warning, step {metrics['step']}: no group had anything to teach, so nothing was trained{why}"
+            )
         elif math.isnan(metrics["reward"]):
             self.display.say(
                 f"warning, step {metrics['step']}: no response has a reward, so nothing was trained: of "
@@ -124,7 +140,9 @@ class Run:
                 f"{metrics['responses_without_reward']} None"
             )
         elif metrics["zero_advantage_frac"] == 1.0:
-            self.display.say(f"warning, step {metrics['step']}: in every group all rewards are equal: nothing to learn")
+            self.display.say(
+                f"warning, step {metrics['step']}: in every group all rewards are equal: nothing to learn{why}"
+            )
         elif metrics["rewards_not_finite"]:
             self.display.say(
                 f"warning, step {metrics['step']}: {metrics['rewards_not_finite']} of {num_responses} rewards are NaN "

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from fastgrpo.algorithm import Algorithm
 from fastgrpo.command_line.system_errors import in_words
 from fastgrpo.config import Config, fingerprint
-from fastgrpo.data import PromptStream, with_columns
+from fastgrpo.data import PromptStream
 from fastgrpo.models.load import attention_of, compute_dtype
 from fastgrpo.policy.activations import fit
 from fastgrpo.policy.learner import Learner
@@ -23,7 +23,7 @@ from fastgrpo.proof.model import require_proven
 from fastgrpo.proof.weights import allowed
 from fastgrpo.ranks import Ranks
 from fastgrpo.recipe import Recipe
-from fastgrpo.rewards import MADE_UP, Item, VerifierPool
+from fastgrpo.rewards import Item, VerifierPool
 from fastgrpo.rollout.compare_weights import WeightMismatch
 from fastgrpo.rollout.engines import check_engine, engine_kind
 from fastgrpo.rollout.prompts_in_order import PromptsInOrder
@@ -32,10 +32,11 @@ from fastgrpo.run.checkpoint import Checkpointer, Exporter
 from fastgrpo.run.display import Display
 from fastgrpo.run.folder import RunFolder
 from fastgrpo.run.golds import check_golds
-from fastgrpo.run.inputs import Inputs, load_inputs, stop_token_ids
+from fastgrpo.run.inputs import load_inputs, stop_token_ids
 from fastgrpo.run.run import Run
 from fastgrpo.run.same_data import DataFacts, data_of
 from fastgrpo.run.schedule import RunSchedule
+from fastgrpo.run.verifiers import example_of, start_pool
 from fastgrpo.track import require_trackers
 from fastgrpo.trainer import Trainer
 from fastgrpo.types import Sampling
@@ -90,7 +91,8 @@ def start(
         )
     )
     ranks.together(lambda: prove_in_small(config, ranks, display))
-    example = ranks.together(lambda: example_of(inputs, config, recipe.asks_for_row()))
+    first = inputs.train[0][0]
+    example = ranks.together(lambda: example_of(first, config.data.train, recipe.asks_for_row()))
     pool = ends.enter_context(ranks.together(lambda: start_verifiers(recipe, config, ranks, example)))
     check_golds(recipe, pool, inputs.by_source(configs), {c.data.train for c in configs}, ranks, display.say)
     if "row" in pool.signature.names:
@@ -175,36 +177,16 @@ def begin_folder(
         folder.begin(config, facts, display.say)
 
 
-def example_of(inputs: Inputs, config: Config, with_row: bool) -> Item:
-    """What the reward is tried on: a made-up response to the first problem of the data."""
-    first = inputs.train[0][0]
-    if with_row:  # which is read once more, whole
-        first = with_columns([first], config.data.train)[0]
-    return MADE_UP._replace(answer=first.answer, named={**MADE_UP.named, "prompt": first.text, "row": first.columns})
-
-
 def start_verifiers(recipe: Recipe, config: Config, ranks: Ranks, example: Item) -> VerifierPool:
-    """The pool of this rank's rewards. Raises ValueError if the reward cannot be loaded, fails its self-test, or does
-    not return a judgement on the example.
+    """The pool of this rank's rewards. Raises ValueError as `start_pool` does.
 
     Where engines have ranks of their own, responses come to the first trainer rank, and it judges all; the others only
     try the reward.
     """
-    settings, workers = config.reward, config.reward.workers
+    workers = config.reward.workers
     if config.rollout.samples_apart:
         workers = workers * ranks.count if ranks.is_first else 1
-    try:
-        return VerifierPool(
-            recipe.reward,
-            workers,
-            settings.timeout_s,
-            settings.memory_limit_gib,
-            recipe.self_test or None,
-            example=example,
-            concurrency=settings.concurrency,
-        )
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    return start_pool(recipe, config.reward, example, workers)
 
 
 def setup(

@@ -1,6 +1,18 @@
 import pytest
 
-from fastgrpo.rewards import VerifierPool, self_test_of
+from fastgrpo.rewards import (
+    VerifierPool,
+    dapo_minerva,
+    demands_box,
+    format_penalty,
+    math_verify,
+    math_verify_strict,
+    mathd_or_sympy,
+    prime_union,
+    self_test_of,
+    simplerl_mix,
+    strict_boxed,
+)
 from tests.rewards.demanded_forms import RESPONSES, verifier
 
 
@@ -43,3 +55,25 @@ def test_the_pool_refuses_a_verifier_that_judges_one_known_answer_wrongly(name: 
     spoilt = [*self_test_of(verifier(name)), ("It is \\boxed{1}.", "1", "unformatted")]
     with pytest.raises(RuntimeError, match="needed unformatted"):
         VerifierPool(f"fastgrpo.rewards:{name}", 1, timeout_s=5, memory_limit_gib=2, self_test=spoilt)
+
+
+@pytest.mark.parametrize(
+    "verifier, demands",
+    [
+        (strict_boxed, True),
+        (mathd_or_sympy, True),
+        (math_verify_strict, True),
+        (format_penalty, True),
+        (simplerl_mix, False),
+        (math_verify, False),
+        (dapo_minerva, False),
+        (prime_union, False),
+        (lambda response, answer: True, None),
+        (None, None),
+    ],
+)
+def test_whether_a_verifier_demands_a_box_is_seen_of_its_known_answers_and_of_its_verdicts(verifier, demands):
+    assert demands_box(verifier) is demands
+    if demands is not None:
+        unboxed = ("Six times seven: the answer is 42.", "Six times seven.\nAnswer: 42")
+        assert any(verifier(response, "42") is True for response in unboxed) is not demands
