@@ -4,10 +4,14 @@ TORCH ?= torch==2.13.0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test test-full peers test-gpu rehearse wheels lint clean
+.PHONY: train real test test-full peers test-gpu rehearse wheels lint clean
 
 train: .venv/ready
 	.venv/bin/fastgrpo train quickstart --overwrite
+
+# A real pretrained model on a CPU: half an hour.
+real: .venv/ready-gguf
+	.venv/bin/fastgrpo train smollm2_word_problems --overwrite
 
 test: .venv/ready-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -103,6 +107,10 @@ clean:
 
 .venv/ready-dev: .venv/ready
 	.venv/bin/pip install -q -c constraints/main.txt -e '.[dev]'
+	touch $@
+
+.venv/ready-gguf: .venv/ready
+	.venv/bin/pip install -q -c constraints/main.txt -e '.[gguf]'
 	touch $@
 
 # Peers exclude each other, so each has an environment of its own with its own pins, and in it all that our package

@@ -191,10 +191,12 @@ def test_the_recipes_are_a_table_of_100_columns_with_a_folder_in_one_line(fastgr
     code, said, _ = fastgrpo("recipes")
     lines = said.splitlines()
     assert code == 0 and max(map(len, lines)) <= 100
-    top_level = [n for n in recipe_names() if not n.startswith("simplerl_zoo")]
-    assert len(lines) == 2 * (len(top_level) + 1)  # the name and the cost, and below it what it is
-    assert [line.split()[0] for line in lines[::2]] == [*top_level, "simplerl_zoo_*"]
-    assert "20 recipes: fastgrpo recipes simplerl_zoo" in lines[-2]
+    folders = {"simplerl_zoo": 20, "smollm2": 2}
+    top_level = [n for n in recipe_names() if not n.startswith(tuple(folders))]
+    assert len(lines) == 2 * (len(top_level) + len(folders))  # the name and the cost, and below it what it is
+    assert [line.split()[0] for line in lines[::2]] == [*top_level, *(f"{folder}_*" for folder in folders)]
+    for folder, count in folders.items():
+        assert f"{count} recipes: fastgrpo recipes {folder}" in said
 
 
 def test_a_folder_of_recipes_unfolds_to_one_line_each(fastgrpo):

@@ -33,7 +33,7 @@ def recipe_names() -> list[str]:
 
 def recipe_folders() -> dict[str, str]:
     """The folders that recipes of one kind lie in, and what a line of each says."""
-    docstrings = {path.parent.name: path.read_text() for path in _root().glob("*/__init__.py")}
+    docstrings = {path.parent.name: path.read_text() for path in sorted(_root().glob("*/__init__.py"))}
     return {name: (ast.get_docstring(ast.parse(text)) or "").split("\n")[0] for name, text in docstrings.items()}
 
 

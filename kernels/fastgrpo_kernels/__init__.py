@@ -1,5 +1,6 @@
 """Ops from hidden states and rewards to the GRPO gradient, without ``[T, V]`` logits. Needs torch, on a GPU Triton."""
 
+from .decode_attention import decode_attention, has_decode_attention
 from .group_advantages import group_advantages
 from .grpo_loss import LossOutput, grpo_loss
 from .linear_grpo import GrpoOutput, linear_grpo
@@ -15,11 +16,13 @@ __all__ = [
     "LossOutput",
     "Objective",
     "cispo",
+    "decode_attention",
     "dppo",
     "gmpo",
     "group_advantages",
     "grpo_loss",
     "gspo",
+    "has_decode_attention",
     "linear_grpo",
     "linear_logits",
     "linear_logprobs",

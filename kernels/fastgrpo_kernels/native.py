@@ -82,3 +82,18 @@ def group_advantages(
     advantages = torch.empty_like(rewards)
     _ops.group_advantages(rewards, cu_groups, group_size, leave_one_out, scale, eps, advantages)
     return advantages
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    out = query.new_empty(*query.shape[:2], values.shape[-1])
+    _ops.decode_attention(query, key, value, keys, values, lengths, scale, window or 0, out)
+    return out

@@ -224,7 +224,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused(train, capfd):
     content = json.loads(config.read_text()) | {"vocab_size": 100}
     config.write_text(json.dumps(content))
     assert train() == USER_ERROR
-    assert "tokens, its model only 100 rows" in capfd.readouterr().err
+    assert "has ids up to 275, its model only 100 rows" in capfd.readouterr().err
 
 
 def test_an_unknown_flag_is_refused_with_the_nearest_name(train, capfd):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastgrpo_kernels import decode_attention, has_decode_attention
 from torch import Tensor
 
 from fastgrpo.models.attention import HALF, padded_attention, register, varlen_attention
@@ -133,6 +134,12 @@ class SlotCache:
         keys, values = self.layers[self._calls]
         self._calls += 1
         options = options_of(query, mask, named)
+        if not options.beyond_plain and has_decode_attention(query.device, query.dtype):
+            one, its_key, its_value = (t[:, :, 0].contiguous() for t in (query, key, value))
+            found = decode_attention(
+                one, its_key, its_value, keys, values, self.lengths, scale=options.scale, window=options.window
+            )
+            return found[:, None]
         keys[self._rows, :, self.lengths] = key[:, :, 0]
         values[self._rows, :, self.lengths] = value[:, :, 0]
         slots, heads, _, width = query.shape

@@ -1,4 +1,5 @@
 // Compiled once for each instruction set, each time into a namespace of its own (CMakeLists.txt).
+#include "decode_attention.h"
 #include "exponentials.h"
 #include "groups.h"
 #include "rows.h"
@@ -13,5 +14,7 @@ Kernels<T> kernels() {
 
 template Kernels<float> kernels<float>();
 template Kernels<double> kernels<double>();
+
+DecodeKernels decode_kernels() { return {decode_attention<float>, decode_attention<uint16_t>}; }
 
 }  // namespace FASTGRPO_ARCH

@@ -75,6 +75,16 @@ struct Groups {
   double eps;
 };
 
+// One new token of each slot; all tensors contiguous, float or bfloat16.
+struct DecodeAttention {
+  const void *query, *key, *value;  // [B, H, E], [B, K, E], [B, K, F]
+  void *keys, *values;              // [B, K, capacity, E or F], which get the token's at its place
+  const int64_t* lengths;           // [B] tokens before it
+  int64_t heads, kv_heads, capacity, width, value_width, window;  // window 0: none
+  float scale;
+  void* out;  // [B, H, F]
+};
+
 // One set for each instruction set; library.cpp takes the best that the processor has.
 template <typename T>
 struct Kernels {
@@ -86,15 +96,23 @@ struct Kernels {
   void (*groups)(const Groups&, const T* rewards, T* advantages, int64_t begin, int64_t end);
 };
 
+struct DecodeKernels {
+  void (*of_float)(const DecodeAttention&, int64_t begin, int64_t end);
+  void (*of_bfloat16)(const DecodeAttention&, int64_t begin, int64_t end);
+};
+
 namespace baseline {
 template <typename T>
 Kernels<T> kernels();
+DecodeKernels decode_kernels();
 }
 namespace avx2 {
 template <typename T>
 Kernels<T> kernels();
+DecodeKernels decode_kernels();
 }
 namespace avx512 {
 template <typename T>
 Kernels<T> kernels();
+DecodeKernels decode_kernels();
 }

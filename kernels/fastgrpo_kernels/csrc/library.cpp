@@ -18,16 +18,37 @@ using Optional = std::optional<Tensor>;
 
 namespace {
 
+enum class Arch { kBaseline, kAvx2, kAvx512 };
+
+Arch best_arch() {
+#if defined(FASTGRPO_X86)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq"))
+    return Arch::kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Arch::kAvx2;
+#endif
+  return Arch::kBaseline;
+}
+
 template <typename T>
 const Kernels<T>& best() {
 #if defined(FASTGRPO_X86)
-  static const Kernels<T> kernels = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-                                        ? avx512::kernels<T>()
-                                    : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::kernels<T>()
-                                                                                                      : baseline::kernels<T>();
+  static const Kernels<T> kernels = best_arch() == Arch::kAvx512 ? avx512::kernels<T>()
+                                    : best_arch() == Arch::kAvx2 ? avx2::kernels<T>()
+                                                                 : baseline::kernels<T>();
 #else
   static const Kernels<T> kernels = baseline::kernels<T>();
+#endif
+  return kernels;
+}
+
+const DecodeKernels& best_decode() {
+#if defined(FASTGRPO_X86)
+  static const DecodeKernels kernels = best_arch() == Arch::kAvx512 ? avx512::decode_kernels()
+                                       : best_arch() == Arch::kAvx2 ? avx2::decode_kernels()
+                                                                    : baseline::decode_kernels();
+#else
+  static const DecodeKernels kernels = baseline::decode_kernels();
 #endif
   return kernels;
 }
@@ -251,6 +272,32 @@ void group_advantages(Tensor rewards, Optional cu_groups, int64_t group_size, bo
   typed(rewards, groups, num_groups, advantages);
 }
 
+// The attention [B, H, F] of one new token of each slot, whose key and value go into the cache at its length.
+void decode_attention(Tensor query, Tensor key, Tensor value, Tensor keys, Tensor values, Tensor lengths, double scale,
+                      int64_t window, Tensor out) {
+  STD_TORCH_CHECK(query.dim() == 3 && key.dim() == 3 && value.dim() == 3 && keys.dim() == 4 && values.dim() == 4,
+                  "query, key and value have 3 dimensions, keys and values 4");
+  const ScalarType dtype = query.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "query must be float32 or bfloat16");
+  const int64_t slots = query.size(0), heads = query.size(1), width = query.size(2);
+  const int64_t kv_heads = keys.size(1), capacity = keys.size(2), value_width = values.size(3);
+  STD_TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, "heads must be a multiple of the key/value heads");
+  const int64_t items = slots * kv_heads;
+  const DecodeAttention of{pointer<void>(query, slots * heads * width, dtype, "query"),
+                           pointer<void>(key, items * width, dtype, "key"),
+                           pointer<void>(value, items * value_width, dtype, "value"),
+                           pointer<void>(keys, items * capacity * width, dtype, "keys"),
+                           pointer<void>(values, items * capacity * value_width, dtype, "values"),
+                           pointer<int64_t>(lengths, slots, ScalarType::Long, "lengths"),
+                           heads, kv_heads, capacity, width, value_width, window, float(scale),
+                           pointer<void>(out, slots * heads * value_width, dtype, "out")};
+  for (int64_t i = 0; i < slots; ++i)
+    STD_TORCH_CHECK(of.lengths[i] >= 0 && of.lengths[i] < capacity, "slot ", i, " of ", capacity, " tokens has ",
+                    of.lengths[i], ": no room for one more");
+  const auto run = dtype == ScalarType::Float ? best_decode().of_float : best_decode().of_bfloat16;
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { run(of, begin, end); });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTGRPO_NAMESPACE, m) {
@@ -270,6 +317,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTGRPO_NAMESPACE, m) {
   m.def(
       "group_advantages(Tensor rewards, Tensor? cu_groups, int group_size, bool leave_one_out, bool scale, float eps, "
       "Tensor(a!) advantages) -> ()");
+  m.def(
+      "decode_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) keys, Tensor(b!) values, Tensor lengths, "
+      "float scale, int window, Tensor(c!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTGRPO_NAMESPACE, CPU, m) {
@@ -278,4 +328,5 @@ STABLE_TORCH_LIBRARY_IMPL(FASTGRPO_NAMESPACE, CPU, m) {
   m.impl("exponentials", TORCH_BOX(&exponentials));
   m.impl("token_objective", TORCH_BOX(&token_objective));
   m.impl("group_advantages", TORCH_BOX(&group_advantages));
+  m.impl("decode_attention", TORCH_BOX(&decode_attention));
 }

@@ -1,0 +1,1 @@
+"""SmolLM2-135M-Instruct, a real pretrained model that a CPU can train."""
