@@ -73,6 +73,8 @@ def padded_attention(
     q, k, v = pad(query), pad(key), pad(value)
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    if query.device.type == "cpu" and query.dtype in HALF:  # whose backward pass takes torch three times as long there
+        q, k, v = q.float(), k.float(), v.float()
     window = options.window or layout.max_seqlen
     if options.beyond_plain:
         sinks = None if options.sinks is None else options.sinks[:, None, None]
@@ -82,7 +84,7 @@ def padded_attention(
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=options.scale)
     else:
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=options.scale)
-    output = output.transpose(1, 2).flatten(0, 1)
+    output = output.transpose(1, 2).flatten(0, 1).to(query.dtype)
     return output.index_select(0, padding.place_of_row).unsqueeze(0), None
 
 

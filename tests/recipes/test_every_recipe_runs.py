@@ -7,13 +7,14 @@ import pytest
 
 from fastgrpo.recipe import find_recipe, load_recipe, recipe_names
 from tests.recipes.shrunk import run_shrunk
+from tests.recipes.test_published import WITHOUT_A_SOURCE
 
 ROOT = Path(__file__).parents[2]
 ONE_OF_EACH = [
     "justrl_deepseek_1_5b", "simplerl_zoo_llama_3_1_8b", "simplerl_zoo_mistral_7b_format_reward", "prorl_v2_1_5b",
     "questa_nemotron_1_5b", "dapo_qwen2_5_32b",
 ]  # fmt: skip
-RECIPES = [n for n in recipe_names() if n != "quickstart"]
+RECIPES = [n for n in recipe_names() if n not in WITHOUT_A_SOURCE]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in ONE_OF_EACH else pytest.mark.slow) for n in RECIPES])

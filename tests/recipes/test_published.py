@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DAPO_DATA = ROOT.parent / "shared" / "data" / "train" / "dapo_math_17k_original.parquet"
 NAMES = sorted(RUNS)
 NAMES_WITH_FIDELITY = [name for name in NAMES if RUNS[name].fidelity]
-WITHOUT_A_SOURCE = {"quickstart"}
+WITHOUT_A_SOURCE = {"quickstart", "smollm2_gsm8k", "smollm2_word_problems"}
 """Recipes that reproduce nobody's run."""
 PLAIN = Recipe(Path(), Config(), reward="")
 HOW_IT_IS_RUN = {

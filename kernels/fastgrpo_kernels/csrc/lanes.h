@@ -44,11 +44,27 @@ inline V min_of(V a, V b) {
   return a < b ? a : b;
 }
 
+template <typename T, int kCount>
+struct Several {
+  typedef T Vector __attribute__((vector_size(kCount * sizeof(T))));
+};
+
+// Halves are added to each other as whole vectors: lane by lane the compiler takes them apart.
+template <typename T, int kCount>
+inline T sum_of_lanes(typename Several<T, kCount>::Vector v) {
+  if constexpr (kCount == 1) {
+    return v[0];
+  } else {
+    typename Several<T, kCount / 2>::Vector low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return sum_of_lanes<T, kCount / 2>(low + high);
+  }
+}
+
 template <typename T>
 inline T sum_of(Vector<T> v) {
-  for (int half = Lanes<T>::count / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+  return sum_of_lanes<T, Lanes<T>::count>(v);
 }
 
 // Sums in double, one a lane, of vectors of T.
