@@ -51,7 +51,7 @@ def command(arguments: Sequence[str]) -> int:
             return _dry_run(recipe, config, num_ranks)
         require_trackers(config.track)
         require_open_files()
-        num_ranks = num_ranks or default_num_ranks()
+        num_ranks = num_ranks or default_num_ranks(config.model.path, recipe.ranks)
         role = Role.of(0, num_ranks, 0, num_ranks, config.rollout.gpus)
         require_valid(recipe, config, role.num_trainers)
         if not torch.cuda.is_available():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -60,11 +61,22 @@ def launch(arguments: Sequence[str], num_ranks: int, start: "Start | None" = Non
     return _wait(children, forwarding)
 
 
-def default_num_ranks() -> int:
-    """The visible GPUs, or two on a machine without one that has two cores."""
+IN_CACHE = 64 * 2**20
+"""Bytes of weights that a CPU's caches may hold."""
+
+
+def default_num_ranks(model: str = "", most: int | None = None) -> int:
+    """The visible GPUs, or two on a machine without one that has two cores; there at most ``most``.
+
+    One, with all cores, where the weights of the local folder ``model`` are too large for a cache: every rank reads all
+    of them for each token, and two ranks of one core each read them twice.
+    """
     import torch
 
-    return torch.cuda.device_count() or min(2, num_cores())
+    if count := torch.cuda.device_count():
+        return count
+    num_bytes = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if model else 0
+    return min(2, num_cores(), most or 2) if num_bytes <= IN_CACHE else 1
 
 
 def num_cores() -> int:

@@ -228,3 +228,15 @@ def test_a_host_whose_name_others_do_not_reach_says_so(monkeypatch, launched, ad
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("socket.gethostbyname", lambda name: address)
     assert bool(unreachable_name()) == is_warned
+
+
+def test_on_a_cpu_one_rank_takes_all_cores_where_a_model_outgrows_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(launch, "num_cores", lambda: 4)
+    weights = tmp_path / "model.safetensors"
+    for num_bytes, num_ranks in ((1000, 2), (launch.IN_CACHE + 1, 1)):
+        with weights.open("wb") as file:
+            file.truncate(num_bytes)
+        assert launch.default_num_ranks(str(tmp_path), 8) == num_ranks
+    assert launch.default_num_ranks("not/there", 1) == 1  # as the recipe says of a model that it has yet to make
+    assert launch.default_num_ranks() == 2
