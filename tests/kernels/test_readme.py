@@ -26,7 +26,15 @@ def test_every_function_of_the_package_is_on_the_page(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["linear_grpo", "linear_logprobs", "linear_logits", "logprobs_from_logits", "grpo_loss", "group_advantages"],
+    [
+        "linear_grpo",
+        "linear_logprobs",
+        "linear_logits",
+        "logprobs_from_logits",
+        "grpo_loss",
+        "group_advantages",
+        "decode_attention",
+    ],
 )
 def test_the_signatures_are_those_of_the_code(name):
     shown = re.search(rf"^{name}\((.*?)\) ->", PAGE, re.DOTALL | re.MULTILINE)[1]
