@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 train: .venv/ready
 	.venv/bin/fastgrpo train quickstart --overwrite
 
-# A real pretrained model on a CPU: half an hour.
+# A real pretrained model on a CPU.
 real: .venv/ready-gguf
 	.venv/bin/fastgrpo train smollm2_word_problems --overwrite
 

@@ -73,7 +73,7 @@ def padded_attention(
     q, k, v = pad(query), pad(key), pad(value)
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    if query.device.type == "cpu" and query.dtype in HALF:  # whose backward pass takes torch three times as long there
+    if query.device.type == "cpu" and query.dtype in HALF:  # torch's backward pass in these is slow there
         q, k, v = q.float(), k.float(), v.float()
     window = options.window or layout.max_seqlen
     if options.beyond_plain:

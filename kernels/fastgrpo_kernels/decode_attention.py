@@ -1,10 +1,11 @@
 """Attention of the next token of each sequence over a cache of keys and values: a decode loop's, on a CPU."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import plain
 from .dispatch import backend_for
+from .primitives import DecodeStep
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -32,30 +33,9 @@ def decode_attention(
     are contiguous, without gradients, in one dtype; free places of the cache hold finite numbers.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    step = DecodeStep(query, key, value, keys, values, lengths)
     if has_decode_attention(query.device, query.dtype):
-        from .native import decode_attention as native
+        from . import native
 
-        return native(query, key, value, keys, values, lengths, scale, window)
-    return _plain(query, key, value, keys, values, lengths, scale, window)
-
-
-def _plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    rows = torch.arange(len(query), device=query.device)
-    keys[rows, :, lengths] = key
-    values[rows, :, lengths] = value
-    columns = torch.arange(keys.shape[2], device=query.device)
-    seen = columns <= lengths[:, None]  # [B, C]
-    if window is not None:
-        seen &= columns > lengths[:, None] - window
-    grouped = query.unflatten(1, (keys.shape[1], -1))  # the query heads of a key/value head are its queries
-    mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None], scale=scale)
-    return mixed.flatten(1, 2)
+        return native.decode_attention(step, scale, window)
+    return plain.decode_attention(step, scale, window)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ._ops import add_op_namespace_prefix
 from .objective import METRICS, Objective
 from .primitives import (
+    DecodeStep,
     ExponentialSums,
     LogitTransform,
     RowStats,
@@ -84,16 +85,7 @@ def group_advantages(
     return advantages
 
 
-def decode_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    out = query.new_empty(*query.shape[:2], values.shape[-1])
-    _ops.decode_attention(query, key, value, keys, values, lengths, scale, window or 0, out)
+def decode_attention(step: DecodeStep, scale: float, window: int | None) -> Tensor:
+    out = step.query.new_empty(*step.query.shape[:2], step.values.shape[-1])
+    _ops.decode_attention(*step, scale, window or 0, out)
     return out

@@ -4,10 +4,12 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .objective import LOG_RATIO_BOUND, METRICS, PROBABILITY_FLOOR, Objective
 from .primitives import (
+    DecodeStep,
     ExponentialSums,
     LogitTransform,
     RowStats,
@@ -323,3 +325,17 @@ def group_advantages(
     first = exact[cu_groups[:-1].clamp(max=max(len(rewards) - 1, 0))] if len(rewards) else exact
     differing = group_sums((exact != first[of_reward]).double()) if len(rewards) else count
     return torch.where(differing[of_reward] > 0, centred * factor[of_reward], 0.0).to(rewards.dtype)
+
+
+def decode_attention(step: DecodeStep, scale: float, window: int | None) -> Tensor:
+    query, key, value, keys, values, lengths = step
+    rows = torch.arange(len(query), device=query.device)
+    keys[rows, :, lengths] = key
+    values[rows, :, lengths] = value
+    columns = torch.arange(keys.shape[2], device=query.device)
+    seen = columns <= lengths[:, None]  # [B, C]
+    if window is not None:
+        seen &= columns > lengths[:, None] - window
+    grouped = query.unflatten(1, (keys.shape[1], -1))  # the query heads of a key/value head are its queries
+    mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen[:, None, None], scale=scale)
+    return mixed.flatten(1, 2)

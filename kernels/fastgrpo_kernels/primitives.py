@@ -133,6 +133,17 @@ class TokenGradient(NamedTuple):
     metrics: Tensor  # [len(METRICS)] float64
 
 
+class DecodeStep(NamedTuple):
+    """The next token of each sequence, and the cache of those before it, which gets its key and value."""
+
+    query: Tensor  # [B, H, E]
+    key: Tensor  # [B, K, E]
+    value: Tensor  # [B, K, F]
+    keys: Tensor  # [B, K, C, E]
+    values: Tensor  # [B, K, C, F]
+    lengths: Tensor  # [B] int64, tokens of each sequence in the cache
+
+
 class Primitives(Protocol):
     """The functions of a backend."""
 

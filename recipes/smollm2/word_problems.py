@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a real pretrained model, learns word problems on a CPU in half an hour.
+"""SmolLM2-135M-Instruct, a real pretrained model, on word problems, on a CPU.
 
 Asked a short problem of one to three steps, the base rambles, is cut, and is right once in ten times. It never writes a
 box, so the reward takes what it writes: the box, else the last number of a response. Sampler and trainer have one
@@ -41,7 +41,7 @@ config = Config(
     checkpoint=CheckpointConfig(every_steps=20),
 )
 source = "ours"
-cost = "half an hour on two cores of a CPU"
+cost = "about 40 s a step at first, on two cores of a CPU"
 ranks = 1  # of all cores: each rank would read all weights
 
 NUM_HELD_OUT, NUM_TRAIN = 256, 4096

@@ -15,23 +15,6 @@ namespace FASTGRPO_ARCH {
 constexpr int kLanes = Lanes<float>::count;
 constexpr int kMostQueries = 8;  // that read a key together, an accumulator each
 
-inline float as_float(float value) { return value; }
-
-inline float as_float(uint16_t value) {  // of bfloat16
-  const uint32_t bits = uint32_t(value) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
-inline void store_as(float* to, float value) { *to = value; }
-
-inline void store_as(uint16_t* to, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  *to = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to the nearest, ties to even
-}
-
 inline Vector<float> load_wide(const float* from) { return load(from); }
 
 inline Vector<float> load_wide(const uint16_t* from) {

@@ -145,6 +145,23 @@ inline Vector<double> expm1_of(Vector<double> x) {
   return x;
 }
 
+inline float as_float(float value) { return value; }
+
+inline float as_float(uint16_t value) {  // of bfloat16
+  const uint32_t bits = uint32_t(value) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+inline void store_as(float* to, float value) { *to = value; }
+
+inline void store_as(uint16_t* to, float value) {  // to the nearest bfloat16, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  *to = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
 template <typename T>
 inline Vector<T> load(const T* from) {
   Vector<T> v;

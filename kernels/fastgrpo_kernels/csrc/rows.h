@@ -14,12 +14,7 @@ inline void load_block(const Rows<T>& rows, int64_t row, int64_t start, int coun
   const int64_t offset = row * rows.row_stride + start;
   if (rows.type == LogitType::kBFloat16) {
     const uint16_t* from = static_cast<const uint16_t*>(rows.logits) + offset;
-    for (int i = 0; i < count; ++i) {
-      const uint32_t bits = uint32_t(from[i]) << 16;
-      float value;
-      std::memcpy(&value, &bits, sizeof value);
-      block[i] = T(value);
-    }
+    for (int i = 0; i < count; ++i) block[i] = T(as_float(from[i]));
   } else {
     std::memcpy(block, static_cast<const T*>(rows.logits) + offset, count * sizeof(T));
   }
@@ -29,13 +24,7 @@ template <typename T>
 inline void store_block(LogitType type, void* out, int64_t offset, int count, const T* block) {
   if (type == LogitType::kBFloat16) {
     uint16_t* to = static_cast<uint16_t*>(out) + offset;
-    for (int i = 0; i < count; ++i) {
-      const float value = float(block[i]);
-      uint32_t bits;
-      std::memcpy(&bits, &value, sizeof bits);
-      const bool nan = value != value;
-      to[i] = nan ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to the nearest, ties to even
-    }
+    for (int i = 0; i < count; ++i) store_as(to + i, float(block[i]));
   } else {
     std::memcpy(static_cast<T*>(out) + offset, block, count * sizeof(T));
   }
