@@ -7,6 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fastgrpo.command_line.console import Page
+
 LINES = 10
 """Lines that a stage prints where there is no terminal, at most."""
 MIN_LINE_S = 2.0
@@ -20,7 +22,7 @@ class StageProgress:
     ) -> None:
         self.stage, self.total, self.done, self.first = stage, total, done, done
         self.started = self.last_line = time.perf_counter()
-        self.console = console or Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self.console = console or Page(quiet=quiet, soft_wrap=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         is_live = sys.stdout.isatty() and not quiet
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console) if is_live else None

@@ -8,11 +8,12 @@ from transformers.utils.logging import disable_progress_bar
 from fastgrpo.algorithm.advantages import NEED_NO_GROUP
 from fastgrpo.algorithm.no_signal import Circumstances
 from fastgrpo.algorithm.signal_counts import SignalCounts
+from fastgrpo.command_line.console import Page
 from fastgrpo.inspection.asked import Asked, asked_of
 from fastgrpo.inspection.draw import draw
 from fastgrpo.inspection.options import Options
 from fastgrpo.inspection.other_verifiers import by_others
-from fastgrpo.inspection.printing import Page, say_what_is_drawn, show_answers, show_finding, show_prompt
+from fastgrpo.inspection.printing import say_what_is_drawn, show_answers, show_finding, show_prompt
 from fastgrpo.inspection.subject import prepare, read_subject
 from fastgrpo.inspection.tables import by_temperature, by_verifier
 from fastgrpo.inspection.verdict import Finding, finding_of

@@ -1,7 +1,5 @@
 """What an inspection prints, part by part."""
 
-import errno
-
 from rich.console import Console
 
 from fastgrpo.config import Config
@@ -11,13 +9,6 @@ from fastgrpo.inspection.prompt_view import marked_ids, marked_text, stop_lines
 from fastgrpo.inspection.subject import Subject
 from fastgrpo.inspection.verdict import Finding
 from fastgrpo.types import Group
-
-
-class Page(Console):
-    """A console whose reader may leave, which rich would answer with an exit code of its own."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError(errno.EPIPE, "nobody reads what an inspection prints")
 
 
 def show_prompt(console: Console, subject: Subject) -> None:

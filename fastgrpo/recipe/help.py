@@ -8,11 +8,12 @@ from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
+from fastgrpo.command_line.console import Page
 from fastgrpo.config import Config, flatten
 from fastgrpo.recipe.recipe import Recipe
 
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 
 def print_help(recipe: Recipe) -> None:
     """Every setting once, with the recipe's defaults; those that are changed most stand before the others too."""
-    console = Console(highlight=False)
+    console = Page(highlight=False)
     console.width = min(console.width, WIDEST)
     defaults, settings = flatten(recipe.config), {s.name: s for s in all_settings()}
     console.print(

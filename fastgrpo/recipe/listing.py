@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastgrpo.command_line import did_you_mean
+from fastgrpo.command_line.console import Page
 from fastgrpo.recipe.find import find_recipe, recipe_folders, recipe_names
 from fastgrpo.recipe.recipe import Recipe, load_recipe
 
@@ -17,7 +18,7 @@ WIDEST = 100
 def print_recipes(part: str) -> None:
     """The recipes whose name has the part; a folder of them as one line, unless it is asked for, and a single recipe
     with all that it says. Raises ValueError where nothing has it."""
-    console = Console(highlight=False, markup=False)
+    console = Page(highlight=False, markup=False)
     console.width = min(console.width, WIDEST) if console.is_terminal else WIDEST
     names = recipe_names()
     chosen = [name for name in names if part in name]

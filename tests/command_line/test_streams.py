@@ -100,8 +100,14 @@ def test_a_pipe_that_is_full_for_a_while_loses_nothing(tmp_path):
     assert b"".join(got) == b"a line of some length\n" * 20_000 + b"a child's\n"
 
 
-def test_what_is_made_to_be_read_ends_with_its_reader_and_says_when_it_cannot_be_written(unread, full, tmp_path):
-    code = "run_command(lambda: print('a product') or 0)"
+@pytest.mark.parametrize("print_it", ["print", "Page().print"])
+def test_what_is_made_to_be_read_ends_with_its_reader_and_says_when_it_cannot_be_written(
+    unread, full, tmp_path, print_it
+):
+    code = f"""
+    from fastgrpo.command_line.console import Page
+    run_command(lambda: {print_it}('a product') or 0)
+    """
     assert run(code, tmp_path, stdout=unread).returncode == 141
     done = run(code, tmp_path, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
