@@ -94,7 +94,15 @@ def test_a_layer_that_does_something_else_when_it_recomputes_is_found(monkeypatc
 
 
 def test_a_cache_that_forgets_the_window_is_found(monkeypatch):
+    monkeypatch.setattr(kv_cache, "has_decode_attention", lambda device, dtype: False)  # as on a GPU
     monkeypatch.setattr(kv_cache.SlotCache, "_windowed", lambda self, window: self._mask)
+    assert failure_of("mistral").check == "sampling"
+
+
+def test_a_decode_step_in_cpp_that_forgets_the_window_is_found(monkeypatch):
+    real = kv_cache.decode_attention
+    wrong = lambda *token_and_cache, scale, window: real(*token_and_cache, scale=scale)  # noqa: E731
+    monkeypatch.setattr(kv_cache, "decode_attention", wrong)
     assert failure_of("mistral").check == "sampling"
 
 
